@@ -1,0 +1,119 @@
+/** Times contenders side by side: in turn, round by round, in one process; medians with their spread, and ratios pair by pair. */
+import { cpus, loadavg } from 'node:os';
+import { type Backend, devices, openBackend } from '../src/index.js';
+
+/** One way to compute the same thing. */
+export interface Contender {
+  readonly name: string;
+  run(): unknown;
+}
+
+export interface Benchmark {
+  /** The kernel's name, as everywhere. */
+  readonly name: string;
+  /** The shape, in words. */
+  readonly shape: string;
+  /** Work of one call in floating-point operations; 0 where that says nothing. */
+  readonly flops: number;
+  /** The first is the one that the others are compared with. */
+  readonly contenders: readonly Contender[];
+}
+
+export interface Spread {
+  readonly median: number;
+  readonly low: number;
+  readonly high: number;
+}
+
+export interface Row {
+  readonly contender: string;
+  /** Milliseconds per call. */
+  readonly ms: Spread;
+  /** How many times faster than the first contender, from the same rounds. */
+  readonly ratio: Spread;
+  readonly gflops: number | null;
+}
+
+export interface Result {
+  readonly name: string;
+  readonly shape: string;
+  readonly rounds: number;
+  readonly rows: readonly Row[];
+}
+
+/** The LLaVA-1.5 shape: CLIP ViT-L/14-336, 30 text tokens, 64 kept of 576. */
+export const LLAVA = { tokens: 577, patches: 576, width: 1024, heads: 16, embedding: 768, text: 30, keep: 64 };
+
+const MIN_SAMPLE_MS = 20;
+
+/** Median and the 10th and 90th percentile. */
+export function spread(samples: readonly number[]): Spread {
+  const sorted = [...samples].sort((a, b) => a - b);
+  const at = (q: number) => sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))];
+  return { median: at(0.5), low: at(0.1), high: at(0.9) };
+}
+
+/** Runs a benchmark: every round times each contender once, repeating calls that are too short for the clock. */
+export function measure({ name, shape, flops, contenders }: Benchmark, rounds: number): Result {
+  const repeats = contenders.map(({ run }) => {
+    const start = performance.now();
+    run();
+    return Math.max(1, Math.ceil(MIN_SAMPLE_MS / (performance.now() - start)));
+  });
+  const times = contenders.map((): number[] => []);
+  for (let round = 0; round < rounds; round++)
+    contenders.forEach(({ run }, c) => {
+      const start = performance.now();
+      for (let i = 0; i < repeats[c]; i++) run();
+      times[c].push((performance.now() - start) / repeats[c]);
+    });
+  const rows = contenders.map(({ name: contender }, c) => {
+    const ms = spread(times[c]);
+    const ratio = spread(times[c].map((time, round) => times[0][round] / time));
+    return { contender, ms, ratio, gflops: flops > 0 ? flops / ms.median / 1e6 : null };
+  });
+  return { name, shape, rounds, rows };
+}
+
+/** The backends that every kernel is timed on: the reference first, then the CPU with one thread and with all. */
+export function contestants(): { name: string; backend: Backend }[] {
+  const cpu = devices().find(({ device }) => device === 'cpu');
+  if (!cpu?.available) throw new Error(cpu?.reason ?? 'no CPU addon');
+  const threads = [...new Set([1, Math.min(cpus().length, 16)])];
+  return [
+    { name: 'JavaScript reference', backend: openBackend({ device: 'reference' }) },
+    ...threads.map((count) => ({
+      name: `native, ${count} thread${count > 1 ? 's' : ''}`,
+      backend: openBackend({ device: 'cpu', threads: count }),
+    })),
+  ];
+}
+
+/** What a reader has to know to place the numbers. */
+export function machine() {
+  const cpu = devices().find(({ device }) => device === 'cpu');
+  return {
+    date: new Date().toISOString().slice(0, 10),
+    processor: cpus()[0].model.trim(),
+    cores: cpus().length,
+    node: process.version,
+    cpu: cpu?.available ? cpu.description : 'none',
+    loadAverage: Number(loadavg()[0].toFixed(2)),
+  };
+}
+
+const number = (x: number) => (x >= 100 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) : x.toPrecision(3));
+const range = ({ median, low, high }: Spread) => `${number(median)} (${number(low)} - ${number(high)})`;
+
+/** Results as a Markdown table. */
+export function table(results: readonly Result[]): string {
+  const lines = ['| kernel | contender | ms per call | times faster | GFLOP/s |', '|---|---|---|---|---|'];
+  for (const { name, shape, rows } of results)
+    rows.forEach(({ contender, ms, ratio, gflops }, i) => {
+      const title = i === 0 ? `${name}: ${shape}` : '';
+      lines.push(
+        `| ${title} | ${contender} | ${range(ms)} | ${i === 0 ? '' : range(ratio)} | ${gflops === null ? '' : number(gflops)} |`,
+      );
+    });
+  return lines.join('\n');
+}

@@ -1,0 +1,28 @@
+import { Pruner } from '../src/index.js';
+import { head, tensor } from './data.js';
+import { type Benchmark, contestants, LLAVA } from './harness.js';
+
+/** The whole head: float32 hidden states in memory to merged tokens, one image and one question. */
+export default async function wholeHead(): Promise<Benchmark> {
+  const { tokens, width, embedding, heads, text, keep, patches } = LLAVA;
+  const weights = head();
+  const [hidden, question] = [tensor(1, tokens, width), tensor(2, text, embedding)];
+  const contenders = await Promise.all(
+    contestants().map(async ({ name, backend }) => {
+      const threads = Number(/(\d+) thread/.exec(name)?.[1] ?? 1);
+      const pruner = await Pruner.load(
+        weights,
+        backend.kind === 'reference' ? { device: 'reference' } : { device: 'cpu', threads },
+      );
+      return { name, run: () => pruner.pruneSync(hidden, question, { keep }) };
+    }),
+  );
+  const layers = 2 * tokens * width * (4 * width + embedding);
+  const products = 4 * tokens * tokens * width + 2 * patches * embedding * text + 2 * patches * keep * width;
+  return {
+    name: 'head',
+    shape: `${tokens} tokens, width ${width}, ${heads} heads, ${text} text tokens, ${keep} kept`,
+    flops: layers + products,
+    contenders,
+  };
+}

@@ -1,0 +1,14 @@
+import { normal, tensor } from './data.js';
+import { type Benchmark, contestants, LLAVA } from './harness.js';
+
+/** The public kernel packs the weight on every call; inside a loaded head it is packed once. */
+export default function linear(): Benchmark {
+  const { tokens, width } = LLAVA;
+  const args = { x: tensor(1, tokens, width), weight: tensor(2, width, width, 0.03), bias: normal(3, width) };
+  return {
+    name: 'linear',
+    shape: `[${tokens}, ${width}] x [${width}, ${width}], weight packed in the call`,
+    flops: 2 * tokens * width * width,
+    contenders: contestants().map(({ name, backend }) => ({ name, run: () => backend.sync.linear(args) })),
+  };
+}

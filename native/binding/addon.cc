@@ -1,0 +1,75 @@
+// What the addon exports: Addon of src/backend/addon.ts. Loaded once per environment (main thread, each worker).
+#include "analysis_object.h"
+#include "context_object.h"
+#include "device.h"
+#include "environment.h"
+#include "errors.h"
+#include "head_object.h"
+#include "host_buffer.h"
+#include "js.h"
+
+namespace desap {
+namespace {
+
+Napi::Value address_of(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&] {
+    void* data = nullptr;
+    if (info[0].IsTypedArray()) {
+      napi_get_typedarray_info(env, info[0], nullptr, nullptr, &data, nullptr, nullptr);
+    } else if (info[0].IsDataView()) {
+      napi_get_dataview_info(env, info[0], nullptr, &data, nullptr, nullptr);
+    } else {
+      throw invalid("ERR_DTYPE", "view", "something else", "a typed array or a DataView");
+    }
+    return Napi::BigInt::New(env, static_cast<uint64_t>(reinterpret_cast<uintptr_t>(data)));
+  });
+}
+
+Napi::Value host_memory(const Napi::CallbackInfo& info) {
+  const HostPool::Statistics statistics = Environment::of(info.Env()).pool->statistics();
+  Napi::Object result = Napi::Object::New(info.Env());
+  result.Set("blocks", static_cast<double>(statistics.blocks));
+  result.Set("bytes", static_cast<double>(statistics.bytes));
+  result.Set("pooledBlocks", static_cast<double>(statistics.pooled_blocks));
+  result.Set("pooledBytes", static_cast<double>(statistics.pooled_bytes));
+  return result;
+}
+
+// Threads must be gone before the environment is: they would report to it, and a thread that waits keeps the process.
+void shut_down(void* environment) {
+  for (const std::weak_ptr<Executor>& weak : static_cast<Environment*>(environment)->executors) {
+    if (const std::shared_ptr<Executor> executor = weak.lock()) executor->shut_down();
+  }
+}
+
+Napi::Object load(Napi::Env env, Napi::Object exports) {
+  auto* environment = new Environment();
+  env.SetInstanceData(environment);
+  napi_add_env_cleanup_hook(env, shut_down, environment);
+
+  const auto constructor = [&](const char* name) { return Napi::Persistent(env.Global().Get(name).As<Napi::Function>()); };
+  environment->float32 = constructor("Float32Array");
+  environment->int32 = constructor("Int32Array");
+  environment->uint8 = constructor("Uint8Array");
+  environment->uint16 = constructor("Uint16Array");
+  environment->head = Napi::Persistent(HeadObject::define(env));
+  environment->analysis = Napi::Persistent(AnalysisObject::define(env));
+
+  const std::vector<std::string> names = device::isas();
+  const Napi::Array isas = Napi::Array::New(env, names.size());
+  for (uint32_t i = 0; i < names.size(); i++) isas.Set(i, names[i]);
+  exports.Set("kind", device::kind);
+  exports.Set("isas", isas);
+  exports.Set("HostBuffer", HostBufferObject::define(env));
+  exports.Set("Context", ContextObject::define(env));
+  exports.Set("addressOf", Napi::Function::New<address_of>(env, "addressOf"));
+  exports.Set("hostMemory", Napi::Function::New<host_memory>(env, "hostMemory"));
+  return exports;
+}
+
+}  // namespace
+}  // namespace desap
+
+static Napi::Object initialize(Napi::Env env, Napi::Object exports) { return desap::load(env, exports); }
+NODE_API_MODULE(desap, initialize)

@@ -1,0 +1,89 @@
+// Runs jobs on a context, one at a time: synchronous calls on the JavaScript thread, the others in order of arrival on a
+// thread of its own. libuv's four threads are left alone: file access and image decoding of the same program need them.
+//
+// Every method is called on the JavaScript thread of the environment that made the executor.
+#pragma once
+
+#include <condition_variable>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "../kernels.h"
+#include "device.h"
+#include "js.h"
+
+namespace desap {
+
+struct Outcome {
+  Status status;
+  int64_t image = -1;  // which image of the call the status speaks of, where there are several
+};
+
+// Made and destroyed on the JavaScript thread.
+class Job {
+ public:
+  virtual ~Job() = default;
+  // On any thread; touches no JavaScript. `result` is memory of the JavaScript value that was prepared for this job.
+  virtual Outcome run(Context&) = 0;
+  // On the JavaScript thread, after a good outcome: what the caller receives.
+  virtual Napi::Value finish(Napi::Env, Napi::Object prepared) { return prepared; }
+};
+
+// A job and the JavaScript value that its results are written into. Nobody else sees the value before the job is done, so
+// kernels write into its memory directly.
+struct Call {
+  std::unique_ptr<Job> job;
+  Napi::Object prepared;
+};
+
+class Executor : public std::enable_shared_from_this<Executor> {
+ public:
+  explicit Executor(Context* context) : context_(context) {}  // owns the context
+
+  // Throws Fault.
+  Napi::Value run(Napi::Env, Call);
+  Napi::Value submit(Napi::Env, Call);
+  Napi::Value execute(Napi::Env env, Call call, bool sync) {
+    return sync ? run(env, std::move(call)) : submit(env, std::move(call));
+  }
+
+  // Refuses further jobs. Those that were submitted still run; then threads and memory are freed.
+  void close();
+  // The environment ends: lets the running job finish, drops the others, and joins the thread.
+  void shut_down();
+  void check_open() const;
+
+ private:
+  struct Task {
+    std::unique_ptr<Job> job;
+    Napi::ObjectReference prepared;
+    Napi::Promise::Deferred deferred;
+    Outcome outcome;
+  };
+  struct Close {
+    void operator()(Context* context) const { device::close(context); }
+  };
+
+  void start(Napi::Env);
+  void coordinate();
+  void deliver(Napi::Env);
+  static void on_signal(napi_env, napi_value, void* executor, void*);
+  static void on_signal_closed(napi_env, void* holder, void*);
+
+  std::unique_ptr<Context, Close> context_;
+  std::thread coordinator_;
+  napi_threadsafe_function signal_ = nullptr;  // says that `done_` has tasks; keeps the process alive while some are pending
+  size_t pending_ = 0;
+  bool closed_ = false;
+
+  std::mutex mutex_;                // guards what follows, and `closed_` for the coordinator
+  std::condition_variable change_;
+  std::list<Task> queue_, done_;
+  bool busy_ = false;               // a job runs
+  bool sync_waits_ = false;         // a synchronous call goes before the next queued job
+  bool stopping_ = false;
+};
+
+}  // namespace desap

@@ -1,0 +1,32 @@
+// The JavaScript class behind createHead: DriverHead of src/backend/driver.ts.
+#pragma once
+
+#include <memory>
+
+#include "../head.h"
+#include "executor.h"
+#include "js.h"
+
+namespace desap {
+
+// Packs the weights (HeadWeights of src/head.ts). Throws Fault.
+Napi::Value create_head_object(Napi::Env, const std::shared_ptr<Executor>&, const Napi::Value& weights);
+
+class HeadObject : public Napi::ObjectWrap<HeadObject> {
+ public:
+  struct State {
+    std::shared_ptr<Executor> executor;
+    std::shared_ptr<const Head> head;
+  };
+
+  static Napi::Function define(Napi::Env);
+  explicit HeadObject(const Napi::CallbackInfo&);
+
+ private:
+  Napi::Value analyze(const Napi::CallbackInfo&);
+  void dispose(const Napi::CallbackInfo&);
+
+  State state_;
+};
+
+}  // namespace desap

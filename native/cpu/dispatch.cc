@@ -1,0 +1,146 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+#include <new>
+#include <system_error>
+
+#include "linear_layout.h"
+
+namespace desap {
+
+// ------------------------------------------------------------------------------------------------- instruction sets
+
+namespace {
+
+struct Entry {
+  Isa isa;
+  const Kernels* kernels;
+  bool (*supported)();  // by this processor and its operating system
+};
+
+bool always() { return true; }
+#if defined(__x86_64__)
+// The compiler's support library also asks the operating system (XCR0). Every processor with AVX2 and FMA has F16C.
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+const Entry table[] = {
+#if defined(__x86_64__)
+    {Isa::avx512, &avx512_kernels, has_avx512},
+    {Isa::avx2, &avx2_kernels, has_avx2},
+#elif defined(__aarch64__)
+    {Isa::neon, &neon_kernels, always},
+#endif
+    {Isa::scalar, &scalar_kernels, always},
+};
+
+}  // namespace
+
+int supported_isas(Isa out[4]) {
+  int count = 0;
+  for (const Entry& entry : table) {
+    if (entry.supported()) out[count++] = entry.isa;
+  }
+  return count;
+}
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::scalar: return "scalar";
+    case Isa::neon: return "neon";
+    case Isa::avx2: return "avx2";
+    case Isa::avx512: return "avx512";
+  }
+  return "unknown";
+}
+
+// ---------------------------------------------------------------------------------------------------------- context
+
+Status context_create(const ContextOptions& options, Context** context) {
+  for (const Entry& entry : table) {
+    if (entry.isa != options.isa || !entry.supported()) continue;
+    try {
+      *context = new Context(*entry.kernels, options.threads);
+      return {};
+    } catch (const std::bad_alloc&) {
+      return out_of_memory("context");
+    } catch (const std::system_error&) {  // the system starts no more threads
+      return out_of_memory("threads");
+    }
+  }
+  return {Code::internal, "isa", -1};
+}
+
+void context_destroy(Context* context) { delete context; }
+
+void FirstRow::report(int64_t row) {
+  int64_t first = row_.load(std::memory_order_relaxed);
+  while (row < first && !row_.compare_exchange_weak(first, row, std::memory_order_relaxed)) {
+  }
+}
+
+Status FirstRow::status(const char* input) const {
+  const int64_t row = row_.load(std::memory_order_relaxed);
+  if (row == INT64_MAX) return {};
+  return {Code::not_finite, input, row};
+}
+
+int64_t padded_ld(int64_t columns) {
+  const int64_t line = 16;
+  const int64_t ld = (columns + line - 1) / line * line;
+  return ld % 256 == 0 ? ld + line : ld;
+}
+
+// ---------------------------------------------------------------------------------------------------------- kernels
+
+Status convert_half(Context& context, const uint16_t* x, int64_t size, float* y) {
+  return context.kernels->convert_half(context, x, size, y);
+}
+
+Status convert_to_half(Context& context, const float* x, int64_t size, uint16_t* y) {
+  return context.kernels->convert_to_half(context, x, size, y);
+}
+
+Status layer_norm(Context& context, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y) {
+  return context.kernels->layer_norm(context, x, weight, bias, epsilon, y);
+}
+
+Status linear_pack(Context& context, ConstMatrix weight, const float* bias, Linear** linear) {
+  return context.kernels->linear_pack(context, weight, bias, linear);
+}
+
+void linear_free(Linear* linear) {
+  if (!linear) return;
+  std::free(linear->data);
+  delete linear;
+}
+
+Status linear(Context& context, ConstMatrix x, const Linear& weight, Matrix y) {
+  return context.kernels->linear(context, x, weight, y);
+}
+
+Status attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y) {
+  return context.kernels->attention(context, q, k, v, heads, y);
+}
+
+Status saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t heads, bool class_token, float* saliency) {
+  return context.kernels->saliency(context, q, k, heads, class_token, saliency);
+}
+
+Status unit_rows(Context& context, ConstMatrix x, Matrix y) { return context.kernels->unit_rows(context, x, y); }
+
+Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float* query, const float* global,
+             Alignment alignment, float lambda, float* task, AlignmentMatrices matrices) {
+  return context.kernels->align(context, visual, text, query, global, alignment, lambda, task, matrices);
+}
+
+Status merge(Context& context, ConstMatrix features, const int32_t* kept, int64_t k, Matrix tokens, int32_t* assignment,
+             int32_t* counts) {
+  return context.kernels->merge(context, features, kept, k, tokens, assignment, counts);
+}
+
+}  // namespace desap

@@ -1,0 +1,54 @@
+// One table of kernels per instruction set, and the context that chose one of them.
+#pragma once
+
+#include "../kernels.h"
+#include "arena.h"
+#include "context.h"
+#include "thread_pool.h"
+
+namespace desap {
+
+// The kernels that use vectors. top_k is integer code and read_out is a sequence of others: they need no entry.
+struct Kernels {
+  decltype(&desap::convert_half) convert_half;
+  decltype(&desap::convert_to_half) convert_to_half;
+  decltype(&desap::layer_norm) layer_norm;
+  decltype(&desap::linear_pack) linear_pack;
+  decltype(&desap::linear) linear;
+  decltype(&desap::attention) attention;
+  decltype(&desap::saliency) saliency;
+  decltype(&desap::unit_rows) unit_rows;
+  decltype(&desap::align) align;
+  decltype(&desap::merge) merge;
+};
+
+extern const Kernels scalar_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels, avx512_kernels;
+#elif defined(__aarch64__)
+extern const Kernels neon_kernels;
+#endif
+
+struct Context {
+  Context(const Kernels& table, int threads) : kernels(&table), pool(threads) {}
+
+  const Kernels* kernels;
+  ThreadPool pool;
+  Arena arena;
+};
+
+// The lowest row that threads reported, whatever the order in which they did.
+class FirstRow {
+ public:
+  void report(int64_t row);
+  Status status(const char* input) const;  // not_finite where a row was reported
+
+ private:
+  std::atomic<int64_t> row_{INT64_MAX};
+};
+
+// Distance between the rows of an intermediate with this many columns. Rows are whole cache lines, and never a multiple
+// of 1 KB apart: the rows that a matrix product reads side by side would fall into the same few sets of the L1 cache.
+int64_t padded_ld(int64_t columns);
+
+}  // namespace desap

@@ -1,0 +1,50 @@
+// y = x W^T + b
+//
+// The unit of work is one block of rows times one panel of W (see linear_layout.h): the block of x stays in the L2 cache while
+// the panels pass by, and each tile's 6 rows of x stay in L1 across one panel. A depth that would push the block out
+// of L2 is cut into pieces; the partial sums then rest in y between the pieces. The bias is the initial value.
+// Numerics: one float32 accumulator per output, added to in ascending order of the input.
+#pragma once
+
+namespace desap {
+namespace DESAP_ISA {
+
+constexpr int64_t linear_rows = 96;     // a multiple of every tile's rows
+constexpr int64_t linear_depth = 1280;  // 96 x 1280 floats are 480 KB
+
+Status linear_pack(Context& context, ConstMatrix weight, const float* bias, Linear** linear) {
+  const int64_t columns = round_up(weight.rows, lanes);
+  void* memory = nullptr;
+  const size_t floats = static_cast<size_t>(columns * weight.cols + columns);
+  Linear* packed = new (std::nothrow) Linear;
+  if (!packed || posix_memalign(&memory, 64, floats * sizeof(float)) != 0) {
+    delete packed;
+    return out_of_memory("weight");
+  }
+  float* data = static_cast<float*>(memory);
+  *packed = {weight.cols, weight.rows, columns, panel_width, data, data + columns * weight.cols};
+  context.pool.parallel_for(blocks_of(weight.rows, panel_width), [&](int64_t p, int) { pack_rows(weight, p, data); });
+  for (int64_t j = 0; j < columns; j++) packed->bias[j] = bias && j < weight.rows ? bias[j] : 0;
+  *linear = packed;
+  return {};
+}
+
+Status linear(Context& context, ConstMatrix x, const Linear& weight, Matrix y) {
+  if (weight.panel != panel_width) return {Code::internal, "weight", -1};  // packed for another instruction set
+  const int64_t panels = blocks_of(weight.out, panel_width);
+  context.pool.parallel_for(blocks_of(x.rows, linear_rows) * panels, [&](int64_t task, int) {
+    const int64_t i = task / panels * linear_rows, j = task % panels * panel_width;
+    const int64_t columns = min(panel_width, weight.out - j), width = round_up(columns, lanes);
+    const float* panel = weight.data + j * weight.in;
+    float* c = y.row(i) + j;
+    for (int64_t k = 0; k < weight.in; k += linear_depth) {
+      const float* init = k == 0 ? weight.bias + j : c;
+      multiply_panel({min(linear_depth, weight.in - k), x.row(i) + k, x.ld, panel + k * width, init, k == 0 ? 0 : y.ld, c, y.ld},
+                     min(linear_rows, x.rows - i), columns);
+    }
+  });
+  return {};
+}
+
+}  // namespace DESAP_ISA
+}  // namespace desap

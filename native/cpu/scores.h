@@ -1,0 +1,79 @@
+// What attention and saliency share: the scores q_i . k_j of one head, block by block.
+//
+// Keys are packed per head as the B of gemm.h (depth dh, columns N): the same layout for any head size.
+// A block is score_rows queries by score_keys keys; it is written to a scratch of the thread that stays in its L2 cache.
+#pragma once
+
+namespace desap {
+namespace DESAP_ISA {
+
+constexpr int64_t score_rows = 48;   // a multiple of every tile's rows
+constexpr int64_t score_keys = 256;  // a multiple of every panel's width
+constexpr int64_t score_ld = score_keys + 16;
+constexpr int64_t score_size = score_rows * score_ld;
+
+inline ConstMatrix head_columns(ConstMatrix x, int64_t heads, int64_t head) {
+  const int64_t size = x.cols / heads;
+  return {x.data + head * size, x.rows, size, x.ld};
+}
+
+// Floats of the packed keys of one head.
+inline int64_t packed_keys_size(ConstMatrix k, int64_t heads) { return packed_size(k.cols / heads, k.rows); }
+
+inline void pack_keys(Context& context, ConstMatrix k, int64_t heads, float* keys) {
+  const int64_t panels = blocks_of(k.rows, panel_width), size = packed_keys_size(k, heads);
+  context.pool.parallel_for(heads * panels, [&](int64_t task, int) {
+    pack_rows(head_columns(k, heads, task / panels), task % panels, keys + task / panels * size);
+  });
+}
+
+// scores[r][c] = q_(i + r) . k_(j + c), not scaled; `rows` queries of one head, `count` of its packed keys from j on,
+// j a multiple of score_keys. Up to the next whole vector the row goes on with -infinity: no weight.
+inline void score_block(ConstMatrix q, int64_t i, int64_t rows, const float* keys, int64_t j, int64_t count, float* scores) {
+  static const float zeros[panel_width] = {};
+  for (int64_t c = 0; c < count; c += panel_width) {
+    const int64_t columns = min(panel_width, round_up(count - c, lanes));
+    multiply_panel({q.cols, q.row(i), q.ld, keys + (j + c) * q.cols, zeros, 0, scores + c, score_ld}, rows, columns);
+  }
+  for (int64_t c = count; c % lanes != 0; c++) {
+    for (int64_t r = 0; r < rows; r++) scores[r * score_ld + c] = -__builtin_inff();
+  }
+}
+
+// Scores times this are exponents of 2: softmax(s / sqrt(dh)) = 2^(scale s) / sum 2^(scale s).
+inline float score_scale(int64_t head_size) { return log2_e / __builtin_sqrtf(static_cast<float>(head_size)); }
+
+// A softmax over keys that arrive in blocks: the weights of all keys so far are 2^(scale s - shift) / sum, where shift is
+// the largest scale s so far. The rounding of `shift` is common to all weights of a row and cancels.
+struct RunningSoftmax {
+  float shift = -__builtin_inff();
+  float sum = 0;
+};
+
+// Makes `shift` cover one more block of a row's scores, whole vectors of them. Returns the factor for everything that
+// was summed with the old shift.
+DESAP_INLINE float advance(RunningSoftmax& softmax, float scale, const float* scores, int64_t count) {
+  F top = broadcast(-__builtin_inff());
+  for (int64_t c = 0; c < count; c += lanes) top = max(top, load(scores + c));
+  const float highest = largest(top) * scale;
+  if (!(highest > softmax.shift)) return 1;
+  float factor[lanes];
+  store(factor, exp2(broadcast(softmax.shift - highest)));
+  softmax.shift = highest;
+  softmax.sum *= factor[0];
+  return factor[0];
+}
+
+// scores <- 2^(scale scores - shift), added to the row's sum.
+DESAP_INLINE void weigh(RunningSoftmax& softmax, float scale, float* scores, int64_t count) {
+  F total{};
+  for (int64_t c = 0; c < count; c += lanes) {
+    const F weight = exp2(load(scores + c) * scale - softmax.shift);
+    store(scores + c, weight);
+    total += weight;
+  }
+  softmax.sum += sum(total);
+}
+
+}  // namespace DESAP_ISA
+}  // namespace desap

@@ -1,0 +1,168 @@
+// Vectors of DESAP_LANES floats, as wide as one register of the instruction set that includes this file.
+//
+// GCC vector extensions: arithmetic and comparisons are the language's own operators, `a * b + c` becomes a fused
+// multiply-add where the processor has one (floating-point contraction, the compilers' default), and a kernel reads like
+// its formula. A comparison gives a mask that `?:` takes. Every function is forced inline: vectors never cross a call.
+#pragma once
+
+#define DESAP_INLINE inline __attribute__((always_inline))
+
+// Unrolls a loop over registers before the compiler decides what lives in registers.
+#define DESAP_UNROLL _Pragma("GCC unroll 8")
+
+namespace desap {
+namespace DESAP_ISA {
+
+constexpr int lanes = DESAP_LANES;
+
+#if DESAP_LANES == 1
+using F = float;
+using I = int32_t;
+using U = uint32_t;
+using UnalignedF = float;
+using UnalignedI = int32_t;
+#else
+typedef float F __attribute__((vector_size(4 * DESAP_LANES)));
+typedef int32_t I __attribute__((vector_size(4 * DESAP_LANES)));
+typedef uint32_t U __attribute__((vector_size(4 * DESAP_LANES)));
+typedef float UnalignedF __attribute__((vector_size(4 * DESAP_LANES), aligned(4), may_alias));
+typedef int32_t UnalignedI __attribute__((vector_size(4 * DESAP_LANES), aligned(4), may_alias));
+#endif
+
+// ----------------------------------------------------------------------------------------------------------- memory
+
+DESAP_INLINE F load(const float* p) { return *reinterpret_cast<const UnalignedF*>(p); }
+DESAP_INLINE I load(const int32_t* p) { return *reinterpret_cast<const UnalignedI*>(p); }
+DESAP_INLINE void store(float* p, F x) { *reinterpret_cast<UnalignedF*>(p) = x; }
+DESAP_INLINE void store(int32_t* p, I x) { *reinterpret_cast<UnalignedI*>(p) = x; }
+
+// x - 0 is x, also for -0; x + 0 is not, and would stay an addition.
+DESAP_INLINE F broadcast(float x) { return x - F{}; }
+DESAP_INLINE I broadcast(int32_t x) { return x - I{}; }
+
+// The first n elements of a row's end, 0 < n; the other lanes are `rest`.
+DESAP_INLINE F load_first(int64_t n, const float* p, float rest = 0) {
+  if (n >= lanes) return load(p);
+  float buffer[lanes];
+  for (int i = 0; i < lanes; i++) buffer[i] = i < n ? p[i] : rest;
+  return load(buffer);
+}
+
+DESAP_INLINE void store_first(int64_t n, float* p, F x) {
+  if (n >= lanes) return store(p, x);
+  float buffer[lanes];
+  store(buffer, x);
+  for (int64_t i = 0; i < n; i++) p[i] = buffer[i];
+}
+
+// The first n lanes of x; the others are `rest`.
+DESAP_INLINE F first(int64_t n, F x, float rest = 0) {
+  static const int32_t order[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load(order) < broadcast(static_cast<int32_t>(n)) ? x : broadcast(rest);
+}
+
+// ------------------------------------------------------------------------------------------------------- arithmetic
+
+DESAP_INLINE F max(F a, F b) { return a > b ? a : b; }
+
+// Reductions halve the vector until one lane is left: one order, the same on every run.
+DESAP_INLINE float sum(F x) {
+  float buffer[lanes];
+  store(buffer, x);
+  DESAP_UNROLL for (int half = lanes / 2; half > 0; half /= 2) {
+    DESAP_UNROLL for (int i = 0; i < half; i++) buffer[i] += buffer[i + half];
+  }
+  return buffer[0];
+}
+
+DESAP_INLINE float largest(F x) {
+  float buffer[lanes];
+  store(buffer, x);
+  DESAP_UNROLL for (int half = lanes / 2; half > 0; half /= 2) {
+    DESAP_UNROLL for (int i = 0; i < half; i++) buffer[i] = buffer[i] > buffer[i + half] ? buffer[i] : buffer[i + half];
+  }
+  return buffer[0];
+}
+
+DESAP_INLINE U bits(F x) {
+  U y;
+  __builtin_memcpy(&y, &x, sizeof y);
+  return y;
+}
+
+DESAP_INLINE F from_bits(U x) {
+  F y;
+  __builtin_memcpy(&y, &x, sizeof y);
+  return y;
+}
+
+// 2^x for x <= 127, within 1 ulp; 0 below -126, where the result would leave the normal numbers (also for -infinity).
+// x = n + f with n the nearest integer; 2^f = 1 + f P(f), P of degree 5 fitted for the least relative error over
+// |f| <= 1/2, 0.03 ulp; n is added to the exponent. A softmax has no use for e^x itself: log2 e goes into its scale, and
+// the reduction to f is then exact.
+constexpr float log2_e = 1.44269504f;
+
+DESAP_INLINE F exp2(F x) {
+  const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  const F shifted = x + round;
+  const F f = x - (shifted - round);
+  F p = f * 1.5353352e-4f + 1.3398888e-3f;
+  p = p * f + 9.618438e-3f;
+  p = p * f + 5.5503324e-2f;
+  p = p * f + 0.24022648f;
+  p = p * f + 0.6931472f;
+  p = p * f + 1.0f;
+  const F scaled = from_bits(bits(p) + (bits(shifted) << 23));
+  return x < -126.0f ? F{} : scaled;
+}
+
+// ------------------------------------------------------------------------------------------------------------- half
+
+DESAP_INLINE F load_half(const uint16_t* p) {
+#if DESAP_LANES == 16
+  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif DESAP_LANES == 8
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif DESAP_LANES == 4
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+#else
+  const uint32_t sign = (*p & 0x8000u) << 16, magnitude = *p & 0x7fffu;
+  uint32_t result;
+  if (magnitude >= 0x7c00) {
+    const uint32_t quiet = magnitude > 0x7c00 ? 0x400000 : 0;  // a signalling NaN becomes quiet, as in hardware
+    result = (magnitude << 13) | 0x7f800000 | quiet;
+  } else if (magnitude >= 0x400) {
+    result = (magnitude << 13) + ((127 - 15) << 23);
+  } else {
+    result = bits(static_cast<float>(magnitude) * 0x1p-24f);
+  }
+  return from_bits(result | sign);
+#endif
+}
+
+DESAP_INLINE void store_half(uint16_t* p, F x) {
+#if DESAP_LANES == 16
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif DESAP_LANES == 8
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif DESAP_LANES == 4
+  vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x)));
+#else
+  const uint32_t word = bits(x), sign = word >> 16 & 0x8000, magnitude = word & 0x7fffffff;
+  uint32_t result;
+  if (magnitude > 0x7f800000) {
+    result = 0x7e00 | (magnitude >> 13 & 0x3ff);
+  } else if (magnitude >= 0x477ff000) {  // 65520, halfway from the largest half to the next power of two
+    result = 0x7c00;
+  } else if (magnitude >= 0x38800000) {  // normal: round the mantissa's lower 13 bits to nearest even
+    result = (magnitude - ((127 - 15) << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  } else {  // adding 1/2 rounds to a multiple of 2^-24, the step of the subnormal halves
+    const float rounded = from_bits(magnitude) + 0.5f;
+    result = bits(rounded) - 0x3f000000;
+  }
+  *p = static_cast<uint16_t>(result | sign);
+#endif
+}
+
+}  // namespace DESAP_ISA
+}  // namespace desap

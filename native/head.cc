@@ -1,0 +1,285 @@
+#include "head.h"
+
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "cpu/dispatch.h"
+
+namespace desap {
+namespace {
+
+// Milliseconds since the last lap.
+class Stopwatch {
+ public:
+  double lap() {
+    const auto now = std::chrono::steady_clock::now();
+    const double milliseconds = std::chrono::duration<double, std::milli>(now - last_).count();
+    last_ = now;
+    return milliseconds;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+// A kernel names its own input; the caller of the head knows another name for it.
+Status rename(Status status, const char* what) {
+  if (status.code == Code::not_finite) status.what = what;
+  return status;
+}
+
+struct LinearFree {
+  void operator()(Linear* linear) const { linear_free(linear); }
+};
+using LinearPointer = std::unique_ptr<Linear, LinearFree>;
+
+Status pack(Context& context, const float* weight, const float* bias, int64_t out, int64_t in, LinearPointer& linear) {
+  Linear* packed = nullptr;
+  DESAP_TRY(linear_pack(context, {weight, out, in, in}, bias, &packed));
+  linear.reset(packed);
+  return {};
+}
+
+Matrix padded(Scratch& scratch, int64_t rows, int64_t cols) {
+  const int64_t ld = padded_ld(cols);
+  return {scratch.floats(rows * ld), rows, cols, ld};
+}
+
+ConstMatrix top(ConstMatrix x, int64_t rows) { return {x.data, rows, x.cols, x.ld}; }
+
+void copy_rows(ConstMatrix x, float* y) {
+  for (int64_t i = 0; i < x.rows; i++) std::memcpy(y + i * x.cols, x.row(i), static_cast<size_t>(x.cols) * sizeof(float));
+}
+
+}  // namespace
+
+// ------------------------------------------------------------------------------------------------------------- head
+
+struct Head::State {
+  HeadConfig config;
+  LinearPointer q, k, v, out, visual_projection;
+  std::vector<float> ln1_weight, ln1_bias, post_norm_weight, post_norm_bias;
+};
+
+Head::Head(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Head::~Head() = default;
+const HeadConfig& Head::config() const { return state_->config; }
+
+Status Head::create(Context& context, const HeadConfig& config, const HeadWeights& weights, std::shared_ptr<Head>* head) try {
+  auto state = std::make_unique<State>();
+  const int64_t width = config.width;
+  state->config = config;
+  state->ln1_weight.assign(weights.ln1_weight, weights.ln1_weight + width);
+  state->ln1_bias.assign(weights.ln1_bias, weights.ln1_bias + width);
+  state->post_norm_weight.assign(weights.post_norm_weight, weights.post_norm_weight + width);
+  state->post_norm_bias.assign(weights.post_norm_bias, weights.post_norm_bias + width);
+  DESAP_TRY(pack(context, weights.q_weight, weights.q_bias, width, width, state->q));
+  DESAP_TRY(pack(context, weights.k_weight, weights.k_bias, width, width, state->k));
+  DESAP_TRY(pack(context, weights.v_weight, weights.v_bias, width, width, state->v));
+  DESAP_TRY(pack(context, weights.out_weight, weights.out_bias, width, width, state->out));
+  DESAP_TRY(pack(context, weights.visual_projection, nullptr, config.embedding, width, state->visual_projection));
+  head->reset(new Head(std::move(state)));
+  return {};
+} catch (const std::bad_alloc&) {
+  return out_of_memory("weight");
+}
+
+// --------------------------------------------------------------------------------------------------------- analysis
+
+struct Analysis::State {
+  HeadConfig config;
+  int64_t tokens;
+  Hold hold;                     // of `features`, when they are the caller's memory
+  std::vector<float> own;        // otherwise: every row (half) or the patch rows (no hold)
+  const float* features;         // [P, D]
+  std::vector<float> embedding;  // [N, E]
+  std::vector<float> saliency;   // [P]
+  std::vector<float> global;     // [E], v_s
+  AnalyzeTimings timings;
+
+  int64_t patches() const { return tokens - (config.class_token ? 1 : 0); }
+  ConstMatrix visual() const {
+    const int64_t size = config.embedding;
+    return {embedding.data() + (tokens - patches()) * size, patches(), size, size};
+  }
+};
+
+Analysis::Analysis(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Analysis::~Analysis() = default;
+int64_t Analysis::tokens() const { return state_->tokens; }
+int64_t Analysis::patches() const { return state_->patches(); }
+int64_t Analysis::width() const { return state_->config.width; }
+const float* Analysis::embedding() const { return state_->embedding.data(); }
+const float* Analysis::saliency() const { return state_->saliency.data(); }
+const void* Analysis::features() const { return state_->features; }
+const AnalyzeTimings& Analysis::timings() const { return state_->timings; }
+
+Status Head::analyze(Context& context, const HiddenStates& hidden, Encoding encoding, const Intermediates& copies,
+                     std::shared_ptr<Analysis>* analysis) const try {
+  const HeadConfig& config = state_->config;
+  const int64_t tokens = hidden.tokens, width = config.width;
+  auto result = std::make_unique<Analysis::State>();
+  result->config = config;
+  result->tokens = tokens;
+  result->embedding.resize(static_cast<size_t>(tokens * config.embedding));
+  result->saliency.resize(static_cast<size_t>(result->patches()));
+  result->global.resize(static_cast<size_t>(config.embedding));
+  Stopwatch watch;
+
+  const int64_t skipped = (tokens - result->patches()) * width;
+  const float* x = static_cast<const float*>(hidden.data);
+  if (hidden.half) {
+    result->own.resize(static_cast<size_t>(tokens * width));
+    DESAP_TRY(convert_half(context, static_cast<const uint16_t*>(hidden.data), tokens * width, result->own.data()));
+    x = result->own.data();
+    result->features = x + skipped;
+  } else if (hidden.hold) {
+    result->hold = hidden.hold;
+    result->features = x + skipped;
+  } else {
+    result->own.assign(x + skipped, x + tokens * width);
+    result->features = result->own.data();
+  }
+
+  // The attention always reads v and the saliency all keys; of the queries, a class token's row can be enough.
+  const bool all_q = encoding == Encoding::qq || encoding == Encoding::qk || !config.class_token;
+  Scratch scratch(context.arena);
+  const Matrix normal = padded(scratch, tokens, width);
+  const Matrix q = padded(scratch, all_q ? tokens : 1, width);
+  const Matrix k = padded(scratch, tokens, width);
+  const Matrix v = padded(scratch, tokens, width);
+  if (scratch.failed()) return out_of_memory("analyze");
+
+  DESAP_TRY(rename(layer_norm(context, {x, tokens, width, width}, state_->ln1_weight.data(), state_->ln1_bias.data(),
+                              config.epsilon, normal), "hidden"));
+  result->timings.normalize = watch.lap();
+
+  DESAP_TRY(linear(context, top(normal, q.rows), *state_->q, q));
+  DESAP_TRY(linear(context, normal, *state_->k, k));
+  DESAP_TRY(linear(context, normal, *state_->v, v));
+  result->timings.project = watch.lap();
+
+  const Matrix attended = normal;  // the projections were its last readers
+  switch (encoding) {
+    case Encoding::qq: DESAP_TRY(attention(context, q, q, v, config.heads, attended)); break;
+    case Encoding::kk: DESAP_TRY(attention(context, k, k, v, config.heads, attended)); break;
+    case Encoding::vv: DESAP_TRY(attention(context, v, v, v, config.heads, attended)); break;
+    case Encoding::qk: DESAP_TRY(attention(context, q, k, v, config.heads, attended)); break;
+  }
+  if (copies.context) copy_rows(attended, copies.context);
+  result->timings.attention = watch.lap();
+
+  DESAP_TRY(saliency(context, q, k, config.heads, config.class_token, result->saliency.data()));
+  result->timings.saliency = watch.lap();
+
+  const Matrix projected = v;  // the attention was its last reader
+  const Matrix embedding{result->embedding.data(), tokens, config.embedding, config.embedding};
+  const ReadOut weights{state_->out.get(), state_->post_norm_weight.data(), state_->post_norm_bias.data(), config.epsilon,
+                        state_->visual_projection.get()};
+  DESAP_TRY(rename(read_out(context, attended, weights, projected, embedding), "hidden"));
+  if (copies.attention) copy_rows(projected, copies.attention);
+
+  float* global = result->global.data();
+  if (config.class_token) {
+    std::memcpy(global, embedding.row(0), result->global.size() * sizeof(float));
+  } else {  // the sum has the direction of the mean
+    for (int64_t i = 0; i < tokens; i++) {
+      for (int64_t e = 0; e < config.embedding; e++) global[e] += embedding.row(i)[e];
+    }
+    for (int64_t e = 0; e < config.embedding; e++) global[e] /= static_cast<float>(tokens);
+    const Matrix row{global, 1, config.embedding, config.embedding};
+    DESAP_TRY(unit_rows(context, row, row));
+  }
+  result->timings.read_out = watch.lap();
+
+  analysis->reset(new Analysis(std::move(result)));
+  return {};
+} catch (const std::bad_alloc&) {
+  return out_of_memory("analyze");
+}
+
+// ------------------------------------------------------------------------------------------------------------ prune
+
+Status Analysis::prune(Context& context, const PruneRequest& request, const PruneOutput& output, PruneTimings* timings) const {
+  const int64_t patches = state_->patches(), words = request.text.rows, size = state_->config.embedding;
+  const int64_t keep = request.keep, task_keep = request.task_keep;
+  const ConstMatrix features =
+      request.features.data ? request.features : ConstMatrix{state_->features, patches, state_->config.width, state_->config.width};
+  const auto wanted = [&](const float* matrix) { return matrix ? patches * words : 0; };
+  Stopwatch watch;
+
+  // Everything is computed in scratch first: a stage may still find an input at fault when others have finished.
+  Scratch scratch(context.arena);
+  const Matrix text = padded(scratch, words, size);
+  const Matrix query{scratch.floats(size), 1, size, size};
+  float* task = scratch.floats(patches);
+  float* similarity = scratch.floats(wanted(output.matrices.similarity));
+  float* visual_alignment = scratch.floats(wanted(output.matrices.visual_alignment));
+  float* text_alignment = scratch.floats(wanted(output.matrices.text_alignment));
+  uint8_t* taken = scratch.bytes(patches);
+  int32_t* by_task = scratch.ints(task_keep);
+  int32_t* by_saliency = scratch.ints(keep - task_keep);
+  int32_t* indices = scratch.ints(keep);
+  uint8_t* source = scratch.bytes(keep);
+  if (scratch.failed()) return out_of_memory("prune");
+
+  DESAP_TRY(rename(unit_rows(context, request.text, text), "text"));
+  if (request.query) {
+    DESAP_TRY(rename(unit_rows(context, {request.query, 1, size, size}, query), "query"));
+  } else {
+    copy_rows({text.row(request.end_of_text), 1, size, size}, query.data);
+  }
+  DESAP_TRY(align(context, state_->visual(), text, query.data, state_->global.data(), request.alignment, request.lambda, task,
+                  {output.matrices.similarity ? similarity : nullptr,
+                   output.matrices.visual_alignment ? visual_alignment : nullptr,
+                   output.matrices.text_alignment ? text_alignment : nullptr}));
+  PruneTimings times;
+  times.align = watch.lap();
+
+  const float* saliency = request.saliency ? request.saliency : state_->saliency.data();
+  const Status ranked = top_k(context, task, nullptr, patches, task_keep, by_task);
+  if (ranked.code == Code::not_finite) return {Code::internal, "task", ranked.where};
+  DESAP_TRY(ranked);
+  std::memset(taken, 0, static_cast<size_t>(patches));
+  for (int64_t i = 0; i < task_keep; i++) taken[by_task[i]] = 1;
+  DESAP_TRY(rename(top_k(context, saliency, taken, patches, keep - task_keep, by_saliency), "saliency"));
+  for (int64_t i = 0, t = 0, s = 0; i < keep; i++) {
+    const bool from_task = s == keep - task_keep || (t < task_keep && by_task[t] < by_saliency[s]);
+    indices[i] = from_task ? by_task[t++] : by_saliency[s++];
+    source[i] = from_task ? 0 : 1;
+  }
+  times.top_k = watch.lap();
+
+  if (request.merge) {
+    const Matrix tokens{output.tokens, keep, features.cols, features.cols};
+    DESAP_TRY(merge(context, features, indices, keep, tokens, output.assignment, output.counts));
+  } else {
+    for (int64_t i = 0; i < patches; i++) output.assignment[i] = -1;
+    for (int64_t i = 0; i < keep; i++) {
+      copy_rows({features.row(indices[i]), 1, features.cols, features.cols}, output.tokens + i * features.cols);
+      output.assignment[indices[i]] = static_cast<int32_t>(i);
+      output.counts[i] = 1;
+    }
+  }
+  times.merge = watch.lap();
+
+  const auto deliver = [](const auto* from, int64_t count, auto* to) {
+    if (to) std::memcpy(to, from, static_cast<size_t>(count) * sizeof *from);
+  };
+  deliver(indices, keep, output.indices);
+  deliver(source, keep, output.source);
+  deliver(task, patches, output.task);
+  deliver(similarity, patches * words, output.matrices.similarity);
+  if (request.alignment != Alignment::mean) {
+    deliver(visual_alignment, patches * words, output.matrices.visual_alignment);
+    deliver(text_alignment, patches * words, output.matrices.text_alignment);
+  }
+  if (timings) *timings = times;
+  return {};
+}
+
+}  // namespace desap

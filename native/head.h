@@ -1,0 +1,111 @@
+// The pruning head: the order of the kernels, their workspace and the weights. SPEC: arXiv 2604.11240, sections 4.1-4.3.
+//
+//   analyze   X -> ln1 -> q, k, v -> attention -> read-out (A_d) and saliency (A_s)      what no question changes
+//   prune     text -> unit rows -> align (A_t) -> top-k by A_t, then by A_s -> merge     once per question
+#pragma once
+
+#include <memory>
+
+#include "kernels.h"
+
+namespace desap {
+
+enum class Encoding : int { qq, kk, vv, qk };  // operands of the decoupled attention, Table 4(b)
+
+struct HeadConfig {
+  int64_t width;       // D
+  int64_t heads;       // H
+  int64_t embedding;   // E
+  bool class_token;    // row 0 is the class token
+  float epsilon;       // of both layer norms
+};
+
+// float32, row-major, [out, in]. Read during Head::create only.
+struct HeadWeights {
+  const float *ln1_weight, *ln1_bias;                                          // [D]
+  const float *q_weight, *q_bias, *k_weight, *k_bias, *v_weight, *v_bias;      // [D, D], [D]
+  const float *out_weight, *out_bias;                                          // [D, D], [D]
+  const float *post_norm_weight, *post_norm_bias;                              // [D]
+  const float *visual_projection;                                              // [E, D]
+};
+
+// Memory that a job reads and that must outlive it. The binding hands out HostBuffer blocks and private copies this way.
+using Hold = std::shared_ptr<const void>;
+
+struct HiddenStates {
+  const void* data;   // [tokens, D], contiguous rows
+  bool half;          // binary16 bits instead of float32
+  int64_t tokens;     // N
+  Hold hold;          // keeps `data` alive; null: the caller does, and `analyze` keeps a copy of its own
+};
+
+// Time per stage in milliseconds.
+struct AnalyzeTimings { double normalize, project, attention, saliency, read_out; };
+struct PruneTimings { double align, top_k, merge; };
+
+// Optional copies of the intermediates, each [N, D]; null where not wanted.
+struct Intermediates { float* context; float* attention; };
+
+class Analysis;
+
+class Head {
+ public:
+  static Status create(Context&, const HeadConfig&, const HeadWeights&, std::shared_ptr<Head>*);
+  ~Head();
+  const HeadConfig& config() const;
+
+  // not_finite("hidden", row), out_of_memory.
+  Status analyze(Context&, const HiddenStates&, Encoding, const Intermediates&, std::shared_ptr<Analysis>*) const;
+
+ private:
+  struct State;
+  explicit Head(std::unique_ptr<State>);
+  std::unique_ptr<State> state_;
+};
+
+struct PruneRequest {
+  ConstMatrix text;              // [T, E], not normalised
+  const float* query;            // [E] end-of-text vector, not normalised; null: row `end_of_text` of text
+  int64_t end_of_text;
+  int64_t keep;                  // K, 1 <= K <= P
+  int64_t task_keep;             // k1 = round-half-up(K * taskShare), 0 <= k1 <= K
+  Alignment alignment;
+  float lambda;
+  const float* saliency;         // [P] map that replaces the analysis' own; null: its own
+  bool merge;                    // false: kept rows as they are; assignment -1 for dropped patches, counts 1
+  ConstMatrix features;          // [P, F] rows to merge; data null: the hidden states' patch rows
+};
+
+struct PruneOutput {
+  float* tokens;                 // [K, F]
+  int32_t* indices;              // [K] ascending
+  uint8_t* source;               // [K] 0 task, 1 saliency
+  int32_t* assignment;           // [P] position in indices
+  int32_t* counts;               // [K]
+  float* task;                   // [P], never null
+  AlignmentMatrices matrices;    // each null or [P, T]
+};
+
+// What one image's head computed: A_d, A_s, and a reference to (or a copy of) the patch features. Immutable.
+class Analysis {
+ public:
+  ~Analysis();
+  int64_t tokens() const;            // N
+  int64_t patches() const;           // P
+  int64_t width() const;             // D
+  const float* embedding() const;    // A_d [N, E], unit rows, contiguous
+  const float* saliency() const;     // A_s [P]
+  const void* features() const;      // the hidden states that merging reads: the caller's memory when it was held
+  const AnalyzeTimings& timings() const;
+
+  // not_finite("text" | "query" | "saliency" | "features", row), out_of_memory. Nothing is written on failure.
+  Status prune(Context&, const PruneRequest&, const PruneOutput&, PruneTimings*) const;
+
+ private:
+  friend class Head;
+  struct State;
+  explicit Analysis(std::unique_ptr<State>);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace desap

@@ -1,0 +1,103 @@
+// The list of kernels. One declaration each: equation, shapes, ties, errors. Knows nothing of Node.
+//
+// The same list, with the same names, stands in src/kernels (JavaScript reference, float64 arithmetic), native/cpu and
+// native/cuda. Symbols as in the paper (arXiv 2604.11240): N tokens with the class token, P patches, D width, H heads,
+// dh = D / H, T text tokens, E width of the space that image and text share, K kept tokens.
+//
+// All matrices are row-major float32; `ld` is the distance between two rows in elements (ld >= cols). Shapes are checked
+// by the binding; kernels trust them. Results are identical for every thread count and every run.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "status.h"
+
+namespace desap {
+
+template <class T>
+struct MatrixOf {
+  T* data;
+  int64_t rows, cols, ld;
+  T* row(int64_t i) const { return data + i * ld; }
+  operator MatrixOf<const T>() const { return {data, rows, cols, ld}; }
+};
+using Matrix = MatrixOf<float>;
+using ConstMatrix = MatrixOf<const float>;
+
+// Where kernels run. CPU: an instruction set and a thread pool. CUDA: a device and a stream.
+// One thread at a time may run kernels on a context; Executor (binding/executor.h) sees to that.
+struct Context;
+
+// y = float(x), x holds IEEE 754 binary16 bits; size elements. Exact.
+Status convert_half(Context&, const uint16_t* x, int64_t size, float* y);
+
+// y = half(x), rounded to nearest even; overflow becomes infinity.
+Status convert_to_half(Context&, const float* x, int64_t size, uint16_t* y);
+
+// y_i = (x_i - mean(x_i)) / sqrt(var(x_i) + epsilon) * weight + bias, row by row; var is the biased variance.
+// x, y: [N, D]; weight, bias: [D]. y may be x. not_finite("x", row) where a row's statistics are not finite.
+Status layer_norm(Context&, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y);
+
+// A weight matrix [out, in] with its optional bias [out], in the layout that `linear` reads fastest.
+struct Linear;
+Status linear_pack(Context&, ConstMatrix weight, const float* bias, Linear** linear);  // bias may be null
+void linear_free(Linear*);
+
+// y = x W^T + b. x: [N, in], y: [N, out]. y must not overlap x.
+Status linear(Context&, ConstMatrix x, const Linear& weight, Matrix y);
+
+// Decoupled attention, eq. 2: per head softmax(Q K^T / sqrt(dh)) V, heads concatenated; no output projection.
+// q, k, v, y: [N, D]. The paper's qq form passes the same matrix as q and k; kk, vv and qk likewise.
+// One pass over the keys with a running maximum: no N x N buffer.
+Status attention(Context&, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y);
+
+// Visual saliency, eq. 4: A_s = mean over heads of softmax(Q K^T / sqrt(dh)).
+// With class_token: row 0, columns 1..N-1; saliency: [N - 1].
+// Without: mean over the rows (the attention that each key receives); saliency: [N]; two passes, no N x N buffer.
+Status saliency(Context&, ConstMatrix q, ConstMatrix k, int64_t heads, bool class_token, float* saliency);
+
+// y_i = x_i / max(|x_i|, 1e-12). y may be x. not_finite("x", row).
+Status unit_rows(Context&, ConstMatrix x, Matrix y);
+
+// Read-out, eq. 2 to A_d: attention = out(context); embedding = unit_rows(visual_projection(layer_norm(attention))).
+// context, attention: [N, D]; embedding: [N, E].
+struct ReadOut {
+  const Linear* out;
+  const float* post_norm_weight;
+  const float* post_norm_bias;
+  float epsilon;
+  const Linear* visual_projection;
+};
+Status read_out(Context&, ConstMatrix context, const ReadOut&, Matrix attention, Matrix embedding);
+
+// Fine-grained cross-modal alignment, eq. 3. All rows are unit rows.
+//   m = visual text^T, alpha = visual query, beta = text global
+//   M_V[i,j] = alpha[i] exp(lambda beta[j] m[i,j]) / (P sum_k exp(lambda beta[k] m[i,k]))
+//   M_T[i,j] = beta[j] exp(lambda alpha[i] m[i,j]) / (T sum_k exp(lambda alpha[k] m[k,j]))
+//   task[i] = mean_j ((M_V + M_T) * m)[i,j];  for Alignment::mean task[i] = mean_j m[i,j]
+// Alignment::fcma_clamped counts negative alpha and beta as zero.
+// visual: [P, E], text: [T, E], query (the end-of-text row): [E], global (the class token's row of A_d): [E]; task: [P].
+// The matrices, each [P, T] without padding, are written where the pointer is not null (not for Alignment::mean,
+// which has only the similarity).
+enum class Alignment : int { fcma, fcma_clamped, mean };
+struct AlignmentMatrices {
+  float* similarity;        // m
+  float* visual_alignment;  // M_V
+  float* text_alignment;    // M_T
+};
+Status align(Context&, ConstMatrix visual, ConstMatrix text, const float* query, const float* global, Alignment, float lambda,
+             float* task, AlignmentMatrices);
+
+// The indices of the k largest scores, ascending. Equal scores (and -0 = +0): the lower index wins. Entries whose
+// `excluded` byte is not zero do not take part (null: all take part). k <= number of entries that take part.
+// not_finite("scores", index) when an entry that takes part is NaN; infinities order as usual.
+Status top_k(Context&, const float* scores, const uint8_t* excluded, int64_t size, int64_t k, int32_t* indices);
+
+// Nearest-centre merge. The kept rows are the centres; every other row joins the centre of highest cosine similarity
+// (equal: the centre that comes first), and each centre becomes the plain mean of itself and the rows that joined it.
+// features: [P, D]; kept: [K] ascending, distinct; tokens: [K, D]; assignment: [P] position in kept (of a kept row: its
+// own); counts: [K] rows in each mean, 1 or more. not_finite("features", row).
+Status merge(Context&, ConstMatrix features, const int32_t* kept, int64_t k, Matrix tokens, int32_t* assignment, int32_t* counts);
+
+}  // namespace desap

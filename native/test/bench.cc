@@ -1,0 +1,150 @@
+// Speed of the kernels on LLaVA-1.5's shape, beside the processor's own multiply-add peak in the same run.
+//
+//   desap_native_bench [rounds]      N 577, D 1024, H 16, E 768, T 30, K 64; medians
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "../cpu/context.h"
+#include "../head.h"
+#include "harness.h"
+
+namespace desap::test {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// ------------------------------------------------------------------------------------------------------------- peak
+
+// 16 independent accumulators, kept in registers by an empty asm; returns GFLOP/s of one thread.
+#define DESAP_PEAK(isa, lanes, attribute, constraint)                                                      \
+  attribute double peak_##isa() {                                                                          \
+    typedef float V __attribute__((vector_size(4 * lanes)));                                               \
+    V a[10] = {}, x = V{} + 0.5f, y = V{} + 0.25f;                                                         \
+    const int64_t steps = 2000000;                                                                         \
+    const auto start = Clock::now();                                                                       \
+    for (int64_t i = 0; i < steps; i++) {                                                                  \
+      _Pragma("GCC unroll 10") for (int j = 0; j < 10; j++) a[j] = a[j] * x + y;                           \
+      _Pragma("GCC unroll 10") for (int j = 0; j < 10; j++) __asm__ volatile("" : "+" constraint(a[j]));   \
+    }                                                                                                      \
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();                    \
+    return static_cast<double>(steps) * 10 * 2 * lanes / seconds / 1e9;                                    \
+  }
+
+#if defined(__x86_64__)
+DESAP_PEAK(scalar, 4, , "x")
+DESAP_PEAK(avx2, 8, __attribute__((target("avx2,fma"))), "x")
+DESAP_PEAK(avx512, 16, __attribute__((target("avx512f"))), "v")
+#else
+DESAP_PEAK(scalar, 4, , "w")
+#endif
+
+double peak(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) return peak_avx512();
+  if (isa == Isa::avx2) return peak_avx2();
+#endif
+  (void)isa;
+  return peak_scalar();
+}
+
+// ----------------------------------------------------------------------------------------------------------- timing
+
+struct Series {
+  std::vector<double> values;
+  void add(double x) { values.push_back(x); }
+  double median() {
+    std::sort(values.begin(), values.end());
+    return values[values.size() / 2];
+  }
+  double best() { return *std::min_element(values.begin(), values.end()); }
+};
+
+template <class Body>
+double milliseconds(const Body& body) {
+  const auto start = Clock::now();
+  body();
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+void require(const Status& status) {
+  if (status.good()) return;
+  std::fprintf(stderr, "failed: %s\n", status.what ? status.what : "");
+  std::exit(1);
+}
+
+constexpr int64_t tokens = 577, width = 1024, heads = 16, embedding = 768, words = 30, keep = 64;
+
+void run(Isa isa, int threads, int rounds) {
+  Context* context = nullptr;
+  require(context_create({threads, isa}, &context));
+  Random random(1);
+  const float spread = 1.0f / 32;  // 1 / sqrt(D): activations keep their size
+  const Floats w = random.floats(width * width, spread), b = random.floats(width, 0.1f), p = random.floats(embedding * width, spread);
+  const Floats ones(width, 1.0f), x = random.floats(tokens * width), text = random.floats(words * embedding);
+
+  Linear* packed = nullptr;
+  require(linear_pack(*context, {w.data(), width, width, width}, b.data(), &packed));
+  Rows a(x, tokens, width, 16), q(tokens, width, 16), y(tokens, width, 16);
+  require(linear(*context, a, *packed, q));
+
+  const HeadWeights weights{ones.data(), b.data(), w.data(), b.data(), w.data(), b.data(), w.data(), b.data(), w.data(), b.data(), ones.data(), b.data(), p.data()};
+  std::shared_ptr<Head> head;
+  require(Head::create(*context, {width, heads, embedding, true, 1e-5f}, weights, &head));
+  const Hold hold = std::make_shared<int>(0);
+  const int64_t patches = tokens - 1;
+  Floats kept(keep * width), task(patches), map(tokens);
+  Ints indices(keep), assignment(patches), counts_(keep);
+  std::vector<uint8_t> source(keep);
+
+  Series peaks, linears, attentions, saliencies, analyses, stages[5], prunes[3], pruned;
+  for (int i = 0; i < rounds; i++) {
+    if (i % 4 == 0) peaks.add(peak(isa) * threads);
+    linears.add(milliseconds([&] { require(linear(*context, a, *packed, y)); }));
+    attentions.add(milliseconds([&] { require(attention(*context, q, q, y, heads, a)); }));
+    if (threads == 1 && i < 3) saliencies.add(milliseconds([&] { require(saliency(*context, q, q, heads, false, map.data())); }));
+    std::shared_ptr<Analysis> analysis;
+    analyses.add(milliseconds([&] { require(head->analyze(*context, {x.data(), false, tokens, hold}, Encoding::qq, {}, &analysis)); }));
+    const AnalyzeTimings& t = analysis->timings();
+    const double parts[] = {t.normalize, t.project, t.attention, t.saliency, t.read_out};
+    for (int s = 0; s < 5; s++) stages[s].add(parts[s]);
+    PruneTimings u;
+    const PruneRequest request{{text.data(), words, embedding, embedding}, nullptr, words - 1, keep, keep / 2, Alignment::fcma, 0.1f, nullptr, true, {nullptr, 0, 0, 0}};
+    pruned.add(milliseconds([&] {
+      require(analysis->prune(*context, request, {kept.data(), indices.data(), source.data(), assignment.data(), counts_.data(), task.data(), {}}, &u));
+    }));
+    const double more[] = {u.align, u.top_k, u.merge};
+    for (int s = 0; s < 3; s++) prunes[s].add(more[s]);
+  }
+
+  const double linear_flops = 2.0 * tokens * width * width / 1e6, attention_flops = 4.0 * tokens * tokens * width / 1e6;
+  std::printf("%s, %d thread%s: multiply-add peak %.1f GFLOP/s%s\n", isa_name(isa), threads, threads > 1 ? "s" : "", peaks.median(),
+              isa == Isa::scalar ? " (of the baseline's 4 lanes)" : "");
+  std::printf("  linear     %7.2f ms  %6.1f GFLOP/s  (best %.2f ms, %.1f)\n", linears.median(), linear_flops / linears.median(), linears.best(), linear_flops / linears.best());
+  std::printf("  attention  %7.2f ms  %6.1f GFLOP/s  (best %.2f ms, %.1f)\n", attentions.median(), attention_flops / attentions.median(), attentions.best(), attention_flops / attentions.best());
+  if (threads == 1) std::printf("  saliency without class token %.2f ms\n", saliencies.median());
+  std::printf("  analyze    %7.2f ms  (best %.2f): normalize %.2f, project %.2f, attention %.2f, saliency %.2f, read-out %.2f\n", analyses.median(), analyses.best(),
+              stages[0].median(), stages[1].median(), stages[2].median(), stages[3].median(), stages[4].median());
+  std::printf("  prune      %7.2f ms  (best %.2f): align %.2f, top-k %.3f, merge %.2f\n", pruned.median(), pruned.best(), prunes[0].median(), prunes[1].median(), prunes[2].median());
+  linear_free(packed);
+  head.reset();
+  context_destroy(context);
+}
+
+}  // namespace
+}  // namespace desap::test
+
+int main(int argc, char** argv) {
+  using namespace desap;
+  const int rounds = argc > 1 ? std::max(3, std::atoi(argv[1])) : 25;
+  Isa isas[4];
+  const int count = supported_isas(isas);
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  for (int i = 0; i < count; i++) {
+    for (int threads = 1; threads <= cores; threads *= 2) test::run(isas[i], threads, isas[i] == Isa::scalar ? 3 : rounds);
+  }
+}

@@ -1,0 +1,158 @@
+// A few lines of test harness: named cases, each run on every instruction set of this machine and on several thread
+// counts, whose results must be equal bit for bit.
+#pragma once
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "../cpu/context.h"
+
+namespace desap::test {
+
+using Floats = std::vector<float>;
+using Doubles = std::vector<double>;
+using Ints = std::vector<int32_t>;
+
+struct Counts {
+  int passed = 0, failed = 0;
+};
+inline Counts counts;
+inline std::string place;  // "attention [avx2]"
+
+inline bool check(bool condition, const std::string& what) {
+  (condition ? counts.passed : counts.failed)++;
+  if (!condition && counts.failed <= 100) std::printf("FAILED %s: %s\n", place.c_str(), what.c_str());
+  return condition;
+}
+
+// max |actual - expected| / max |expected| <= tolerance; NaN fails.
+inline void check_close(const Floats& actual, const Doubles& expected, double tolerance, const std::string& what) {
+  if (!check(actual.size() == expected.size(), what + ": size")) return;
+  double largest = 0, error = 0;
+  for (double x : expected) largest = std::fmax(largest, std::fabs(x));
+  for (size_t i = 0; i < actual.size(); i++) {
+    const double e = std::fabs(actual[i] - expected[i]);
+    if (!(e <= error)) error = e;
+  }
+  check(error <= tolerance * largest, what + ": error " + std::to_string(error / largest / tolerance) + " of tolerance");
+}
+
+inline bool is(const Status& status, Code code, const char* what, int64_t where) {
+  return status.code == code && status.what && std::strcmp(status.what, what) == 0 && status.where == where;
+}
+
+// The instruction set under test, as a context for each of several thread counts.
+class Machine {
+ public:
+  explicit Machine(Isa set) : isa(set) {
+    for (int threads : {1, 2, 3, 5}) {
+      Context* context = nullptr;
+      if (context_create({threads, set}, &context).good()) contexts_.push_back(context);
+    }
+  }
+  ~Machine() {
+    for (Context* context : contexts_) context_destroy(context);
+  }
+  Machine(const Machine&) = delete;
+  Machine& operator=(const Machine&) = delete;
+
+  Context& one() const { return *contexts_[0]; }
+
+  // Runs `body`, which returns its outputs, on every thread count and twice on the last; all must agree bit for bit.
+  template <class Result>
+  std::vector<Result> same(const std::string& what, const std::function<std::vector<Result>(Context&)>& body) const {
+    const std::vector<Result> first = body(*contexts_[0]);
+    bool equal = contexts_.size() == 4;
+    for (size_t i = 1; i <= contexts_.size(); i++) {
+      const std::vector<Result> again = body(*contexts_[i < contexts_.size() ? i : i - 1]);
+      equal = equal && again.size() == first.size() && std::memcmp(again.data(), first.data(), first.size() * sizeof(Result)) == 0;
+    }
+    check(equal, what + ": differs between thread counts or runs");
+    return first;
+  }
+
+  const Isa isa;
+
+ private:
+  std::vector<Context*> contexts_;
+};
+
+struct Case {
+  const char* name;
+  void (*run)(const Machine&);
+};
+inline std::vector<Case>& cases() {
+  static std::vector<Case> list;
+  return list;
+}
+struct Register {
+  Register(const char* name, void (*run)(const Machine&)) { cases().push_back({name, run}); }
+};
+
+#define DESAP_CASE(name)                                                            \
+  static void name(const ::desap::test::Machine&);                                  \
+  static const ::desap::test::Register name##_registered(#name, name);              \
+  static void name([[maybe_unused]] const ::desap::test::Machine& machine)
+
+// Reproducible data: a 64-bit linear congruential generator.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed * 2654435761u + 1) {}
+  float uniform() {  // in [-1, 1)
+    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<float>(static_cast<int32_t>(state_ >> 32)) * 0x1p-31f;
+  }
+  float normal() {  // variance 1, near enough to normal
+    float sum = 0;
+    for (int i = 0; i < 12; i++) sum += uniform();
+    return sum * 0.5f;
+  }
+  int64_t below(int64_t n) {
+    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<int64_t>(state_ >> 33) % n;
+  }
+  Floats floats(int64_t count, float scale = 1) {
+    Floats x(static_cast<size_t>(count));
+    for (float& v : x) v = normal() * scale;
+    return x;
+  }
+
+ private:
+  uint64_t state_;
+};
+
+// A matrix with rows `gap` elements longer than its columns; the gap holds NaN, which must reach no result and stay.
+struct Rows {
+  Rows(int64_t r, int64_t c, int64_t gap = 0) : rows(r), cols(c), ld(c + gap), data(static_cast<size_t>(r * ld), NAN) {}
+  Rows(const Floats& x, int64_t r, int64_t c, int64_t gap = 0) : Rows(r, c, gap) {
+    for (int64_t i = 0; i < r; i++) std::memcpy(&data[static_cast<size_t>(i * ld)], &x[static_cast<size_t>(i * c)], static_cast<size_t>(c) * 4);
+  }
+  operator Matrix() { return {data.data(), rows, cols, ld}; }
+  operator ConstMatrix() const { return {data.data(), rows, cols, ld}; }
+  // The columns without the gap; empty when the gap was written to.
+  Floats dense() const {
+    Floats x;
+    for (int64_t i = 0; i < rows; i++) {
+      const float* row = data.data() + i * ld;
+      x.insert(x.end(), row, row + cols);
+      for (int64_t j = cols; j < ld; j++) {
+        if (row[j] == row[j]) return {};
+      }
+    }
+    return x;
+  }
+  int64_t rows, cols, ld;
+  Floats data;
+};
+
+inline Floats concatenate(std::initializer_list<Floats> parts) {
+  Floats all;
+  for (const Floats& part : parts) all.insert(all.end(), part.begin(), part.end());
+  return all;
+}
+
+}  // namespace desap::test

@@ -1,0 +1,232 @@
+// The whole head against the golden cases, and its contract: holds, half precision, options, errors, nothing written.
+#include <limits>
+#include <memory>
+
+#include "../head.h"
+#include "golden.h"
+#include "harness.h"
+
+namespace desap::test {
+namespace {
+
+const char* const golden_cases[] = {"tiny", "odd",  "nocls",        "vit-small", "task-only", "salient-only", "vv",
+                                    "kk",   "qk",   "no-alignment", "one-token", "keep-all",  "clamped",      "odd-share"};
+
+struct Pruned {
+  Floats tokens, task, similarity, visual, text;
+  Ints indices, assignment, counts;
+  std::vector<uint8_t> source;
+};
+
+// One golden case: its weights as a head, its inputs, its options.
+struct Example {
+  explicit Example(const std::string& name) : golden(std::string(DESAP_GOLDEN) + "/" + name + ".safetensors") {
+    hidden = golden.tensor<float>("input.hidden");
+    text = golden.tensor<float>("input.text");
+    tokens = golden.shape("input.hidden")[0];
+    words = golden.shape("input.text")[0];
+    config.width = golden.shape("input.hidden")[1];
+    config.embedding = golden.shape("input.text")[1];
+    config.heads = std::stoll(golden.config("heads"));
+    config.class_token = golden.config("cls") != "false";
+    config.epsilon = 1e-5f;
+    patches = tokens - (config.class_token ? 1 : 0);
+    const std::string names[] = {"qq", "kk", "vv", "qk"};
+    for (int i = 0; i < 4; i++) {
+      if (golden.config("encoding") == names[i]) encoding = static_cast<Encoding>(i);
+    }
+    const std::string share = golden.config("task_share");
+    request.text = {text.data(), words, config.embedding, config.embedding};
+    request.query = nullptr;
+    request.end_of_text = std::stoll(golden.config("eos"));
+    request.keep = std::stoll(golden.config("keep"));
+    request.task_keep = static_cast<int64_t>(std::floor(static_cast<double>(request.keep) * (share.empty() ? 0.5 : std::stod(share)) + 0.5));
+    request.alignment = golden.config("alignment") == "false" ? Alignment::mean
+                        : golden.config("clamp") == "true"    ? Alignment::fcma_clamped
+                                                              : Alignment::fcma;
+    request.lambda = 0.1f;
+    request.saliency = nullptr;
+    request.merge = true;
+    request.features = {nullptr, 0, 0, 0};
+  }
+
+  std::shared_ptr<Head> head(Context& context) const {
+    std::vector<Floats> w;
+    for (const char* name : {"ln1.weight", "ln1.bias", "q.weight", "q.bias", "k.weight", "k.bias", "v.weight", "v.bias", "out.weight",
+                             "out.bias", "post_ln.weight", "post_ln.bias", "visual_projection.weight"}) {
+      w.push_back(golden.tensor<float>(std::string("weight.") + name));
+    }
+    const HeadWeights weights{w[0].data(), w[1].data(), w[2].data(), w[3].data(), w[4].data(),  w[5].data(), w[6].data(),
+                              w[7].data(), w[8].data(), w[9].data(), w[10].data(), w[11].data(), w[12].data()};
+    std::shared_ptr<Head> result;
+    check(Head::create(context, config, weights, &result).good(), "create");
+    return result;
+  }
+
+  Pruned room(int64_t features) const {
+    const size_t k = static_cast<size_t>(request.keep), p = static_cast<size_t>(patches), m = p * static_cast<size_t>(words);
+    return {Floats(k * static_cast<size_t>(features), 7), Floats(p, 7), Floats(m, 7), Floats(m, 7), Floats(m, 7), Ints(k, 7), Ints(p, 7), Ints(k, 7),
+            std::vector<uint8_t>(k, 7)};
+  }
+
+  static PruneOutput output(Pruned& r) {
+    return {r.tokens.data(), r.indices.data(), r.source.data(), r.assignment.data(), r.counts.data(), r.task.data(),
+            {r.similarity.data(), r.visual.data(), r.text.data()}};
+  }
+
+  Golden golden;
+  Floats hidden, text;
+  int64_t tokens, words, patches;
+  HeadConfig config;
+  Encoding encoding = Encoding::qq;
+  PruneRequest request;
+};
+
+Ints integers(const Golden& golden, const char* name) {
+  const std::vector<int64_t> x = golden.tensor<int64_t>(name);
+  return Ints(x.begin(), x.end());
+}
+
+DESAP_CASE(head_golden) {
+  for (const char* name : golden_cases) {
+    const Example e(name);
+    if (!check(e.golden.found(), std::string(name) + " is there")) continue;
+    const std::string what = name;
+    Pruned pruned = e.room(e.config.width);
+    const Floats all = machine.same<float>(what, [&](Context& context) {
+      const std::shared_ptr<Head> head = e.head(context);
+      const size_t size = e.hidden.size();
+      Floats attended(size), projected(size);
+      std::shared_ptr<Analysis> analysis;
+      check(head->analyze(context, {e.hidden.data(), false, e.tokens, nullptr}, e.encoding, {attended.data(), projected.data()}, &analysis).good(), "analyze");
+      pruned = e.room(e.config.width);
+      PruneTimings timings;
+      check(analysis->prune(context, e.request, Example::output(pruned), &timings).good(), "prune");
+      const float* embedding = analysis->embedding();
+      const float* saliency = analysis->saliency();
+      return concatenate({attended, projected, Floats(embedding, embedding + e.tokens * e.config.embedding),
+                          Floats(saliency, saliency + e.patches), pruned.task, pruned.tokens});
+    });
+    size_t at = 0;
+    for (const char* output : {"context", "attention", "embedding", "saliency", "task", "tokens"}) {
+      const Doubles expected = e.golden.tensor<double>(std::string("output.") + output);
+      const Floats part(all.begin() + static_cast<int64_t>(at), all.begin() + static_cast<int64_t>(at + expected.size()));
+      check_close(part, expected, 2e-5, what + " " + output);
+      at += expected.size();
+    }
+    check(pruned.indices == integers(e.golden, "output.kept"), what + " kept");
+    check(pruned.assignment == integers(e.golden, "output.assignment"), what + " assignment");
+    check(pruned.counts == integers(e.golden, "output.count"), what + " count");
+    check(Ints(pruned.source.begin(), pruned.source.end()) == integers(e.golden, "output.source"), what + " source");
+  }
+}
+
+std::shared_ptr<Analysis> analyzed(const Machine& machine, const Example& e, const HiddenStates& hidden) {
+  std::shared_ptr<Analysis> analysis;
+  check(e.head(machine.one())->analyze(machine.one(), hidden, e.encoding, {}, &analysis).good(), "analyze");
+  return analysis;
+}
+
+DESAP_CASE(head_keeps_a_hold_or_a_copy) {
+  Example e("tiny");
+  auto memory = std::make_shared<Floats>(e.hidden);
+  const std::weak_ptr<Floats> watch = memory;
+  std::shared_ptr<Analysis> held = analyzed(machine, e, {memory->data(), false, e.tokens, memory});
+  check(held->features() == memory->data() + e.config.width, "reads the held memory in place");
+  memory.reset();
+  check(!watch.expired(), "the analysis holds it");
+
+  std::shared_ptr<Analysis> copied = analyzed(machine, e, {e.hidden.data(), false, e.tokens, nullptr});
+  Pruned a = e.room(e.config.width), b = a;
+  e.hidden.assign(e.hidden.size(), NAN);
+  check(held->prune(machine.one(), e.request, Example::output(a), nullptr).good(), "prune held");
+  check(copied->prune(machine.one(), e.request, Example::output(b), nullptr).good(), "prune copied");
+  check(a.tokens == b.tokens && a.indices == b.indices && a.visual == b.visual, "same result");
+  held.reset();
+  check(watch.expired(), "and lets it go");
+}
+
+DESAP_CASE(head_half) {
+  Example e("odd");
+  std::vector<uint16_t> half(e.hidden.size());
+  convert_to_half(machine.one(), e.hidden.data(), static_cast<int64_t>(half.size()), half.data());
+  convert_half(machine.one(), half.data(), static_cast<int64_t>(half.size()), e.hidden.data());
+  Pruned a = e.room(e.config.width), b = a;
+  check(analyzed(machine, e, {half.data(), true, e.tokens, nullptr})->prune(machine.one(), e.request, Example::output(a), nullptr).good(), "half");
+  check(analyzed(machine, e, {e.hidden.data(), false, e.tokens, nullptr})->prune(machine.one(), e.request, Example::output(b), nullptr).good(), "float");
+  check(a.tokens == b.tokens && a.indices == b.indices && a.task == b.task, "half is its float values");
+}
+
+DESAP_CASE(head_prune_options) {
+  Example e("vit-small");
+  const auto analysis = analyzed(machine, e, {e.hidden.data(), false, e.tokens, nullptr});
+  Pruned plain = e.room(e.config.width), r = plain;
+  check(analysis->prune(machine.one(), e.request, Example::output(plain), nullptr).good(), "plain");
+
+  const Floats query(e.text.begin() + e.request.end_of_text * e.config.embedding, e.text.begin() + (e.request.end_of_text + 1) * e.config.embedding);
+  e.request.query = query.data();
+  check(analysis->prune(machine.one(), e.request, Example::output(r), nullptr).good() && r.task == plain.task, "the end-of-text row as a vector");
+  e.request.query = nullptr;
+
+  Floats map(static_cast<size_t>(e.patches), 0.0f);
+  map.back() = 1;
+  e.request.saliency = map.data();
+  e.request.task_keep = e.request.keep - 1;
+  check(analysis->prune(machine.one(), e.request, Example::output(r), nullptr).good() && r.indices.back() == e.patches - 1 && r.source.back() == 1, "a map of one's own");
+  e.request.saliency = nullptr;
+  e.request.task_keep = 0;
+  check(analysis->prune(machine.one(), e.request, Example::output(r), nullptr).good(), "saliency alone");
+  for (uint8_t s : r.source) check(s == 1, "source");
+
+  e.request.merge = false;
+  Floats features = Random(1).floats(e.patches * 3);
+  e.request.features = {features.data(), e.patches, 3, 3};
+  r = e.room(3);
+  check(analysis->prune(machine.one(), e.request, Example::output(r), nullptr).good(), "no merge, features of one's own");
+  int kept = 0;
+  for (int64_t i = 0; i < e.patches; i++) kept += r.assignment[static_cast<size_t>(i)] >= 0;
+  check(kept == e.request.keep && r.counts == Ints(r.counts.size(), 1), "dropped patches have no token");
+  for (size_t i = 0; i < r.indices.size(); i++) {
+    check(r.tokens[i * 3] == features[static_cast<size_t>(r.indices[i]) * 3] && r.assignment[static_cast<size_t>(r.indices[i])] == static_cast<int>(i), "rows as they are");
+  }
+}
+
+DESAP_CASE(head_errors_write_nothing) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  Example e("tiny");
+  const auto analysis = analyzed(machine, e, {e.hidden.data(), false, e.tokens, nullptr});
+  Floats hidden = e.hidden;
+  hidden[static_cast<size_t>(3 * e.config.width + 1)] = infinity;
+  std::shared_ptr<Analysis> none;
+  check(is(e.head(machine.one())->analyze(machine.one(), {hidden.data(), false, e.tokens, nullptr}, e.encoding, {}, &none), Code::not_finite, "hidden", 3) && !none, "hidden");
+
+  const Floats text = e.text;
+  const auto fails = [&](const char* what, int64_t where, int64_t features) {
+    Pruned r = e.room(features);
+    check(is(analysis->prune(machine.one(), e.request, Example::output(r), nullptr), Code::not_finite, what, where), what);
+    bool untouched = true;
+    for (const Floats* x : {&r.tokens, &r.task, &r.similarity, &r.visual, &r.text}) untouched = untouched && *x == Floats(x->size(), 7);
+    for (const Ints* x : {&r.indices, &r.assignment, &r.counts}) untouched = untouched && *x == Ints(x->size(), 7);
+    check(untouched && r.source == std::vector<uint8_t>(r.source.size(), 7), std::string(what) + ": nothing written");
+  };
+  e.text[static_cast<size_t>(2 * e.config.embedding)] = NAN;
+  fails("text", 2, e.config.width);
+  e.text = text;
+  Floats query(static_cast<size_t>(e.config.embedding), infinity);
+  e.request.query = query.data();
+  fails("query", 0, e.config.width);
+  e.request.query = nullptr;
+  Floats map(static_cast<size_t>(e.patches), 0.0f);
+  map[9] = NAN;
+  e.request.saliency = map.data();
+  e.request.task_keep = 0;
+  fails("saliency", 9, e.config.width);
+  e.request.saliency = nullptr;
+  Floats features(static_cast<size_t>(e.patches * 5), 1.0f);
+  features[4 * 5 + 2] = -infinity;
+  e.request.features = {features.data(), e.patches, 5, 5};
+  fails("features", 4, 5);
+}
+
+}  // namespace
+}  // namespace desap::test

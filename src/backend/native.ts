@@ -1,0 +1,154 @@
+/** The CPU device: finds and loads the native addon, and gives its errors this package's type and words. */
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { availableParallelism } from 'node:os';
+import { fileURLToPath } from 'node:url';
+import { DesapError, type DesapErrorCode, invalid, notFinite } from '../errors.js';
+import type { Addon } from './addon.js';
+import type { Driver, DriverAnalysis, DriverError, DriverHead, MaybePromise } from './driver.js';
+
+/** More threads than this serve no image. */
+const MAXIMUM_THREADS = 256;
+const DEFAULT_THREADS = 16;
+const BUILD = 'build it with: npm run build:native (needs a C++17 compiler and Python)';
+
+const require = createRequire(import.meta.url);
+let loaded: Addon | undefined;
+
+/**
+ * The CPU addon: the one built here (build/Release), else the prebuilt one of this platform.
+ * @throws DesapError `ERR_DEVICE_UNAVAILABLE` that says whether no addon was found or why it did not load
+ */
+export function loadCpuAddon(): Addon {
+  loaded ??= loadAddon(fileURLToPath(new URL('../..', import.meta.url)));
+  return loaded;
+}
+
+/** The addon of the package at `root`. */
+export function loadAddon(root: string): Addon {
+  const build = require('node-gyp-build') as { path(root: string): string };
+  let file: string;
+  try {
+    file = build.path(root);
+  } catch (cause) {
+    const tried = existsSync(`${root}/prebuilds`) ? 'build/Release and prebuilds' : 'build/Release (and no prebuilds)';
+    throw new DesapError(
+      'ERR_DEVICE_UNAVAILABLE',
+      `cpu: no native addon for ${process.platform}-${process.arch} in ${root} (tried ${tried}); ${BUILD}`,
+      { cause },
+    );
+  }
+  try {
+    return require(file) as Addon;
+  } catch (cause) {
+    throw new DesapError(
+      'ERR_DEVICE_UNAVAILABLE',
+      `cpu: the native addon ${file} does not load: ${(cause as Error).message}; ${BUILD}`,
+      { cause },
+    );
+  }
+}
+
+/**
+ * Opens the CPU device.
+ *
+ * @param options `threads`: 1 to 256, default the available ones, at most 16; `isa`: default the best of this machine;
+ *   `names`: words for the native side's names of inputs in messages
+ * @throws DesapError `ERR_VALUE`, `ERR_DEVICE_UNAVAILABLE`, `ERR_OUT_OF_MEMORY`
+ */
+export function createCpuDriver(
+  options: { threads?: number; isa?: string; names?: Readonly<Record<string, string>> } = {},
+): Driver {
+  const addon = loadCpuAddon();
+  const { threads = Math.min(availableParallelism(), DEFAULT_THREADS), isa = addon.isas[0], names = {} } = options;
+  if (!Number.isInteger(threads) || threads < 1 || threads > MAXIMUM_THREADS)
+    throw invalid('ERR_VALUE', 'threads', threads, `an integer from 1 to ${MAXIMUM_THREADS}`);
+  if (!addon.isas.includes(isa))
+    throw invalid('ERR_DEVICE_UNAVAILABLE', 'isa', isa, `one that this machine runs: ${addon.isas.join(', ')}`);
+  return wrapDriver(addon, { threads, isa }, names);
+}
+
+function wrapDriver(
+  addon: Addon,
+  options: { threads: number; isa: string },
+  names: Readonly<Record<string, string>>,
+): Driver {
+  const guard = guarding(names);
+  const native = guard(() => new addon.Context(options));
+  return {
+    kind: native.kind,
+    description: native.description,
+    run: (kernel, args, sync) => guard(() => native.run(kernel, args, sync)),
+    createHead: (weights) => {
+      const head = guard(() => native.createHead(weights));
+      return {
+        analyze: (images, request, sync) => guard(() => wrapAll(head.analyze(images, request, sync), guard)),
+        dispose: () => head.dispose(),
+      } satisfies DriverHead;
+    },
+    dispose: () => native.dispose(),
+  };
+}
+
+type Guard = <T>(call: () => T) => T;
+
+/** Runs a native call; its error, thrown or rejected with, becomes a {@link DesapError}. */
+function guarding(names: Readonly<Record<string, string>>): Guard {
+  return <T>(call: () => T): T => {
+    try {
+      const result = call();
+      return result instanceof Promise ? (settled(result, names) as T) : result;
+    } catch (error) {
+      throw desapError(error, names);
+    }
+  };
+}
+
+/** An async function, so that the error's stack names the functions that awaited it. */
+async function settled<T>(result: Promise<T>, names: Readonly<Record<string, string>>): Promise<T> {
+  try {
+    return await result;
+  } catch (error) {
+    throw desapError(error, names);
+  }
+}
+
+function wrapAll(analyses: MaybePromise<DriverAnalysis[]>, guard: Guard): MaybePromise<DriverAnalysis[]> {
+  const wrap = (all: DriverAnalysis[]) => all.map((analysis) => new NativeAnalysis(analysis, guard));
+  return analyses instanceof Promise ? analyses.then(wrap) : wrap(analyses);
+}
+
+class NativeAnalysis implements DriverAnalysis {
+  readonly tokens: number;
+  readonly patches: number;
+  readonly width: number;
+  readonly timings: DriverAnalysis['timings'];
+  readonly featuresAddress: bigint;
+
+  constructor(
+    private readonly native: DriverAnalysis,
+    private readonly guard: Guard,
+  ) {
+    this.tokens = native.tokens;
+    this.patches = native.patches;
+    this.width = native.width;
+    this.timings = native.timings;
+    this.featuresAddress = native.featuresAddress;
+  }
+
+  embedding = () => this.guard(() => this.native.embedding());
+  saliency = () => this.guard(() => this.native.saliency());
+  intermediates = () => this.guard(() => this.native.intermediates());
+  prune: DriverAnalysis['prune'] = (request, sync) => this.guard(() => this.native.prune(request, sync));
+  dispose = () => this.native.dispose();
+}
+
+/** A native error as a {@link DesapError} whose message begins with the argument, by its name in `names` where it has one. */
+export function desapError(error: unknown, names: Readonly<Record<string, string>> = {}): unknown {
+  if (!(error instanceof Error) || error instanceof DesapError) return error;
+  const { code, argument, row, image, message } = error as DriverError;
+  if (!code?.startsWith('ERR_')) return new DesapError('ERR_INTERNAL', `native addon: ${message}`, { cause: error });
+  const name = argument && (names[argument] ?? argument);
+  if (name && row !== undefined) return notFinite(name, row, image);
+  return new DesapError(code as DesapErrorCode, name ? `${name}: ${message}` : message, { cause: error });
+}

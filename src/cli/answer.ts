@@ -1,0 +1,60 @@
+import { Command } from 'commander';
+import { Llava } from '../runtimes/llava.js';
+import {
+  keepOrAll,
+  type ModelFlags,
+  modelFolders,
+  type PruningFlags,
+  positive,
+  print,
+  printJson,
+  withModels,
+  withPruning,
+} from './options.js';
+import { positionsOption } from './positions.js';
+
+interface Flags extends ModelFlags, PruningFlags {
+  keep: number | 'all';
+  positions: 'compact' | 'original';
+  prompt?: string;
+  maxNewTokens?: number;
+  json?: boolean;
+}
+
+export function answerCommand(): Command {
+  return withPruning(withModels(new Command('answer')))
+    .description('Answer a question about a picture with a LLaVA model whose visual tokens are pruned.')
+    .argument('<picture>', 'PNG, JPEG, WebP, ... file')
+    .argument('<question>', 'the question, as the language model and the CLIP text tower see it')
+    .option('--keep <count>', 'visual tokens to keep: a count, a fraction below 1, or all', keepOrAll, 'all')
+    .addOption(positionsOption())
+    .option('--prompt <form>', 'prompt with {image} and {question} (default: the chat template of the model)')
+    .option('--max-new-tokens <count>', 'longest answer (default: that of the model)', positive)
+    .option('--json', 'print JSON')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ desap answer models/eval/demo/00.png "what color is the house ?" --keep 16
+  $ desap answer photo.jpg "is the fence wood or metal?" --keep 64 --model llava-1.5-7b --clip clip-vit-large-patch14-336`,
+    )
+    .action(async (picture: string, question: string, flags: Flags) => {
+      const { device, threads, isa, prompt } = flags;
+      const { model, clip } = await modelFolders(flags);
+      const llava = await Llava.open(model, { device, threads, isa, prompt, clip });
+      try {
+        const { pruned, ...answer } = await llava.answer(picture, question, flags);
+        if (flags.json) return printJson({ ...answer, indices: pruned?.indices, source: pruned?.source });
+        print(answer.text);
+        const { vision, prune, projector, prefill, decode } = answer.timings;
+        process.stderr.write(
+          `${answer.tokens} visual tokens of ${answer.promptTokens} in the prompt; vision ${ms(vision)}, pruning ${ms(prune)}, ` +
+            `projector ${ms(projector)}, prefill ${ms(prefill)}, decode ${ms(decode)}\n`,
+        );
+      } finally {
+        await llava.dispose();
+      }
+    });
+}
+
+const ms = (value: number): string => `${value.toFixed(1)} ms`;

@@ -1,0 +1,145 @@
+import { mkdir, readFile } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { Command } from 'commander';
+import { DesapError } from '../errors.js';
+import { type Answer, Llava } from '../runtimes/llava.js';
+import { writeWhole } from '../safetensors.js';
+import { keepCount, MODELS, type ModelFlags, modelFolders, print, printJson, withDevice } from './options.js';
+import { progress } from './progress.js';
+import { draw } from './prune.js';
+import { median, table } from './table.js';
+
+interface Flags extends ModelFlags {
+  keep: number;
+  output: string;
+  json?: boolean;
+}
+
+interface Scene {
+  image: string;
+  questions: { question: string; answer: string; type: string }[];
+}
+
+interface Row {
+  image: string;
+  question: string;
+  expected: string;
+  full: Answer;
+  pruned: Answer;
+}
+
+/** Timed runs per question and path: the first of a process warms caches up. */
+const RUNS = 5;
+/** The picture and question that are drawn. */
+const DRAWN = { scene: 2, question: 0 };
+
+export function demoCommand(): Command {
+  return withDevice(new Command('demo'))
+    .description('Ask the example model about a few pictures, with all visual tokens and with a ninth of them.')
+    .option('--keep <count>', 'visual tokens to keep of 144', keepCount, 16)
+    .option('-o, --output <folder>', 'where the picture goes', 'out')
+    .option('--json', 'print JSON')
+    .addHelpText('after', '\nExamples:\n  $ desap demo\n  $ desap demo --keep 8 --output /tmp/kept')
+    .action(async (flags: Flags) => {
+      const { device, threads, isa, keep } = flags;
+      const { model, clip } = await modelFolders(flags);
+      const scenes = await readScenes(join(MODELS, 'eval', 'demo.jsonl'));
+      const llava = await Llava.open(model, { device, threads, isa, clip });
+      try {
+        const rows = await askAll(llava, scenes, keep);
+        const picture = await drawOne(llava, scenes[DRAWN.scene], keep, flags.output);
+        report(rows, llava, picture, flags.json ?? false);
+      } finally {
+        await llava.dispose();
+      }
+    });
+}
+
+async function readScenes(path: string): Promise<Scene[]> {
+  const text = await readFile(path, 'utf8').catch(() => {
+    throw new DesapError(
+      'ERR_FILE',
+      `${path}: got no such file, wanted the demo pictures of a clone of the repository`,
+    );
+  });
+  return text.split('\n').flatMap((line) => (line.trim() ? [JSON.parse(line) as Scene] : []));
+}
+
+async function askAll(llava: Llava, scenes: readonly Scene[], keep: number): Promise<Row[]> {
+  const rows: Row[] = [];
+  const bar = progress('demo', scenes.length);
+  try {
+    for (const scene of scenes) {
+      using image = await llava.see(join(MODELS, 'eval', scene.image));
+      for (const { question, answer } of scene.questions)
+        rows.push({
+          image: scene.image,
+          question,
+          expected: answer,
+          full: await timed(() => image.answer(question, { keep: 'all' })),
+          pruned: await timed(() => image.answer(question, { keep })),
+        });
+      bar.step();
+    }
+  } finally {
+    bar.stop();
+  }
+  return rows;
+}
+
+/** The answer, with the median of the prefill times. */
+async function timed(ask: () => Promise<Answer>): Promise<Answer> {
+  const answers: Answer[] = [];
+  for (let run = 0; run < RUNS; run++) answers.push(await ask());
+  const prefill = median(answers.map(({ timings }) => timings.prefill));
+  return { ...answers[RUNS - 1], timings: { ...answers[RUNS - 1].timings, prefill } };
+}
+
+async function drawOne(llava: Llava, scene: Scene, keep: number, folder: string): Promise<string> {
+  const { question } = scene.questions[DRAWN.question];
+  const picture = await llava.images.picture(join(MODELS, 'eval', scene.image));
+  const { pruned, text } = await llava.answer(llava.images.normalize(picture), question, { keep, maps: true });
+  const path = resolve(folder, 'kept.png');
+  await mkdir(resolve(folder), { recursive: true });
+  if (pruned) await writeWhole(path, await draw(picture, question, pruned, text));
+  return path;
+}
+
+function report(rows: readonly Row[], llava: Llava, picture: string, json: boolean): void {
+  const correct = (path: 'full' | 'pruned') => rows.filter((row) => row[path].text === row.expected).length;
+  const prefill = (path: 'full' | 'pruned') => median(rows.map((row) => row[path].timings.prefill));
+  const prune = median(rows.map(({ pruned }) => pruned.timings.prune));
+  const summary = (path: 'full' | 'pruned') => ({
+    correct: correct(path),
+    tokens: rows[0][path].tokens,
+    prefill: prefill(path),
+  });
+  const device = llava.vision?.device ?? '';
+  if (json) {
+    const plain = rows.map(({ full, pruned, ...row }) => ({ ...row, full: full.text, pruned: pruned.text }));
+    printJson({ device, full: summary('full'), pruned: { ...summary('pruned'), prune }, rows: plain, picture });
+    return;
+  }
+  const mark = ({ text }: Answer, expected: string) => `${text}${text === expected ? '' : ' *'}`;
+  const [all, some] = [rows[0].full.tokens, rows[0].pruned.tokens];
+  const cells = rows.map(({ image, question, expected, full, pruned }) => [
+    image.replace(/^demo\//, ''),
+    question,
+    expected,
+    mark(full, expected),
+    mark(pruned, expected),
+    full.timings.prefill.toFixed(2),
+    pruned.timings.prefill.toFixed(2),
+  ]);
+  const header = ['picture', 'question', 'correct', `all ${all}`, `kept ${some}`, 'prefill ms', `with ${some}`];
+  print(table(header, cells, [5, 6]));
+  print();
+  print(
+    `correct: ${correct('full')} of ${rows.length} with ${all} visual tokens, ${correct('pruned')} with ${some} (* wrong)`,
+  );
+  print(
+    `prefill, median of ${RUNS} runs and ${rows.length} questions: ${prefill('full').toFixed(2)} ms with ${all}, ` +
+      `${prefill('pruned').toFixed(2)} ms with ${some}; pruning itself ${prune.toFixed(2)} ms on: ${device}`,
+  );
+  print(`picture: ${picture}`);
+}

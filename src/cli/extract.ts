@@ -1,0 +1,69 @@
+import { stat } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { Command } from 'commander';
+import { DesapError } from '../errors.js';
+import { type HeadWeights, saveHead } from '../index.js';
+import { confirmHead, extractHead } from '../onnx/index.js';
+import { isFile } from '../runtimes/files.js';
+import { loadOrt } from '../runtimes/session.js';
+import { positive, print } from './options.js';
+
+interface Flags {
+  output: string;
+  heads?: number;
+}
+
+export function extractCommand(): Command {
+  return new Command('extract')
+    .description("Take the pruning head (the encoder's last attention and its read-out) out of a CLIP model.")
+    .argument('<source>', 'CLIP folder, vision_model.onnx, model.safetensors, or model.safetensors.index.json')
+    .requiredOption('-o, --output <file>', 'head file to write (.safetensors)')
+    .option('--heads <count>', 'attention heads, where neither graph nor config.json says it', positive)
+    .addHelpText(
+      'after',
+      `
+The head is confirmed by numbers, against the vision model itself, where onnx/vision_model.onnx is at hand.
+
+Examples:
+  $ desap extract models/tiny-clip -o tiny-clip.head.safetensors
+  $ desap extract clip-vit-large-patch14-336/model.safetensors -o clip-l-336.head.safetensors`,
+    )
+    .action(async (source: string, { output, heads }: Flags) => {
+      const { weights, visionModel } = await resolveSource(source);
+      const head = await extractHead(
+        weights === visionModel ? { visionModel: weights, heads } : { safetensors: weights, heads },
+      );
+      const confirmation = visionModel === null ? null : await confirmHead(await loadOrt(), visionModel, head);
+      await saveHead(head, output);
+      report(head, output, confirmation && Math.max(confirmation.attention, confirmation.embedding ?? 0));
+    });
+}
+
+/** The file that the weights come from, and the graph to confirm them with. */
+async function resolveSource(source: string): Promise<{ weights: string; visionModel: string | null }> {
+  const entry = await stat(source).catch(() => null);
+  if (!entry) throw new DesapError('ERR_FILE', `${source}: got no such file or folder, wanted a CLIP model`);
+  const folder = entry.isDirectory() ? source : dirname(source);
+  const candidate = join(folder, 'onnx', 'vision_model.onnx');
+  const visionModel = (await isFile(candidate)) ? candidate : null;
+  if (!entry.isDirectory())
+    return source.endsWith('.onnx') ? { weights: source, visionModel: source } : { weights: source, visionModel };
+  if (visionModel) return { weights: visionModel, visionModel };
+  for (const name of ['model.safetensors', 'model.safetensors.index.json'])
+    if (await isFile(join(source, name))) return { weights: join(source, name), visionModel: null };
+  throw new DesapError(
+    'ERR_FILE',
+    `${source}: got neither onnx/vision_model.onnx nor model.safetensors, wanted a CLIP folder`,
+  );
+}
+
+function report(head: HeadWeights, output: string, error: number | null): void {
+  print(
+    `${output}: width ${head.width}, ${head.heads} heads, shared space ${head.embedding}, ${head.classToken ? 'with' : 'without'} class token`,
+  );
+  print(
+    error === null
+      ? 'not confirmed: no vision_model.onnx beside it'
+      : `confirmed: within ${error.toExponential(1)} of what the vision model computes`,
+  );
+}

@@ -1,0 +1,66 @@
+/** What went wrong, for programs. Every error that this package throws on purpose is a {@link DesapError} with one of these. */
+export type DesapErrorCode =
+  /** A tensor has the wrong rank or a wrong extent. */
+  | 'ERR_SHAPE'
+  /** A tensor has an element type that is not accepted there, or data that does not match its type. */
+  | 'ERR_DTYPE'
+  /** A number or a string is outside of what the option accepts. */
+  | 'ERR_VALUE'
+  /** A tensor holds NaN or Inf (or values whose square leaves float32). */
+  | 'ERR_NOT_FINITE'
+  /** The memory behind a typed array is gone, or shorter than its shape says (detached, transferred or resized buffer). */
+  | 'ERR_DETACHED'
+  /** The object was disposed. */
+  | 'ERR_DISPOSED'
+  /** A file is missing, truncated or not what its format says. */
+  | 'ERR_FILE'
+  /** An ONNX graph does not hold what was looked for. */
+  | 'ERR_GRAPH'
+  /** A head does not belong to the encoder that it is used with. */
+  | 'ERR_HEAD_MISMATCH'
+  /** An optional package is not installed. */
+  | 'ERR_MISSING_PACKAGE'
+  /** The requested device or instruction set is not available here. */
+  | 'ERR_DEVICE_UNAVAILABLE'
+  /** An allocation failed. */
+  | 'ERR_OUT_OF_MEMORY'
+  /** A broken invariant: a bug in this package. */
+  | 'ERR_INTERNAL';
+
+/** An error whose message names the argument, what it got and what it wanted, and whose `code` says which kind it is. */
+export class DesapError extends Error {
+  override readonly name = 'DesapError';
+  constructor(
+    readonly code: DesapErrorCode,
+    message: string,
+    options?: ErrorOptions,
+  ) {
+    super(message, options);
+  }
+}
+
+/** `argument: got X, wanted Y` as a {@link DesapError}. */
+export function invalid(code: DesapErrorCode, argument: string, got: unknown, wanted: string): DesapError {
+  return new DesapError(code, `${argument}: got ${describe(got)}, wanted ${wanted}`);
+}
+
+/** The error for an input that holds NaN or Inf; `row` is the first row (of a vector: the first element) at fault. */
+export function notFinite(argument: string, row: number, image?: number): DesapError {
+  const name = image === undefined ? argument : `${argument}[${image}]`;
+  const error = invalid(
+    'ERR_NOT_FINITE',
+    name,
+    `NaN, Inf or a magnitude beyond float32 in row ${row}`,
+    'finite values',
+  );
+  return Object.assign(error, { argument, row });
+}
+
+function describe(value: unknown): string {
+  if (typeof value === 'string') return value;
+  if (typeof value === 'number' || typeof value === 'bigint' || value === null || value === undefined)
+    return String(value);
+  if (typeof value === 'boolean') return String(value);
+  if (Array.isArray(value)) return `[${value.join(', ')}]`;
+  return (value as object).constructor?.name ?? typeof value;
+}

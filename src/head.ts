@@ -1,0 +1,170 @@
+import { DesapError, invalid } from './errors.js';
+import {
+  formatSafeTensors,
+  parseSafeTensors,
+  readSafeTensors,
+  type SafeTensors,
+  toFloat32,
+  writeWhole,
+} from './safetensors.js';
+
+/** A linear layer y = x W^T + b: `weight` is [out, in] row-major, `bias` is [out]. */
+export interface LinearWeights {
+  readonly weight: Float32Array;
+  readonly bias: Float32Array;
+}
+
+/**
+ * The weights that DeSAP needs of an encoder: its last layer's attention and its read-out (arXiv 2604.11240, section 4.1).
+ * D = `width`, E = `embedding`.
+ */
+export interface HeadWeights {
+  /** D, the width of the hidden states. */
+  readonly width: number;
+  /** H, attention heads; divides D. */
+  readonly heads: number;
+  /** E, the width of the space that image and text share. */
+  readonly embedding: number;
+  /** Whether row 0 of the hidden states is the class token. */
+  readonly classToken: boolean;
+  /** Epsilon of both layer norms (CLIP: 1e-5). */
+  readonly epsilon: number;
+  /** Layer norm before the last attention: weight and bias [D]. */
+  readonly ln1: LinearWeights;
+  /** Projections of the last attention, each [D, D] with bias [D]; q is not pre-scaled by 1/sqrt(dh). */
+  readonly q: LinearWeights;
+  readonly k: LinearWeights;
+  readonly v: LinearWeights;
+  readonly out: LinearWeights;
+  /** Layer norm after the encoder: weight and bias [D]. */
+  readonly postNorm: LinearWeights;
+  /** Visual projection [E, D], no bias. */
+  readonly visualProjection: Float32Array;
+}
+
+const LAYERS = [
+  ['ln1', 'ln1'],
+  ['q', 'q'],
+  ['k', 'k'],
+  ['v', 'v'],
+  ['out', 'out'],
+  ['postNorm', 'post_ln'],
+] as const;
+
+/** Where a head's configuration lies in the metadata of its `.safetensors` file. */
+const METADATA_KEY = 'desap.head';
+
+/**
+ * Checks a head once, at the boundary: extents against `width`, `heads` and `embedding`, and every value for NaN and Inf.
+ * @throws DesapError `ERR_SHAPE`, `ERR_VALUE`, `ERR_NOT_FINITE`
+ */
+export function checkHead(head: HeadWeights, name = 'head'): HeadWeights {
+  const { width, heads, embedding, epsilon } = head;
+  for (const [key, value] of Object.entries({ width, heads, embedding }))
+    if (!Number.isSafeInteger(value) || value < 1)
+      throw invalid('ERR_VALUE', `${name}.${key}`, value, 'a positive integer');
+  if (width % heads !== 0) throw invalid('ERR_VALUE', `${name}.heads`, heads, `a divisor of the width ${width}`);
+  if (!(epsilon > 0 && epsilon < 1)) throw invalid('ERR_VALUE', `${name}.epsilon`, epsilon, 'a number between 0 and 1');
+  if (typeof head.classToken !== 'boolean')
+    throw invalid('ERR_VALUE', `${name}.classToken`, head.classToken, 'true or false');
+  const check = (key: string, data: Float32Array, length: number) => {
+    if (!(data instanceof Float32Array)) throw invalid('ERR_DTYPE', `${name}.${key}`, data, 'a Float32Array');
+    if (data.length !== length)
+      throw invalid('ERR_SHAPE', `${name}.${key}`, `${data.length} elements`, `${length} elements`);
+    for (let i = 0; i < length; i++)
+      if (!Number.isFinite(data[i]))
+        throw invalid('ERR_NOT_FINITE', `${name}.${key}`, `${data[i]} at element ${i}`, 'finite weights');
+  };
+  for (const [field] of LAYERS) {
+    const isNorm = field === 'ln1' || field === 'postNorm';
+    check(`${field}.weight`, head[field].weight, isNorm ? width : width * width);
+    check(`${field}.bias`, head[field].bias, width);
+  }
+  check('visualProjection', head.visualProjection, embedding * width);
+  return head;
+}
+
+/**
+ * A head from the content of a `.safetensors` file: tensors `ln1`, `q`, `k`, `v`, `out`, `post_ln` (each `.weight` and
+ * `.bias`) and `visual_projection.weight`, in F32, F16 or BF16, with or without the prefix `weight.`; `heads`, `cls` and
+ * `epsilon` as JSON in the metadata key `desap.head` or `config`.
+ * @throws DesapError `ERR_FILE` when a tensor or the configuration is missing; see also {@link checkHead}
+ */
+export function headFromSafeTensors(file: SafeTensors, name = 'head'): HeadWeights {
+  const json = file.metadata[METADATA_KEY] ?? file.metadata.config;
+  if (json === undefined)
+    throw new DesapError(
+      'ERR_FILE',
+      `${name}: got a safetensors file without the metadata key "${METADATA_KEY}", wanted a head file (made by: desap extract)`,
+    );
+  let config: { heads?: number; cls?: boolean; epsilon?: number };
+  try {
+    config = JSON.parse(json);
+  } catch (cause) {
+    throw new DesapError('ERR_FILE', `${name}: the metadata key "${METADATA_KEY}" is not JSON`, { cause });
+  }
+  const find = (key: string) => {
+    const tensor = file.tensors.get(key) ?? file.tensors.get(`weight.${key}`);
+    if (tensor === undefined)
+      throw new DesapError('ERR_FILE', `${name}: got no tensor "${key}", wanted a head file (made by: desap extract)`);
+    return tensor;
+  };
+  const values = (key: string, ...shape: number[]) => {
+    const tensor = find(key);
+    if (tensor.shape.join() !== shape.join())
+      throw invalid('ERR_SHAPE', `${name}: tensor "${key}"`, tensor.shape, `[${shape.join(', ')}]`);
+    return toFloat32(tensor, `${name}: tensor "${key}"`);
+  };
+  const width = find('ln1.weight').shape[0] ?? 0;
+  const embedding = find('visual_projection.weight').shape[0] ?? 0;
+  const layers = Object.fromEntries(
+    LAYERS.map(([field, key]) => {
+      const isNorm = field === 'ln1' || field === 'postNorm';
+      return [
+        field,
+        {
+          weight: isNorm ? values(`${key}.weight`, width) : values(`${key}.weight`, width, width),
+          bias: values(`${key}.bias`, width),
+        },
+      ];
+    }),
+  ) as Record<(typeof LAYERS)[number][0], LinearWeights>;
+  return checkHead(
+    {
+      width,
+      embedding,
+      heads: config.heads ?? Number.NaN,
+      classToken: config.cls ?? true,
+      epsilon: config.epsilon ?? 1e-5,
+      ...layers,
+      visualProjection: values('visual_projection.weight', embedding, width),
+    },
+    name,
+  );
+}
+
+/** Reads a head file (path) or its bytes. */
+export async function loadHead(source: string | Uint8Array | ArrayBuffer): Promise<HeadWeights> {
+  if (typeof source === 'string') return headFromSafeTensors(await readSafeTensors(source), source);
+  const bytes = source instanceof Uint8Array ? source : new Uint8Array(source);
+  return headFromSafeTensors(parseSafeTensors(bytes, 'head'), 'head');
+}
+
+/** The bytes of a head file. */
+export function formatHead(head: HeadWeights): Uint8Array {
+  const { width, embedding } = checkHead(head);
+  const tensors: Record<string, { data: Float32Array; shape: number[] }> = {};
+  for (const [field, key] of LAYERS) {
+    const isNorm = field === 'ln1' || field === 'postNorm';
+    tensors[`${key}.weight`] = { data: head[field].weight, shape: isNorm ? [width] : [width, width] };
+    tensors[`${key}.bias`] = { data: head[field].bias, shape: [width] };
+  }
+  tensors['visual_projection.weight'] = { data: head.visualProjection, shape: [embedding, width] };
+  const config = { heads: head.heads, cls: head.classToken, epsilon: head.epsilon };
+  return formatSafeTensors(tensors, { format: 'pt', [METADATA_KEY]: JSON.stringify(config) });
+}
+
+/** Writes a head file, whole or not at all. */
+export async function saveHead(head: HeadWeights, path: string): Promise<void> {
+  await writeWhole(path, formatHead(head));
+}

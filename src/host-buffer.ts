@@ -1,0 +1,143 @@
+import type { NativeHostBuffer } from './backend/addon.js';
+import { desapError, loadCpuAddon } from './backend/native.js';
+import { DesapError, invalid } from './errors.js';
+import { Tensor } from './tensor.js';
+
+/** Element types of a {@link HostBuffer}'s tensors. */
+export type HostType = 'float32' | 'float16';
+
+const BYTES = { float32: 4, float16: 2 } as const;
+
+/**
+ * Memory that asynchronous calls read in place. Other memory they have to copy first, because a script can take it away
+ * at any time; this one is counted natively and lasts until no call and no analysis reads it any more. It starts at a
+ * 64-byte boundary, and is kept for the next buffer of its size when it is disposed of.
+ *
+ * Hand it to an ONNX Runtime session as the place of an output, and the output never has to be copied:
+ *
+ * ```ts
+ * using buffer = HostBuffer.forTensor('float32', [1, 577, 1024]);
+ * const hidden = buffer.tensor('float32', [1, 577, 1024]);
+ * await session.run(feeds, { hidden_states: hidden });
+ * const image = await pruner.analyze(hidden);
+ * ```
+ *
+ * Two rules. After `session.run`, read the tensor that you passed, not the one that it returns, which is a copy. And do
+ * not write into the buffer while an analysis of it lives: it reads the buffer whenever it merges.
+ *
+ * Its content is undefined at first. Without `dispose()` the garbage collector frees it; then nothing is reused soon.
+ */
+export class HostBuffer implements Disposable {
+  readonly #native: NativeHostBuffer;
+  #disposed = false;
+
+  /** Length in bytes; 0 once disposed. */
+  get byteLength(): number {
+    return this.arrayBuffer.byteLength;
+  }
+  /** The memory, the same object each time; detached once disposed. */
+  readonly arrayBuffer: ArrayBuffer;
+  /** Address of the first byte, a multiple of 64. */
+  readonly address: bigint;
+
+  private constructor(byteLength: number) {
+    const addon = loadCpuAddon();
+    try {
+      this.#native = new addon.HostBuffer(byteLength);
+    } catch (error) {
+      throw desapError(error);
+    }
+    this.arrayBuffer = this.#native.arrayBuffer;
+    this.address = addon.addressOf(new Uint8Array(this.arrayBuffer));
+  }
+
+  /**
+   * @param byteLength 1 to 2^46 bytes
+   * @throws DesapError `ERR_VALUE`, `ERR_OUT_OF_MEMORY`; `ERR_DEVICE_UNAVAILABLE` without the native addon
+   */
+  static allocate(byteLength: number): HostBuffer {
+    return new HostBuffer(byteLength);
+  }
+
+  /**
+   * Room for one tensor.
+   * @throws DesapError as {@link HostBuffer.allocate}; `ERR_DTYPE`, `ERR_SHAPE` for the type and the extents
+   */
+  static forTensor(type: HostType, dims: readonly number[]): HostBuffer {
+    return new HostBuffer(elementCount(type, dims) * BYTES[type]);
+  }
+
+  /** Whether {@link HostBuffer.dispose} was called. */
+  get disposed(): boolean {
+    return this.#disposed;
+  }
+
+  /**
+   * The memory as float32 numbers. A view: writing it writes the buffer.
+   * @param offset in bytes, a multiple of 4; default 0
+   * @param length in elements; default: up to the end
+   * @throws DesapError `ERR_DISPOSED`; `ERR_VALUE` where the view would not lie within the buffer
+   */
+  float32(offset = 0, length?: number): Float32Array {
+    return this.#view(Float32Array, 4, offset, length);
+  }
+
+  /** The memory as the bits of float16 numbers; as {@link HostBuffer.float32}, with offsets that are multiples of 2. */
+  uint16(offset = 0, length?: number): Uint16Array {
+    return this.#view(Uint16Array, 2, offset, length);
+  }
+
+  /**
+   * An onnxruntime tensor over the memory, for a session's `fetches` or for `Pruner.analyze`. float16 is a `Uint16Array`,
+   * or a `Float16Array` where the runtime has one.
+   * @param byteOffset where it begins, a multiple of the element size; default 0
+   * @throws DesapError `ERR_DISPOSED`, `ERR_DTYPE`, `ERR_SHAPE`, `ERR_VALUE`
+   */
+  tensor(type: HostType, dims: readonly number[], byteOffset = 0): Tensor {
+    const length = elementCount(type, dims);
+    const data = type === 'float32' ? this.float32(byteOffset, length) : this.uint16(byteOffset, length);
+    return new Tensor(type, data as Float32Array, dims);
+  }
+
+  /**
+   * Detaches the ArrayBuffer, so that its views are empty from now on, and gives the memory back as soon as no call and
+   * no analysis reads it. Safe to call again.
+   */
+  dispose(): void {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    this.#native.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  #view<T>(
+    View: new (buffer: ArrayBuffer, offset: number, length: number) => T,
+    size: number,
+    offset: number,
+    length?: number,
+  ): T {
+    if (this.#disposed) throw new DesapError('ERR_DISPOSED', 'HostBuffer: used after dispose()');
+    const room = this.byteLength - offset;
+    if (!Number.isInteger(offset) || offset < 0 || offset % size !== 0 || room < 0)
+      throw invalid('ERR_VALUE', 'offset', offset, `a multiple of ${size} from 0 to ${this.byteLength} bytes`);
+    const count = length ?? Math.floor(room / size);
+    if (!Number.isInteger(count) || count < 0 || count * size > room)
+      throw invalid(
+        'ERR_VALUE',
+        'length',
+        count,
+        `at most the ${Math.floor(room / size)} elements behind offset ${offset}`,
+      );
+    return new View(this.arrayBuffer, offset, count);
+  }
+}
+
+function elementCount(type: HostType, dims: readonly number[]): number {
+  if (!Object.hasOwn(BYTES, type)) throw invalid('ERR_DTYPE', 'type', type, "'float32' or 'float16'");
+  if (!Array.isArray(dims) || dims.some((extent) => !Number.isSafeInteger(extent) || extent < 1))
+    throw invalid('ERR_SHAPE', 'dims', dims, 'positive integers');
+  return dims.reduce((product, extent) => product * extent, 1);
+}

@@ -1,0 +1,64 @@
+/**
+ * The list of kernels: arguments and results of each, as every backend takes and returns them.
+ * The same names stand in native/kernels.h, native/cpu, native/cuda, test and bench.
+ */
+import type { LinearWeights } from '../head.js';
+import type { FloatMatrix } from '../tensor.js';
+
+/** Operands of the decoupled attention, Table 4(b) of the paper. */
+export type Encoding = 'qq' | 'kk' | 'vv' | 'qk';
+export const ENCODINGS: readonly Encoding[] = ['qq', 'kk', 'vv', 'qk'];
+
+/**
+ * How visual and text tokens are matched: `fcma` is eq. 3 as printed, `fcma-clamped` counts negative alpha and beta as
+ * zero, `mean` is the plain mean of the cosines.
+ */
+export type Alignment = 'fcma' | 'fcma-clamped' | 'mean';
+export const ALIGNMENTS: readonly Alignment[] = ['fcma', 'fcma-clamped', 'mean'];
+
+export interface KernelArguments {
+  layerNorm: { x: FloatMatrix; weight: Float32Array; bias: Float32Array; epsilon: number };
+  linear: { x: FloatMatrix; weight: FloatMatrix; bias: Float32Array | null };
+  attention: { q: FloatMatrix; k: FloatMatrix; v: FloatMatrix; heads: number };
+  saliency: { q: FloatMatrix; k: FloatMatrix; heads: number; classToken: boolean };
+  unitRows: { x: FloatMatrix };
+  readOut: {
+    context: FloatMatrix;
+    out: LinearWeights;
+    postNorm: LinearWeights;
+    epsilon: number;
+    visualProjection: FloatMatrix;
+  };
+  align: {
+    visual: FloatMatrix;
+    text: FloatMatrix;
+    query: Float32Array;
+    global: Float32Array;
+    alignment: Alignment;
+    lambda: number;
+    matrices: boolean;
+  };
+  topK: { scores: Float32Array; k: number; excluded: Uint8Array | null };
+  merge: { features: FloatMatrix; kept: Int32Array };
+}
+
+/** Matrices of eq. 3, each [P, T]; the last two are null for the alignment `mean`. */
+export interface AlignmentMatrices {
+  readonly similarity: Float32Array;
+  readonly visualAlignment: Float32Array | null;
+  readonly textAlignment: Float32Array | null;
+}
+
+export interface KernelResults {
+  layerNorm: Float32Array;
+  linear: Float32Array;
+  attention: Float32Array;
+  saliency: Float32Array;
+  unitRows: Float32Array;
+  readOut: { attention: Float32Array; embedding: Float32Array };
+  align: { task: Float32Array; matrices: AlignmentMatrices | null };
+  topK: Int32Array;
+  merge: { tokens: Float32Array; assignment: Int32Array; counts: Int32Array };
+}
+
+export type KernelName = keyof KernelArguments;

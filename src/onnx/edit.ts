@@ -1,0 +1,137 @@
+import { dirname, relative, sep } from 'node:path';
+import type { InferenceSession } from 'onnxruntime-common';
+import { DesapError } from '../errors.js';
+import { sorted } from './graph.js';
+import type { OnnxModel } from './model.js';
+import { type FileRange, fileRange } from './weights.js';
+import { type GraphNode, type WritableTensor, writeModel, writeValue } from './write.js';
+
+/** The onnxruntime-node module, as far as this package uses it. */
+export type OrtModule = Pick<typeof import('onnxruntime-node'), 'InferenceSession' | 'Tensor'>;
+
+/** A graph that exists in memory only. Its large weights stay in the files that they came from. */
+export interface EditedGraph {
+  /** A ModelProto. */
+  readonly bytes: Uint8Array;
+  /** The folder that its external data is relative to; null when it holds all weights itself. */
+  readonly folder: string | null;
+  /** What error messages call it. */
+  readonly name: string;
+  readonly inputs: readonly string[];
+  readonly outputs: readonly string[];
+}
+
+/** What to keep of a graph. */
+export interface Cut {
+  /** Values to feed instead of computing them, with their element type (TensorProto.DataType). Their shape is left open. */
+  readonly inputs?: readonly { readonly name: string; readonly type: number }[];
+  /** Values to hand out. Their shape is left open. */
+  readonly outputs: readonly string[];
+  /** Nodes to add. One that writes a value of the model takes the place of the node that wrote it. */
+  readonly nodes?: readonly GraphNode[];
+}
+
+/**
+ * Cuts the nodes between some values out of a model: a small ModelProto whose weights are references (external data by
+ * file, offset and length) into the user's own files. Nothing is written to disk, and no weight is copied, except for a
+ * model that was given as bytes.
+ *
+ * @throws DesapError `ERR_GRAPH` when a value does not exist; `ERR_FILE` when an external data file is missing
+ */
+export function cut(model: OnnxModel, { inputs = [], outputs, nodes = [] }: Cut): EditedGraph {
+  const fed = new Map(inputs.map((input) => [input.name, writeValue(input.name, input.type)]));
+  const producers = new Map<string, GraphNode>();
+  for (const node of [...model.nodes, ...nodes]) for (const output of node.outputs) producers.set(output, node);
+  const producer = (value: string) => (fed.has(value) || value === '' ? undefined : producers.get(value));
+  const graphInputs = new Map(model.inputs.map((input) => [input.name, input.bytes]));
+  for (const value of outputs)
+    if (producer(value) === undefined)
+      throw new DesapError('ERR_GRAPH', `${model.name}: looked for a node that writes "${value}"; found none`);
+
+  const kept = sorted(
+    model.name,
+    outputs.flatMap((value) => producer(value) ?? []),
+    producer,
+  );
+  const tensors: WritableTensor[] = [];
+  const ranges: { name: string; range: FileRange }[] = [];
+  const needed = new Map<string, Uint8Array>();
+  const leaves = new Set(
+    kept.flatMap(({ inputs, captures }) => [...inputs, ...captures]).filter((value) => producer(value) === undefined),
+  );
+  for (const value of leaves) {
+    const input = fed.get(value) ?? graphInputs.get(value);
+    const tensor = model.initializers.get(value);
+    if (input !== undefined) needed.set(value, input);
+    else if (tensor === undefined)
+      continue; // an optional input that is left out, or a name inside of a subgraph
+    else if ('bytes' in tensor.data) tensors.push({ ...tensor, data: tensor.data });
+    else ranges.push({ name: value, range: fileRange(model, tensor) });
+  }
+  const folder = commonFolder(ranges.map(({ range }) => range.path));
+  for (const { name, range } of ranges) {
+    const { path, offset, length } = range;
+    const location = relative(folder ?? '', path)
+      .split(sep)
+      .join('/');
+    const { type, dims } = model.initializers.get(name)!;
+    tensors.push({ name, type, dims, data: { location, offset, length } });
+  }
+  const bytes = writeModel({
+    header: model.header,
+    nodes: kept,
+    initializers: tensors,
+    inputs: [...needed.values()],
+    outputs: outputs.map((value) => writeValue(value)),
+  });
+  return { bytes, folder, name: model.name, inputs: [...needed.keys()], outputs };
+}
+
+/** The deepest folder that holds all files, or null when there is none to hold. */
+function commonFolder(paths: readonly string[]): string | null {
+  const folders = [...new Set(paths.map((path) => dirname(path)))];
+  if (folders.length === 0) return null;
+  return folders.reduce((common, folder) => {
+    let shared = common;
+    while (folder !== shared && !folder.startsWith(shared.endsWith(sep) ? shared : shared + sep))
+      shared = dirname(shared);
+    return shared;
+  });
+}
+
+/**
+ * A whole model with further values among its outputs. The weights are references, see {@link cut}.
+ *
+ * @param values values inside of the model, or written by one of `nodes`
+ * @param nodes nodes to add
+ */
+export function expose(model: OnnxModel, values: readonly string[], nodes: readonly GraphNode[] = []): EditedGraph {
+  const outputs = new Set([...model.outputs.map((output) => output.name), ...values]);
+  return cut(model, { outputs: [...outputs], nodes });
+}
+
+/**
+ * Opens an edited graph. The caller releases the session.
+ *
+ * @param ort the onnxruntime-node module
+ * @param options session options of the caller; the folder of the weights is added to `extra.session`
+ * @throws DesapError `ERR_GRAPH` when onnxruntime does not accept the graph, with its reason
+ */
+export async function openGraph(
+  ort: OrtModule,
+  { bytes, folder, name }: EditedGraph,
+  options: InferenceSession.SessionOptions = {},
+): Promise<InferenceSession> {
+  const extra = options.extra as { session?: Record<string, unknown> } | undefined;
+  const session = {
+    ...extra?.session,
+    ...(folder === null ? {} : { model_external_initializers_file_folder_path: folder }),
+  };
+  try {
+    return await ort.InferenceSession.create(bytes, { ...options, extra: { ...extra, session } });
+  } catch (cause) {
+    throw new DesapError('ERR_GRAPH', `${name}: onnxruntime does not open a part of it: ${(cause as Error).message}`, {
+      cause,
+    });
+  }
+}

@@ -1,0 +1,39 @@
+import { invalid } from '../errors.js';
+import type { HeadWeights } from '../head.js';
+import { headFromGraph } from './extract-graph.js';
+import { headFromCheckpoint } from './extract-safetensors.js';
+import type { ModelSource } from './model.js';
+
+/** Where {@link extractHead} takes a head from: a CLIP graph, or a CLIP checkpoint. */
+export type HeadSource =
+  | {
+      /** A CLIP `vision_model.onnx` with float32 or float16 weights, inside or beside the file: path, bytes or model. */
+      readonly visionModel: ModelSource;
+      /** H, for a graph that does not say it. */
+      readonly heads?: number;
+    }
+  | {
+      /** Path of a Hugging Face CLIP `model.safetensors`, or of its `model.safetensors.index.json` when it is sharded. */
+      readonly safetensors: string;
+      /** `config.json` as an object, or its `vision_config`; default: the file beside the checkpoint. */
+      readonly config?: object;
+      /** H, where there is no config. */
+      readonly heads?: number;
+    };
+
+/**
+ * Takes the weights that DeSAP needs (last attention, its norm, post norm, visual projection) out of a CLIP export.
+ * In a graph they are found by structure; follow with `confirmHead`, which compares numbers.
+ *
+ * @throws DesapError `ERR_FILE` for an unusable file; `ERR_GRAPH` when the graph lacks a part, or its weights are
+ *   quantised; `ERR_VALUE` without a head count; the errors of `checkHead`
+ * @see arXiv 2604.11240, section 4.1
+ */
+export async function extractHead(source: HeadSource): Promise<HeadWeights> {
+  if (source?.heads !== undefined && !(Number.isSafeInteger(source.heads) && source.heads > 0))
+    throw invalid('ERR_VALUE', 'heads', source.heads, 'a positive integer');
+  if ('visionModel' in source) return headFromGraph(source.visionModel, source.heads);
+  if (typeof source.safetensors === 'string')
+    return headFromCheckpoint(source.safetensors, source.config, source.heads);
+  throw invalid('ERR_VALUE', 'source', source, '{ visionModel } or { safetensors }');
+}

@@ -1,0 +1,132 @@
+import { realpathSync } from 'node:fs';
+import { dirname, resolve } from 'node:path';
+import { DesapError, invalid } from '../errors.js';
+import { type OnnxNode, type OnnxValue, readNode, readValue } from './messages.js';
+import { GraphField, ModelField, OpsetField } from './proto.js';
+import { readTensor, type StoredTensor } from './stored-tensor.js';
+import { type ByteSource, type Field, fields, memorySource, payload, text, withFileSource } from './wire.js';
+
+/** A model file on disk. */
+export interface ModelFile {
+  /** Its real path, symbolic links followed. */
+  readonly path: string;
+  /** The folder that it was found in, which external data is relative to: download caches link every file one by one. */
+  readonly folder: string;
+}
+
+/** The structure of an ONNX file: everything except large weights, which stay where they are. */
+export interface OnnxModel {
+  /** What error messages call it. */
+  readonly name: string;
+  /** Where the file lies; null when the model was given as bytes. */
+  readonly file: ModelFile | null;
+  /** The fields of the ModelProto beside the graph (versions, operator sets, functions, metadata), as they were. */
+  readonly header: readonly Uint8Array[];
+  /** Version of ONNX's own operator set. */
+  readonly opset: number;
+  readonly nodes: readonly OnnxNode[];
+  readonly initializers: ReadonlyMap<string, StoredTensor>;
+  /** What must be fed: graph inputs that are not initialisers. */
+  readonly inputs: readonly OnnxValue[];
+  readonly outputs: readonly OnnxValue[];
+  /** Recorded types of values between. */
+  readonly valueTypes: ReadonlyMap<string, number>;
+}
+
+/** A model as functions take it: path, bytes, or one that was read before. */
+export type ModelSource = string | Uint8Array | OnnxModel;
+
+/**
+ * Reads the structure of an ONNX model. A file of any size is walked through a small window; weights are not loaded.
+ *
+ * @param source path, bytes, or a model that was read before (returned as it is)
+ * @param name what error messages call a model that is given as bytes
+ * @throws DesapError `ERR_FILE` when it cannot be read, is truncated, contradicts itself or is no ONNX model;
+ *   `ERR_GRAPH` for sparse initialisers
+ */
+export function readModel(source: ModelSource, name = 'model'): OnnxModel {
+  if (source instanceof Uint8Array) return parseModel(memorySource(name, source), null);
+  if (typeof source === 'object' && source !== null) return source;
+  if (typeof source !== 'string' || source === '')
+    throw invalid('ERR_VALUE', name, source, 'a path or the bytes of an ONNX model');
+  let path: string;
+  try {
+    path = realpathSync(source);
+  } catch (cause) {
+    throw new DesapError('ERR_FILE', `${source}: cannot be read: ${(cause as Error).message}`, { cause });
+  }
+  const file = { path, folder: dirname(resolve(source)) };
+  return withFileSource(source, path, (bytes) => parseModel(bytes, file));
+}
+
+function parseModel(source: ByteSource, file: ModelFile | null): OnnxModel {
+  if (source.size === 0) throw new DesapError('ERR_FILE', `${source.name}: not an ONNX model: got an empty file`);
+  const header: Uint8Array[] = [];
+  const parts = new GraphParts(source);
+  let irVersion = 0;
+  let opset = 0;
+  for (const field of fields(source)) {
+    // A message field that occurs again is merged, which for a graph means: its lists go on.
+    if (field.number === ModelField.graph) parts.add(field);
+    else header.push(source.bytes(field.tag, field.end - field.tag).slice());
+    if (field.number === ModelField.irVersion) irVersion = field.value;
+    if (field.number === ModelField.opsetImport) opset = Math.max(opset, onnxVersion(source, field));
+  }
+  const found = `IR version ${irVersion}, ONNX operator set ${opset}, ${parts.nodes.length} nodes, ${parts.outputs.length} outputs`;
+  if (irVersion < 1 || opset < 1 || parts.nodes.length === 0 || parts.outputs.length === 0)
+    throw new DesapError('ERR_FILE', `${source.name}: not an ONNX model: got ${found}; wanted at least one of each`);
+  const { nodes, initializers, outputs, valueTypes } = parts;
+  // Before IR version 4 every initialiser was listed as an input too.
+  const inputs = parts.inputs.filter((value) => !initializers.has(value.name));
+  return { name: source.name, file, header, opset, nodes, initializers, inputs, outputs, valueTypes };
+}
+
+function onnxVersion(source: ByteSource, field: Field): number {
+  let domain = '';
+  let version = 0;
+  for (const part of fields(source, field.start, field.end)) {
+    if (part.number === OpsetField.domain) domain = text(source, part);
+    if (part.number === OpsetField.version) version = part.value;
+  }
+  return domain === '' || domain === 'ai.onnx' ? version : 0;
+}
+
+/** The lists of a GraphProto, filled from one or more occurrences. */
+class GraphParts {
+  readonly nodes: OnnxNode[] = [];
+  readonly initializers = new Map<string, StoredTensor>();
+  readonly inputs: OnnxValue[] = [];
+  readonly outputs: OnnxValue[] = [];
+  readonly valueTypes = new Map<string, number>();
+
+  constructor(private readonly source: ByteSource) {}
+
+  add(graph: Field): void {
+    const { source } = this;
+    for (const field of fields(source, graph.start, graph.end)) {
+      switch (field.number) {
+        case GraphField.node:
+          this.nodes.push(readNode(source.name, payload(source, field)));
+          break;
+        case GraphField.initializer: {
+          const tensor = readTensor(source, field.start, field.end);
+          this.initializers.set(tensor.name, tensor);
+          break;
+        }
+        case GraphField.input:
+          this.inputs.push(readValue(source.name, payload(source, field)));
+          break;
+        case GraphField.output:
+          this.outputs.push(readValue(source.name, payload(source, field)));
+          break;
+        case GraphField.valueInfo: {
+          const { name, type } = readValue(source.name, payload(source, field));
+          this.valueTypes.set(name, type);
+          break;
+        }
+        case GraphField.sparseInitializer:
+          throw new DesapError('ERR_GRAPH', `${source.name}: got sparse initialisers, wanted dense ones`);
+      }
+    }
+  }
+}

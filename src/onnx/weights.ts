@@ -1,0 +1,102 @@
+import { realpathSync } from 'node:fs';
+import { open } from 'node:fs/promises';
+import { join } from 'node:path';
+import { DesapError } from '../errors.js';
+import { toFloat32 } from '../safetensors.js';
+import { type Matrix, outputs, type Vector } from './linear.js';
+import type { OnnxModel } from './model.js';
+import { DataType, itemSize, typeName } from './proto.js';
+import { elementCount, type StoredTensor } from './stored-tensor.js';
+
+/** Where in which file a tensor that is not in memory lies. */
+export interface FileRange {
+  /** A real path. */
+  readonly path: string;
+  readonly offset: number;
+  readonly length: number;
+}
+
+/**
+ * The file range behind a tensor that is not in memory; symbolic links are followed.
+ * @throws DesapError `ERR_FILE` when the file is missing, or when the model was given as bytes and has no folder
+ */
+export function fileRange(model: OnnxModel, { name, type, dims, data }: StoredTensor): FileRange {
+  if ('bytes' in data) throw new DesapError('ERR_INTERNAL', `${model.name}: tensor "${name}" is in memory`);
+  const what = `${model.name}: tensor "${name}"`;
+  if (model.file === null)
+    throw new DesapError(
+      'ERR_FILE',
+      `${what}: got external data "${data.file}" in a model given as bytes, wanted the path of the model`,
+    );
+  let { path } = model.file;
+  if (data.file !== null) {
+    try {
+      path = realpathSync(join(model.file.folder, data.file));
+    } catch (cause) {
+      throw new DesapError('ERR_FILE', `${what}: its external data cannot be read: ${(cause as Error).message}`, {
+        cause,
+      });
+    }
+  }
+  return { path, offset: data.offset, length: data.length ?? (itemSize(type) ?? 0) * elementCount({ dims }) };
+}
+
+/** The elements of a float32, float16, bfloat16 or float64 tensor as float32. */
+export async function readFloats(model: OnnxModel, tensor: StoredTensor): Promise<Float32Array> {
+  const what = `${model.name}: tensor "${tensor.name}"`;
+  const dtype = SAFETENSORS_NAME[tensor.type];
+  if (dtype === undefined)
+    throw new DesapError('ERR_GRAPH', `${what}: got ${typeName(tensor.type)}, wanted floating-point weights`);
+  const bytes = 'bytes' in tensor.data ? tensor.data.bytes : await readRange(what, fileRange(model, tensor));
+  const wanted = elementCount(tensor) * (itemSize(tensor.type) ?? 0);
+  if (bytes.length !== wanted) throw new DesapError('ERR_FILE', `${what}: got ${bytes.length} bytes, wanted ${wanted}`);
+  return toFloat32({ dtype, shape: tensor.dims, bytes }, what);
+}
+
+const SAFETENSORS_NAME: Readonly<Record<number, string>> = {
+  [DataType.float]: 'F32',
+  [DataType.float16]: 'F16',
+  [DataType.bfloat16]: 'BF16',
+  [DataType.double]: 'F64',
+};
+
+async function readRange(what: string, { path, offset, length }: FileRange): Promise<Uint8Array> {
+  const fail = (why: string, cause?: unknown) => new DesapError('ERR_FILE', `${what}: ${path}: ${why}`, { cause });
+  const file = await open(path).catch((cause: Error) => {
+    throw fail(`cannot be read: ${cause.message}`, cause);
+  });
+  try {
+    const { size } = await file.stat();
+    if (offset + length > size) throw fail(`got ${size} bytes, wanted ${length} at offset ${offset}`);
+    const bytes = new Uint8Array(length);
+    for (let done = 0; done < length; ) {
+      const { bytesRead } = await file.read(bytes, done, length - done, offset + done);
+      if (bytesRead === 0) throw fail('became shorter while it was read');
+      done += bytesRead;
+    }
+    return bytes;
+  } finally {
+    await file.close();
+  }
+}
+
+/** A weight matrix as [out, in] row-major. */
+export async function readMatrix(model: OnnxModel, matrix: Matrix): Promise<Float32Array> {
+  const { tensor, layout, part } = matrix;
+  const stored = await readFloats(model, tensor);
+  const [rows, cols] = tensor.dims;
+  const count = outputs(matrix);
+  const first = (part?.index ?? 0) * count;
+  if (layout === 'out-in') return stored.slice(first * cols, (first + count) * cols);
+  const weight = new Float32Array(count * rows);
+  for (let i = 0; i < rows; i++) for (let o = 0; o < count; o++) weight[o * rows + i] = stored[i * cols + first + o];
+  return weight;
+}
+
+/** A bias, or the part of it that belongs to one of several packed layers. */
+export async function readVector(model: OnnxModel, { tensor, part }: Vector): Promise<Float32Array> {
+  const stored = await readFloats(model, tensor);
+  const length = stored.length / (part?.count ?? 1);
+  const first = (part?.index ?? 0) * length;
+  return stored.slice(first, first + length);
+}

@@ -1,0 +1,264 @@
+import { join } from 'node:path';
+import { type InferenceSession, Tensor } from 'onnxruntime-common';
+import { DesapError, invalid } from '../errors.js';
+import {
+  type AnalyzeOptions,
+  type DeviceOptions,
+  type HeadWeights,
+  type ImageAnalysis,
+  type PruneOptions,
+  type PruneResult,
+  Pruner,
+  type TensorLike,
+  type TextTokens,
+} from '../index.js';
+import {
+  type EditedGraph,
+  HIDDEN_STATES,
+  IMAGE_FEATURES,
+  type OrtModule,
+  openGraph,
+  PATCHES,
+  projectorGraph,
+  readTower,
+  towerGraph,
+} from '../onnx/index.js';
+import { ClipText, type LongText } from '../text/clip-text.js';
+import { isFile, requireFolder } from './files.js';
+import { type HiddenMemory, hiddenMemory } from './hidden-memory.js';
+import { checkQuestion } from './question.js';
+import { allOrNone, loadOrt } from './session.js';
+import { towerHead } from './tower-head.js';
+
+export interface PrunedVisionOptions extends DeviceOptions, Pick<AnalyzeOptions, 'encoding'> {
+  /** CLIP folder of the same vision tower: `onnx/text_model.onnx`, `tokenizer.json`, and `onnx/vision_model.onnx` for the head. */
+  clip: string;
+  /** A head (weights, or the path of a head file made by `desap extract`) in place of the CLIP folder's `vision_model.onnx`. */
+  head?: string | HeadWeights;
+  /** What happens to questions longer than the text tower's context; default `segment`. */
+  longText?: LongText;
+  /** Session options of ONNX Runtime, for every session. */
+  session?: InferenceSession.SessionOptions;
+}
+
+/** How to prune; see `PruneOptions`. The matrices of eq. 3 are not carried through. */
+export type VisionPruneOptions = Omit<PruneOptions, 'features' | 'matrices'>;
+
+/** Milliseconds: the tower; what the image costs the pruner; the question's text tower; pruning; the projector. */
+export interface VisionTimings {
+  readonly vision: number;
+  readonly analyze: number;
+  readonly text: number;
+  readonly prune: number;
+  readonly projector: number;
+  /** The pruner's own stages. */
+  readonly stages: PruneResult['timings'];
+}
+
+/** What the language model gets of one image for one question. K kept tokens, W its width. */
+export interface PrunedFeatures extends Omit<PruneResult, 'tokens' | 'matrices' | 'timings'> {
+  /** Projected features [1, K, W], for the image tokens of the prompt. */
+  readonly features: Tensor;
+  readonly timings: VisionTimings;
+}
+
+/**
+ * LLaVA's vision encoder with pruning between its tower and its projector, over onnxruntime-node.
+ *
+ * The user's `vision_encoder.onnx` is opened in two parts that share its weights on disk. The tower writes its hidden states
+ * straight into memory that the pruner reads in place; the kept tokens are the projector's input as they are.
+ *
+ * ONNX Runtime blocks Node's event loop while a session runs (version 1.30 runs on the main thread); the pruner does not.
+ * A server puts the whole pipeline into a worker thread.
+ *
+ * ```ts
+ * const vision = await PrunedVision.open('llava/onnx/vision_encoder.onnx', { clip: 'clip-vit-large-patch14-336' });
+ * const { features, indices } = await vision.encode(pixelValues, 'is the fence wood or metal?', { keep: 64 });
+ * ```
+ */
+export class PrunedVision {
+  /** Shape of the hidden states for each shape of `pixel_values` seen so far. */
+  readonly #shapes = new Map<string, readonly number[]>();
+
+  private constructor(
+    /** The pruner, for single kernels and other text than a question. */
+    readonly pruner: Pruner,
+    /** The CLIP text tower. */
+    readonly text: ClipText,
+    private readonly ort: OrtModule,
+    private readonly tower: InferenceSession,
+    private readonly projector: InferenceSession,
+    private readonly encoding: AnalyzeOptions['encoding'],
+  ) {}
+
+  /**
+   * Opens the encoder in two parts, takes the head out of the CLIP folder, and checks by numbers that both belong to one tower.
+   *
+   * @param visionEncoder path of a LLaVA `vision_encoder.onnx`
+   * @throws DesapError `ERR_FILE`; `ERR_GRAPH` when a file holds another kind of model; `ERR_HEAD_MISMATCH` when head and tower
+   *   do not belong together; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`
+   */
+  static async open(visionEncoder: string, options: PrunedVisionOptions): Promise<PrunedVision> {
+    const ort = await loadOrt();
+    await requireFolder(options.clip, 'a CLIP folder');
+    if (!(await isFile(visionEncoder)))
+      throw new DesapError('ERR_FILE', `${visionEncoder}: got no such file, wanted a LLaVA vision encoder`);
+    const structure = readTower(visionEncoder);
+    const head = await towerHead(ort, visionEncoder, structure, options);
+    return allOrNone(async (opened) => {
+      const session = async (graph: EditedGraph) =>
+        opened(await openGraph(ort, graph, options.session), (part) => part.release());
+      return new PrunedVision(
+        opened(await Pruner.load(head, options), (pruner) => pruner.dispose()),
+        opened(await openText(options), (text) => text.dispose()),
+        ort,
+        await session(towerGraph(structure)),
+        await session(projectorGraph(structure)),
+        options.encoding,
+      );
+    });
+  }
+
+  /** The pruner's device in words. */
+  get device(): string {
+    return this.pruner.device;
+  }
+
+  /**
+   * The part of an image that no question changes. Dispose what it returns.
+   *
+   * @param pixelValues [1, 3, H, W], float32
+   * @throws DesapError `ERR_SHAPE`, `ERR_NOT_FINITE`, `ERR_OUT_OF_MEMORY`
+   */
+  async analyze(pixelValues: Tensor): Promise<VisionAnalysis> {
+    const { dims } = pixelValues;
+    if (dims.length !== 4 || dims[0] !== 1) throw invalid('ERR_SHAPE', 'pixelValues.dims', dims, '[1, 3, H, W]');
+    const start = performance.now();
+    const { memory, hidden } = await this.#hidden(pixelValues);
+    try {
+      const encoded = performance.now();
+      const image = await this.pruner.analyze(hidden, { encoding: this.encoding });
+      const timings = { vision: encoded - start, analyze: performance.now() - encoded };
+      return new VisionAnalysis(this, image, hidden, memory, timings);
+    } catch (error) {
+      memory.dispose();
+      throw error;
+    }
+  }
+
+  /**
+   * Analyses an image and prunes it for one question. For several questions, {@link PrunedVision.analyze} it once.
+   * @throws as {@link PrunedVision.analyze} and {@link VisionAnalysis.prune}
+   */
+  async encode(pixelValues: Tensor, question: string, options: VisionPruneOptions): Promise<PrunedFeatures> {
+    using analysis = await this.analyze(pixelValues);
+    return await analysis.prune(question, options);
+  }
+
+  /** The projector alone: rows [K, D] to features [1, K, W]. */
+  async project(tokens: TensorLike): Promise<Tensor> {
+    const [rows, width] = tokens.dims.slice(-2);
+    const input = new Tensor('float32', tokens.data as Float32Array, [1, rows, width]);
+    const outputs = await this.projector.run({ [PATCHES]: input });
+    return outputs[IMAGE_FEATURES] as Tensor;
+  }
+
+  /** Hidden states [1, N, D] in memory that the pruner reads in place. */
+  async #hidden(pixelValues: Tensor): Promise<{ memory: HiddenMemory; hidden: Tensor }> {
+    const feeds = { [this.tower.inputNames[0]]: pixelValues };
+    const key = pixelValues.dims.join();
+    const known = this.#shapes.get(key);
+    const output = known ? null : (await this.tower.run(feeds))[HIDDEN_STATES];
+    const dims = known ?? (output as Tensor).dims;
+    this.#shapes.set(key, dims);
+    const memory = hiddenMemory(dims);
+    try {
+      // ONNX Runtime writes into a given output only when its own Tensor class holds it, and hands back another tensor.
+      const hidden = new this.ort.Tensor('float32', memory.data, dims);
+      if (output) memory.data.set(output.data as Float32Array);
+      else await this.tower.run(feeds, { [HIDDEN_STATES]: hidden });
+      return { memory, hidden };
+    } catch (error) {
+      memory.dispose();
+      throw error;
+    }
+  }
+
+  /** Frees the sessions and the pruner; analyses stay usable for pruning, not for projecting. */
+  async dispose(): Promise<void> {
+    this.pruner.dispose();
+    await Promise.all([this.text.dispose(), this.tower.release(), this.projector.release()]);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose();
+  }
+}
+
+/** One image for many questions; made by {@link PrunedVision.analyze}. */
+export class VisionAnalysis implements Disposable {
+  /** @internal */
+  constructor(
+    private readonly vision: PrunedVision,
+    /** The pruner's analysis: saliency, embedding. */
+    readonly image: ImageAnalysis,
+    /** Hidden states before the encoder's last layer, [1, N, D]; valid until `dispose`. */
+    readonly hidden: Tensor,
+    private readonly memory: HiddenMemory,
+    private readonly timings: Pick<VisionTimings, 'vision' | 'analyze'>,
+  ) {}
+
+  /** P, patches. */
+  get patches(): number {
+    return this.image.patches;
+  }
+
+  /** The patch rows of {@link VisionAnalysis.hidden}, [P, D]; the same memory. */
+  get patchStates(): TensorLike {
+    const width = this.hidden.dims[2];
+    const data = this.hidden.data as Float32Array;
+    return { data: data.subarray(data.length - this.patches * width), dims: [this.patches, width] };
+  }
+
+  /**
+   * Prunes for a question: its text tower, the pruner, the projector.
+   *
+   * @param question as the CLIP text tower is to see it, or its tokens already encoded
+   * @throws DesapError `ERR_VALUE` for an empty question, `keep`, ...; the errors of `ImageAnalysis.prune`
+   */
+  async prune(question: string | TextTokens, options: VisionPruneOptions): Promise<PrunedFeatures> {
+    const start = performance.now();
+    const text = typeof question === 'string' ? await this.vision.text.encode(checkQuestion(question)) : question;
+    const encoded = performance.now();
+    const { tokens, timings: stages, ...kept } = await this.image.prune(text, options);
+    const pruned = performance.now();
+    const features = await this.vision.project(tokens);
+    const timings: VisionTimings = {
+      ...this.timings,
+      text: encoded - start,
+      prune: pruned - encoded,
+      projector: performance.now() - pruned,
+      stages,
+    };
+    return { ...kept, features, timings };
+  }
+
+  /** The projector alone: rows [K, D] of any selection to features [1, K, W]. */
+  async project(tokens: TensorLike): Promise<Tensor> {
+    return this.vision.project(tokens);
+  }
+
+  /** Frees the analysis and the hidden states. */
+  dispose(): void {
+    this.image.dispose();
+    this.memory.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+function openText({ clip, longText, session }: PrunedVisionOptions): Promise<ClipText> {
+  return ClipText.open({ model: join(clip, 'onnx', 'text_model.onnx'), tokenizer: clip, longText, session });
+}

@@ -1,0 +1,48 @@
+import { join } from 'node:path';
+import type { InferenceSession } from 'onnxruntime-common';
+import { DesapError } from '../errors.js';
+import { type HeadWeights, loadHead } from '../index.js';
+import { confirmHead, confirmTower, extractHead, type OrtModule, type TowerStructure } from '../onnx/index.js';
+import { isFile } from './files.js';
+
+/** Where the head of a tower comes from. */
+export interface HeadOrigin {
+  readonly clip: string;
+  readonly head?: string | HeadWeights;
+  readonly session?: InferenceSession.SessionOptions;
+}
+
+/**
+ * The head for a LLaVA vision tower: the given one, or that of the CLIP folder's `vision_model.onnx`. The CLIP file is run
+ * once against the head and once against the tower. A given head can only be checked by its shape.
+ *
+ * @throws DesapError `ERR_HEAD_MISMATCH`, `ERR_FILE`, `ERR_GRAPH`
+ */
+export async function towerHead(
+  ort: OrtModule,
+  visionEncoder: string,
+  tower: TowerStructure,
+  { clip, head: given, session }: HeadOrigin,
+): Promise<HeadWeights> {
+  if (given !== undefined)
+    return fitting(typeof given === 'string' ? await loadHead(given) : given, tower, visionEncoder);
+  const visionModel = join(clip, 'onnx', 'vision_model.onnx');
+  if (!(await isFile(visionModel)))
+    throw new DesapError(
+      'ERR_FILE',
+      `${visionModel}: got no such file, wanted it or the option head (made by: desap extract)`,
+    );
+  const head = await extractHead({ visionModel });
+  await confirmHead(ort, visionModel, head, { session });
+  await confirmTower(ort, visionEncoder, visionModel, { session });
+  return head;
+}
+
+function fitting(head: HeadWeights, { width, classToken }: TowerStructure, name: string): HeadWeights {
+  if (head.width === width && head.classToken === classToken) return head;
+  const describe = (d: number, cls: boolean) => `width ${d} ${cls ? 'with' : 'without'} class token`;
+  throw new DesapError(
+    'ERR_HEAD_MISMATCH',
+    `head: got ${describe(head.width, head.classToken)}, wanted ${describe(width, classToken)} as in ${name}`,
+  );
+}

@@ -1,0 +1,182 @@
+import { open, rename, rm, stat } from 'node:fs/promises';
+import { DesapError } from './errors.js';
+import { halfToFloat } from './tensor.js';
+
+/** A tensor as a safetensors file stores it: its type name, shape and bytes (not copied). */
+export interface StoredTensor {
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  readonly bytes: Uint8Array;
+}
+
+/** The content of a safetensors file. */
+export interface SafeTensors {
+  readonly tensors: ReadonlyMap<string, StoredTensor>;
+  readonly metadata: Readonly<Record<string, string>>;
+}
+
+const ITEM_SIZE: Record<string, number> = {
+  F64: 8,
+  F32: 4,
+  F16: 2,
+  BF16: 2,
+  I64: 8,
+  I32: 4,
+  I16: 2,
+  I8: 1,
+  U8: 1,
+  U16: 2,
+  U32: 4,
+  U64: 8,
+  BOOL: 1,
+};
+const MAX_HEADER = 100 * 1024 * 1024;
+
+/**
+ * Reads a safetensors container: 8 bytes header length, a JSON header, the tensors' bytes.
+ * Every offset is checked against the file, and every extent against its offsets, before anything is handed out.
+ *
+ * @param bytes the whole file
+ * @param name what the error messages call it
+ * @throws DesapError `ERR_FILE` when the container is truncated, oversized or contradicts itself
+ */
+export function parseSafeTensors(bytes: Uint8Array, name = 'safetensors'): SafeTensors {
+  const fail = (why: string) => new DesapError('ERR_FILE', `${name}: not a usable safetensors file: ${why}`);
+  if (bytes.length < 8) throw fail(`got ${bytes.length} bytes, wanted at least 8`);
+  const headerLength = Number(new DataView(bytes.buffer, bytes.byteOffset, 8).getBigUint64(0, true));
+  if (headerLength > MAX_HEADER) throw fail(`the header claims ${headerLength} bytes, wanted at most ${MAX_HEADER}`);
+  if (8 + headerLength > bytes.length)
+    throw fail(`the header claims ${headerLength} bytes, the file has ${bytes.length - 8} after its length`);
+  let header: unknown;
+  try {
+    header = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes.subarray(8, 8 + headerLength)));
+  } catch (cause) {
+    throw new DesapError('ERR_FILE', `${name}: not a usable safetensors file: the header is not JSON`, { cause });
+  }
+  if (typeof header !== 'object' || header === null || Array.isArray(header))
+    throw fail('the header is not a JSON object');
+  const data = bytes.subarray(8 + headerLength);
+  const tensors = new Map<string, StoredTensor>();
+  const metadata: Record<string, string> = {};
+  for (const [key, value] of Object.entries(header as Record<string, unknown>)) {
+    if (key === '__metadata__') {
+      if (typeof value !== 'object' || value === null) throw fail('__metadata__ is not an object');
+      for (const [k, v] of Object.entries(value)) metadata[k] = String(v);
+      continue;
+    }
+    const { dtype, shape, data_offsets: offsets } = (value ?? {}) as Record<string, unknown>;
+    const size = ITEM_SIZE[String(dtype)];
+    if (size === undefined) throw fail(`tensor ${key} has the unknown type ${String(dtype)}`);
+    const isIndex = (n: unknown): n is number => Number.isSafeInteger(n) && (n as number) >= 0;
+    if (!Array.isArray(shape) || !shape.every(isIndex)) throw fail(`tensor ${key} has a bad shape`);
+    if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isIndex))
+      throw fail(`tensor ${key} has bad offsets`);
+    const [begin, end] = offsets as [number, number];
+    if (begin > end || end > data.length)
+      throw fail(`tensor ${key} lies at ${begin}..${end}, the file holds ${data.length} bytes of data`);
+    const wanted = shape.reduce((product: number, extent: number) => product * extent, size);
+    if (end - begin !== wanted)
+      throw fail(
+        `tensor ${key} is ${String(dtype)} [${shape.join(', ')}], which is ${wanted} bytes, and lies at ${begin}..${end}`,
+      );
+    tensors.set(key, { dtype: String(dtype), shape, bytes: data.subarray(begin, end) });
+  }
+  return { tensors, metadata };
+}
+
+/** Reads a safetensors file; see {@link parseSafeTensors}. */
+export async function readSafeTensors(path: string): Promise<SafeTensors> {
+  return parseSafeTensors(await readBytes(path), path);
+}
+
+/** A whole file, or an `ERR_FILE` that says why not. */
+export async function readBytes(path: string): Promise<Uint8Array> {
+  try {
+    const handle = await open(path);
+    try {
+      const { buffer, byteOffset, byteLength } = await handle.readFile();
+      return new Uint8Array(buffer, byteOffset, byteLength);
+    } finally {
+      await handle.close();
+    }
+  } catch (cause) {
+    throw new DesapError('ERR_FILE', `${path}: cannot be read: ${(cause as Error).message}`, { cause });
+  }
+}
+
+/** The values of a floating-point tensor as float32 (F64 is rounded, F16 and BF16 are exact). */
+export function toFloat32(tensor: StoredTensor, name = 'tensor'): Float32Array {
+  const { dtype, bytes } = tensor;
+  const size = ITEM_SIZE[dtype];
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const count = bytes.byteLength / size;
+  const values = new Float32Array(count);
+  switch (dtype) {
+    case 'F32':
+      new Uint8Array(values.buffer).set(bytes);
+      break;
+    case 'F64':
+      for (let i = 0; i < count; i++) values[i] = view.getFloat64(8 * i, true);
+      break;
+    case 'F16':
+      for (let i = 0; i < count; i++) values[i] = halfToFloat(view.getUint16(2 * i, true));
+      break;
+    case 'BF16': {
+      const bits = new Uint32Array(values.buffer);
+      for (let i = 0; i < count; i++) bits[i] = view.getUint16(2 * i, true) << 16;
+      break;
+    }
+    default:
+      throw new DesapError('ERR_DTYPE', `${name}: got ${dtype}, wanted F32, F64, F16 or BF16`);
+  }
+  return values;
+}
+
+/** Tensors to write: float32 values with their shape. */
+export type WritableTensors = Record<string, { readonly data: Float32Array; readonly shape: readonly number[] }>;
+
+/** The bytes of a safetensors file of float32 tensors. */
+export function formatSafeTensors(tensors: WritableTensors, metadata: Record<string, string> = {}): Uint8Array {
+  const header: Record<string, unknown> = { __metadata__: metadata };
+  let offset = 0;
+  for (const [name, { data, shape }] of Object.entries(tensors)) {
+    header[name] = { dtype: 'F32', shape, data_offsets: [offset, offset + data.byteLength] };
+    offset += data.byteLength;
+  }
+  const json = JSON.stringify(header);
+  const padded = new TextEncoder().encode(json + ' '.repeat((8 - (json.length % 8)) % 8));
+  const bytes = new Uint8Array(8 + padded.length + offset);
+  new DataView(bytes.buffer).setBigUint64(0, BigInt(padded.length), true);
+  bytes.set(padded, 8);
+  let at = 8 + padded.length;
+  for (const { data } of Object.values(tensors)) {
+    bytes.set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength), at);
+    at += data.byteLength;
+  }
+  return bytes;
+}
+
+/** Writes a file whole or not at all: into a neighbour first, then renamed over the target. */
+export async function writeWhole(path: string, bytes: Uint8Array): Promise<void> {
+  const neighbour = `${path}.${process.pid}.part`;
+  try {
+    const handle = await open(neighbour, 'w');
+    try {
+      await handle.writeFile(bytes);
+    } finally {
+      await handle.close();
+    }
+    await rename(neighbour, path);
+  } catch (cause) {
+    await rm(neighbour, { force: true }).catch(() => {});
+    throw new DesapError('ERR_FILE', `${path}: cannot be written: ${(cause as Error).message}`, { cause });
+  }
+}
+
+/** Whether a path names an existing file. */
+export async function isFile(path: string): Promise<boolean> {
+  return stat(path).then(
+    (s) => s.isFile(),
+    () => false,
+  );
+}

@@ -1,0 +1,167 @@
+import { Tensor } from 'onnxruntime-common';
+import { DesapError, invalid } from './errors.js';
+
+export { Tensor };
+
+/**
+ * What every function takes as a tensor: an onnxruntime `Tensor`, or any object with the same three fields.
+ * `data` is row-major; float16 travels as its bits in a `Uint16Array`, or as a `Float16Array` where the runtime has one.
+ */
+export interface TensorLike {
+  readonly type?: string;
+  readonly data: unknown;
+  readonly dims: readonly number[];
+}
+
+/** Memory of a float tensor as the kernels take it. */
+export type FloatData = Float32Array | Uint16Array;
+
+/** A checked matrix: `rows * cols` contiguous elements. `half` means that `data` holds binary16 bits. */
+export interface FloatMatrix {
+  readonly data: FloatData;
+  readonly half: boolean;
+  readonly rows: number;
+  readonly cols: number;
+}
+
+const Float16 = (globalThis as { Float16Array?: { new (b: ArrayBufferLike, o: number, n: number): ArrayLike<number> } })
+  .Float16Array;
+
+/** The float memory of a tensor, checked for type and element count. Nothing is copied. */
+export function floatData(
+  argument: string,
+  tensor: TensorLike,
+): { data: FloatData; half: boolean; dims: readonly number[] } {
+  if (typeof tensor !== 'object' || tensor === null || !Array.isArray(tensor.dims))
+    throw invalid('ERR_DTYPE', argument, tensor, 'a tensor ({ data, dims }, for example an onnxruntime Tensor)');
+  const { data, dims, type } = tensor;
+  for (const extent of dims)
+    if (!Number.isSafeInteger(extent) || extent < 0)
+      throw invalid('ERR_SHAPE', `${argument}.dims`, dims, 'non-negative integers');
+  let memory: FloatData;
+  let half: boolean;
+  if (data instanceof Float32Array && (type === undefined || type === 'float32')) {
+    memory = data;
+    half = false;
+  } else if (data instanceof Uint16Array && (type === undefined || type === 'float16')) {
+    memory = data;
+    half = true;
+  } else if (
+    Float16 !== undefined &&
+    data instanceof (Float16 as never) &&
+    (type === undefined || type === 'float16')
+  ) {
+    const view = data as unknown as Uint16Array;
+    memory = new Uint16Array(view.buffer, view.byteOffset, view.length);
+    half = true;
+  } else {
+    const kind = (data as object | null)?.constructor?.name ?? typeof data;
+    throw invalid(
+      'ERR_DTYPE',
+      argument,
+      `${type ?? 'data'} in ${kind}`,
+      'float32 (Float32Array) or float16 (Uint16Array, Float16Array)',
+    );
+  }
+  const size = dims.reduce((product, extent) => product * extent, 1);
+  if (memory.length !== size) {
+    if (memory.length < size && isGone(memory))
+      throw invalid(
+        'ERR_DETACHED',
+        argument,
+        `${memory.length} elements behind dims [${dims.join(', ')}]`,
+        `${size} elements; the buffer was detached, transferred or resized`,
+      );
+    throw invalid('ERR_SHAPE', argument, `${memory.length} elements for dims [${dims.join(', ')}]`, `${size} elements`);
+  }
+  return { data: memory, half, dims };
+}
+
+function isGone(memory: FloatData): boolean {
+  const buffer = memory.buffer as ArrayBuffer & { detached?: boolean; resizable?: boolean };
+  return buffer.detached ?? (buffer.byteLength === 0 || buffer.resizable === true);
+}
+
+/** The tensor as a matrix [rows, cols]; leading extents of 1 are dropped ([1, N, D] is [N, D]). */
+export function matrix(argument: string, tensor: TensorLike, want: { rows?: number; cols?: number } = {}): FloatMatrix {
+  const { data, half, dims } = floatData(argument, tensor);
+  const shape = [...dims];
+  while (shape.length > 2 && shape[0] === 1) shape.shift();
+  const wanted = `[${want.rows ?? 'rows'}, ${want.cols ?? 'columns'}]`;
+  if (shape.length !== 2) throw invalid('ERR_SHAPE', `${argument}.dims`, dims, wanted);
+  const [rows, cols] = shape;
+  if (rows < 1 || cols < 1 || (want.rows ?? rows) !== rows || (want.cols ?? cols) !== cols)
+    throw invalid('ERR_SHAPE', `${argument}.dims`, dims, wanted);
+  return { data, half, rows, cols };
+}
+
+/** The tensor (or plain Float32Array) as a float32 vector of `length` elements. */
+export function vector(argument: string, value: TensorLike | Float32Array, length?: number): Float32Array {
+  const tensor = value instanceof Float32Array ? { data: value, dims: [value.length] } : value;
+  const { data, half } = floatData(argument, tensor);
+  if (half) throw invalid('ERR_DTYPE', argument, 'float16', 'float32');
+  if (data.length < 1 || (length !== undefined && data.length !== length))
+    throw invalid('ERR_SHAPE', argument, `${data.length} elements`, `${length ?? 'at least 1'} elements`);
+  return data as Float32Array;
+}
+
+/** A float32 tensor over existing memory. */
+export function float32(data: Float32Array, dims: readonly number[]): Tensor {
+  return new Tensor('float32', data, dims);
+}
+
+/** An integer in [low, high], or an error that names the argument. */
+export function integer(argument: string, value: number, low: number, high: number): number {
+  if (!Number.isInteger(value) || value < low || value > high)
+    throw invalid('ERR_VALUE', argument, value, `an integer from ${low} to ${high}`);
+  return value;
+}
+
+/** A finite number in [low, high], or an error that names the argument. */
+export function finite(argument: string, value: number, low = -Number.MAX_VALUE, high = Number.MAX_VALUE): number {
+  if (typeof value !== 'number' || !Number.isFinite(value) || value < low || value > high)
+    throw invalid('ERR_VALUE', argument, value, `a finite number from ${low} to ${high}`);
+  return value;
+}
+
+/** One of the listed strings, or an error that names the argument. */
+export function oneOf<T extends string>(argument: string, value: T, choices: readonly T[]): T {
+  if (!choices.includes(value)) throw invalid('ERR_VALUE', argument, value, choices.join(' | '));
+  return value;
+}
+
+/** Fails when the object was disposed. */
+export function assertAlive(what: string, alive: boolean): void {
+  if (!alive) throw new DesapError('ERR_DISPOSED', `${what}: used after dispose()`);
+}
+
+const HALF_SCRATCH = new Float32Array(1);
+const HALF_BITS = new Uint32Array(HALF_SCRATCH.buffer);
+
+/** The value of one binary16 number. */
+export function halfToFloat(bits: number): number {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const exponent = (bits >> 10) & 31;
+  const fraction = bits & 1023;
+  if (exponent === 0) return sign * fraction * 2 ** -24;
+  if (exponent === 31) return fraction ? Number.NaN : sign * Number.POSITIVE_INFINITY;
+  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+}
+
+/** A number rounded to binary16 bits, nearest even. */
+export function floatToHalf(value: number): number {
+  HALF_SCRATCH[0] = value;
+  const bits = HALF_BITS[0];
+  const sign = (bits >>> 16) & 0x8000;
+  const magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return sign | 0x7e00;
+  if (magnitude >= 0x477ff000) return sign | 0x7c00;
+  if (magnitude < 0x38800000) {
+    const scaled = Math.abs(HALF_SCRATCH[0]) * 2 ** 24;
+    const floor = Math.floor(scaled);
+    const rest = scaled - floor;
+    return sign | (floor + (rest > 0.5 || (rest === 0.5 && floor % 2 === 1) ? 1 : 0));
+  }
+  const rounded = magnitude + 0xfff + ((magnitude >>> 13) & 1);
+  return sign | ((rounded - 0x38000000) >>> 13);
+}

@@ -1,0 +1,217 @@
+import type { InferenceSession } from 'onnxruntime-common';
+import { DesapError, invalid } from '../errors.js';
+import { relativeError } from '../onnx/compare.js';
+import { type OrtModule, openGraph } from '../onnx/edit.js';
+import type { ModelSource } from '../onnx/model.js';
+import { isInt64, readText, TEXT_EMBEDDING, TEXT_TOKENS, type TextStructure, textGraph } from '../onnx/text.js';
+import { optional } from '../optional.js';
+import { assertAlive, float32, oneOf, type Tensor } from '../tensor.js';
+import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
+
+/**
+ * What happens to a text longer than the tower's context: `segment` encodes it in windows, `truncate` drops what is too
+ * much, `error` refuses it.
+ */
+export type LongText = 'segment' | 'truncate' | 'error';
+const LONG_TEXT: readonly LongText[] = ['segment', 'truncate', 'error'];
+
+export interface ClipTextOptions {
+  /** A CLIP `text_model.onnx` with projection: path, bytes or model. */
+  readonly model: ModelSource;
+  /** Path of `tokenizer.json`, or of the folder that holds it. */
+  readonly tokenizer: string;
+  /** The onnxruntime-node module; default: the installed one. */
+  readonly ort?: OrtModule;
+  /** Default `segment`. */
+  readonly longText?: LongText;
+  /** Session options of ONNX Runtime. */
+  readonly session?: InferenceSession.SessionOptions;
+}
+
+/** A text as tokens in the space that CLIP shares between image and text. */
+export interface EncodedText {
+  /**
+   * One row for each token [T, E], not normalised, no padding: from the start token to the end token; for a text that was
+   * encoded in windows, its content tokens.
+   */
+  readonly tokens: Tensor;
+  /** The end-of-text row: its index, or for a text in windows the row itself [E]: the normalised mean of the windows' unit end rows. */
+  readonly endOfText: number | Float32Array;
+  /** Token ids of the rows. */
+  readonly ids: readonly number[];
+}
+
+/** How far the end row may lie from the file's own text embedding, relative to its largest magnitude; float16 graphs round. */
+const END_ROW_TOLERANCE = 1e-2;
+
+/**
+ * A CLIP text tower over onnxruntime-node that hands out every token's embedding in the shared space, where the file
+ * itself hands out the end-of-text row only.
+ */
+export class ClipText {
+  private alive = true;
+
+  private constructor(
+    private readonly session: InferenceSession,
+    private readonly ort: OrtModule,
+    private readonly structure: TextStructure,
+    private readonly tokenizer: ClipTokenizer,
+    /** Tokens that the tower takes at a time, special ones included. */
+    readonly contextLength: number,
+    private readonly longText: LongText,
+  ) {}
+
+  /**
+   * Opens a text tower and its tokenizer. The graph is edited in memory; one text is run, and its end row has to equal the
+   * embedding that the file computes.
+   *
+   * @throws DesapError `ERR_FILE`, `ERR_GRAPH` (no CLIP text tower, or rows that do not agree), `ERR_MISSING_PACKAGE`,
+   *   `ERR_VALUE`
+   */
+  static async open({
+    model,
+    tokenizer: path,
+    ort,
+    longText = 'segment',
+    session: options,
+  }: ClipTextOptions): Promise<ClipText> {
+    oneOf('longText', longText, LONG_TEXT);
+    const runtime = ort ?? (await optional(() => import('onnxruntime-node'), 'onnxruntime-node', 'encoding text'));
+    const structure = readText(model, 'model');
+    const tokenizer = await openTokenizer(path);
+    const length = Math.min(
+      structure.contextLength ?? Number.POSITIVE_INFINITY,
+      tokenizer.maxLength ?? Number.POSITIVE_INFINITY,
+    );
+    const special = tokenizer.start.length + 1;
+    if (!(length > special && Number.isFinite(length)))
+      throw new DesapError(
+        'ERR_GRAPH',
+        `${structure.graph.model.name}: got a context of ${length} tokens, wanted more than the ${special} special ones`,
+      );
+    const session = await openGraph(runtime, textGraph(structure), options);
+    const text = new ClipText(session, runtime, structure, tokenizer, length, longText);
+    try {
+      await text.confirm();
+    } catch (error) {
+      await text.dispose();
+      throw error;
+    }
+    return text;
+  }
+
+  /**
+   * Encodes one text.
+   *
+   * @throws DesapError `ERR_VALUE` for no string, an empty text, or with `longText: 'error'` one that is too long;
+   *   `ERR_DISPOSED`
+   */
+  async encode(text: string): Promise<EncodedText> {
+    assertAlive('ClipText', this.alive);
+    if (typeof text !== 'string' || text.trim() === '')
+      throw invalid('ERR_VALUE', 'text', text === '' ? 'an empty string' : text, 'a text');
+    const { start, end } = this.tokenizer;
+    const content = upToEnd(this.tokenizer.content(text), end);
+    if (content.length === 0) throw invalid('ERR_VALUE', 'text', text, 'a text with at least one token');
+    const room = this.contextLength - start.length - 1;
+    if (content.length > room && this.longText === 'error')
+      throw invalid(
+        'ERR_VALUE',
+        'text',
+        `${content.length + start.length + 1} tokens`,
+        `at most ${this.contextLength} (or longText: 'segment' | 'truncate')`,
+      );
+    if (content.length > room && this.longText === 'segment') return this.encodeWindows(content, room);
+    const ids = [...start, ...content.slice(0, room), end];
+    const { rows, width } = await this.run(ids);
+    return { tokens: float32(rows, [ids.length, width]), endOfText: ids.length - 1, ids };
+  }
+
+  private async encodeWindows(content: readonly number[], room: number): Promise<EncodedText> {
+    const { start, end } = this.tokenizer;
+    const parts: Float32Array[] = [];
+    let sum: Float64Array | undefined;
+    let width = 0;
+    for (let at = 0; at < content.length; at += room) {
+      const window = content.slice(at, at + room);
+      const encoded = await this.run([...start, ...window, end]);
+      width = encoded.width;
+      const endRow = encoded.rows.subarray(-width);
+      const norm = length(endRow);
+      sum ??= new Float64Array(width);
+      for (let c = 0; c < width; c++) sum[c] += endRow[c] / norm;
+      parts.push(encoded.rows.subarray(start.length * width, -width));
+    }
+    const mean = sum ?? new Float64Array(width);
+    const norm = length(mean);
+    const rows = new Float32Array(content.length * width);
+    let offset = 0;
+    for (const part of parts) {
+      rows.set(part, offset);
+      offset += part.length;
+    }
+    return {
+      tokens: float32(rows, [content.length, width]),
+      endOfText: Float32Array.from(mean, (value) => value / norm),
+      ids: content,
+    };
+  }
+
+  /** Runs the tower on one sequence and returns its rows [T, E], and the row that the file itself picks. */
+  private async run(ids: readonly number[]): Promise<{ rows: Float32Array; picked: Float32Array; width: number }> {
+    const { structure, ort, session, tokenizer } = this;
+    // An export for one length only takes end tokens as padding; their rows come after the first end and are dropped.
+    const fixed = structure.ids.dims?.[1];
+    const total = typeof fixed === 'number' && fixed > ids.length ? fixed : ids.length;
+    const feeds: Record<string, Tensor> = {};
+    const feed = (input: TextStructure['ids'], value: (i: number) => number) => {
+      const values = Array.from({ length: total }, (_, i) => value(i));
+      feeds[input.name] = isInt64(input)
+        ? new ort.Tensor('int64', BigInt64Array.from(values, BigInt), [1, total])
+        : new ort.Tensor('int32', Int32Array.from(values), [1, total]);
+    };
+    feed(structure.ids, (i) => ids[i] ?? tokenizer.end);
+    for (const mask of structure.masks) feed(mask, (i) => (i < ids.length ? 1 : 0));
+    const outputs = await session.run(feeds);
+    const tokens = outputs[TEXT_TOKENS];
+    const width = tokens.dims[1];
+    const rows = (tokens.data as Float32Array).slice(0, ids.length * width);
+    return { rows, picked: outputs[TEXT_EMBEDDING].data as Float32Array, width };
+  }
+
+  private async confirm(): Promise<void> {
+    const { start, end } = this.tokenizer;
+    const sample = upToEnd(this.tokenizer.content('a photo'), end);
+    const { rows, picked, width } = await this.run([...start, ...sample, end]);
+    const error = relativeError(rows.subarray(-width), picked);
+    if (!(error <= END_ROW_TOLERANCE))
+      throw new DesapError(
+        'ERR_GRAPH',
+        `${this.structure.graph.model.name}: the projected end-of-text row differs from the file's own text embedding: got a relative error of ` +
+          `${error.toExponential(1)}, wanted at most ${END_ROW_TOLERANCE}. Tokenizer and model may not belong together`,
+      );
+  }
+
+  /** Releases the session. */
+  async dispose(): Promise<void> {
+    if (!this.alive) return;
+    this.alive = false;
+    await this.session.release();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+}
+
+/** CLIP pads with its end token and reads a text up to the first one. */
+function upToEnd(ids: readonly number[], end: number): readonly number[] {
+  const first = ids.indexOf(end);
+  return first < 0 ? ids : ids.slice(0, first);
+}
+
+function length(row: Float32Array | Float64Array): number {
+  let sum = 0;
+  for (const value of row) sum += value * value;
+  return Math.sqrt(sum);
+}

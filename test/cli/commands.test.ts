@@ -1,0 +1,152 @@
+import { mkdtemp, readdir, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import sharp from 'sharp';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { Pruner } from '../../src/index.js';
+import { desap } from './run.js';
+
+const PICTURE = 'models/eval/demo/02.png';
+const QUESTION = 'what color is the star ?';
+
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'desap-cli-'));
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+describe('desap answer', () => {
+  it('answers on stdout and reports on stderr', async () => {
+    const { code, out, err } = await desap('answer', PICTURE, QUESTION);
+    expect([code, out]).toEqual([0, 'purple\n']);
+    expect(err).toContain('144 visual tokens of 152 in the prompt');
+  });
+
+  it('prunes, and prints JSON', async () => {
+    const { code, out } = await desap('answer', PICTURE, QUESTION, '--keep', '16', '--positions', 'original', '--json');
+    const answer = JSON.parse(out);
+    expect(code).toBe(0);
+    expect(answer).toMatchObject({ tokens: 16, promptTokens: 24 });
+    expect(answer.indices).toHaveLength(16);
+    expect(answer.timings.prune).toBeGreaterThan(0);
+  });
+});
+
+describe('desap prune', () => {
+  it('draws what it kept', async () => {
+    const output = join(folder, 'kept.png');
+    const { code, out } = await desap('prune', PICTURE, QUESTION, '--keep', '16', '-o', output);
+    expect(code).toBe(0);
+    expect(out).toContain('kept 16 of 144 patches');
+    const { width, height, format } = await sharp(output).metadata();
+    expect(format).toBe('png');
+    expect(width).toBeGreaterThan(3 * 480);
+    expect(height).toBeGreaterThan(480);
+  });
+
+  it('prints everything for programs', async () => {
+    const { code, out } = await desap('prune', PICTURE, QUESTION, '--keep', '0.1', '--json');
+    const kept = JSON.parse(out);
+    expect(code).toBe(0);
+    expect(kept.indices).toHaveLength(14);
+    expect(kept.source.filter((source: number) => source === 0)).toHaveLength(7);
+    expect(kept.assignment).toHaveLength(144);
+    expect(kept.counts.reduce((sum: number, count: number) => sum + count)).toBe(144);
+    expect(kept.maps.task).toHaveLength(144);
+    expect(kept.maps.saliency).toHaveLength(144);
+    expect(kept.timings.vision).toBeGreaterThan(0);
+  });
+
+  it('leaves nothing where it cannot write', async () => {
+    const { code, err } = await desap(
+      'prune',
+      PICTURE,
+      QUESTION,
+      '--keep',
+      '16',
+      '-o',
+      join(folder, 'no/such/kept.png'),
+    );
+    expect(code).toBe(1);
+    expect(err).toContain('cannot be written');
+  });
+});
+
+describe('desap demo', () => {
+  it('shows answers side by side and a picture', async () => {
+    const { code, out } = await desap('demo', '--output', folder);
+    expect(code).toBe(0);
+    expect(out).toMatch(/correct: 33 of 36 with 144 visual tokens, \d+ with 16/);
+    expect(out).toContain(`picture: ${join(folder, 'kept.png')}`);
+  });
+});
+
+describe('desap extract', () => {
+  it.each([
+    ['an export', ['models/tiny-clip/onnx/vision_model.onnx']],
+    ['a folder', ['models/tiny-clip']],
+    ['weights', ['models/tiny-clip/model.safetensors']],
+  ])('makes a head from %s', async (_, args) => {
+    const output = join(folder, 'head.safetensors');
+    const { code, out } = await desap('extract', ...args, '-o', output);
+    expect(code).toBe(0);
+    expect(out).toContain('width 128, 4 heads');
+    using pruner = await Pruner.load(output, { device: 'reference' });
+    expect(pruner.head).toEqual({ width: 128, heads: 4, embedding: 96, classToken: true });
+  });
+
+  it.each([
+    ['no model', 'package.json'],
+    ['a file without the last layer', 'models/tiny-llava/onnx/vision_encoder.onnx'],
+    ['a missing file', 'no/such.onnx'],
+  ])('leaves no file for %s', async (_, source) => {
+    const empty = await mkdtemp(join(folder, 'none-'));
+    const { code, err } = await desap('extract', source, '-o', join(empty, 'head.safetensors'));
+    expect(code).toBe(1);
+    expect(err).toMatch(/^desap: /);
+    expect(await readdir(empty)).toEqual([]);
+  });
+});
+
+describe('desap devices', () => {
+  it('lists them', async () => {
+    const { code, out } = await desap('devices', '--json');
+    expect(code).toBe(0);
+    const names = JSON.parse(out).map(({ device }: { device: string }) => device);
+    expect(names).toEqual(expect.arrayContaining(['cpu', 'cuda', 'reference']));
+    expect((await desap('devices')).out).toContain('reference');
+  });
+});
+
+describe('desap flops', () => {
+  it('gives the numbers of the paper', async () => {
+    const { code, out } = await desap('flops');
+    expect(code).toBe(0);
+    expect(out).toContain('576 visual tokens cost 3.82 T');
+    expect(out).toMatch(/64 +0\.42 T +9\.2x/);
+  });
+
+  it('prints JSON for other shapes', async () => {
+    const { out } = await desap(
+      'flops',
+      '--width',
+      '8',
+      '--intermediate',
+      '16',
+      '--layers',
+      '2',
+      '--visual',
+      '10',
+      '--keep',
+      '5',
+      '--json',
+    );
+    const { full, kept } = JSON.parse(out);
+    expect(full).toBe(2 * (4 * 10 * 64 + 2 * 100 * 8 + 3 * 10 * 8 * 16));
+    expect(kept).toHaveLength(1);
+  });
+
+  it('refuses to keep more than there is', async () => {
+    expect((await desap('flops', '--visual', '10')).code).toBe(1);
+  });
+});

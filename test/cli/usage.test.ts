@@ -1,0 +1,65 @@
+import { describe, expect, it } from 'vitest';
+import { desap, ONE_LINE } from './run.js';
+
+const PICTURE = 'models/eval/demo/02.png';
+const QUESTION = 'what color is the star ?';
+
+describe('the command line', () => {
+  it('explains itself', async () => {
+    const { code, out } = await desap('--help');
+    expect(code).toBe(0);
+    for (const command of ['answer', 'prune', 'demo', 'extract', 'verify', 'flops', 'devices'])
+      expect(out).toContain(command);
+    expect(out).toContain('Examples:');
+    expect((await desap('--version')).out).toMatch(/^\d+\.\d+\.\d+\n$/);
+  });
+
+  it.each(['answer', 'prune', 'demo', 'extract', 'verify', 'flops', 'devices'])(
+    'has an example for %s',
+    async (command) => {
+      const { code, out } = await desap(command, '--help');
+      expect(code).toBe(0);
+      expect(out).toMatch(/Examples?:\n {2}\$ desap/);
+    },
+  );
+
+  it.each([
+    ['an unknown option', ['devices', '--colour']],
+    ['an unknown command', ['prone']],
+    ['a missing argument', ['answer', PICTURE]],
+    ['keep 0', ['prune', PICTURE, QUESTION, '--keep', '0']],
+    ['keep 1.5', ['prune', PICTURE, QUESTION, '--keep', '1.5']],
+    ['no keep', ['prune', PICTURE, QUESTION]],
+    ['an unknown device', ['devices', '--device', 'abacus']],
+    ['an unknown instruction set', ['verify', 'x', '--isa', 'mmx']],
+    ['a share above 1', ['prune', PICTURE, QUESTION, '--keep', '4', '--task-share', '2']],
+    ['an unknown model shape', ['flops', '--model', 'abacus']],
+  ])('exits with 2 for %s', async (_, args) => {
+    const { code, out, err } = await desap(...args);
+    expect(code).toBe(2);
+    expect(out).toBe('');
+    expect(err).toMatch(/^desap: /);
+    expect(err).not.toMatch(/\n\s+at /);
+  });
+
+  it.each([
+    ['a picture that is not there', ['prune', 'no/such.png', QUESTION, '--keep', '4'], /no\/such\.png/],
+    ['a file that is no picture', ['prune', 'package.json', QUESTION, '--keep', '4'], /not a picture/],
+    ['a model folder that is not there', ['answer', PICTURE, QUESTION, '--model', 'no/such'], /no such folder/],
+    ['a CLIP folder that is not there', ['prune', PICTURE, QUESTION, '--keep', '4', '--clip', 'no/such'], /no\/such/],
+    ['more tokens than patches', ['prune', PICTURE, QUESTION, '--keep', '200'], /keep: got 200, wanted .*144/],
+    ['an empty question', ['prune', PICTURE, '', '--keep', '4'], /question: got an empty text/],
+    ['an empty question to the language model', ['answer', PICTURE, ' '], /question/],
+    ['an image token in the question', ['answer', PICTURE, 'is <image> there ?'], /<image>/],
+  ])('exits with 1 and one line for %s', async (_, args, message) => {
+    const { code, out, err } = await desap(...args);
+    expect(err).toMatch(message);
+    expect(err).toMatch(ONE_LINE);
+    expect(code).toBe(1);
+    expect(out).toBe('');
+  });
+
+  it('shows the stack with --verbose', async () => {
+    expect((await desap('--verbose', 'prune', 'no/such.png', QUESTION, '--keep', '4')).err).toMatch(/\n\s+at /);
+  });
+});

@@ -1,0 +1,38 @@
+/** Every golden case on every device and instruction set: every intermediate within 1e-4, every decision equal. */
+import { readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { readGoldenCase } from '../src/cli/golden-case.js';
+import { Pruner } from '../src/index.js';
+import { devicesUnderTest, relativeError, values } from './support.js';
+
+const FOLDER = join(import.meta.dirname, 'golden');
+const CASES = readdirSync(FOLDER).sort();
+const TOLERANCE = 1e-4;
+
+it('has all fourteen cases', () => expect(CASES).toHaveLength(14));
+
+describe.each(devicesUnderTest())('golden cases on %s', (_, options) => {
+  it.each(CASES)('%s', async (file) => {
+    const golden = await readGoldenCase(join(FOLDER, file));
+    const { encoding, endOfText, ...choice } = golden.options;
+    using pruner = await Pruner.load(golden.head, options);
+    using image = await pruner.analyze(golden.hidden, { encoding, intermediates: true });
+    const kept = await image.prune({ tokens: golden.text, endOfText }, { ...choice, maps: true });
+    const { context, attention } = image.intermediates()!;
+    const computed = {
+      context: values(context),
+      attention: values(attention),
+      embedding: values(image.embedding()),
+      task: kept.maps!.task,
+      saliency: kept.maps!.saliency,
+      tokens: values(kept.tokens),
+    };
+    for (const name of Object.keys(computed) as (keyof typeof computed)[])
+      expect(relativeError(computed[name], golden.values[name]), name).toBeLessThan(TOLERANCE);
+    expect([...kept.indices]).toEqual(golden.choices.kept);
+    expect([...kept.source]).toEqual(golden.choices.source);
+    expect([...kept.assignment]).toEqual(golden.choices.assignment);
+    expect([...kept.counts]).toEqual(golden.choices.count);
+  });
+});

@@ -1,0 +1,303 @@
+/** The shipped CLIP vision model in the forms that other exporters and optimisers give to the same computation. */
+import { DataType } from '../../src/onnx/proto.js';
+import { floatToHalf } from '../../src/tensor.js';
+import { uniform } from '../support.js';
+import type { Editable, Node } from './editable.js';
+
+export type Variant = (graph: Editable) => void;
+
+const HEADS = 4;
+const WIDTH = 128;
+const HEAD_EXTENT = WIDTH / HEADS;
+
+/** Every value gets a name that says nothing, graph inputs and weights too; extents of the image are left open. */
+export const stripNames: Variant = (graph) => {
+  const names = new Map<string, string>([['', '']]);
+  const rename = (name: string) => {
+    if (!names.has(name)) names.set(name, `v${names.size}`);
+    return names.get(name)!;
+  };
+  for (const node of graph.nodes) {
+    node.inputs = node.inputs.map(rename);
+    node.outputs = node.outputs.map(rename);
+  }
+  graph.tensors = new Map(
+    [...graph.tensors.values()].map((tensor) => [rename(tensor.name), { ...tensor, name: rename(tensor.name) }]),
+  );
+  graph.inputs = graph.inputs.map((input) => ({ ...input, name: rename(input.name), dims: null }));
+  graph.outputs = graph.outputs.map(rename);
+};
+
+/** Layer norms in nine nodes, as operator sets up to 16 need them. */
+export const nineNodeNorms: Variant = (graph) => {
+  graph.opset = 16;
+  for (const node of graph.nodes.filter(({ op }) => op === 'LayerNormalization')) {
+    const [x, weight, bias] = node.inputs;
+    graph.replace(node, (at) => {
+      const add = (op: string, inputs: string[], attributes = {}) => graph.add(op, inputs, attributes, { at: at() });
+      const axes = { axes: { ints: [-1] }, keepdims: { i: 1 } };
+      const centred = add('Sub', [x, add('ReduceMean', [x], axes)]);
+      const squares = add('Pow', [centred, graph.floats([2], [])]);
+      const variance = add('Add', [add('ReduceMean', [squares], axes), graph.floats([1e-5], [])]);
+      const normed = add('Div', [centred, add('Sqrt', [variance])]);
+      return add('Add', [add('Mul', [normed, weight]), bias]);
+    });
+  }
+};
+
+/** The attention layers: their nodes in the form that the shipped model has. */
+function layers(graph: Editable) {
+  return graph.nodes
+    .filter(({ op }) => op === 'Softmax')
+    .map((softmax) => {
+      const scale = graph.producer(softmax.inputs[0])!;
+      const scores = graph.producer(scale.inputs[0])!;
+      const context = graph.nodes.find(({ op, inputs }) => op === 'MatMul' && inputs[0] === softmax.outputs[0])!;
+      const projection = (value: string) => {
+        let node = graph.producer(value)!;
+        while (node.op !== 'Add') node = graph.producer(node.inputs[0])!;
+        return { bias: node.inputs[0], add: node, product: graph.producer(node.inputs[1])! };
+      };
+      const [q, k, v] = [scores.inputs[0], scores.inputs[1], context.inputs[1]].map(projection);
+      return { softmax, scale, scores, context, q, k, v };
+    });
+}
+
+/** sqrt(scale) on both operands, as exports of scaled_dot_product_attention have it. */
+export const scaledOperands: Variant = (graph) => {
+  for (const { softmax, scale, scores } of layers(graph)) {
+    const root = graph.floats([HEAD_EXTENT ** -0.25], []);
+    scores.inputs = scores.inputs.map((input) =>
+      graph.add('Mul', [input, root], {}, { at: graph.nodes.indexOf(scores) }),
+    );
+    softmax.inputs[0] = scores.outputs[0];
+    graph.nodes.splice(graph.nodes.indexOf(scale), 1);
+  }
+};
+
+/** The same, with the scale computed from the shape of q, as TorchScript does. */
+export const computedScale: Variant = (graph) => {
+  for (const { softmax, scale, scores } of layers(graph)) {
+    const add = (op: string, inputs: string[], attributes = {}) =>
+      graph.add(op, inputs, attributes, { at: graph.nodes.indexOf(scores) });
+    const extent = add('Slice', [
+      add('Shape', [scores.inputs[0]]),
+      graph.integers([-1]),
+      graph.integers([Number.MAX_SAFE_INTEGER]),
+    ]);
+    const root = add('Sqrt', [add('Cast', [extent], { to: { i: DataType.float } })]);
+    const factor = add('Sqrt', [add('Div', [graph.floats([1], [1]), root])]);
+    scores.inputs = scores.inputs.map((input) => add('Mul', [input, factor]));
+    softmax.inputs[0] = scores.outputs[0];
+    graph.nodes.splice(graph.nodes.indexOf(scale), 1);
+  }
+};
+
+/** The scale is a Div in front of the product, on q alone. */
+export const dividedQueries: Variant = (graph) => {
+  for (const { softmax, scale, scores } of layers(graph)) {
+    scores.inputs[0] = graph.add(
+      'Div',
+      [scores.inputs[0], graph.floats([HEAD_EXTENT ** 0.5], [])],
+      {},
+      { at: graph.nodes.indexOf(scores) },
+    );
+    softmax.inputs[0] = scores.outputs[0];
+    graph.nodes.splice(graph.nodes.indexOf(scale), 1);
+  }
+};
+
+function foldScale(graph: Editable, onQ: number, onK: number): void {
+  for (const { softmax, scale, scores, q, k } of layers(graph)) {
+    for (const [{ product, add, bias }, factor] of [
+      [q, onQ],
+      [k, onK],
+    ] as const) {
+      product.inputs[1] = graph.floats(
+        graph.values(product.inputs[1]).map((value) => value * factor),
+        [WIDTH, WIDTH],
+      );
+      add.inputs[0] = graph.floats(
+        graph.values(bias).map((value) => value * factor),
+        [WIDTH],
+      );
+    }
+    softmax.inputs[0] = scores.outputs[0];
+    graph.nodes.splice(graph.nodes.indexOf(scale), 1);
+  }
+}
+
+/** 1/sqrt(dh) folded into the weights of q. */
+export const foldedIntoQ: Variant = (graph) => foldScale(graph, HEAD_EXTENT ** -0.5, 1);
+
+/** The root of 1/sqrt(dh) folded into the weights of q and of k. */
+export const foldedIntoBoth: Variant = (graph) => foldScale(graph, HEAD_EXTENT ** -0.25, HEAD_EXTENT ** -0.25);
+
+/** The bias-free projection as Gemm with its weight [out, in], as torch.export writes it. */
+export const gemmProjection: Variant = (graph) => {
+  const node = graph.producer(graph.outputs[0])!;
+  const { dims } = graph.tensors.get(node.inputs[1])!;
+  const [rows, cols] = dims;
+  const weight = graph.values(node.inputs[1]);
+  const transposed = Float32Array.from(weight, (_, i) => weight[(i % rows) * cols + Math.floor(i / rows)]);
+  node.op = 'Gemm';
+  node.inputs[1] = graph.floats(transposed, [cols, rows]);
+  node.attributes = { transB: { i: 1 }, alpha: { f: 1 }, beta: { f: 1 } };
+};
+
+/** Weights stored [out, in] and turned by a Transpose node, as an export without constant folding has them. */
+export const transposeNodes: Variant = (graph) => {
+  for (const node of [...graph.nodes]) {
+    if (node.op !== 'MatMul' || !graph.tensors.has(node.inputs[1])) continue;
+    const [rows, cols] = graph.tensors.get(node.inputs[1])!.dims;
+    const weight = graph.values(node.inputs[1]);
+    const turned = graph.floats(
+      Float32Array.from(weight, (_, i) => weight[(i % rows) * cols + Math.floor(i / rows)]),
+      [cols, rows],
+    );
+    node.inputs[1] = graph.add('Transpose', [turned], { perm: { ints: [1, 0] } }, { at: graph.nodes.indexOf(node) });
+  }
+};
+
+/** Identity or Cast in front of every floating-point operand. */
+export const passNodes: Variant = (graph) => {
+  const FLOAT = new Set(['MatMul', 'Softmax', 'LayerNormalization', 'Add', 'Transpose']);
+  const isShape = (value: string): boolean => {
+    const node = graph.producer(value);
+    return (
+      node !== undefined &&
+      (node.op === 'Shape' ||
+        node.op === 'Cast' ||
+        node.inputs.some((input) => !graph.tensors.has(input) && isShapeOp(graph, input)))
+    );
+  };
+  for (const [i, node] of [...graph.nodes].entries()) {
+    if (!FLOAT.has(node.op)) continue;
+    node.inputs = node.inputs.map((input, slot) => {
+      if (input === '' || isShape(input)) return input;
+      const at = graph.nodes.indexOf(node);
+      return (i + slot) % 2 === 0
+        ? graph.add('Identity', [input], {}, { at })
+        : graph.add('Cast', [input], { to: { i: DataType.float } }, { at });
+    });
+  }
+};
+
+function isShapeOp(graph: Editable, value: string): boolean {
+  return graph.producer(value)?.op === 'Shape';
+}
+
+/** Another topological order, drawn at random. */
+export const shuffled: Variant = (graph) => {
+  const random = uniform(7);
+  const left = new Set(graph.nodes);
+  const ready = new Set([...graph.tensors.keys(), ...graph.inputs.map((input) => input.name), '']);
+  const order: Node[] = [];
+  while (left.size > 0) {
+    const free = [...left].filter((node) => node.inputs.every((input) => ready.has(input)));
+    const node = free[Math.floor(random() * free.length)];
+    left.delete(node);
+    order.push(node);
+    for (const output of node.outputs) ready.add(output);
+  }
+  graph.nodes = order;
+};
+
+/** All weights and values float16, with float32 at the graph's ends. */
+export const halfPrecision: Variant = (graph) => {
+  const narrow = (bytes: Uint8Array) =>
+    new Uint8Array(Uint16Array.from(new Float32Array(bytes.slice().buffer), floatToHalf).buffer);
+  for (const [name, tensor] of graph.tensors)
+    if (tensor.type === DataType.float && 'bytes' in tensor.data)
+      graph.tensors.set(name, { ...tensor, type: DataType.float16, data: { bytes: narrow(tensor.data.bytes) } });
+  for (const node of graph.nodes) {
+    const constant = node.attributes.value?.t;
+    if (constant?.type === DataType.float && 'bytes' in constant.data)
+      node.attributes.value = {
+        t: { ...constant, type: DataType.float16, data: { bytes: narrow(constant.data.bytes) } },
+      };
+  }
+  const [input] = graph.inputs;
+  const readers = graph.nodes.filter((node) => node.inputs.includes(input.name));
+  const cast = graph.add('Cast', [input.name], { to: { i: DataType.float16 } }, { at: 0 });
+  for (const reader of readers) reader.inputs = reader.inputs.map((value) => (value === input.name ? cast : value));
+  graph.outputs = graph.outputs.map((output) => graph.add('Cast', [output], { to: { i: DataType.float } }));
+};
+
+/** Attention as com.microsoft.MultiHeadAttention, as onnxruntime's optimiser writes it. */
+export const multiHeadAttention: Variant = (graph) => {
+  for (const { q, k, v, context } of layers(graph)) {
+    const transposed = graph.nodes.find(({ op, inputs }) => op === 'Transpose' && inputs[0] === context.outputs[0])!;
+    const reshaped = graph.nodes.find(({ op, inputs }) => op === 'Reshape' && inputs[0] === transposed.outputs[0])!;
+    const inputs = [q, k, v].map(({ add }) => add.outputs[0]);
+    const fused = graph.add(
+      'MultiHeadAttention',
+      inputs,
+      { num_heads: { i: HEADS } },
+      { at: graph.nodes.indexOf(reshaped), domain: 'com.microsoft' },
+    );
+    graph.redirect(reshaped.outputs[0], fused);
+  }
+};
+
+/** Attention as com.microsoft.Attention with packed weights. */
+export const packedAttention: Variant = (graph) => {
+  for (const { q, k, v, context } of layers(graph)) {
+    const transposed = graph.nodes.find(({ op, inputs }) => op === 'Transpose' && inputs[0] === context.outputs[0])!;
+    const reshaped = graph.nodes.find(({ op, inputs }) => op === 'Reshape' && inputs[0] === transposed.outputs[0])!;
+    const weights = [q, k, v].map(({ product }) => graph.values(product.inputs[1]));
+    const biases = [q, k, v].map(({ bias }) => graph.values(bias));
+    const packed = new Float32Array(3 * WIDTH * WIDTH);
+    for (let i = 0; i < WIDTH; i++)
+      for (let part = 0; part < 3; part++)
+        packed.set(weights[part].subarray(i * WIDTH, (i + 1) * WIDTH), (3 * i + part) * WIDTH);
+    const bias = graph.floats(
+      biases.flatMap((values) => [...values]),
+      [3 * WIDTH],
+    );
+    const inputs = [q.product.inputs[0], graph.floats(packed, [WIDTH, 3 * WIDTH]), bias];
+    const fused = graph.add(
+      'Attention',
+      inputs,
+      { num_heads: { i: HEADS } },
+      { at: graph.nodes.indexOf(reshaped), domain: 'com.microsoft' },
+    );
+    graph.redirect(reshaped.outputs[0], fused);
+  }
+};
+
+/** Residual sums and norms in one SkipLayerNormalization, with the sum as fourth output only where something else reads it. */
+export const skipNorms: Variant = (graph) => {
+  for (const node of [...graph.nodes].filter(({ op }) => op === 'LayerNormalization')) {
+    const sum = graph.producer(node.inputs[0]);
+    if (sum?.op !== 'Add' || sum.inputs.some((input) => graph.tensors.has(input))) continue;
+    const isShared = graph.nodes.filter((reader) => reader.inputs.includes(sum.outputs[0])).length > 1;
+    node.op = 'SkipLayerNormalization';
+    node.domain = 'com.microsoft';
+    node.inputs = [...sum.inputs, node.inputs[1], node.inputs[2]];
+    node.attributes = { epsilon: { f: 1e-5 } };
+    if (isShared) node.outputs = [node.outputs[0], '', '', sum.outputs[0]];
+    graph.nodes.splice(graph.nodes.indexOf(sum), 1);
+  }
+};
+
+/** Dynamic 8-bit quantisation of every MatMul with a weight, as the q8 exports have it. */
+export const quantized: Variant = (graph) => {
+  for (const node of [...graph.nodes]) {
+    if (node.op !== 'MatMul' || !graph.tensors.has(node.inputs[1])) continue;
+    const weight = graph.values(node.inputs[1]);
+    const { dims } = graph.tensors.get(node.inputs[1])!;
+    const scale = weight.reduce((max, value) => Math.max(max, Math.abs(value)), 0) / 127;
+    const name = graph.fresh('quantized');
+    const bytes = new Uint8Array(Int8Array.from(weight, (value) => Math.round(value / scale)).buffer);
+    graph.tensors.set(name, { name, type: DataType.int8, dims, data: { bytes } });
+    graph.replace(node, (at) => {
+      const outputs = ['x', 'scale', 'zero'].map((what) => graph.fresh(what));
+      graph.add('DynamicQuantizeLinear', [node.inputs[0]], {}, { at: at(), outputs });
+      const product = graph.add('MatMulInteger', [outputs[0], name, outputs[2]], {}, { at: at() });
+      const float = graph.add('Cast', [product], { to: { i: DataType.float } }, { at: at() });
+      const both = graph.add('Mul', [outputs[1], graph.floats([scale], [])], {}, { at: at() });
+      return graph.add('Mul', [float, both], {}, { at: at() });
+    });
+  }
+};

@@ -1,0 +1,102 @@
+// Packs the package as it would be published, with its prebuilt addon, installs it into an empty folder without running any
+// script, and uses it there as an ES module, through require, and from the command line.
+import { execFileSync } from 'node:child_process';
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
+const scratch = mkdtempSync(join(tmpdir(), 'desap-pack-'));
+const source = join(scratch, 'source');
+const consumer = join(scratch, 'consumer');
+
+const run = (cwd, command, ...args) =>
+  execFileSync(command, args, { cwd, encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] }).trim();
+
+function check(name, condition, detail = '') {
+  if (!condition) throw new Error(`pack check failed: ${name} ${detail}`);
+  console.log(`ok ${name}`);
+}
+
+const USE = `
+const weights = (n, at) => Float32Array.from({ length: n }, (_, i) => Math.sin(i * 12.9898 + at));
+const layer = (at) => ({ weight: weights(64, at), bias: weights(8, at) });
+const head = { width: 8, heads: 2, embedding: 4, classToken: true, epsilon: 1e-5, ln1: { weight: weights(8, 1), bias: weights(8, 2) },
+  q: layer(3), k: layer(4), v: layer(5), out: layer(6), postNorm: { weight: weights(8, 7), bias: weights(8, 8) }, visualProjection: weights(32, 9) };
+const pruner = await desap.Pruner.load(head, { device: 'cpu' });
+const { tokens, indices } = await pruner.prune({ data: weights(80, 10), dims: [10, 8] }, { data: weights(12, 11), dims: [3, 4] }, { keep: 3 });
+if (indices.length !== 3 || tokens.dims.join() !== '3,8') throw new Error('wrong result');
+const buffer = desap.HostBuffer.forTensor('float32', [10, 8]);
+buffer.dispose();
+pruner.dispose();
+console.log(pruner.device);
+`;
+
+try {
+  mkdirSync(source);
+  mkdirSync(consumer);
+  for (const file of run(root, 'git', 'ls-files', '--cached', '--others', '--exclude-standard').split('\n')) {
+    if (/^(models|test|bench)\//.test(file)) continue;
+    mkdirSync(dirname(join(source, file)), { recursive: true });
+    cpSync(join(root, file), join(source, file));
+  }
+  symlinkSync(join(root, 'node_modules'), join(source, 'node_modules'));
+  run(source, 'npm', 'run', '--silent', 'build:ts');
+  run(source, 'npm', 'run', '--silent', 'package:native');
+  const [target] = readdirSync(join(source, 'prebuilds'));
+  check('prebuildify writes one addon', readdirSync(join(source, 'prebuilds', target)).join() === 'desap.node');
+  run(source, 'npx', 'publint', '--strict');
+  check('publint finds nothing', true);
+
+  const [{ filename, files }] = JSON.parse(run(source, 'npm', 'pack', '--json', '--ignore-scripts'));
+  const names = files.map(({ path }) => path);
+  for (const wanted of [
+    'dist/index.js',
+    'dist/index.d.ts',
+    'dist/cli/main.js',
+    'native/kernels.h',
+    'binding.gyp',
+    'LICENSE',
+    'README.md',
+  ])
+    check(`the package holds ${wanted}`, names.includes(wanted));
+  check(
+    'the package holds no tests, models or weights',
+    !names.some((name) => /^(test|bench|models)\/|native\/test/.test(name)),
+  );
+
+  writeFileSync(join(consumer, 'package.json'), JSON.stringify({ name: 'consumer', private: true }));
+  run(consumer, 'npm', 'install', '--silent', '--ignore-scripts', '--omit=peer', join(source, filename));
+  check(
+    'nothing was compiled on installation',
+    !readdirSync(join(consumer, 'node_modules', 'desap')).includes('build'),
+  );
+
+  writeFileSync(join(consumer, 'esm.mjs'), `import * as desap from 'desap';\n${USE}`);
+  writeFileSync(join(consumer, 'cjs.cjs'), `(async () => {\nconst desap = require('desap');\n${USE}\n})();`);
+  check('import and prune', /avx|neon|scalar/.test(run(consumer, process.execPath, 'esm.mjs')));
+  check('require and prune', /avx|neon|scalar/.test(run(consumer, process.execPath, 'cjs.cjs')));
+
+  const devices = JSON.parse(run(consumer, 'npx', 'desap', 'devices', '--json'));
+  check(
+    'desap devices',
+    devices.some(({ device, available }) => device === 'cpu' && available),
+    JSON.stringify(devices),
+  );
+
+  writeFileSync(
+    join(consumer, 'missing.mjs'),
+    `import { PrunedVision } from 'desap/onnxruntime';
+     await PrunedVision.open('vision.onnx', { clip: 'clip' }).then(() => process.exit(1), (error) => console.log(error.code, error.message));`,
+  );
+  const missing = run(consumer, process.execPath, 'missing.mjs');
+  check(
+    'a missing optional package is named with its install line',
+    /ERR_MISSING_PACKAGE .*npm install onnxruntime-node/.test(missing),
+    missing,
+  );
+  console.log('pack check passed');
+} finally {
+  rmSync(scratch, { recursive: true, force: true });
+}

@@ -1,0 +1,95 @@
+/** What the kernel tests share: devices under test, seeded data, error measures. */
+import { type Backend, type DeviceOptions, devices, openBackend } from '../src/index.js';
+import { float32, type Tensor } from '../src/tensor.js';
+
+/** Every device and every instruction set that this machine can run; the CPU addon has to be there. */
+export function devicesUnderTest(): [name: string, options: DeviceOptions][] {
+  const cpu = devices().find(({ device }) => device === 'cpu');
+  if (!cpu?.available || !('isas' in cpu)) throw new Error(`the CPU addon is not available: ${JSON.stringify(cpu)}`);
+  return [
+    ['reference', { device: 'reference' }],
+    ...cpu.isas!.map((isa): [string, DeviceOptions] => [
+      `cpu ${isa}`,
+      { device: 'cpu', isa: isa as never, threads: 2 },
+    ]),
+  ];
+}
+
+/** Backends of {@link devicesUnderTest}, opened once for a test file. */
+export function backendsUnderTest(): [name: string, backend: Backend][] {
+  return devicesUnderTest().map(([name, options]) => [name, openBackend(options)]);
+}
+
+/** Uniform numbers in [0, 1) from a seed (mulberry32). */
+export function uniform(seed: number): () => number {
+  let state = seed;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let t = Math.imul(state ^ (state >>> 15), 1 | state);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+/** Standard normal numbers from a seed. */
+export function normal(seed: number, size: number, scale = 1): Float32Array {
+  const next = uniform(seed);
+  return Float32Array.from(
+    { length: size },
+    () => scale * Math.sqrt(-2 * Math.log(1 - next())) * Math.cos(2 * Math.PI * next()),
+  );
+}
+
+/** A seeded normal matrix as a tensor. */
+export function normalTensor(seed: number, rows: number, cols: number, scale = 1): Tensor {
+  return float32(normal(seed, rows * cols, scale), [rows, cols]);
+}
+
+/** Largest difference, relative to the largest magnitude wanted. */
+export function relativeError(got: ArrayLike<number>, want: ArrayLike<number>): number {
+  if (got.length !== want.length) return Number.POSITIVE_INFINITY;
+  let difference = 0;
+  let magnitude = 0;
+  for (let i = 0; i < want.length; i++) {
+    if (Number.isNaN(got[i])) return Number.POSITIVE_INFINITY;
+    difference = Math.max(difference, Math.abs(got[i] - want[i]));
+    magnitude = Math.max(magnitude, Math.abs(want[i]));
+  }
+  return magnitude === 0 ? difference : difference / magnitude;
+}
+
+/** Values of a float32 tensor. */
+export function values(tensor: Tensor): Float32Array {
+  return tensor.data as Float32Array;
+}
+
+/** Random head weights of a shape, scaled like a trained encoder's. */
+export function randomHead(
+  seed: number,
+  shape: { width: number; heads: number; embedding: number; classToken?: boolean },
+) {
+  const { width, heads, embedding, classToken = true } = shape;
+  const dense = (s: number, rows: number, scale = 1) => normal(seed * 100 + s, rows * width, scale / Math.sqrt(width));
+  const layer = (s: number, scale = 1) => ({
+    weight: dense(s, width, scale),
+    bias: normal(seed * 100 + s + 50, width, 0.1),
+  });
+  const norm = (s: number) => ({
+    weight: normal(seed * 100 + s, width, 0.1).map((x) => 1 + x),
+    bias: normal(seed * 100 + s + 50, width, 0.1),
+  });
+  return {
+    width,
+    heads,
+    embedding,
+    classToken,
+    epsilon: 1e-5,
+    ln1: norm(1),
+    q: layer(2, 2),
+    k: layer(3, 2),
+    v: layer(4),
+    out: layer(5),
+    postNorm: norm(6),
+    visualProjection: dense(7, embedding),
+  };
+}
