@@ -25,7 +25,7 @@ export class VanillaSimilarity {
   async map(hidden: TensorLike, text: TensorLike): Promise<Float32Array> {
     const { backend } = this;
     const final = await this.#lastLayer(hidden);
-    const normed = await backend.layerNorm({ x: final, ...this.#affine('vision_model.post_layernorm') });
+    const normed = await backend.layerNorm({ x: final, ...this.#norm('vision_model.post_layernorm') });
     const visual = await backend.unitRows({
       x: await backend.linear({ x: normed, weight: this.#tensor('visual_projection.weight') }),
     });
@@ -45,15 +45,17 @@ export class VanillaSimilarity {
   async #lastLayer(hidden: TensorLike): Promise<TensorLike> {
     const { backend } = this;
     const name = this.#layer;
-    const linear = (x: TensorLike, part: string) => backend.linear({ x, ...this.#affine(`${name}.${part}`, true) });
-    const normed = await backend.layerNorm({ x: hidden, ...this.#affine(`${name}.layer_norm1`) });
+    const linear = (x: TensorLike, part: string) =>
+      backend.linear({
+        x,
+        weight: this.#tensor(`${name}.${part}.weight`),
+        bias: this.#tensor(`${name}.${part}.bias`).data,
+      });
+    const normed = await backend.layerNorm({ x: hidden, ...this.#norm(`${name}.layer_norm1`) });
     const [q, k, v] = await Promise.all(['q', 'k', 'v'].map((p) => linear(normed, `self_attn.${p}_proj`)));
     const attended = await backend.attention({ q, k, v, heads: this.heads });
     const middle = sum(hidden, await linear(attended, 'self_attn.out_proj'));
-    const inner = await linear(
-      await backend.layerNorm({ x: middle, ...this.#affine(`${name}.layer_norm2`) }),
-      'mlp.fc1',
-    );
+    const inner = await linear(await backend.layerNorm({ x: middle, ...this.#norm(`${name}.layer_norm2`) }), 'mlp.fc1');
     const activated = {
       data: (inner.data as Float32Array).map((x) => x / (1 + Math.exp(-1.702 * x))),
       dims: inner.dims,
@@ -61,11 +63,8 @@ export class VanillaSimilarity {
     return sum(middle, await linear(activated, 'mlp.fc2'));
   }
 
-  #affine(name: string): { weight: Float32Array; bias: Float32Array };
-  #affine(name: string, matrix: true): { weight: TensorLike; bias: Float32Array };
-  #affine(name: string, matrix = false) {
-    const weight = this.#tensor(`${name}.weight`);
-    return { weight: matrix ? weight : weight.data, bias: this.#tensor(`${name}.bias`).data };
+  #norm(name: string): { weight: Float32Array; bias: Float32Array } {
+    return { weight: this.#tensor(`${name}.weight`).data, bias: this.#tensor(`${name}.bias`).data };
   }
 
   #tensor(name: string): { data: Float32Array; dims: readonly number[] } {

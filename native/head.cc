@@ -1,5 +1,6 @@
 #include "head.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -44,15 +45,50 @@ Status pack(Context& context, const float* weight, const float* bias, int64_t ou
   return {};
 }
 
+// W^T of a square W, packed.
+Status pack_transposed(Context& context, const float* weight, int64_t size, LinearPointer& linear) {
+  Scratch scratch(context.arena);
+  float* transposed = scratch.floats(size * size);
+  if (scratch.failed()) return out_of_memory("weight");
+  for (int64_t i = 0; i < size; i++) {
+    for (int64_t j = 0; j < size; j++) transposed[j * size + i] = weight[i * size + j];
+  }
+  return pack(context, transposed, nullptr, size, size, linear);
+}
+
 Matrix padded(Scratch& scratch, int64_t rows, int64_t cols) {
   const int64_t ld = padded_ld(cols);
   return {scratch.floats(rows * ld), rows, cols, ld};
 }
 
-ConstMatrix top(ConstMatrix x, int64_t rows) { return {x.data, rows, x.cols, x.ld}; }
-
 void copy_rows(ConstMatrix x, float* y) {
   for (int64_t i = 0; i < x.rows; i++) std::memcpy(y + i * x.cols, x.row(i), static_cast<size_t>(x.cols) * sizeof(float));
+}
+
+// The class token's saliency without the keys. Its score for token j is, per head,
+//   q . (W_k l_j + b_k) / sqrt(dh) = (W_k^T q) . l_j / sqrt(dh) + a term that all tokens share and softmax drops,
+// so W_k meets one row per head instead of every token. The scores [N, H] then go through the saliency kernel as the keys
+// of heads of size 1.
+Status folded_saliency(Context& context, ConstMatrix normal, const float* q, const Linear& k_transposed, int64_t heads,
+                       float* saliency_) {
+  const int64_t tokens = normal.rows, width = normal.cols, size = width / heads;
+  Scratch scratch(context.arena);
+  const Matrix queries = padded(scratch, heads, width);  // row h holds head h's part of q and is 0 elsewhere
+  const Matrix folded = padded(scratch, heads, width);
+  const Matrix scores = padded(scratch, tokens, heads);
+  const Matrix scale{scratch.floats(heads), 1, heads, heads};
+  if (scratch.failed()) return out_of_memory("saliency");
+  for (int64_t h = 0; h < heads; h++) {
+    std::fill_n(queries.row(h), width, 0.0f);
+    std::copy_n(q + h * size, size, queries.row(h) + h * size);
+    scale.data[h] = 1.0f / std::sqrt(static_cast<float>(size));
+  }
+  DESAP_TRY(linear(context, queries, k_transposed, folded));
+  Linear* packed = nullptr;
+  DESAP_TRY(linear_pack(context, folded, nullptr, &packed));
+  const LinearPointer owner(packed);
+  DESAP_TRY(linear(context, normal, *packed, scores));
+  return saliency(context, scale, scores, heads, true, saliency_);
 }
 
 }  // namespace
@@ -62,6 +98,7 @@ void copy_rows(ConstMatrix x, float* y) {
 struct Head::State {
   HeadConfig config;
   LinearPointer q, k, v, out, visual_projection;
+  LinearPointer k_transposed;  // with a class token only
   std::vector<float> ln1_weight, ln1_bias, post_norm_weight, post_norm_bias;
 };
 
@@ -79,6 +116,7 @@ Status Head::create(Context& context, const HeadConfig& config, const HeadWeight
   state->post_norm_bias.assign(weights.post_norm_bias, weights.post_norm_bias + width);
   DESAP_TRY(pack(context, weights.q_weight, weights.q_bias, width, width, state->q));
   DESAP_TRY(pack(context, weights.k_weight, weights.k_bias, width, width, state->k));
+  if (config.class_token) DESAP_TRY(pack_transposed(context, weights.k_weight, width, state->k_transposed));
   DESAP_TRY(pack(context, weights.v_weight, weights.v_bias, width, width, state->v));
   DESAP_TRY(pack(context, weights.out_weight, weights.out_bias, width, width, state->out));
   DESAP_TRY(pack(context, weights.visual_projection, nullptr, config.embedding, width, state->visual_projection));
@@ -145,25 +183,27 @@ Status Head::analyze(Context& context, const HiddenStates& hidden, Encoding enco
     result->features = result->own.data();
   }
 
-  // The attention always reads v and the saliency all keys; of the queries, a class token's row can be enough.
-  const bool all_q = encoding == Encoding::qq || encoding == Encoding::qk || !config.class_token;
+  // The attention always reads v. The saliency reads q and k: without a class token all of both; with one, the first row
+  // of q, and k only where the attention has made it anyway.
+  const bool reads_q = encoding == Encoding::qq || encoding == Encoding::qk || !config.class_token;
+  const bool reads_k = encoding == Encoding::kk || encoding == Encoding::qk || !config.class_token;
   Scratch scratch(context.arena);
   const Matrix normal = padded(scratch, tokens, width);
-  const Matrix q = padded(scratch, all_q ? tokens : 1, width);
-  const Matrix k = padded(scratch, tokens, width);
+  const Matrix q = padded(scratch, reads_q ? tokens : 1, width);
+  const Matrix k = padded(scratch, reads_k ? tokens : 0, width);
   const Matrix v = padded(scratch, tokens, width);
+  const Matrix attended = padded(scratch, tokens, width);
   if (scratch.failed()) return out_of_memory("analyze");
 
   DESAP_TRY(rename(layer_norm(context, {x, tokens, width, width}, state_->ln1_weight.data(), state_->ln1_bias.data(),
                               config.epsilon, normal), "hidden"));
   result->timings.normalize = watch.lap();
 
-  DESAP_TRY(linear(context, top(normal, q.rows), *state_->q, q));
-  DESAP_TRY(linear(context, normal, *state_->k, k));
+  DESAP_TRY(linear(context, {normal.data, q.rows, width, normal.ld}, *state_->q, q));
+  DESAP_TRY(linear(context, {normal.data, k.rows, width, normal.ld}, *state_->k, k));
   DESAP_TRY(linear(context, normal, *state_->v, v));
   result->timings.project = watch.lap();
 
-  const Matrix attended = normal;  // the projections were its last readers
   switch (encoding) {
     case Encoding::qq: DESAP_TRY(attention(context, q, q, v, config.heads, attended)); break;
     case Encoding::kk: DESAP_TRY(attention(context, k, k, v, config.heads, attended)); break;
@@ -173,7 +213,11 @@ Status Head::analyze(Context& context, const HiddenStates& hidden, Encoding enco
   if (copies.context) copy_rows(attended, copies.context);
   result->timings.attention = watch.lap();
 
-  DESAP_TRY(saliency(context, q, k, config.heads, config.class_token, result->saliency.data()));
+  if (reads_k) {
+    DESAP_TRY(saliency(context, q, k, config.heads, config.class_token, result->saliency.data()));
+  } else {
+    DESAP_TRY(folded_saliency(context, normal, q.data, *state_->k_transposed, config.heads, result->saliency.data()));
+  }
   result->timings.saliency = watch.lap();
 
   const Matrix projected = v;  // the attention was its last reader

@@ -36,7 +36,7 @@ struct HiddenStates {
   const void* data;   // [tokens, D], contiguous rows
   bool half;          // binary16 bits instead of float32
   int64_t tokens;     // N
-  Hold hold;          // keeps `data` alive; null: the caller does, and `analyze` keeps a copy of its own
+  Hold hold;          // keeps `data` alive; null: the caller does until `analyze` returns, which then keeps a copy
 };
 
 // Time per stage in milliseconds.
@@ -95,7 +95,9 @@ class Analysis {
   int64_t width() const;             // D
   const float* embedding() const;    // A_d [N, E], unit rows, contiguous
   const float* saliency() const;     // A_s [P]
-  const void* features() const;      // the hidden states that merging reads: the caller's memory when it was held
+  // The patch rows [P, D] that merging reads, float32: the caller's own memory when that was float32 and held (the
+  // analysis then shares the hold), otherwise a copy. Half is converted once, by `analyze`; its hold is not kept.
+  const void* features() const;
   const AnalyzeTimings& timings() const;
 
   // not_finite("text" | "query" | "saliency" | "features", row), out_of_memory. Nothing is written on failure.

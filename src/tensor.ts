@@ -1,7 +1,13 @@
-import { Tensor } from 'onnxruntime-common';
+import { createRequire } from 'node:module';
+import type * as common from 'onnxruntime-common';
 import { DesapError, invalid } from './errors.js';
 
-export { Tensor };
+/**
+ * onnxruntime's tensor, the class that the installed onnxruntime-node itself uses. A session tells preallocated outputs by
+ * `instanceof`, and silently ignores those of another copy of onnxruntime-common (its ES module form is one).
+ */
+export const Tensor = tensorClass();
+export type Tensor = common.Tensor;
 
 /**
  * What every function takes as a tensor: an onnxruntime `Tensor`, or any object with the same three fields.
@@ -164,4 +170,14 @@ export function floatToHalf(value: number): number {
   }
   const rounded = magnitude + 0xfff + ((magnitude >>> 13) & 1);
   return sign | ((rounded - 0x38000000) >>> 13);
+}
+
+function tensorClass(): typeof common.Tensor {
+  const here = createRequire(import.meta.url);
+  const load = (require: NodeJS.Require) => (require('onnxruntime-common') as typeof common).Tensor;
+  try {
+    return load(createRequire(here.resolve('onnxruntime-node')));
+  } catch {
+    return load(here);
+  }
 }

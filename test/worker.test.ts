@@ -42,7 +42,7 @@ describe('worker threads', () => {
       await new Promise((resolve) => setTimeout(resolve, round * 40));
       const since = performance.now();
       await Promise.all(workers.map((worker) => worker.terminate()));
-      expect(performance.now() - since).toBeLessThan(5000);
+      expect(performance.now() - since).toBeLessThan(20_000);
     }
     const driver = createCpuDriver({ threads: 2 });
     expect(driver.run('topK', { scores: Float32Array.of(3, 1, 2), k: 2, excluded: null }, true)).toEqual(

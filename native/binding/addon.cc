@@ -48,7 +48,9 @@ Napi::Object load(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(environment);
   napi_add_env_cleanup_hook(env, shut_down, environment);
 
-  const auto constructor = [&](const char* name) { return Napi::Persistent(env.Global().Get(name).As<Napi::Function>()); };
+  const auto constructor = [&](const char* name) {
+    return Napi::Persistent(env.Global().Get(name).As<Napi::Function>());
+  };
   environment->float32 = constructor("Float32Array");
   environment->int32 = constructor("Int32Array");
   environment->uint8 = constructor("Uint8Array");

@@ -31,6 +31,7 @@ class PruneJob : public Job {
     prepared.Set("timings", timings);
     return prepared;
   }
+
  private:
   Status prune(Context& context) {
     DESAP_TRY(text.widen(context));
@@ -64,7 +65,8 @@ Napi::Function AnalysisObject::define(Napi::Env env) {
   return DefineClass(
       env, "Analysis",
       {InstanceMethod<&AnalysisObject::prune>("prune"), InstanceMethod<&AnalysisObject::embedding>("embedding"),
-       InstanceMethod<&AnalysisObject::saliency>("saliency"), InstanceMethod<&AnalysisObject::intermediates>("intermediates"),
+       InstanceMethod<&AnalysisObject::saliency>("saliency"),
+       InstanceMethod<&AnalysisObject::intermediates>("intermediates"),
        InstanceMethod<&AnalysisObject::dispose>("dispose"), InstanceAccessor<&AnalysisObject::tokens>("tokens"),
        InstanceAccessor<&AnalysisObject::patches>("patches"), InstanceAccessor<&AnalysisObject::width>("width"),
        InstanceAccessor<&AnalysisObject::timings>("timings"),
@@ -151,7 +153,8 @@ Napi::Value AnalysisObject::prune(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value AnalysisObject::embedding(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] { return copy_of(info.Env(), record().analysis->embedding(), tokens_ * record().embedding); });
+  return guarded(info.Env(),
+                 [&] { return copy_of(info.Env(), record().analysis->embedding(), tokens_ * record().embedding); });
 }
 
 Napi::Value AnalysisObject::saliency(const Napi::CallbackInfo& info) {
@@ -171,10 +174,18 @@ Napi::Value AnalysisObject::intermediates(const Napi::CallbackInfo& info) {
 
 void AnalysisObject::dispose(const Napi::CallbackInfo&) { release(); }
 
-Napi::Value AnalysisObject::tokens(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), static_cast<double>(tokens_)); }
-Napi::Value AnalysisObject::patches(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), static_cast<double>(patches_)); }
-Napi::Value AnalysisObject::width(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), static_cast<double>(width_)); }
-Napi::Value AnalysisObject::features_address(const Napi::CallbackInfo& info) { return Napi::BigInt::New(info.Env(), address_); }
+Napi::Value AnalysisObject::tokens(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(tokens_));
+}
+Napi::Value AnalysisObject::patches(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(patches_));
+}
+Napi::Value AnalysisObject::width(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(width_));
+}
+Napi::Value AnalysisObject::features_address(const Napi::CallbackInfo& info) {
+  return Napi::BigInt::New(info.Env(), address_);
+}
 
 Napi::Value AnalysisObject::timings(const Napi::CallbackInfo& info) {
   Napi::Object timings = Napi::Object::New(info.Env());

@@ -13,11 +13,13 @@ namespace {
 constexpr int64_t kMaximumExtent = INT32_MAX;  // the product of two still fits into int64_t
 
 std::string type_of(const Napi::Value& value) {
-  static const char* const arrays[] = {"Int8Array",  "Uint8Array",   "Uint8ClampedArray", "Int16Array",    "Uint16Array",   "Int32Array",
-                                       "Uint32Array", "Float32Array", "Float64Array",      "BigInt64Array", "BigUint64Array"};
+  static const char* const arrays[] = {"Int8Array",    "Uint8Array",    "Uint8ClampedArray", "Int16Array",
+                                       "Uint16Array",  "Int32Array",    "Uint32Array",       "Float32Array",
+                                       "Float64Array", "BigInt64Array", "BigUint64Array"};
   if (value.IsTypedArray()) {
     napi_typedarray_type type;
-    if (napi_get_typedarray_info(value.Env(), value, &type, nullptr, nullptr, nullptr, nullptr) != napi_ok) return "an array";
+    if (napi_get_typedarray_info(value.Env(), value, &type, nullptr, nullptr, nullptr, nullptr) != napi_ok)
+      return "an array";
     const size_t index = static_cast<size_t>(type);
     return index < std::size(arrays) ? arrays[index] : "Float16Array";
   }
@@ -52,7 +54,8 @@ size_t element_bytes(napi_typedarray_type type) {
 int64_t integer_in(const Napi::Value& value, const std::string& name, int64_t low, int64_t high) {
   const double number = value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : NAN;
   if (!(number >= static_cast<double>(low) && number <= static_cast<double>(high) && number == std::floor(number))) {
-    throw invalid("ERR_VALUE", name, type_of(value), "an integer from " + std::to_string(low) + " to " + std::to_string(high));
+    throw invalid("ERR_VALUE", name, type_of(value),
+                  "an integer from " + std::to_string(low) + " to " + std::to_string(high));
   }
   return static_cast<int64_t>(number);
 }
@@ -61,6 +64,26 @@ bool boolean_in(const Napi::Value& value, const std::string& name) {
   if (!value.IsBoolean()) throw invalid("ERR_VALUE", name, type_of(value), "true or false");
   return value.As<Napi::Boolean>().Value();
 }
+
+// The first of `size` elements; fails where there are not exactly that many of the wanted type.
+const void* address_of(const std::string& name, const Napi::Value& data, napi_typedarray_type want, int64_t size) {
+  napi_typedarray_type type;
+  size_t length = 0;
+  void* address = nullptr;
+  if (!data.IsTypedArray() ||
+      napi_get_typedarray_info(data.Env(), data, &type, &length, &address, nullptr, nullptr) != napi_ok ||
+      type != want) {
+    throw invalid("ERR_DTYPE", name, type_of(data), name_of(want));
+  }
+  // The view of a detached buffer, or of a resizable one that shrank, has length 0; its address can be stale.
+  if (static_cast<int64_t>(length) != size || (size > 0 && !address)) {
+    throw invalid(length == 0 ? "ERR_DETACHED" : "ERR_SHAPE", name, std::to_string(length) + " elements",
+                  std::to_string(size) + " elements");
+  }
+  return address;
+}
+
+napi_typedarray_type element_type(bool half) { return half ? napi_uint16_array : napi_float32_array; }
 
 MatrixArgument matrix_argument(const Napi::Value& value, const std::string& name) {
   if (!value.IsObject()) throw invalid("ERR_DTYPE", name, type_of(value), "a matrix ({ data, half, rows, cols })");
@@ -71,6 +94,8 @@ MatrixArgument matrix_argument(const Napi::Value& value, const std::string& name
   matrix.half = boolean_in(object.Get("half"), name + ".half");
   matrix.rows = integer_in(object.Get("rows"), name + ".rows", 1, kMaximumExtent);
   matrix.cols = integer_in(object.Get("cols"), name + ".cols", 1, kMaximumExtent);
+  // Also checked when the memory is read; here before room is made for a result of that size.
+  address_of(name, matrix.data, element_type(matrix.half), matrix.size());
   return matrix;
 }
 
@@ -99,7 +124,9 @@ VectorArgument Arguments::vector_or_null(const char* key) const {
 
 Arguments Arguments::object(const char* key) const { return Arguments(get(key), path(key)); }
 
-int64_t Arguments::integer(const char* key, int64_t low, int64_t high) const { return integer_in(get(key), path(key), low, high); }
+int64_t Arguments::integer(const char* key, int64_t low, int64_t high) const {
+  return integer_in(get(key), path(key), low, high);
+}
 
 float Arguments::number(const char* key) const {
   const Napi::Value value = get(key);
@@ -134,7 +161,9 @@ std::vector<MatrixArgument> matrix_arguments(const Napi::Value& value, const std
 Alignment alignment_of(const Arguments& arguments) {
   return static_cast<Alignment>(arguments.choice("alignment", {"fcma", "fcma-clamped", "mean"}));
 }
-Encoding encoding_of(const Arguments& arguments) { return static_cast<Encoding>(arguments.choice("encoding", {"qq", "kk", "vv", "qk"})); }
+Encoding encoding_of(const Arguments& arguments) {
+  return static_cast<Encoding>(arguments.choice("encoding", {"qq", "kk", "vv", "qk"}));
+}
 
 void expect_shape(const MatrixArgument& matrix, int64_t rows, int64_t cols) {
   if (matrix.rows == rows && matrix.cols == cols) return;
@@ -143,7 +172,8 @@ void expect_shape(const MatrixArgument& matrix, int64_t rows, int64_t cols) {
 }
 
 void expect_divides(const char* name, int64_t divisor, int64_t width) {
-  if (width % divisor != 0) throw invalid("ERR_VALUE", name, std::to_string(divisor), "a divisor of the width " + std::to_string(width));
+  if (width % divisor != 0)
+    throw invalid("ERR_VALUE", name, std::to_string(divisor), "a divisor of the width " + std::to_string(width));
 }
 
 int64_t length_of(const Napi::Value& value) {
@@ -154,19 +184,8 @@ int64_t length_of(const Napi::Value& value) {
 }
 
 Memory MemoryReader::read(const std::string& name, const Napi::Value& data, napi_typedarray_type want, int64_t size) {
-  napi_typedarray_type type;
-  size_t length = 0;
-  void* address = nullptr;
-  if (!data.IsTypedArray() || napi_get_typedarray_info(env_, data, &type, &length, &address, nullptr, nullptr) != napi_ok ||
-      type != want) {
-    throw invalid("ERR_DTYPE", name, type_of(data), name_of(want));
-  }
-  // A view of a detached buffer, and one that a resizable buffer no longer covers, has length 0; its address can be stale.
-  if (static_cast<int64_t>(length) != size || (size > 0 && !address)) {
-    throw invalid(length == 0 ? "ERR_DETACHED" : "ERR_SHAPE", name, std::to_string(length) + " elements",
-                  std::to_string(size) + " elements");
-  }
-  const size_t bytes = length * element_bytes(want);
+  const void* address = address_of(name, data, want, size);
+  const size_t bytes = static_cast<size_t>(size) * element_bytes(want);
   if (access_ != Access::copied) {
     if (auto block = Environment::of(env_).pool->find(address, bytes)) return {address, block};
     if (access_ == Access::in_place) return {address, nullptr};
@@ -180,11 +199,12 @@ Memory MemoryReader::read(const std::string& name, const Napi::Value& data, napi
   return {copy.get(), copy};
 }
 
+Memory MemoryReader::matrix(const MatrixArgument& matrix) {
+  return read(matrix.name, matrix.data, element_type(matrix.half), matrix.size());
+}
+
 FloatInput::FloatInput(MemoryReader& reader, const MatrixArgument& argument)
-    : memory_(reader.read(argument.name, argument.data, argument.half ? napi_uint16_array : napi_float32_array, argument.size())),
-      half_(argument.half),
-      rows_(argument.rows),
-      cols_(argument.cols) {}
+    : memory_(reader.matrix(argument)), half_(argument.half), rows_(argument.rows), cols_(argument.cols) {}
 
 Status FloatInput::widen(Context& context) {
   if (!half_) return {};

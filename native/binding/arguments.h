@@ -80,7 +80,10 @@ class MemoryReader {
  public:
   MemoryReader(Napi::Env env, Access access) : env_(env), access_(access) {}
 
-  Memory float32(const std::string& name, const Napi::Value& data, int64_t size) { return read(name, data, napi_float32_array, size); }
+  Memory float32(const std::string& name, const Napi::Value& data, int64_t size) {
+    return read(name, data, napi_float32_array, size);
+  }
+  Memory matrix(const MatrixArgument&);
   Memory read(const std::string& name, const Napi::Value& data, napi_typedarray_type, int64_t size);
 
  private:

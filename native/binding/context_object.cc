@@ -25,11 +25,12 @@ std::string isa_of(const Napi::Value& value) {
 }  // namespace
 
 Napi::Function ContextObject::define(Napi::Env env) {
-  return DefineClass(env, "Context",
-                     {InstanceMethod<&ContextObject::run>("run"), InstanceMethod<&ContextObject::create_head>("createHead"),
-                      InstanceMethod<&ContextObject::dispose>("dispose"), InstanceAccessor<&ContextObject::kind>("kind"),
-                      InstanceAccessor<&ContextObject::description>("description"),
-                      InstanceAccessor<&ContextObject::threads>("threads"), InstanceAccessor<&ContextObject::isa>("isa")});
+  return DefineClass(
+      env, "Context",
+      {InstanceMethod<&ContextObject::run>("run"), InstanceMethod<&ContextObject::create_head>("createHead"),
+       InstanceMethod<&ContextObject::dispose>("dispose"), InstanceAccessor<&ContextObject::kind>("kind"),
+       InstanceAccessor<&ContextObject::description>("description"),
+       InstanceAccessor<&ContextObject::threads>("threads"), InstanceAccessor<&ContextObject::isa>("isa")});
 }
 
 ContextObject::ContextObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {

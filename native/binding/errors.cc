@@ -14,8 +14,9 @@ Fault from_status(const Status& status, int64_t image) {
   const std::string what = status.what ? status.what : "";
   switch (status.code) {
     case Code::not_finite: {
-      Fault fault = invalid("ERR_NOT_FINITE", what, "NaN, Inf or a magnitude beyond float32 in row " + std::to_string(status.where),
-                            "finite values");
+      Fault fault =
+          invalid("ERR_NOT_FINITE", what,
+                  "NaN, Inf or a magnitude beyond float32 in row " + std::to_string(status.where), "finite values");
       fault.row = status.where;
       fault.image = image;
       return fault;

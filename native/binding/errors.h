@@ -1,5 +1,5 @@
-// What goes wrong, on its way to JavaScript: an Error with a `code` (DesapErrorCode in src/errors.ts) and, where they are
-// known, `argument`, `row` and `image`. The message leaves the argument's name out: the caller has its own name for it.
+// What goes wrong, on its way to JavaScript: an Error with a `code` (DesapErrorCode in src/errors.ts) and, where they
+// are known, `argument`, `row` and `image`. The message leaves the argument's name out: the caller has its own.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Runs jobs on a context, one at a time: synchronous calls on the JavaScript thread, the others in order of arrival on a
-// thread of its own. libuv's four threads are left alone: file access and image decoding of the same program need them.
+// Runs jobs on a context, one at a time: synchronous calls on the JavaScript thread, the others in order of arrival on
+// a thread of its own. libuv's four threads are left to those who need them: file access, image decoding.
 //
 // Every method is called on the JavaScript thread of the environment that made the executor.
 #pragma once
@@ -31,8 +31,8 @@ class Job {
   virtual Napi::Value finish(Napi::Env, Napi::Object prepared) { return prepared; }
 };
 
-// A job and the JavaScript value that its results are written into. Nobody else sees the value before the job is done, so
-// kernels write into its memory directly.
+// A job and the JavaScript value that its results are written into. Nobody else sees the value before the job is done,
+// so kernels write into its memory directly.
 struct Call {
   std::unique_ptr<Job> job;
   Napi::Object prepared;
@@ -74,15 +74,15 @@ class Executor : public std::enable_shared_from_this<Executor> {
 
   std::unique_ptr<Context, Close> context_;
   std::thread coordinator_;
-  napi_threadsafe_function signal_ = nullptr;  // says that `done_` has tasks; keeps the process alive while some are pending
+  napi_threadsafe_function signal_ = nullptr;  // says that `done_` has tasks; holds the process while some are pending
   size_t pending_ = 0;
   bool closed_ = false;
 
-  std::mutex mutex_;                // guards what follows, and `closed_` for the coordinator
+  std::mutex mutex_;  // guards what follows, and `closed_` for the coordinator
   std::condition_variable change_;
   std::list<Task> queue_, done_;
-  bool busy_ = false;               // a job runs
-  bool sync_waits_ = false;         // a synchronous call goes before the next queued job
+  bool busy_ = false;        // a job runs
+  bool sync_waits_ = false;  // a synchronous call goes before the next queued job
   bool stopping_ = false;
 };
 

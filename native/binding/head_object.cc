@@ -51,7 +51,8 @@ class AnalyzeJob : public Job {
 
   Napi::Value finish(Napi::Env env, Napi::Object prepared) override {
     for (size_t i = 0; i < images_.size(); i++) {
-      prepared.Set(static_cast<uint32_t>(i), construct(Environment::of(env).analysis, env, std::move(images_[i].record)));
+      prepared.Set(static_cast<uint32_t>(i),
+                   construct(Environment::of(env).analysis, env, std::move(images_[i].record)));
     }
     return prepared;
   }
@@ -65,7 +66,8 @@ class AnalyzeJob : public Job {
       record.context.resize(size);
       record.attention.resize(size);
     }
-    const Intermediates copies{intermediates_ ? record.context.data() : nullptr, intermediates_ ? record.attention.data() : nullptr};
+    const Intermediates copies{intermediates_ ? record.context.data() : nullptr,
+                               intermediates_ ? record.attention.data() : nullptr};
     std::shared_ptr<Analysis> analysis;
     DESAP_TRY(head_->analyze(context, hidden, encoding_, copies, &analysis));
     record.analysis = std::move(analysis);
@@ -125,7 +127,8 @@ Napi::Value create_head_object(Napi::Env env, const std::shared_ptr<Executor>& e
 }
 
 Napi::Function HeadObject::define(Napi::Env env) {
-  return DefineClass(env, "Head", {InstanceMethod<&HeadObject::analyze>("analyze"), InstanceMethod<&HeadObject::dispose>("dispose")});
+  return DefineClass(
+      env, "Head", {InstanceMethod<&HeadObject::analyze>("analyze"), InstanceMethod<&HeadObject::dispose>("dispose")});
 }
 
 HeadObject::HeadObject(const Napi::CallbackInfo& info) : ObjectWrap(info), state_(constructed_from<State>(info)) {}
@@ -144,13 +147,14 @@ Napi::Value HeadObject::analyze(const Napi::CallbackInfo& info) {
     const bool sync = info[2].ToBoolean();
     for (const MatrixArgument& image : images) {
       expect_shape(image, image.rows, config.width);
-      if (config.class_token && image.rows < 2) throw invalid("ERR_SHAPE", image.name, "1 row", "the class token and at least one patch");
+      if (config.class_token && image.rows < 2)
+        throw invalid("ERR_SHAPE", image.name, "1 row", "the class token and at least one patch");
     }
     const Napi::Array prepared = Napi::Array::New(env, images.size());
     MemoryReader reader(env, sync ? Access::in_place : Access::held);
     std::vector<AnalyzeJob::Image> inputs;
     for (const MatrixArgument& image : images) {
-      Memory memory = reader.read(image.name, image.data, image.half ? napi_uint16_array : napi_float32_array, image.size());
+      Memory memory = reader.matrix(image);
       AnalysisRecord record;
       record.executor = state.executor;
       record.embedding = config.embedding;

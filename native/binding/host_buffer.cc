@@ -36,10 +36,12 @@ HostBufferObject::HostBufferObject(const Napi::CallbackInfo& info) : ObjectWrap(
       throw Fault{"ERR_OUT_OF_MEMORY", "HostBuffer: an allocation of " + std::to_string(bytes) + " bytes failed", ""};
     }
     const auto release = [](Napi::Env, void*, std::shared_ptr<Lease>* lease) { delete lease; };
-    const Napi::Value buffer =
-        Napi::ArrayBuffer::New(env, lease_->block->data(), bytes, release, new std::shared_ptr<Lease>(lease_));
+    auto hold = std::make_unique<std::shared_ptr<Lease>>(lease_);
+    const Napi::Value buffer = Napi::ArrayBuffer::New(env, lease_->block->data(), bytes, release, hold.get());
+    hold.release();
     // A property of the object, not a reference from here: the collector then sees both as one.
-    info.This().As<Napi::Object>().DefineProperty(Napi::PropertyDescriptor::Value("arrayBuffer", buffer, napi_enumerable));
+    info.This().As<Napi::Object>().DefineProperty(
+        Napi::PropertyDescriptor::Value("arrayBuffer", buffer, napi_enumerable));
   });
 }
 

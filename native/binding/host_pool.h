@@ -1,5 +1,5 @@
-// Memory of HostBuffers: 64-byte aligned blocks, kept for reuse when they are given back. Fresh pages cost more than the
-// copy that they save (25 ms against 3 ms for 47 MB), and inference asks for the same few sizes again and again.
+// Memory of HostBuffers: 64-byte aligned blocks, kept for reuse when they are given back. Fresh pages cost more than
+// the copy that they save (25 ms against 3 ms for 47 MB), and inference asks for the same few sizes again and again.
 //
 // Blocks hold their pool, so either may go first. Any thread may give a block back.
 #pragma once
@@ -17,7 +17,8 @@ class HostPool;
 
 class HostBlock : public std::enable_shared_from_this<HostBlock> {
  public:
-  HostBlock(std::shared_ptr<HostPool> pool, void* data, size_t capacity) : pool_(std::move(pool)), data_(data), capacity_(capacity) {}
+  HostBlock(std::shared_ptr<HostPool> pool, void* data, size_t capacity)
+      : pool_(std::move(pool)), data_(data), capacity_(capacity) {}
   ~HostBlock();
   HostBlock(const HostBlock&) = delete;
   HostBlock& operator=(const HostBlock&) = delete;

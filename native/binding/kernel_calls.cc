@@ -31,12 +31,13 @@ Call layer_norm_call(Napi::Env env, const Arguments& arguments, Access access) {
   const float epsilon = arguments.number("epsilon");
   const Output<float> y = new_floats(env, x.size());
   MemoryReader memory(env, access);
-  return call(y.value, [x = FloatInput(memory, x), weight = VectorInput(memory, weight, x.cols), bias = VectorInput(memory, bias, x.cols),
-                        epsilon, y = y.data](Context& context) mutable -> Status {
-    DESAP_TRY(x.widen(context));
-    const ConstMatrix in = x.matrix();
-    return layer_norm(context, in, weight.data(), bias.data(), epsilon, rows_of(y, in.rows, in.cols));
-  });
+  return call(y.value,
+              [x = FloatInput(memory, x), weight = VectorInput(memory, weight, x.cols),
+               bias = VectorInput(memory, bias, x.cols), epsilon, y = y.data](Context& context) mutable -> Status {
+                DESAP_TRY(x.widen(context));
+                const ConstMatrix in = x.matrix();
+                return layer_norm(context, in, weight.data(), bias.data(), epsilon, rows_of(y, in.rows, in.cols));
+              });
 }
 
 struct LinearFree {
@@ -57,14 +58,15 @@ Call linear_call(Napi::Env env, const Arguments& arguments, Access access) {
   expect_shape(weight, weight.rows, x.cols);
   const Output<float> y = new_floats(env, x.rows * weight.rows);
   MemoryReader memory(env, access);
-  return call(y.value, [x = FloatInput(memory, x), weight = FloatInput(memory, weight), bias = VectorInput(memory, bias, weight.rows),
-                        y = y.data](Context& context) mutable -> Status {
-    DESAP_TRY(x.widen(context));
-    DESAP_TRY(weight.widen(context));
-    LinearPointer packed;
-    DESAP_TRY(pack(context, weight.matrix(), bias.data(), packed));
-    return linear(context, x.matrix(), *packed, rows_of(y, x.matrix().rows, weight.matrix().rows));
-  });
+  return call(y.value,
+              [x = FloatInput(memory, x), weight = FloatInput(memory, weight),
+               bias = VectorInput(memory, bias, weight.rows), y = y.data](Context& context) mutable -> Status {
+                DESAP_TRY(x.widen(context));
+                DESAP_TRY(weight.widen(context));
+                LinearPointer packed;
+                DESAP_TRY(pack(context, weight.matrix(), bias.data(), packed));
+                return linear(context, x.matrix(), *packed, rows_of(y, x.matrix().rows, weight.matrix().rows));
+              });
 }
 
 Call attention_call(Napi::Env env, const Arguments& arguments, Access access) {
@@ -75,11 +77,13 @@ Call attention_call(Napi::Env env, const Arguments& arguments, Access access) {
   expect_shape(v, q.rows, q.cols);
   const Output<float> y = new_floats(env, q.size());
   MemoryReader memory(env, access);
-  return call(y.value, [q = FloatInput(memory, q), k = FloatInput(memory, k), v = FloatInput(memory, v), heads,
-                        y = y.data](Context& context) mutable -> Status {
-    for (FloatInput* input : {&q, &k, &v}) DESAP_TRY(input->widen(context));
-    return attention(context, q.matrix(), k.matrix(), v.matrix(), heads, rows_of(y, q.matrix().rows, q.matrix().cols));
-  });
+  return call(y.value,
+              [q = FloatInput(memory, q), k = FloatInput(memory, k), v = FloatInput(memory, v), heads,
+               y = y.data](Context& context) mutable -> Status {
+                for (FloatInput* input : {&q, &k, &v}) DESAP_TRY(input->widen(context));
+                return attention(context, q.matrix(), k.matrix(), v.matrix(), heads,
+                                 rows_of(y, q.matrix().rows, q.matrix().cols));
+              });
 }
 
 Call saliency_call(Napi::Env env, const Arguments& arguments, Access access) {
@@ -91,12 +95,13 @@ Call saliency_call(Napi::Env env, const Arguments& arguments, Access access) {
   if (class_token && q.rows < 2) throw invalid("ERR_SHAPE", "q", "1 row", "the class token and at least one patch");
   const Output<float> y = new_floats(env, q.rows - (class_token ? 1 : 0));
   MemoryReader memory(env, access);
-  return call(y.value, [q = FloatInput(memory, q), k = FloatInput(memory, k), heads, class_token,
-                        y = y.data](Context& context) mutable -> Status {
-    DESAP_TRY(q.widen(context));
-    DESAP_TRY(k.widen(context));
-    return saliency(context, q.matrix(), k.matrix(), heads, class_token, y);
-  });
+  return call(y.value,
+              [q = FloatInput(memory, q), k = FloatInput(memory, k), heads, class_token,
+               y = y.data](Context& context) mutable -> Status {
+                DESAP_TRY(q.widen(context));
+                DESAP_TRY(k.widen(context));
+                return saliency(context, q.matrix(), k.matrix(), heads, class_token, y);
+              });
 }
 
 Call unit_rows_call(Napi::Env env, const Arguments& arguments, Access access) {
@@ -123,19 +128,22 @@ Call read_out_call(Napi::Env env, const Arguments& arguments, Access access) {
   result.Set("attention", attention.value);
   result.Set("embedding", embedding.value);
   MemoryReader memory(env, access);
-  return call(result, [x = FloatInput(memory, context_rows), projection = FloatInput(memory, projection),
-                       out_weight = VectorInput(memory, out_weight, width * width), out_bias = VectorInput(memory, out_bias, width),
-                       norm_weight = VectorInput(memory, norm_weight, width), norm_bias = VectorInput(memory, norm_bias, width),
-                       epsilon, width, attention = attention.data, embedding = embedding.data](Context& context) mutable -> Status {
-    DESAP_TRY(x.widen(context));
-    DESAP_TRY(projection.widen(context));
-    LinearPointer packed_out, packed_projection;
-    DESAP_TRY(pack(context, {out_weight.data(), width, width, width}, out_bias.data(), packed_out));
-    DESAP_TRY(pack(context, projection.matrix(), nullptr, packed_projection));
-    const ReadOut weights{packed_out.get(), norm_weight.data(), norm_bias.data(), epsilon, packed_projection.get()};
-    const int64_t rows = x.matrix().rows;
-    return read_out(context, x.matrix(), weights, rows_of(attention, rows, width), rows_of(embedding, rows, projection.matrix().rows));
-  });
+  return call(
+      result,
+      [x = FloatInput(memory, context_rows), projection = FloatInput(memory, projection),
+       out_weight = VectorInput(memory, out_weight, width * width), out_bias = VectorInput(memory, out_bias, width),
+       norm_weight = VectorInput(memory, norm_weight, width), norm_bias = VectorInput(memory, norm_bias, width),
+       epsilon, width, attention = attention.data, embedding = embedding.data](Context& context) mutable -> Status {
+        DESAP_TRY(x.widen(context));
+        DESAP_TRY(projection.widen(context));
+        LinearPointer packed_out, packed_projection;
+        DESAP_TRY(pack(context, {out_weight.data(), width, width, width}, out_bias.data(), packed_out));
+        DESAP_TRY(pack(context, projection.matrix(), nullptr, packed_projection));
+        const ReadOut weights{packed_out.get(), norm_weight.data(), norm_bias.data(), epsilon, packed_projection.get()};
+        const int64_t rows = x.matrix().rows;
+        return read_out(context, x.matrix(), weights, rows_of(attention, rows, width),
+                        rows_of(embedding, rows, projection.matrix().rows));
+      });
 }
 
 Call align_call(Napi::Env env, const Arguments& arguments, Access access) {
@@ -151,13 +159,15 @@ Call align_call(Napi::Env env, const Arguments& arguments, Access access) {
   result.Set("task", task.value);
   result.Set("matrices", new_matrices(env, wanted, alignment, visual.rows, text.rows, &matrices));
   MemoryReader memory(env, access);
-  return call(result, [visual = FloatInput(memory, visual), text = FloatInput(memory, text),
-                       query = VectorInput(memory, query, visual.cols), global = VectorInput(memory, global, visual.cols), alignment,
-                       lambda, task = task.data, matrices](Context& context) mutable -> Status {
-    DESAP_TRY(visual.widen(context));
-    DESAP_TRY(text.widen(context));
-    return align(context, visual.matrix(), text.matrix(), query.data(), global.data(), alignment, lambda, task, matrices);
-  });
+  return call(result,
+              [visual = FloatInput(memory, visual), text = FloatInput(memory, text),
+               query = VectorInput(memory, query, visual.cols), global = VectorInput(memory, global, visual.cols),
+               alignment, lambda, task = task.data, matrices](Context& context) mutable -> Status {
+                DESAP_TRY(visual.widen(context));
+                DESAP_TRY(text.widen(context));
+                return align(context, visual.matrix(), text.matrix(), query.data(), global.data(), alignment, lambda,
+                             task, matrices);
+              });
 }
 
 Call top_k_call(Napi::Env env, const Arguments& arguments, Access access) {
@@ -172,11 +182,14 @@ Call top_k_call(Napi::Env env, const Arguments& arguments, Access access) {
     const uint8_t* bytes = static_cast<const uint8_t*>(mask.data);
     int64_t candidates = 0;
     for (int64_t i = 0; i < size; i++) candidates += bytes[i] == 0;
-    if (k > candidates) throw invalid("ERR_VALUE", "k", std::to_string(k), "at most " + std::to_string(candidates) + ", the entries not excluded");
+    if (k > candidates)
+      throw invalid("ERR_VALUE", "k", std::to_string(k),
+                    "at most " + std::to_string(candidates) + ", the entries not excluded");
   }
-  return call(indices.value, [scores = VectorInput(memory, scores, size), mask, size, k, indices = indices.data](Context& context) {
-    return top_k(context, scores.data(), static_cast<const uint8_t*>(mask.data), size, k, indices);
-  });
+  return call(indices.value,
+              [scores = VectorInput(memory, scores, size), mask, size, k, indices = indices.data](Context& context) {
+                return top_k(context, scores.data(), static_cast<const uint8_t*>(mask.data), size, k, indices);
+              });
 }
 
 Call merge_call(Napi::Env env, const Arguments& arguments, Access access) {
@@ -185,7 +198,8 @@ Call merge_call(Napi::Env env, const Arguments& arguments, Access access) {
   const int64_t k = length_of(kept.data);
   if (k < 1 || k > features.rows) {
     const char* code = k < 0 ? "ERR_DTYPE" : "ERR_SHAPE";
-    throw invalid(code, "kept", k < 0 ? "no typed array" : std::to_string(k) + " elements", "1 to " + std::to_string(features.rows) + " indices");
+    throw invalid(code, "kept", k < 0 ? "no typed array" : std::to_string(k) + " elements",
+                  "1 to " + std::to_string(features.rows) + " indices");
   }
   const Output<float> tokens = new_floats(env, k * features.cols);
   const Output<int32_t> assignment = new_ints(env, features.rows), counts = new_ints(env, k);
@@ -201,12 +215,14 @@ Call merge_call(Napi::Env env, const Arguments& arguments, Access access) {
                   "ascending, distinct indices below " + std::to_string(features.rows));
   }
   MemoryReader memory(env, access);
-  return call(result, [features = FloatInput(memory, features), indices, k, tokens = tokens.data, assignment = assignment.data,
-                       counts = counts.data](Context& context) mutable -> Status {
-    DESAP_TRY(features.widen(context));
-    const ConstMatrix rows = features.matrix();
-    return merge(context, rows, static_cast<const int32_t*>(indices.data), k, rows_of(tokens, k, rows.cols), assignment, counts);
-  });
+  return call(result,
+              [features = FloatInput(memory, features), indices, k, tokens = tokens.data, assignment = assignment.data,
+               counts = counts.data](Context& context) mutable -> Status {
+                DESAP_TRY(features.widen(context));
+                const ConstMatrix rows = features.matrix();
+                return merge(context, rows, static_cast<const int32_t*>(indices.data), k, rows_of(tokens, k, rows.cols),
+                             assignment, counts);
+              });
 }
 
 struct Entry {
@@ -215,7 +231,7 @@ struct Entry {
 };
 
 const Entry kernels[] = {
-    {"layerNorm", layer_norm_call}, {"linear", linear_call},     {"attention", attention_call},
+    {"layerNorm", layer_norm_call}, {"linear", linear_call},      {"attention", attention_call},
     {"saliency", saliency_call},    {"unitRows", unit_rows_call}, {"readOut", read_out_call},
     {"align", align_call},          {"topK", top_k_call},         {"merge", merge_call},
 };

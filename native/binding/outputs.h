@@ -26,21 +26,31 @@ Output<T> new_array(const Napi::FunctionReference& constructor, Napi::Env env, i
     throw out_of_memory();
   }
   void* data = nullptr;
-  if (napi_get_typedarray_info(env, output.value, nullptr, nullptr, &data, nullptr, nullptr) != napi_ok) throw Napi::Error::New(env);
+  if (napi_get_typedarray_info(env, output.value, nullptr, nullptr, &data, nullptr, nullptr) != napi_ok)
+    throw Napi::Error::New(env);
   output.data = static_cast<T*>(data);
   return output;
 }
 
-inline Output<float> new_floats(Napi::Env env, int64_t size) { return new_array<float>(Environment::of(env).float32, env, size); }
-inline Output<int32_t> new_ints(Napi::Env env, int64_t size) { return new_array<int32_t>(Environment::of(env).int32, env, size); }
-inline Output<uint8_t> new_bytes(Napi::Env env, int64_t size) { return new_array<uint8_t>(Environment::of(env).uint8, env, size); }
-inline Output<uint16_t> new_halves(Napi::Env env, int64_t size) { return new_array<uint16_t>(Environment::of(env).uint16, env, size); }
+inline Output<float> new_floats(Napi::Env env, int64_t size) {
+  return new_array<float>(Environment::of(env).float32, env, size);
+}
+inline Output<int32_t> new_ints(Napi::Env env, int64_t size) {
+  return new_array<int32_t>(Environment::of(env).int32, env, size);
+}
+inline Output<uint8_t> new_bytes(Napi::Env env, int64_t size) {
+  return new_array<uint8_t>(Environment::of(env).uint8, env, size);
+}
+inline Output<uint16_t> new_halves(Napi::Env env, int64_t size) {
+  return new_array<uint16_t>(Environment::of(env).uint16, env, size);
+}
 
 inline Matrix rows_of(float* data, int64_t rows, int64_t cols) { return {data, rows, cols, cols}; }
 
 // The matrices of eq. 3 as an object { similarity, visualAlignment, textAlignment }, or null where they are not wanted;
 // Alignment::mean has only the similarity.
-inline Napi::Value new_matrices(Napi::Env env, bool wanted, Alignment alignment, int64_t patches, int64_t text, AlignmentMatrices* matrices) {
+inline Napi::Value new_matrices(Napi::Env env, bool wanted, Alignment alignment, int64_t patches, int64_t text,
+                                AlignmentMatrices* matrices) {
   *matrices = {};
   if (!wanted) return env.Null();
   const auto add = [&](float** data) {

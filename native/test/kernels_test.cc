@@ -173,7 +173,8 @@ DESAP_CASE(unit_rows_shapes) {
 DESAP_CASE(linear_shapes) {
   const int64_t shapes[][3] = {{1, 1, 1},   {1, 16, 16},  {2, 20, 33},   {17, 64, 80},   {33, 80, 17},  {65, 32, 65},  {97, 128, 64},
                                {5, 7, 130}, {6, 64, 128}, {12, 65, 256}, {145, 256, 48}, {96, 1281, 20}, {7, 3000, 70}, {257, 100, 96}};
-  for (const auto& [rows, in, out] : shapes) {
+  for (const auto& sizes : shapes) {
+    const int64_t rows = sizes[0], in = sizes[1], out = sizes[2];
     Random random(static_cast<uint64_t>(rows * 7 + in * 3 + out));
     const Floats x = random.floats(rows * in), w = random.floats(out * in), b = random.floats(out);
     for (bool with_bias : {true, false}) {
@@ -287,7 +288,8 @@ DESAP_CASE(exponential_through_saliency) {
 
 DESAP_CASE(align_shapes) {
   const int64_t shapes[][3] = {{1, 1, 16}, {2, 1, 20}, {17, 2, 33}, {33, 5, 64}, {64, 16, 80}, {97, 17, 48}, {145, 77, 65}, {576, 30, 96}, {49, 64, 32}, {50, 65, 32}};
-  for (const auto& [patches, words, size] : shapes) {
+  for (const auto& sizes : shapes) {
+    const int64_t patches = sizes[0], words = sizes[1], size = sizes[2];
     Random random(static_cast<uint64_t>(patches * 31 + words));
     const auto unit = [&](int64_t rows) {
       const Array a = reference::unit_rows(Array(random.floats(rows * size), rows, size));

@@ -42,20 +42,23 @@ for (const command of [
 ])
   program.addCommand(command);
 
-/** Usage errors as every other error of this program: one line on stderr. */
+/** Usage errors look like every other error of this program: one line on stderr. */
 for (const command of [program, ...program.commands]) {
+  const name = command === program ? 'desap' : `desap ${command.name()}`;
+  const line = (message: string) =>
+    `desap: ${message
+      .replace(/^error: /, '')
+      .trim()
+      .replaceAll('\n', ' ')} (see: ${name} --help)\n`;
   command.exitOverride();
-  command.configureOutput({
-    outputError: (message, write) =>
-      write(
-        `desap: ${message
-          .replace(/^error: /, '')
-          .trim()
-          .replaceAll('\n', ' ')}\n`,
-      ),
-  });
-  if (command !== program) command.showHelpAfterError(`(see: desap ${command.name()} --help)`);
+  command.configureOutput({ outputError: (message, write) => write(line(message)) });
 }
+
+// A reader that stops early (| head) is no failure.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') throw error;
+  process.exit(OK);
+});
 
 try {
   await program.parseAsync();

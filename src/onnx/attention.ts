@@ -16,6 +16,8 @@ export interface Projection {
 
 /** One pre-norm self-attention layer: `x + out(attention(q, k, v of norm(x)))`. */
 export interface Block {
+  /** The hidden states that enter it. */
+  readonly input: string;
   readonly norm: Norm;
   readonly q: Projection;
   readonly k: Projection;
@@ -98,12 +100,25 @@ function readBlock(graph: Graph, linears: Linears, norms: Norms, node: OnnxNode)
     return 'its queries, keys and values project different values';
   const norm = norms.behind(shared);
   if (norm === undefined) return 'what it projects is not the result of a layer norm';
+  // Its residual connection reads the same value, so even a fused norm hands it out.
+  const { input } = norm;
+  if (input === null) return 'what its layer norm normalises is used nowhere else';
   const out = linearAhead(graph, linears, core.context);
   if (out === null) return 'no linear layer follows it';
   const width = norm.weight.dims[0];
   const heads = core.heads ?? headCount(width, q.heads) ?? headCount(width, k.heads) ?? headCount(width, v.heads);
   const scale = (headExtent: number) => product(graph, core.factors, headExtent);
-  return { norm, q: q.projection, k: k.projection, v: v.projection, out, heads, scale, depth: graph.depth(out.output) };
+  return {
+    input,
+    norm,
+    q: q.projection,
+    k: k.projection,
+    v: v.projection,
+    out,
+    heads,
+    scale,
+    depth: graph.depth(out.output),
+  };
 }
 
 /** Whether a Softmax stands between two products of computed values. */
@@ -126,42 +141,52 @@ function softmaxCore(graph: Graph, linears: Linears, softmax: OnnxNode): Core | 
 const isProduct = ({ op }: OnnxNode) => op === 'MatMul' || op === 'FusedMatMul';
 
 /** From the input of a Softmax back to the product of queries and keys, past scale and mask. */
-function scoresBehind(graph: Graph, value: string): { node: OnnxNode; factors: Factor[] } | null {
-  const factors: Factor[] = [];
-  const behind = (from: string): OnnxNode | null => {
-    for (let at = from; ; ) {
-      const node = graph.producer(graph.origin(at));
-      if (node === undefined) return null;
-      if (isProduct(node)) {
-        if (node.inputs.slice(0, 2).some((input) => graph.isConstant(input))) return null;
-        factors.push({ value: node.attributes.get('alpha')?.f ?? 1, divides: false });
-        return node;
-      }
-      if (node.op === 'Add' || node.op === 'Where') {
-        // One side is the mask; the product of queries and keys is on the other.
-        const sides = node.op === 'Add' ? node.inputs : node.inputs.slice(1);
-        return (
-          sides.map((side) => (graph.isConstant(side) ? null : behind(side))).find((found) => found !== null) ?? null
-        );
-      }
-      const step = throughFactor(graph, node) ?? (SHAPERS.has(node.op) ? { next: node.inputs[0], factor: null } : null);
-      if (step === null) return null;
-      if (step.factor !== null) factors.push(step.factor);
-      at = step.next;
+function scoresBehind(graph: Graph, value: string): { node: OnnxNode; factors: readonly Factor[] } | null {
+  const open: { at: string; factors: readonly Factor[] }[] = [{ at: value, factors: [] }];
+  const seen = new Set<OnnxNode>();
+  for (let path = open.pop(); path !== undefined; path = open.pop()) {
+    const node = graph.producer(graph.origin(path.at));
+    if (node === undefined || seen.has(node)) continue;
+    seen.add(node);
+    const { factors } = path;
+    if (isProduct(node)) {
+      if (node.inputs.slice(0, 2).some((input) => graph.isConstant(input))) continue;
+      const alpha: Factor = { value: node.attributes.get('alpha')?.f ?? 1, divides: false };
+      return { node, factors: [...factors, alpha] };
     }
-  };
-  const node = behind(value);
-  return node === null ? null : { node, factors };
+    const scaled = throughFactor(graph, node);
+    if (scaled !== null) open.push({ at: scaled.next, factors: [...factors, scaled.factor] });
+    // One side is the mask; the product of queries and keys is on the other.
+    else if (node.op === 'Add') open.push(...node.inputs.map((at) => ({ at, factors })));
+    else if (node.op === 'Where') open.push(...node.inputs.slice(1).map((at) => ({ at, factors })));
+    else if (SHAPERS.has(node.op)) open.push({ at: node.inputs[0], factors });
+  }
+  return null;
 }
 
 /** From the result of a Softmax to its product with the values. */
 function contextAhead(graph: Graph, value: string): OnnxNode | null {
-  for (const { node, as } of graph.users(value)) {
-    if (isProduct(node) && node.inputs[0] === as && !graph.isConstant(node.inputs[1])) return node;
-    if (!SHAPERS.has(node.op) && node.op !== 'Where') continue;
-    const found = contextAhead(graph, node.outputs[0]);
-    if (found !== null) return found;
-  }
+  const isContext = (node: OnnxNode, as: string) =>
+    isProduct(node) && node.inputs[0] === as && !graph.isConstant(node.inputs[1]);
+  return ahead(graph, value, isContext, ({ op }) => SHAPERS.has(op) || op === 'Where');
+}
+
+/** The first node that a value goes into and that is wanted, past nodes that let it through. */
+function ahead(
+  graph: Graph,
+  value: string,
+  isWanted: (node: OnnxNode, as: string) => boolean,
+  isPassed: (node: OnnxNode) => boolean,
+): OnnxNode | null {
+  const open = [value];
+  const seen = new Set<OnnxNode>();
+  for (let at = open.shift(); at !== undefined; at = open.shift())
+    for (const { node, as } of graph.users(at)) {
+      if (isWanted(node, as)) return node;
+      if (!isPassed(node) || seen.has(node)) continue;
+      seen.add(node);
+      open.push(node.outputs[0]);
+    }
   return null;
 }
 
@@ -173,7 +198,7 @@ function throughFactor(graph: Graph, node: OnnxNode): { next: string; factor: Fa
   if (node.op !== 'Mul' && node.op !== 'Div') return null;
   const [a, b] = node.inputs;
   // Which extent a computed scale depends on does not matter for the question whether it is one.
-  const isScalar = (value: string) => graph.scalar(value, 1) !== null;
+  const isScalar = (value: string) => graph.constants.scalar(value, 1) !== null;
   if (isScalar(b)) return { next: a, factor: { value: b, divides: node.op === 'Div' } };
   return node.op === 'Mul' && isScalar(a) ? { next: b, factor: { value: a, divides: false } } : null;
 }
@@ -195,7 +220,7 @@ function operandBehind(graph: Graph, linears: Linears, value: string): Operand |
       at = scaled.next;
       continue;
     }
-    if (node.op === 'Reshape') heads = mergeHeads(heads, graph.entries(node.inputs[1]));
+    if (node.op === 'Reshape') heads = mergeHeads(heads, graph.constants.entries(node.inputs[1]));
     else if (node.op === 'Split') part = { index: node.outputs.indexOf(source), count: node.outputs.length };
     else if (node.op === 'Gather') part = packedPart(graph, node);
     else if (!SHAPERS.has(node.op)) return null;
@@ -206,7 +231,7 @@ function operandBehind(graph: Graph, linears: Linears, value: string): Operand |
 
 /** The pick of queries, keys or values (0, 1, 2) from one packed projection. */
 function packedPart(graph: Graph, gather: OnnxNode): Part | null {
-  const indices = graph.numbers(gather.inputs[1]);
+  const indices = graph.constants.numbers(gather.inputs[1]);
   return indices?.length === 1 && indices[0] >= 0 && indices[0] < 3 ? { index: indices[0], count: 3 } : null;
 }
 
@@ -233,7 +258,8 @@ function headCount(width: number, { count, extent }: HeadShape): number | null {
 function product(graph: Graph, factors: readonly Factor[], headExtent: number): number | null {
   let total = 1;
   for (const { value, divides } of factors) {
-    const factor = typeof value === 'string' ? graph.scalar(value, headExtent) : (value ?? headExtent ** -0.5);
+    const factor =
+      typeof value === 'string' ? graph.constants.scalar(value, headExtent) : (value ?? headExtent ** -0.5);
     if (factor === null) return null;
     total = divides ? total / factor : total * factor;
   }
@@ -281,14 +307,14 @@ function fusedCore(graph: Graph, linears: Linears, node: OnnxNode): Core | null 
   };
 }
 
-/** The first linear layer that a value goes through, past operators that only move elements. */
+/** The first linear layer that a value goes through, past operators that only move elements or quantise them. */
 function linearAhead(graph: Graph, linears: Linears, value: string): Linear | null {
-  for (const { node } of graph.users(value)) {
-    const linear = linears.at(node);
-    if (linear !== undefined) return linear;
-    const goesOn = SHAPERS.has(node.op) || node.op === 'DynamicQuantizeLinear' || node.op === 'QuantizeLinear';
-    const found = goesOn ? linearAhead(graph, linears, node.outputs[0]) : null;
-    if (found !== null) return found;
-  }
-  return null;
+  const passed = new Set([...SHAPERS, 'DynamicQuantizeLinear', 'QuantizeLinear']);
+  const node = ahead(
+    graph,
+    value,
+    (user) => linears.at(user) !== undefined,
+    ({ op }) => passed.has(op),
+  );
+  return node === null ? null : (linears.at(node) ?? null);
 }

@@ -30,10 +30,12 @@ export type HeadSource =
  * @see arXiv 2604.11240, section 4.1
  */
 export async function extractHead(source: HeadSource): Promise<HeadWeights> {
-  if (source?.heads !== undefined && !(Number.isSafeInteger(source.heads) && source.heads > 0))
-    throw invalid('ERR_VALUE', 'heads', source.heads, 'a positive integer');
-  if ('visionModel' in source) return headFromGraph(source.visionModel, source.heads);
-  if (typeof source.safetensors === 'string')
-    return headFromCheckpoint(source.safetensors, source.config, source.heads);
-  throw invalid('ERR_VALUE', 'source', source, '{ visionModel } or { safetensors }');
+  if (typeof source !== 'object' || source === null || !('visionModel' in source || 'safetensors' in source))
+    throw invalid('ERR_VALUE', 'source', source, '{ visionModel } or { safetensors }');
+  const { heads } = source;
+  if (heads !== undefined && !(Number.isSafeInteger(heads) && heads > 0))
+    throw invalid('ERR_VALUE', 'heads', heads, 'a positive integer');
+  if ('visionModel' in source) return headFromGraph(source.visionModel, heads);
+  if (typeof source.safetensors !== 'string') throw invalid('ERR_VALUE', 'safetensors', source.safetensors, 'a path');
+  return headFromCheckpoint(source.safetensors, source.config, heads);
 }

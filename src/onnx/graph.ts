@@ -1,11 +1,9 @@
 import { DesapError } from '../errors.js';
+import { Constants, PASS } from './constants.js';
 import type { OnnxNode } from './messages.js';
 import type { OnnxModel } from './model.js';
 import { DataType, isFloat } from './proto.js';
-import { elementCount, type StoredTensor, smallValues } from './stored-tensor.js';
-
-/** Nodes whose output is their first input, element for element. */
-const PASS = new Set(['Identity', 'Cast', 'Dropout']);
+import type { StoredTensor } from './stored-tensor.js';
 
 /** What a value is computed from: pixels (floating-point graph inputs) or token ids (integer ones). */
 interface Sources {
@@ -23,9 +21,11 @@ export class Graph {
   readonly order: readonly OnnxNode[];
   private readonly producers = new Map<string, OnnxNode>();
   private readonly readers = new Map<string, OnnxNode[]>();
+  /** Axes, target shapes and scales. */
+  readonly constants: Constants;
   private readonly depths = new Map<OnnxNode, number>();
   private readonly sources = new Map<string, Sources>();
-  private readonly constants = new Set<string>();
+  private readonly fixed = new Set<string>();
 
   /** @throws DesapError `ERR_GRAPH` when the nodes form a cycle or two nodes write the same value */
   constructor(readonly model: OnnxModel) {
@@ -43,10 +43,11 @@ export class Graph {
       }
     }
     this.order = sorted(model.name, model.nodes, (value) => this.producers.get(value));
-    for (const name of model.initializers.keys()) this.constants.add(name);
+    for (const name of model.initializers.keys()) this.fixed.add(name);
     for (const { name, type } of model.inputs)
       this.sources.set(name, { floats: isFloat(type), integers: !isFloat(type) });
     for (const node of this.order) this.describe(node);
+    this.constants = new Constants(model.initializers.values(), this.order);
   }
 
   private describe(node: OnnxNode): void {
@@ -54,11 +55,10 @@ export class Graph {
     const from = reads.map((value) => this.sources.get(value) ?? NOTHING);
     const sources = { floats: from.some((s) => s.floats), integers: from.some((s) => s.integers) };
     // Random numbers read nothing and are not constant; no exporter of an encoder writes them.
-    const isConstant =
-      node.op === 'Constant' || (reads.length > 0 && reads.every((value) => this.constants.has(value)));
+    const isConstant = node.op === 'Constant' || (reads.length > 0 && reads.every((value) => this.fixed.has(value)));
     for (const output of node.outputs) {
       this.sources.set(output, sources);
-      if (isConstant) this.constants.add(output);
+      if (isConstant) this.fixed.add(output);
     }
     this.depths.set(node, 1 + Math.max(0, ...reads.map((value) => this.depth(value))));
   }
@@ -75,7 +75,7 @@ export class Graph {
 
   /** Whether no graph input has a part in a value. */
   isConstant(value: string): boolean {
-    return this.constants.has(value);
+    return this.fixed.has(value);
   }
 
   /** Whether pixels, or token ids, have a part in a value. */
@@ -99,9 +99,14 @@ export class Graph {
 
   /** The nodes that read a value, also behind Identity, Cast and Dropout, each with the name under which it reads it. */
   users(value: string): { node: OnnxNode; as: string }[] {
-    return this.consumers(value).flatMap((node) =>
-      PASS.has(node.op) ? this.users(node.outputs[0]) : [{ node, as: value }],
-    );
+    const found: { node: OnnxNode; as: string }[] = [];
+    const open = [value];
+    for (let at = open.pop(); at !== undefined; at = open.pop())
+      for (const node of this.consumers(at)) {
+        if (PASS.has(node.op)) open.push(node.outputs[0]);
+        else found.push({ node, as: at });
+      }
+    return found;
   }
 
   /** The tensor behind a constant value that nothing computes with, or null. */
@@ -110,91 +115,6 @@ export class Graph {
     const node = this.producer(at);
     if (node === undefined) return this.model.initializers.get(at) ?? null;
     return node.op === 'Constant' ? (node.attributes.get('value')?.t ?? null) : null;
-  }
-
-  /** The numbers of a small constant, also behind Unsqueeze, Squeeze, Reshape and a Concat of constants; or null. */
-  numbers(value: string): number[] | null {
-    const entries = this.entries(value);
-    return entries?.every((entry) => entry !== null) ? (entries as number[]) : null;
-  }
-
-  /** Like {@link numbers}, with null for every entry that is computed at run time: the form of an exported target shape. */
-  entries(value: string): (number | null)[] | null {
-    const at = this.origin(value);
-    const node = this.producer(at);
-    const tensor = this.tensor(at);
-    if (tensor !== null) return smallValues(tensor);
-    if (node === undefined) return null;
-    switch (node.op) {
-      case 'Constant': {
-        const { i, f, ints } =
-          node.attributes.get('value_int') ??
-          node.attributes.get('value_float') ??
-          node.attributes.get('value_ints') ??
-          {};
-        return ints !== undefined ? [...ints] : i !== undefined ? [i] : f !== undefined ? [f] : null;
-      }
-      case 'Unsqueeze':
-      case 'Squeeze':
-      case 'Reshape':
-        // A scalar made into a vector: one entry, known or not.
-        return this.entries(node.inputs[0]) ?? (node.op === 'Unsqueeze' ? [null] : null);
-      case 'Concat': {
-        const parts = node.inputs.map((input) => this.entries(input) ?? [null]);
-        return parts.flat();
-      }
-      default:
-        return null;
-    }
-  }
-
-  /**
-   * The value of a scalar that is constant, or that depends on nothing but the last extent of some tensor: the form that
-   * exported attention computes its scale in (Shape, Gather or Slice of the last extent, Cast, Sqrt, Div).
-   *
-   * @param lastExtent what that extent is
-   * @returns null for anything else
-   */
-  scalar(value: string, lastExtent: number): number | null {
-    const tensor = this.tensor(value);
-    if (tensor !== null && elementCount(tensor) !== 1) return null;
-    const known = this.numbers(value);
-    if (known !== null) return known.length === 1 ? known[0] : null;
-    const node = this.producer(this.origin(value));
-    if (node === undefined) return null;
-    const operand = (i: number) => this.scalar(node.inputs[i], lastExtent);
-    const binary = (compute: (a: number, b: number) => number) => {
-      const [a, b] = [operand(0), operand(1)];
-      return a === null || b === null ? null : compute(a, b);
-    };
-    const unary = (compute: (a: number) => number) => {
-      const a = operand(0);
-      return a === null ? null : compute(a);
-    };
-    switch (node.op) {
-      case 'Gather':
-      case 'Slice': {
-        const start = this.numbers(node.inputs[1])?.[0];
-        const isLast = start === -1 || start === 3;
-        return isLast && this.producer(this.origin(node.inputs[0]))?.op === 'Shape' ? lastExtent : null;
-      }
-      case 'Squeeze':
-      case 'Unsqueeze':
-      case 'Reshape':
-        return operand(0);
-      case 'Sqrt':
-        return unary(Math.sqrt);
-      case 'Reciprocal':
-        return unary((a) => 1 / a);
-      case 'Mul':
-        return binary((a, b) => a * b);
-      case 'Div':
-        return binary((a, b) => a / b);
-      case 'Pow':
-        return binary((a, b) => a ** b);
-      default:
-        return null;
-    }
   }
 
   /** The element type of a value (TensorProto.DataType), from what is recorded and from the operators on the way. */

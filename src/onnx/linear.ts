@@ -48,13 +48,8 @@ export class Linears {
       const linear = this.read(node);
       if (linear === null) continue;
       this.byOutput.set(linear.output, linear);
-      // The product before its bias belongs to the same layer: a walk may come in behind a node that was not taken for a bias.
       this.byNode.set(node, linear);
     }
-  }
-
-  get all(): Linear[] {
-    return [...this.byNode.values()];
   }
 
   /** The layer whose result this value is, behind Identity, Cast and Dropout. */
@@ -149,15 +144,17 @@ function multiplication(graph: Graph, node: OnnxNode): Linear | null {
 }
 
 /** Follows a constant to its tensor through Identity, Cast and Transpose. */
-function weightOf(graph: Graph, value: string, transposed: boolean): { weight: Matrix | null; quantized: boolean } {
-  const tensor = graph.tensor(value);
-  if (tensor !== null) {
-    const weight: Matrix = { tensor, layout: transposed ? 'out-in' : 'in-out', part: null };
-    return { weight: tensor.dims.length === 2 ? weight : null, quantized: false };
+function weightOf(graph: Graph, value: string, isTransposed: boolean): { weight: Matrix | null; quantized: boolean } {
+  let layout: Matrix['layout'] = isTransposed ? 'out-in' : 'in-out';
+  let at = value;
+  for (let tensor = graph.tensor(at); ; tensor = graph.tensor(at)) {
+    if (tensor !== null)
+      return { weight: tensor.dims.length === 2 ? { tensor, layout, part: null } : null, quantized: false };
+    const node = graph.producer(graph.origin(at));
+    if (node?.op !== 'Transpose') return { weight: null, quantized: node?.op === 'DequantizeLinear' };
+    layout = layout === 'in-out' ? 'out-in' : 'in-out';
+    at = node.inputs[0];
   }
-  const node = graph.producer(graph.origin(value));
-  if (node?.op === 'Transpose') return weightOf(graph, node.inputs[0], !transposed);
-  return { weight: null, quantized: node?.op === 'DequantizeLinear' };
 }
 
 /** The floating-point value behind the quantisation of an activation. */

@@ -25,10 +25,6 @@ export class Norms {
     }
   }
 
-  get all(): Norm[] {
-    return [...this.byOutput.values()];
-  }
-
   /** The norm whose result this value is, behind Identity, Cast and Dropout. */
   behind(value: string): Norm | undefined {
     return this.byOutput.get(value) ?? this.byOutput.get(this.graph.origin(value));
@@ -67,7 +63,9 @@ function nineNodes(graph: Graph, node: OnnxNode): Norm | null {
   if (mean?.op !== 'ReduceMean' || graph.origin(mean.inputs[0]) !== graph.origin(centred.inputs[0])) return null;
   const variance = graph.producer(graph.origin(root.inputs[0]));
   if (variance?.op !== 'Add') return null;
-  const epsilon = variance.inputs.map((value) => graph.numbers(value)).find((numbers) => numbers?.length === 1)?.[0];
+  const epsilon = variance.inputs
+    .map((value) => graph.constants.numbers(value))
+    .find((numbers) => numbers?.length === 1)?.[0];
   if (epsilon === undefined || epsilon === null) return null;
   const input = centred.inputs[0];
   return {

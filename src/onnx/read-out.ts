@@ -73,19 +73,22 @@ const ELEMENTWISE = new Set([
 
 /** The one linear layer that a value is an elementwise function of, or null. */
 export function linearBehind(graph: Graph, linears: Linears, value: string): Linear | null {
-  const found = new Set<Linear>();
+  let found: Linear | null = null;
   const seen = new Set<string>();
-  const walk = (at: string): boolean => {
-    if (seen.has(at) || graph.isConstant(at)) return true;
+  const open = [value];
+  for (let at = open.pop(); at !== undefined; at = open.pop()) {
+    if (at === '' || seen.has(at) || graph.isConstant(at)) continue;
     seen.add(at);
     const linear = linears.behind(at);
-    if (linear !== undefined) return found.add(linear).size === 1;
     const node = graph.producer(at);
-    // Shapes of the value that is divided say nothing about its elements.
-    if (node?.op === 'Shape') return true;
-    return node !== undefined && ELEMENTWISE.has(node.op) && node.inputs.every((input) => input === '' || walk(input));
-  };
-  return walk(value) && found.size === 1 ? [...found][0] : null;
+    if (linear !== undefined) {
+      if (found !== null && found !== linear) return null;
+      found = linear;
+    } else if (node !== undefined && ELEMENTWISE.has(node.op)) open.push(...node.inputs);
+    // A shape says nothing about elements; any other operator makes it no elementwise function.
+    else if (node?.op !== 'Shape') return null;
+  }
+  return found;
 }
 
 /** The read-out of a CLIP tower: a projection of a norm of one picked row, the norm before or after the pick. */

@@ -13,20 +13,8 @@ export const IMAGE_FEATURES = 'desap.image_features';
  * The part of a vision tower from the image to the hidden states that DeSAP works on.
  * In: the file's own image input. Out: `desap.hidden_states` [batch, N, D] float32, class token included.
  */
-export function towerGraph(tower: TowerStructure): EditedGraph {
-  return cut(tower.graph.model, { outputs: [HIDDEN_STATES], nodes: hiddenNodes(tower) });
-}
-
-/** The nodes that hand out the hidden states as float32 under their own name. */
-export function hiddenNodes({ hidden }: TowerStructure): GraphNode[] {
-  return sumNodes(hidden, HIDDEN_STATES);
-}
-
-/** Nodes that hand out a sum of values as float32 under another name. */
-export function sumNodes([first, ...rest]: readonly string[], as: string): GraphNode[] {
-  const partial = (i: number) => (i === 0 ? first : `${as}.${i}`);
-  const sums = rest.map((value, i) => newNode({ op: 'Add', inputs: [partial(i), value], outputs: [partial(i + 1)] }));
-  return [...sums, toFloat(partial(rest.length), as)];
+export function towerGraph({ graph, hidden }: TowerStructure): EditedGraph {
+  return cut(graph.model, { outputs: [HIDDEN_STATES], nodes: [toFloat(hidden, HIDDEN_STATES)] });
 }
 
 /** A node that hands out a value as float32 under another name. */

@@ -28,9 +28,8 @@ export interface TowerStructure {
   /**
    * The value of the hidden states that enter CLIP's last layer, [batch, N, D], class token included. In a CLIP file this
    * is the last layer's input; in a LLaVA file, which lacks that layer, it is what the projector's rows are taken from.
-   * A fused file may hand out only its summands: then their sum is meant.
    */
-  readonly hidden: readonly string[];
+  readonly hidden: string;
   /** D. */
   readonly width: number;
   /** Whether row 0 of the hidden states is the class token. */
@@ -73,16 +72,12 @@ export function readTower(source: ModelSource, name?: string): TowerStructure {
     readOut === null
       ? first(model.outputs, (output) => findProjector(graph, linears, norms, output.name, width))
       : null;
-  const hidden = projector === null ? summands(last) : [beforePicks(graph, projector.patches).value];
+  const hidden = projector === null ? last.input : beforePicks(graph, projector.patches).value;
   const classToken =
-    prependsConstant(graph, hidden[0]) ||
+    prependsConstant(graph, hidden) ||
     (readOut !== null && picksFirstRow(graph, readOut.picks)) ||
     projector?.dropsClassToken === true;
   return { graph, pixels: pixelInput(graph), blocks, hidden, width, classToken, readOut, projector };
-}
-
-function summands({ norm }: Block): readonly string[] {
-  return norm.input === null ? norm.summands : [norm.input];
 }
 
 function first<T, R>(
@@ -126,21 +121,21 @@ function findProjector(graph: Graph, linears: Linears, norms: Norms, output: str
 
 /** Whether a node cuts off row 0 of [batch, N, D]. */
 function dropsFirstRow(graph: Graph, node: OnnxNode): boolean {
-  if (node.op === 'Gather') return onTokenAxis(node) && graph.numbers(node.inputs[1])?.[0] === 1;
+  if (node.op === 'Gather') return onTokenAxis(node) && graph.constants.numbers(node.inputs[1])?.[0] === 1;
   if (node.op !== 'Slice') return false;
-  const starts = node.attributes.get('starts')?.ints ?? graph.numbers(node.inputs[1]) ?? [];
+  const starts = node.attributes.get('starts')?.ints ?? graph.constants.numbers(node.inputs[1]) ?? [];
   const axes = node.attributes.get('axes')?.ints ??
-    (node.inputs[3] ? graph.numbers(node.inputs[3]) : null) ?? [...starts.keys()];
+    (node.inputs[3] ? graph.constants.numbers(node.inputs[3]) : null) ?? [...starts.keys()];
   return axes.some((axis, i) => (axis === 1 || axis === -2) && starts[i] === 1);
 }
 
 /** Whether row 0 of [batch, N, D] is picked. */
 function picksFirstRow(graph: Graph, picks: readonly OnnxNode[]): boolean {
   return picks.some((node) => {
-    if (node.op === 'Gather') return onTokenAxis(node) && graph.numbers(node.inputs[1])?.join() === '0';
+    if (node.op === 'Gather') return onTokenAxis(node) && graph.constants.numbers(node.inputs[1])?.join() === '0';
     if (node.op !== 'Slice') return false;
-    const [starts, ends] = [graph.numbers(node.inputs[1]), graph.numbers(node.inputs[2])];
-    const axes = (node.inputs[3] ? graph.numbers(node.inputs[3]) : null) ?? [];
+    const [starts, ends] = [graph.constants.numbers(node.inputs[1]), graph.constants.numbers(node.inputs[2])];
+    const axes = (node.inputs[3] ? graph.constants.numbers(node.inputs[3]) : null) ?? [];
     return axes.some((axis, i) => (axis === 1 || axis === -2) && starts?.[i] === 0 && ends?.[i] === 1);
   });
 }
@@ -160,15 +155,18 @@ function prependsConstant(graph: Graph, hidden: string): boolean {
   return false;
 }
 
-/** A constant, or one that is repeated for each image of the batch. */
+/** Whether a value is a constant that is repeated for each image of the batch, or one as it is. */
 function isLearnt(graph: Graph, value: string): boolean {
-  if (graph.isConstant(value)) return true;
-  const node = graph.producer(graph.origin(value));
-  if (node === undefined) return false;
-  if (node.op === 'Add') return node.inputs.every((input) => isLearnt(graph, input));
-  const repeats = ['Expand', 'Tile', 'Reshape', 'Unsqueeze', 'Transpose'].includes(node.op);
-  return repeats && isLearnt(graph, node.inputs[0]);
+  let at = graph.origin(value);
+  while (!graph.isConstant(at)) {
+    const node = graph.producer(at);
+    if (node === undefined || !REPEATS.has(node.op)) return false;
+    at = graph.origin(node.inputs[0]);
+  }
+  return true;
 }
+
+const REPEATS = new Set(['Expand', 'Tile', 'Reshape', 'Unsqueeze', 'Transpose']);
 
 /** The operators of a model by frequency, for messages. */
 export function operators({ nodes }: OnnxModel): string {

@@ -1,6 +1,6 @@
-import { Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
 import type { PruneResult } from '../index.js';
+import { Tensor } from '../tensor.js';
 
 /**
  * Whether the language model sees the kept tokens renumbered without gaps (`compact`) or at the places that they had among all

@@ -1,6 +1,6 @@
 import type { InferenceSession } from 'onnxruntime-common';
-import { Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
+import { Tensor } from '../tensor.js';
 import { openSession } from './session.js';
 
 /** One greedy decoding: the prompt's embeddings and when to stop. */

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
-import { Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
 import { optional } from '../optional.js';
+import { Tensor } from '../tensor.js';
 import { readJson } from './files.js';
 
 /** A picture: a path, or the bytes of an encoded file (PNG, JPEG, WebP, ...). */

@@ -1,82 +1,22 @@
 import { join } from 'node:path';
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
-import type { DeviceOptions } from '../index.js';
-import { optional } from '../optional.js';
-import { compact, type KeptPatches, type Positions } from './compact.js';
+import type { Answer, AnswerOptions, AnswerTimings, LlavaOptions, VisualTokens } from './answer.js';
+import { Chat } from './chat.js';
+import { compact } from './compact.js';
 import { Decoder, int64 } from './decoder.js';
-import { isFile, readJson, requireFolder } from './files.js';
+import { requireFolder } from './files.js';
 import { ImageProcessor, type ImageSource } from './image.js';
-import { type PromptForm, promptForm, writePrompt } from './prompt.js';
-import { type PrunedFeatures, PrunedVision, type VisionAnalysis, type VisionPruneOptions } from './pruned-vision.js';
+import { PrunedVision, type VisionAnalysis } from './pruned-vision.js';
 import { checkQuestion } from './question.js';
-import { allOrNone, openSession } from './session.js';
-
-export interface LlavaOptions extends DeviceOptions {
-  /** CLIP folder of the same vision tower (and text tower); without it only `keep: 'all'` works. */
-  clip?: string;
-  /** Default of the option `keep` of every answer: a count, a fraction below 1, or `all` (the default). */
-  keep?: number | 'all';
-  /** Prompt with `{image}` and `{question}`; default: read from the folder's chat template. */
-  prompt?: PromptForm;
-  /** Session options of ONNX Runtime, for every session. */
-  session?: InferenceSession.SessionOptions;
-}
-
-export interface AnswerOptions extends Omit<VisionPruneOptions, 'keep'> {
-  /** Visual tokens to keep, or `all`: the model's own path, without pruning. */
-  keep?: number | 'all';
-  /** Default `compact`. `original` needs a decoder with the input `position_ids`. */
-  positions?: Positions;
-  /** Default: the folder's `max_new_tokens`, else 128. */
-  maxNewTokens?: number;
-}
-
-/** Milliseconds. `vision` is the tower (without pruning: the projector too); `prune` is everything that DeSAP adds. */
-export interface AnswerTimings {
-  readonly vision: number;
-  readonly prune: number;
-  readonly projector: number;
-  readonly prefill: number;
-  readonly decode: number;
-}
-
-export interface Answer {
-  readonly text: string;
-  /** Generated token ids. */
-  readonly ids: readonly number[];
-  /** Visual tokens that the language model saw. */
-  readonly tokens: number;
-  /** Tokens of the whole prompt, the visual ones included. */
-  readonly promptTokens: number;
-  readonly timings: AnswerTimings;
-  /** What was kept and why; absent for `keep: 'all'`. */
-  readonly pruned?: PrunedFeatures;
-}
-
-/** What {@link Llava.complete} adds to a prompt in place of the picture. */
-export interface VisualTokens {
-  /** Projected features, float32 [K, W] or [1, K, W]. */
-  readonly features: Tensor;
-  /** Which patches they stand for; default: all of them. */
-  readonly kept?: KeptPatches;
-}
-
-interface Files {
-  readonly imageToken: string;
-  readonly imageTokenId: number;
-  readonly endTokens: ReadonlySet<number>;
-  readonly maxNewTokens: number;
-}
+import { allOrNone, atRest, openSession } from './session.js';
 
 interface Parts {
   readonly vision: PrunedVision | null;
   readonly embedTokens: InferenceSession;
   readonly decoder: Decoder;
-  readonly tokenizer: { encode(text: string): { ids: number[] }; decode(ids: number[], o?: object): string };
+  readonly chat: Chat;
   readonly images: ImageProcessor;
-  readonly files: Files;
-  readonly form: PromptForm;
 }
 
 /**
@@ -104,27 +44,13 @@ export class Llava {
    * @throws DesapError `ERR_FILE` for missing or unreadable files, `ERR_GRAPH` for files of another kind, `ERR_HEAD_MISMATCH` when the
    *   CLIP folder is not that of the vision tower, `ERR_MISSING_PACKAGE`, `ERR_DEVICE_UNAVAILABLE`
    */
-  static async open(folder: string, options: LlavaOptions = {}): Promise<Llava> {
+  static async open(folder: string, given: LlavaOptions = {}): Promise<Llava> {
+    const options = { ...given, session: atRest(given.session) };
     await requireFolder(folder, 'a LLaVA model folder');
     const onnx = (name: string) => join(folder, 'onnx', `${name}.onnx`);
-    const [config, generation, tokenizerFile, tokenizerConfig] = await Promise.all([
-      readJson<ModelConfig>(join(folder, 'config.json')),
-      readGeneration(join(folder, 'generation_config.json')),
-      readJson<object>(join(folder, 'tokenizer.json')),
-      readJson<{ chat_template?: string }>(join(folder, 'tokenizer_config.json')),
-    ]);
-    const { Tokenizer } = await optional(
-      () => import('@huggingface/tokenizers'),
-      '@huggingface/tokenizers',
-      'reading prompts',
-    );
-    const tokenizer = new Tokenizer(tokenizerFile, tokenizerConfig);
-    const files = modelFiles(config, generation, (id) => tokenizer.id_to_token(id));
     return allOrNone(async (opened) => {
       const parts: Parts = {
-        tokenizer,
-        files,
-        form: options.prompt ?? promptForm(tokenizerConfig.chat_template, files.imageToken),
+        chat: await Chat.open(folder, options.prompt),
         images: await ImageProcessor.open(folder),
         embedTokens: opened(await openSession(onnx('embed_tokens'), options.session), (session) => session.release()),
         decoder: opened(await Decoder.open(onnx('decoder_model_merged'), options.session), (decoder) =>
@@ -191,7 +117,7 @@ export class Llava {
     question: string,
     options: Pick<AnswerOptions, 'positions' | 'maxNewTokens'> = {},
   ): Promise<Omit<Answer, 'timings'> & { readonly timings: Pick<AnswerTimings, 'prefill' | 'decode'> }> {
-    const { decoder, files, tokenizer, form } = this.parts;
+    const { decoder, chat } = this.parts;
     checkQuestion(question);
     const positions = options.positions ?? 'compact';
     if (positions === 'original' && !decoder.takesPositions)
@@ -208,17 +134,8 @@ export class Llava {
       throw invalid('ERR_SHAPE', 'features.dims', features.dims, `${patches.indices.length} rows, one per kept patch`);
 
     const start = performance.now();
-    const ids = tokenizer.encode(writePrompt(form, files.imageToken, question)).ids;
-    const at = ids.indexOf(files.imageTokenId);
-    if (at < 0 || ids.includes(files.imageTokenId, at + 1))
-      throw invalid(
-        'ERR_VALUE',
-        'question',
-        `a prompt without exactly one ${files.imageToken}`,
-        `a question without ${files.imageToken}`,
-      );
-    ids.splice(at, 1, ...new Array<number>(patches.assignment.length).fill(files.imageTokenId));
-    const prompt = compact({ inputIds: ids, imageTokenId: files.imageTokenId, kept: patches, positions });
+    const { ids, at } = chat.prompt(question, patches.assignment.length);
+    const prompt = compact({ inputIds: ids, imageTokenId: chat.imageTokenId, kept: patches, positions });
     const embeds = await this.#embed(prompt.inputIds);
     const width = embeds.dims[2];
     if (
@@ -233,12 +150,12 @@ export class Llava {
       embeds,
       positionIds: prompt.positionIds,
       nextPosition: prompt.nextPosition,
-      maxNewTokens: options.maxNewTokens ?? files.maxNewTokens,
-      endTokens: files.endTokens,
+      maxNewTokens: options.maxNewTokens ?? chat.maxNewTokens,
+      endTokens: chat.endTokens,
       embed: (next) => this.#embed(int64(next)),
     });
     return {
-      text: tokenizer.decode([...generated], { skip_special_tokens: true }).trim(),
+      text: chat.text(generated),
       ids: generated,
       tokens: rows,
       promptTokens: prompt.inputIds.dims[1],
@@ -256,7 +173,8 @@ export class Llava {
   async dispose(): Promise<void> {
     const { vision, embedTokens, decoder } = this.parts;
     await Promise.all([vision?.dispose(), embedTokens.release(), decoder.dispose()]);
-    await this.#plain?.then((session) => session.release());
+    const plain = await this.#plain?.catch(() => null);
+    await plain?.release();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -321,40 +239,4 @@ export class LlavaImage implements Disposable {
   [Symbol.dispose](): void {
     this.dispose();
   }
-}
-
-interface GenerationConfig {
-  eos_token_id?: number | number[];
-  max_new_tokens?: number;
-}
-
-interface ModelConfig extends GenerationConfig {
-  image_token_id?: number;
-  image_token_index?: number;
-  text_config?: GenerationConfig;
-}
-
-async function readGeneration(path: string): Promise<GenerationConfig> {
-  return (await isFile(path)) ? readJson<GenerationConfig>(path) : {};
-}
-
-function modelFiles(
-  config: ModelConfig,
-  generation: GenerationConfig,
-  token: (id: number) => string | undefined,
-): Files {
-  const imageTokenId = config.image_token_id ?? config.image_token_index;
-  const imageToken = imageTokenId === undefined ? undefined : token(imageTokenId);
-  if (imageTokenId === undefined || imageToken === undefined)
-    throw new DesapError(
-      'ERR_FILE',
-      `config.json: got image_token_id ${imageTokenId}, wanted the id of a token of tokenizer.json`,
-    );
-  const end = generation.eos_token_id ?? config.eos_token_id ?? config.text_config?.eos_token_id ?? [];
-  return {
-    imageToken,
-    imageTokenId,
-    endTokens: new Set([end].flat()),
-    maxNewTokens: generation.max_new_tokens ?? 128,
-  };
 }

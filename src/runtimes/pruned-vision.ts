@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { type InferenceSession, Tensor } from 'onnxruntime-common';
+import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
 import {
   type AnalyzeOptions,
@@ -23,22 +23,30 @@ import {
   readTower,
   towerGraph,
 } from '../onnx/index.js';
+import { Tensor } from '../tensor.js';
 import { ClipText, type LongText } from '../text/clip-text.js';
 import { isFile, requireFolder } from './files.js';
 import { type HiddenMemory, hiddenMemory } from './hidden-memory.js';
 import { checkQuestion } from './question.js';
-import { allOrNone, loadOrt } from './session.js';
-import { towerHead } from './tower-head.js';
+import { allOrNone, atRest, loadOrt } from './session.js';
+import { requireFit, towerHead } from './tower-head.js';
 
 export interface PrunedVisionOptions extends DeviceOptions, Pick<AnalyzeOptions, 'encoding'> {
-  /** CLIP folder of the same vision tower: `onnx/text_model.onnx`, `tokenizer.json`, and `onnx/vision_model.onnx` for the head. */
-  clip: string;
+  /**
+   * CLIP folder of the same vision tower: `onnx/text_model.onnx`, `tokenizer.json`, and `onnx/vision_model.onnx` for the head.
+   * Only with a `pruner` may it be left out: questions are then given as tokens that are encoded already.
+   */
+  clip?: string;
   /** A head (weights, or the path of a head file made by `desap extract`) in place of the CLIP folder's `vision_model.onnx`. */
   head?: string | HeadWeights;
+  /** A pruner that is open already, in place of a head; it stays the caller's and can only be checked by its shape. */
+  pruner?: Pruner;
   /** What happens to questions longer than the text tower's context; default `segment`. */
   longText?: LongText;
-  /** Session options of ONNX Runtime, for every session. */
+  /** Session options of ONNX Runtime, for every session; default: its own, with threads that do not spin between runs. */
   session?: InferenceSession.SessionOptions;
+  /** The onnxruntime-node module; default: the installed one. */
+  ort?: OrtModule;
 }
 
 /** How to prune; see `PruneOptions`. The matrices of eq. 3 are not carried through. */
@@ -83,8 +91,8 @@ export class PrunedVision {
   private constructor(
     /** The pruner, for single kernels and other text than a question. */
     readonly pruner: Pruner,
-    /** The CLIP text tower. */
-    readonly text: ClipText,
+    private readonly ownsPruner: boolean,
+    private readonly clipText: ClipText | null,
     private readonly ort: OrtModule,
     private readonly tower: InferenceSession,
     private readonly projector: InferenceSession,
@@ -98,25 +106,44 @@ export class PrunedVision {
    * @throws DesapError `ERR_FILE`; `ERR_GRAPH` when a file holds another kind of model; `ERR_HEAD_MISMATCH` when head and tower
    *   do not belong together; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`
    */
-  static async open(visionEncoder: string, options: PrunedVisionOptions): Promise<PrunedVision> {
-    const ort = await loadOrt();
-    await requireFolder(options.clip, 'a CLIP folder');
+  static async open(visionEncoder: string, given: PrunedVisionOptions): Promise<PrunedVision> {
+    const options = { ...given, session: atRest(given.session) };
+    const { clip, pruner } = options;
+    const ort = options.ort ?? (await loadOrt());
+    if (clip !== undefined) await requireFolder(clip, 'a CLIP folder');
+    else if (!pruner) throw invalid('ERR_VALUE', 'clip', clip, 'a CLIP folder (or the option pruner)');
     if (!(await isFile(visionEncoder)))
       throw new DesapError('ERR_FILE', `${visionEncoder}: got no such file, wanted a LLaVA vision encoder`);
     const structure = readTower(visionEncoder);
-    const head = await towerHead(ort, visionEncoder, structure, options);
+    if (pruner) requireFit(pruner.head, structure, visionEncoder);
+    const head = pruner ? null : await towerHead(ort, visionEncoder, structure, { ...options, clip: clip as string });
     return allOrNone(async (opened) => {
       const session = async (graph: EditedGraph) =>
         opened(await openGraph(ort, graph, options.session), (part) => part.release());
       return new PrunedVision(
-        opened(await Pruner.load(head, options), (pruner) => pruner.dispose()),
-        opened(await openText(options), (text) => text.dispose()),
+        head ? opened(await Pruner.load(head, options), (loaded) => loaded.dispose()) : (pruner as Pruner),
+        head !== null,
+        clip === undefined ? null : opened(await openText({ ...options, clip, ort }), (text) => text.dispose()),
         ort,
         await session(towerGraph(structure)),
         await session(projectorGraph(structure)),
         options.encoding,
       );
     });
+  }
+
+  /**
+   * The CLIP text tower.
+   * @throws DesapError `ERR_VALUE` when there is no CLIP folder
+   */
+  get text(): ClipText {
+    if (this.clipText) return this.clipText;
+    throw invalid(
+      'ERR_VALUE',
+      'question',
+      'a text without a CLIP folder',
+      'its tokens already encoded, or the option clip',
+    );
   }
 
   /** The pruner's device in words. */
@@ -163,17 +190,36 @@ export class PrunedVision {
     return outputs[IMAGE_FEATURES] as Tensor;
   }
 
+  /**
+   * All patches, as the user's own file encodes them: no analysis, no pruning.
+   *
+   * @param pixelValues [1, 3, H, W], float32
+   * @returns features [1, P, W]
+   * @throws DesapError `ERR_SHAPE`
+   */
+  async encodeAll(pixelValues: Tensor): Promise<Tensor> {
+    const { memory, hidden } = await this.#hidden(pixelValues);
+    try {
+      const width = hidden.dims[2];
+      const rows = hidden.dims[1] - Number(this.pruner.head.classToken);
+      const data = (hidden.data as Float32Array).subarray(-rows * width);
+      return await this.project({ data, dims: [rows, width] });
+    } finally {
+      memory.dispose();
+    }
+  }
+
   /** Hidden states [1, N, D] in memory that the pruner reads in place. */
   async #hidden(pixelValues: Tensor): Promise<{ memory: HiddenMemory; hidden: Tensor }> {
     const feeds = { [this.tower.inputNames[0]]: pixelValues };
     const key = pixelValues.dims.join();
     const known = this.#shapes.get(key);
-    const output = known ? null : (await this.tower.run(feeds))[HIDDEN_STATES];
+    const output = known ? null : await this.#firstRun(feeds);
     const dims = known ?? (output as Tensor).dims;
     this.#shapes.set(key, dims);
     const memory = hiddenMemory(dims);
     try {
-      // ONNX Runtime writes into a given output only when its own Tensor class holds it, and hands back another tensor.
+      // ONNX Runtime writes into a given output only when its own Tensor class holds it.
       const hidden = new this.ort.Tensor('float32', memory.data, dims);
       if (output) memory.data.set(output.data as Float32Array);
       else await this.tower.run(feeds, { [HIDDEN_STATES]: hidden });
@@ -184,10 +230,23 @@ export class PrunedVision {
     }
   }
 
+  /** The first image of its size: what the graph does not take shows here. */
+  async #firstRun(feeds: Record<string, Tensor>): Promise<Tensor> {
+    try {
+      return (await this.tower.run(feeds))[HIDDEN_STATES] as Tensor;
+    } catch (cause) {
+      const dims = Object.values(feeds)[0].dims.join(', ');
+      const reason = (cause as Error).message.split('\n').join(' ');
+      throw new DesapError('ERR_SHAPE', `pixelValues: got [${dims}], which the vision tower does not take: ${reason}`, {
+        cause,
+      });
+    }
+  }
+
   /** Frees the sessions and the pruner; analyses stay usable for pruning, not for projecting. */
   async dispose(): Promise<void> {
-    this.pruner.dispose();
-    await Promise.all([this.text.dispose(), this.tower.release(), this.projector.release()]);
+    if (this.ownsPruner) this.pruner.dispose();
+    await Promise.all([this.clipText?.dispose(), this.tower.release(), this.projector.release()]);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -259,6 +318,7 @@ export class VisionAnalysis implements Disposable {
   }
 }
 
-function openText({ clip, longText, session }: PrunedVisionOptions): Promise<ClipText> {
-  return ClipText.open({ model: join(clip, 'onnx', 'text_model.onnx'), tokenizer: clip, longText, session });
+function openText(options: PrunedVisionOptions & { clip: string }): Promise<ClipText> {
+  const { clip, longText, session, ort } = options;
+  return ClipText.open({ model: join(clip, 'onnx', 'text_model.onnx'), tokenizer: clip, longText, session, ort });
 }

@@ -24,8 +24,11 @@ export async function towerHead(
   tower: TowerStructure,
   { clip, head: given, session }: HeadOrigin,
 ): Promise<HeadWeights> {
-  if (given !== undefined)
-    return fitting(typeof given === 'string' ? await loadHead(given) : given, tower, visionEncoder);
+  if (given !== undefined) {
+    const head = typeof given === 'string' ? await loadHead(given) : given;
+    requireFit(head, tower, visionEncoder);
+    return head;
+  }
   const visionModel = join(clip, 'onnx', 'vision_model.onnx');
   if (!(await isFile(visionModel)))
     throw new DesapError(
@@ -38,8 +41,16 @@ export async function towerHead(
   return head;
 }
 
-function fitting(head: HeadWeights, { width, classToken }: TowerStructure, name: string): HeadWeights {
-  if (head.width === width && head.classToken === classToken) return head;
+/**
+ * Checks the shape of a head against that of a tower.
+ * @throws DesapError `ERR_HEAD_MISMATCH`
+ */
+export function requireFit(
+  head: Pick<HeadWeights, 'width' | 'classToken'>,
+  { width, classToken }: TowerStructure,
+  name: string,
+): void {
+  if (head.width === width && head.classToken === classToken) return;
   const describe = (d: number, cls: boolean) => `width ${d} ${cls ? 'with' : 'without'} class token`;
   throw new DesapError(
     'ERR_HEAD_MISMATCH',

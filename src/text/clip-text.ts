@@ -1,6 +1,6 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
-import { relativeError } from '../onnx/compare.js';
+import { relativeError, toleranceOf } from '../onnx/compare.js';
 import { type OrtModule, openGraph } from '../onnx/edit.js';
 import type { ModelSource } from '../onnx/model.js';
 import { isInt64, readText, TEXT_EMBEDDING, TEXT_TOKENS, type TextStructure, textGraph } from '../onnx/text.js';
@@ -40,9 +40,6 @@ export interface EncodedText {
   /** Token ids of the rows. */
   readonly ids: readonly number[];
 }
-
-/** How far the end row may lie from the file's own text embedding, relative to its largest magnitude; float16 graphs round. */
-const END_ROW_TOLERANCE = 1e-2;
 
 /**
  * A CLIP text tower over onnxruntime-node that hands out every token's embedding in the shared space, where the file
@@ -184,11 +181,13 @@ export class ClipText {
     const sample = upToEnd(this.tokenizer.content('a photo'), end);
     const { rows, picked, width } = await this.run([...start, ...sample, end]);
     const error = relativeError(rows.subarray(-width), picked);
-    if (!(error <= END_ROW_TOLERANCE))
+    const { graph, readOut } = this.structure;
+    const tolerance = toleranceOf(graph.elementType(readOut.norm.output), readOut.projection.quantized);
+    if (!(error <= tolerance))
       throw new DesapError(
         'ERR_GRAPH',
-        `${this.structure.graph.model.name}: the projected end-of-text row differs from the file's own text embedding: got a relative error of ` +
-          `${error.toExponential(1)}, wanted at most ${END_ROW_TOLERANCE}. Tokenizer and model may not belong together`,
+        `${graph.model.name}: the projected end-of-text row differs from the file's own text embedding: got a relative error of ` +
+          `${error.toExponential(1)}, wanted at most ${tolerance}. Tokenizer and model may not belong together`,
       );
   }
 

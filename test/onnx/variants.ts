@@ -2,7 +2,7 @@
 import { DataType } from '../../src/onnx/proto.js';
 import { floatToHalf } from '../../src/tensor.js';
 import { uniform } from '../support.js';
-import type { Editable, Node } from './editable.js';
+import { Editable, type Node } from './editable.js';
 
 export type Variant = (graph: Editable) => void;
 
@@ -217,10 +217,11 @@ export const halfPrecision: Variant = (graph) => {
         t: { ...constant, type: DataType.float16, data: { bytes: narrow(constant.data.bytes) } },
       };
   }
-  const [input] = graph.inputs;
-  const readers = graph.nodes.filter((node) => node.inputs.includes(input.name));
-  const cast = graph.add('Cast', [input.name], { to: { i: DataType.float16 } }, { at: 0 });
-  for (const reader of readers) reader.inputs = reader.inputs.map((value) => (value === input.name ? cast : value));
+  for (const { name, type } of graph.inputs) {
+    if (type !== DataType.float) continue;
+    const cast = graph.add('Cast', [name], { to: { i: DataType.float16 } }, { at: 0 });
+    graph.redirect(name, cast, [graph.nodes[0]]);
+  }
   graph.outputs = graph.outputs.map((output) => graph.add('Cast', [output], { to: { i: DataType.float } }));
 };
 
@@ -266,6 +267,60 @@ export const packedAttention: Variant = (graph) => {
   }
 };
 
+/** Attention of ONNX operator set 23. */
+export const standardAttention: Variant = (graph) => {
+  graph.opset = 23;
+  for (const { q, k, v, context } of layers(graph)) {
+    const transposed = graph.nodes.find(({ op, inputs }) => op === 'Transpose' && inputs[0] === context.outputs[0])!;
+    const reshaped = graph.nodes.find(({ op, inputs }) => op === 'Reshape' && inputs[0] === transposed.outputs[0])!;
+    const inputs = [q, k, v].map(({ add }) => add.outputs[0]);
+    const heads = { q_num_heads: { i: HEADS }, kv_num_heads: { i: HEADS } };
+    const fused = graph.add('Attention', inputs, heads, { at: graph.nodes.indexOf(reshaped) });
+    graph.redirect(reshaped.outputs[0], fused);
+  }
+};
+
+/** One projection [D, 3D] for queries, keys and values, and how its three parts are taken. */
+function packProjections(graph: Editable, take: (packed: string, part: number, at: () => number) => string): void {
+  for (const { q, k, v } of layers(graph)) {
+    const at = () => Math.min(...[q, k, v].map(({ add }) => graph.nodes.indexOf(add)));
+    const weights = [q, k, v].map(({ product }) => graph.values(product.inputs[1]));
+    const packed = new Float32Array(3 * WIDTH * WIDTH);
+    for (let i = 0; i < WIDTH; i++)
+      for (let part = 0; part < 3; part++)
+        packed.set(weights[part].subarray(i * WIDTH, (i + 1) * WIDTH), (3 * i + part) * WIDTH);
+    const weight = graph.floats(packed, [WIDTH, 3 * WIDTH]);
+    const bias = graph.floats(
+      [q, k, v].flatMap((layer) => [...graph.values(layer.bias)]),
+      [3 * WIDTH],
+    );
+    const product = graph.add('MatMul', [q.product.inputs[0], weight], {}, { at: at() });
+    const sum = graph.add('Add', [product, bias], {}, { at: at() });
+    for (const [part, { add }] of [q, k, v].entries()) graph.redirect(add.outputs[0], take(sum, part, at));
+  }
+}
+
+/** One packed projection, taken apart by Split. */
+export const splitProjection: Variant = (graph) => {
+  const parts = new Map<string, string[]>();
+  packProjections(graph, (packed, part, at) => {
+    if (!parts.has(packed)) {
+      const outputs = ['q', 'k', 'v'].map((what) => graph.fresh(what));
+      graph.add('Split', [packed, graph.integers([WIDTH, WIDTH, WIDTH])], { axis: { i: -1 } }, { at: at(), outputs });
+      parts.set(packed, outputs);
+    }
+    return parts.get(packed)![part];
+  });
+};
+
+/** One packed projection, taken apart by a Gather of [3, batch, N, D], as torch.nn.MultiheadAttention has it. */
+export const gatheredProjection: Variant = (graph) =>
+  packProjections(graph, (packed, part, at) => {
+    const shaped = graph.add('Reshape', [packed, graph.integers([0, 0, 3, WIDTH])], {}, { at: at() });
+    const turned = graph.add('Transpose', [shaped], { perm: { ints: [2, 0, 1, 3] } }, { at: at() });
+    return graph.add('Gather', [turned, graph.integers([part], [])], { axis: { i: 0 } }, { at: at() });
+  });
+
 /** Residual sums and norms in one SkipLayerNormalization, with the sum as fourth output only where something else reads it. */
 export const skipNorms: Variant = (graph) => {
   for (const node of [...graph.nodes].filter(({ op }) => op === 'LayerNormalization')) {
@@ -301,3 +356,24 @@ export const quantized: Variant = (graph) => {
     });
   }
 };
+
+/** Image and text tower in one file, as exports of a whole CLIPModel have them: unit embeddings and their products. */
+export async function together(vision: Uint8Array, text: Uint8Array): Promise<Editable> {
+  const both = new Editable();
+  const unit = (output: string) =>
+    both.add('Div', [output, both.add('ReduceL2', [output], { axes: { ints: [-1] }, keepdims: { i: 1 } })]);
+  const embeddings: string[] = [];
+  for (const [prefix, bytes] of Object.entries({ vision, text })) {
+    const tower = await Editable.from(bytes);
+    const rename = (name: string) => (name === '' ? '' : `${prefix}.${name}`);
+    for (const node of tower.nodes)
+      both.nodes.push({ ...node, inputs: node.inputs.map(rename), outputs: node.outputs.map(rename) });
+    for (const tensor of tower.tensors.values())
+      both.tensors.set(rename(tensor.name), { ...tensor, name: rename(tensor.name) });
+    both.inputs.push(...tower.inputs.map((input) => ({ ...input, name: rename(input.name) })));
+    embeddings.push(unit(rename(tower.outputs[0])));
+  }
+  const turned = both.add('Transpose', [embeddings[1]], { perm: { ints: [1, 0] } });
+  both.outputs = [both.add('Mul', [both.add('MatMul', [embeddings[0], turned]), both.floats([14], [])]), ...embeddings];
+  return both;
+}

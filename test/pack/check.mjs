@@ -1,7 +1,7 @@
 // Packs the package as it would be published, with its prebuilt addon, installs it into an empty folder without running any
 // script, and uses it there as an ES module, through require, and from the command line.
 import { execFileSync } from 'node:child_process';
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -37,7 +37,7 @@ try {
   mkdirSync(source);
   mkdirSync(consumer);
   for (const file of run(root, 'git', 'ls-files', '--cached', '--others', '--exclude-standard').split('\n')) {
-    if (/^(models|test|bench)\//.test(file)) continue;
+    if (/^(models|test|bench)\//.test(file) || !existsSync(join(root, file))) continue;
     mkdirSync(dirname(join(source, file)), { recursive: true });
     cpSync(join(root, file), join(source, file));
   }

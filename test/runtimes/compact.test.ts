@@ -1,6 +1,6 @@
-import { Tensor } from 'onnxruntime-common';
 import { describe, expect, it } from 'vitest';
 import { compact } from '../../src/runtimes/compact.js';
+import { Tensor } from '../../src/tensor.js';
 
 const IMAGE = 9;
 const kept = { indices: Int32Array.from([1, 3]), assignment: new Int32Array(4) };

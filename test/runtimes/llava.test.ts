@@ -1,9 +1,9 @@
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Tensor } from 'onnxruntime-common';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Llava } from '../../src/runtimes/llava.js';
+import { Tensor } from '../../src/tensor.js';
 
 const MODEL = 'models/tiny-llava';
 const CLIP = 'models/tiny-clip';

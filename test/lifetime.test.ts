@@ -1,0 +1,437 @@
+import { execFile } from 'node:child_process';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
+import { describe, expect, it } from 'vitest';
+import { createCpuDriver, loadAddon } from '../src/backend/native.js';
+import type { FloatMatrix } from '../src/tensor.js';
+import * as small from './fixtures/native.mjs';
+import { relativeError } from './support.js';
+
+setFlagsFromString('--expose-gc');
+const gc = runInNewContext('gc') as () => void;
+
+const context = small.openContext();
+const head = context.createHead(small.smallHead());
+const matrix = (data: Float32Array | Uint16Array, rows = 17, cols = 32): FloatMatrix => ({
+  data,
+  half: false,
+  rows,
+  cols,
+});
+const [analysis] = await head.analyze([small.waves(17, 32)], small.analyzeRequest, true);
+const question = small.pruneRequest(small.waves(5, 16), 4);
+
+/** A context that is busy for a while, so that what is submitted next has to wait. */
+function busyContext() {
+  const busy = small.openContext();
+  const work = busy.run('attention', small.longJob(), false) as Promise<Float32Array>;
+  return { busy, work };
+}
+
+describe('an asynchronous call has taken what it needs when it returns', () => {
+  const source = small.wave(17 * 32);
+  const want = context.run('unitRows', { x: matrix(source) }, true) as Float32Array;
+
+  it.each<[string, () => { memory: Float32Array; spoil: () => void }]>([
+    [
+      'overwritten',
+      () => {
+        const memory = source.slice();
+        return { memory, spoil: () => memory.fill(Number.NaN) };
+      },
+    ],
+    [
+      'transferred',
+      () => {
+        const memory = source.slice();
+        return { memory, spoil: () => structuredClone(memory.buffer, { transfer: [memory.buffer] }) };
+      },
+    ],
+    [
+      'resized',
+      () => {
+        const options = { maxByteLength: 1 << 20 };
+        const buffer = new (
+          ArrayBuffer as unknown as new (
+            n: number,
+            o: object,
+          ) => ArrayBuffer & { resize(n: number): void }
+        )(544 * 4, options);
+        const memory = new Float32Array(buffer);
+        memory.set(source);
+        return { memory, spoil: () => buffer.resize(0) };
+      },
+    ],
+    [
+      'shared with other threads and overwritten',
+      () => {
+        const memory = new Float32Array(new SharedArrayBuffer(544 * 4));
+        memory.set(source);
+        return { memory, spoil: () => memory.fill(0) };
+      },
+    ],
+    [
+      'disposed of',
+      () => {
+        const buffer = new small.addon.HostBuffer(544 * 4);
+        const memory = new Float32Array(buffer.arrayBuffer);
+        memory.set(source);
+        return { memory, spoil: () => buffer.dispose() };
+      },
+    ],
+  ])('memory can be %s', async (_, make) => {
+    const { busy, work } = busyContext();
+    const { memory, spoil } = make();
+    const result = busy.run('unitRows', { x: matrix(memory) }, false);
+    spoil();
+    expect(await result).toEqual(want);
+    await work;
+    busy.dispose();
+  });
+
+  it('a synchronous call reads shared memory and any offset', () => {
+    const memory = new Float32Array(new SharedArrayBuffer(600 * 4), 20, 544);
+    memory.set(source);
+    expect(context.run('unitRows', { x: matrix(memory) }, true)).toEqual(want);
+  });
+});
+
+describe('the event loop', () => {
+  it('turns while a call computes', async () => {
+    let ticks = 0;
+    const timer = setInterval(() => ticks++, 1);
+    const { busy, work } = busyContext();
+    const since = performance.now();
+    await work;
+    const elapsed = performance.now() - since;
+    clearInterval(timer);
+    busy.dispose();
+    expect(elapsed).toBeGreaterThan(20);
+    expect(ticks).toBeGreaterThan(elapsed / 20);
+  });
+
+  it('is given results in the order of the calls', async () => {
+    const order: number[] = [];
+    const { busy, work } = busyContext();
+    const calls = Array.from({ length: 20 }, async (_, i) => {
+      await busy.run('topK', { scores: Float32Array.of(3, 1, 2), k: 2, excluded: null }, false);
+      order.push(i);
+    });
+    await Promise.all([work, ...calls]);
+    busy.dispose();
+    expect(order).toEqual(Array.from({ length: 20 }, (_, i) => i));
+  });
+
+  it('a synchronous call goes before the calls that wait', async () => {
+    const busy = small.openContext();
+    let ended = 0;
+    const calls = Array.from({ length: 5 }, async () => {
+      await busy.run('attention', small.longJob(), false);
+      ended++;
+    });
+    await sleep(5);
+    busy.run('topK', { scores: Float32Array.of(3, 1, 2), k: 2, excluded: null }, true);
+    await sleep(0);
+    expect(ended).toBeLessThan(3);
+    await Promise.all(calls);
+    busy.dispose();
+  });
+});
+
+describe('dispose', () => {
+  const disposed = expect.objectContaining({ code: 'ERR_DISPOSED' });
+
+  it('of everything, in any order, with work in flight', async () => {
+    const want = await analysis.prune(question, true);
+    const orders = [
+      [0, 1, 2, 3],
+      [3, 2, 1, 0],
+      [2, 0, 3, 1],
+    ];
+    for (const order of orders) {
+      const { busy, work } = busyContext();
+      const mine = busy.createHead(small.smallHead());
+      const buffer = new small.addon.HostBuffer(544 * 4);
+      const memory = new Float32Array(buffer.arrayBuffer);
+      memory.set(small.wave(544));
+      const [image] = await mine.analyze([matrix(memory)], small.analyzeRequest, false);
+      const heavy = busy.run('attention', small.longJob(), false);
+      const pruning = image.prune(question, false);
+      const analyses = mine.analyze([matrix(memory), matrix(memory)], small.analyzeRequest, false);
+      const things = [busy, mine, image, buffer];
+      for (const which of order) things[which].dispose();
+      for (const thing of things) thing.dispose();
+      expect({ ...(await pruning), timings: want.timings }).toEqual(want);
+      const [first, second] = await analyses;
+      expect(first.embedding()).toEqual(analysis.embedding());
+      expect(second.saliency()).toEqual(analysis.saliency());
+      await Promise.all([work, heavy]);
+      expect(() => busy.run('unitRows', { x: small.waves(1, 4) }, true)).toThrow(disposed);
+      expect(() => busy.createHead(small.smallHead())).toThrow(disposed);
+      expect(() => mine.analyze([matrix(small.wave(544))], small.analyzeRequest, false)).toThrow(disposed);
+      expect(() => image.prune(question, false)).toThrow(disposed);
+      expect(() => image.embedding()).toThrow(disposed);
+      // The maps of an analysis outlive its device; computing needs the device.
+      expect(() => first.prune(question, true)).toThrow(disposed);
+      first.dispose();
+    }
+  });
+
+  it('is not needed: forgotten objects with work in flight are collected after it', async () => {
+    const results = (() => {
+      const forgotten = small.openContext();
+      const [image] = forgotten
+        .createHead(small.smallHead())
+        .analyze([small.waves(17, 32)], small.analyzeRequest, true) as never[];
+      return [
+        forgotten.run('attention', small.longJob(), false),
+        (image as typeof analysis).prune(question, false),
+      ] as const;
+    })();
+    for (let i = 0; i < 5; i++) {
+      gc();
+      await sleep(5);
+    }
+    expect((await results[1]).indices).toEqual((await analysis.prune(question, true)).indices);
+    await results[0];
+  });
+
+  it('frees the threads', async () => {
+    const { readdirSync } = await import('node:fs');
+    const threads = () => (process.platform === 'linux' ? readdirSync('/proc/self/task').length : 0);
+    const before = threads();
+    for (let i = 0; i < 20; i++) {
+      const one = small.openContext(4);
+      await one.run('unitRows', { x: small.waves(4, 4) }, false);
+      one.dispose();
+    }
+    for (let i = 0; i < 50 && threads() > before; i++) await sleep(10);
+    expect(threads()).toBeLessThanOrEqual(before);
+  });
+});
+
+describe('a call that no check stands before', () => {
+  const x = small.waves(17, 32);
+  const scores = small.wave(9);
+  const run = (kernel: string, args: unknown) => context.run(kernel as never, args as never, true);
+
+  it.each<[string, () => unknown, string]>([
+    ['no arguments', () => run('unitRows', undefined), 'ERR_DTYPE'],
+    ['an unknown kernel', () => run('nothing', {}), 'ERR_VALUE'],
+    ['no matrix', () => run('unitRows', { x: 3 }), 'ERR_DTYPE'],
+    ['an array', () => run('unitRows', { x: { ...x, data: [1, 2] } }), 'ERR_DTYPE'],
+    ['another type', () => run('unitRows', { x: { ...x, data: new Float64Array(544) } }), 'ERR_DTYPE'],
+    ['a type that lies', () => run('unitRows', { x: { ...x, half: true } }), 'ERR_DTYPE'],
+    ['no flag', () => run('unitRows', { x: { ...x, half: undefined } }), 'ERR_VALUE'],
+    ['rows that lie', () => run('unitRows', { x: { ...x, rows: 18 } }), 'ERR_SHAPE'],
+    ['absurd rows', () => run('unitRows', { x: { ...x, rows: 2 ** 31 - 1, cols: 2 ** 31 - 1 } }), 'ERR_SHAPE'],
+    ['rows of nothing', () => run('unitRows', { x: { ...x, data: new Float32Array(0) } }), 'ERR_DETACHED'],
+    ['no rows', () => run('unitRows', { x: { ...x, rows: 0 } }), 'ERR_VALUE'],
+    ['negative rows', () => run('unitRows', { x: { ...x, rows: -17, cols: -32 } }), 'ERR_VALUE'],
+    ['fractional rows', () => run('unitRows', { x: { ...x, rows: 8.5, cols: 64 } }), 'ERR_VALUE'],
+    ['heads that do not divide', () => run('attention', { q: x, k: x, v: x, heads: 3 }), 'ERR_VALUE'],
+    ['other keys', () => run('attention', { q: x, k: small.waves(16, 32), v: x, heads: 2 }), 'ERR_SHAPE'],
+    [
+      'a lone class token',
+      () => run('saliency', { q: small.waves(1, 32), k: small.waves(1, 32), heads: 2, classToken: true }),
+      'ERR_SHAPE',
+    ],
+    ['k too large', () => run('topK', { scores, k: 10, excluded: null }), 'ERR_VALUE'],
+    [
+      'k of fewer candidates',
+      () => run('topK', { scores, k: 9, excluded: Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0, 0) }),
+      'ERR_VALUE',
+    ],
+    ['another mask', () => run('topK', { scores, k: 1, excluded: new Uint8Array(8) }), 'ERR_SHAPE'],
+    ['scores that are no array', () => run('topK', { scores: 'abc', k: 0, excluded: null }), 'ERR_DTYPE'],
+    ['kept beyond the end', () => run('merge', { features: x, kept: Int32Array.of(1, 17) }), 'ERR_VALUE'],
+    ['kept twice', () => run('merge', { features: x, kept: Int32Array.of(1, 1) }), 'ERR_VALUE'],
+    ['kept below zero', () => run('merge', { features: x, kept: Int32Array.of(-1) }), 'ERR_VALUE'],
+    ['none kept', () => run('merge', { features: x, kept: new Int32Array(0) }), 'ERR_SHAPE'],
+    ['kept as float', () => run('merge', { features: x, kept: Float32Array.of(1) }), 'ERR_DTYPE'],
+    [
+      'epsilon NaN',
+      () => run('layerNorm', { x, weight: small.wave(32), bias: small.wave(32), epsilon: Number.NaN }),
+      'ERR_VALUE',
+    ],
+    [
+      'a short weight',
+      () => run('layerNorm', { x, weight: small.wave(31), bias: small.wave(32), epsilon: 1e-5 }),
+      'ERR_SHAPE',
+    ],
+    ['images that are none', () => head.analyze([1] as never, small.analyzeRequest, true), 'ERR_DTYPE'],
+    ['an image of another width', () => head.analyze([small.waves(17, 31)], small.analyzeRequest, true), 'ERR_SHAPE'],
+    [
+      'an unknown encoding',
+      () => head.analyze([x], { encoding: 'xy', intermediates: false } as never, true),
+      'ERR_VALUE',
+    ],
+    ['keep too large', () => analysis.prune({ ...question, keep: 17 }, true), 'ERR_VALUE'],
+    ['taskKeep beyond keep', () => analysis.prune({ ...question, taskKeep: 5 }, true), 'ERR_VALUE'],
+    ['no such text row', () => analysis.prune({ ...question, endOfText: 5 }, true), 'ERR_VALUE'],
+    ['features of other rows', () => analysis.prune({ ...question, features: small.waves(15, 8) }, true), 'ERR_SHAPE'],
+    ['a head without weights', () => context.createHead({ ...small.smallHead(), q: undefined } as never), 'ERR_DTYPE'],
+    ['a head of other weights', () => context.createHead({ ...small.smallHead(), width: 34 }), 'ERR_SHAPE'],
+    ['no options', () => new small.addon.Context(undefined as never), 'ERR_DTYPE'],
+    ['no thread', () => new small.addon.Context({ threads: 0, isa: 'scalar' }), 'ERR_VALUE'],
+    ['an unknown instruction set', () => new small.addon.Context({ threads: 1, isa: 'mmx' }), 'ERR_DEVICE_UNAVAILABLE'],
+    ['no view', () => small.addon.addressOf({} as never), 'ERR_DTYPE'],
+  ])('is refused: %s', (_, call, code) => {
+    expect(call).toThrow(expect.objectContaining({ code }));
+    expect(context.run('topK', { scores, k: 1, excluded: null }, true)).toHaveLength(1);
+  });
+
+  it('is refused when a property takes the memory of another away', () => {
+    const vanishing = small.wave(544);
+    const args = {
+      q: matrix(vanishing),
+      k: x,
+      get v() {
+        structuredClone(vanishing.buffer, { transfer: [vanishing.buffer as ArrayBuffer] });
+        return x;
+      },
+      heads: 2,
+    };
+    expect(() => context.run('attention', args, true)).toThrow(expect.objectContaining({ code: 'ERR_DETACHED' }));
+  });
+
+  it('is refused when it is given an object of another class', () => {
+    expect(() => head.analyze.call(analysis, [x], small.analyzeRequest, true)).toThrow(TypeError);
+    expect(() => analysis.embedding.call({} as never)).toThrow(TypeError);
+    const Analysis = analysis.constructor as new (...args: unknown[]) => unknown;
+    expect(() => new Analysis()).toThrow(TypeError);
+    expect(() => new Analysis({})).toThrow(TypeError);
+  });
+
+  it('passes a property that throws on', () => {
+    const broken = {
+      get x(): never {
+        throw new RangeError('mine');
+      },
+    };
+    expect(() => context.run('unitRows', broken, true)).toThrow(/mine/);
+  });
+
+  it('survives a property that disposes of everything', async () => {
+    const busy = small.openContext();
+    const mine = busy.createHead(small.smallHead());
+    const [image] = await mine.analyze([x], small.analyzeRequest, true);
+    const trap = {
+      ...question,
+      get text() {
+        image.dispose();
+        mine.dispose();
+        busy.dispose();
+        return question.text;
+      },
+    };
+    expect(() => image.prune(trap, true)).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED' }));
+  });
+});
+
+describe('memory that there is not', () => {
+  it('is an error, thrown or rejected with, and the device stays usable', async () => {
+    const driver = createCpuDriver({ threads: 1 });
+    const [visual, text] = [small.waves(1_000_000, 1), small.waves(1_000_000, 1)];
+    const args = {
+      visual,
+      text,
+      query: small.wave(1),
+      global: small.wave(1),
+      alignment: 'fcma',
+      lambda: 0.1,
+      matrices: true,
+    } as const;
+    const outOfMemory = expect.objectContaining({ name: 'DesapError', code: 'ERR_OUT_OF_MEMORY' });
+    expect(() => driver.run('align', args, true)).toThrow(outOfMemory);
+    expect(() => driver.run('align', args, false)).toThrow(outOfMemory);
+    expect(driver.run('topK', { scores: small.wave(3), k: 3, excluded: null }, true)).toHaveLength(3);
+    driver.dispose();
+  });
+});
+
+describe('createCpuDriver', () => {
+  it('names the argument of an error in the words that it was given', async () => {
+    const driver = createCpuDriver({ threads: 1, names: { hidden: 'hiddenStates' } });
+    const images = [small.waves(17, 32), small.waves(17, 32)];
+    images[1].data[3 * 32 + 5] = Number.NaN;
+    const own = driver.createHead(small.smallHead());
+    const failure = expect.objectContaining({
+      name: 'DesapError',
+      code: 'ERR_NOT_FINITE',
+      message: expect.stringMatching(/^hiddenStates\[1\]: got NaN.* row 3, wanted finite values$/),
+      row: 3,
+    });
+    expect(() => own.analyze(images, small.analyzeRequest, true)).toThrow(failure);
+    await expect(own.analyze(images, small.analyzeRequest, false)).rejects.toEqual(failure);
+    expect(() => own.analyze([images[1]], small.analyzeRequest, true)).toThrow(/^hiddenStates: got NaN/);
+    driver.dispose();
+    driver.dispose();
+    expect(() => driver.createHead(small.smallHead())).toThrow(/context: used after dispose/);
+  });
+
+  it('says what it supports', () => {
+    expect(() => createCpuDriver({ threads: 0 })).toThrow(expect.objectContaining({ code: 'ERR_VALUE' }));
+    expect(() => createCpuDriver({ threads: 1.5 })).toThrow(/threads: got 1.5, wanted an integer from 1 to 256/);
+    expect(() => createCpuDriver({ isa: 'mmx' })).toThrow(/isa: got mmx, wanted one that this machine runs: .*scalar/);
+    for (const isa of small.addon.isas) {
+      const driver = createCpuDriver({ threads: 3, isa });
+      expect(driver.description).toBe(`CPU, ${isa}, 3 threads`);
+      driver.dispose();
+    }
+  });
+
+  it('tells a missing addon from one that does not load', async () => {
+    const { mkdtempSync, mkdirSync, writeFileSync, rmSync } = await import('node:fs');
+    const root = mkdtempSync('/tmp/desap-');
+    try {
+      const unavailable = (message: RegExp) =>
+        expect.objectContaining({ code: 'ERR_DEVICE_UNAVAILABLE', message: expect.stringMatching(message) });
+      expect(() => loadAddon(root)).toThrow(unavailable(/no native addon for .*build:native/));
+      mkdirSync(`${root}/build/Release`, { recursive: true });
+      writeFileSync(`${root}/build/Release/desap.node`, 'not a library');
+      expect(() => loadAddon(root)).toThrow(unavailable(/does not load: .*build:native/));
+    } finally {
+      rmSync(root, { recursive: true });
+    }
+  });
+});
+
+describe('a process ends', () => {
+  const script = fileURLToPath(new URL('./fixtures/process.mjs', import.meta.url));
+  const end = (how: string) =>
+    new Promise<{ code: number | null; signal: string | null; out: string; err: string; ms: number }>((resolve) => {
+      const since = performance.now();
+      const child = execFile(process.execPath, [script, how], { timeout: 20_000 }, (_, out, err) => {
+        resolve({
+          code: child.exitCode,
+          signal: child.signalCode,
+          out: out.trim(),
+          err,
+          ms: performance.now() - since,
+        });
+      });
+    });
+
+  it.each([
+    ['by itself when it is idle', 'idle', 0],
+    ['by itself after the work that it waits for', 'pending', 0],
+    ['by process.exit with work in flight', 'exit', 0],
+    ['by process.exit right after the calls', 'exitAtOnce', 0],
+    ['after contexts were disposed of with work in flight', 'disposedInFlight', 0],
+    ['by an uncaught error with work in flight', 'uncaught', 1],
+  ])('%s', async (_, how, code) => {
+    const { ms, err, ...got } = await end(how);
+    expect(got, err).toEqual({ code, signal: null, out: 'done' });
+    if (how.startsWith('exit')) expect(ms).toBeLessThan(5000);
+  });
+});
+
+it('results are the same in every environment and on every path', async () => {
+  const sync = context.run('attention', small.longJob(), true) as Float32Array;
+  const { busy, work } = busyContext();
+  expect(relativeError(await work, sync)).toBe(0);
+  busy.dispose();
+});
