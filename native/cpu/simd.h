@@ -119,7 +119,12 @@ DESAP_INLINE F exp2(F x) {
 // ------------------------------------------------------------------------------------------------------------- half
 
 DESAP_INLINE F load_half(const uint16_t* p) {
-#if DESAP_LANES == 16
+#if DESAP_LANES == 16 && defined(DESAP_NARROW_REGISTERS)
+  float buffer[lanes];
+  _mm256_storeu_ps(buffer, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  _mm256_storeu_ps(buffer + 8, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8))));
+  return load(buffer);
+#elif DESAP_LANES == 16
   return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif DESAP_LANES == 8
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -141,7 +146,14 @@ DESAP_INLINE F load_half(const uint16_t* p) {
 }
 
 DESAP_INLINE void store_half(uint16_t* p, F x) {
-#if DESAP_LANES == 16
+#if DESAP_LANES == 16 && defined(DESAP_NARROW_REGISTERS)
+  float buffer[lanes];
+  store(buffer, x);
+  for (int i = 0; i < lanes; i += 8) {
+    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(buffer + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i), half);
+  }
+#elif DESAP_LANES == 16
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #elif DESAP_LANES == 8
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "../cpu/context.h"
+#include "../cpu/dispatch.h"
 
 namespace desap::test {
 
@@ -48,11 +48,14 @@ inline bool is(const Status& status, Code code, const char* what, int64_t where)
 // The instruction set under test, as a context for each of several thread counts.
 class Machine {
  public:
-  explicit Machine(Isa set) : isa(set) {
+  explicit Machine(Isa isa) {
     for (int threads : {1, 2, 3, 5}) {
       Context* context = nullptr;
-      if (context_create({threads, set}, &context).good()) contexts_.push_back(context);
+      if (context_create({threads, isa}, &context).good()) contexts_.push_back(context);
     }
+  }
+  explicit Machine(const Kernels& kernels) {
+    for (int threads : {1, 2, 3, 5}) contexts_.push_back(new Context(kernels, threads));
   }
   ~Machine() {
     for (Context* context : contexts_) context_destroy(context);
@@ -74,8 +77,6 @@ class Machine {
     check(equal, what + ": differs between thread counts or runs");
     return first;
   }
-
-  const Isa isa;
 
  private:
   std::vector<Context*> contexts_;
