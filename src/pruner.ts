@@ -54,7 +54,7 @@ export interface PruneOptions {
   taskShare?: number;
   /** How text and image are matched; default `fcma` (eq. 3 as printed). README tells what each was measured to cost. */
   alignment?: Alignment;
-  /** lambda of eq. 3; default 0.1. */
+  /** lambda of eq. 3; default 0.1, at most 1e6 in magnitude. */
   lambda?: number;
   /** false returns the kept tokens as they are instead of merging the others into them; default true. */
   merge?: boolean;
@@ -319,7 +319,7 @@ export class ImageAnalysis implements Disposable {
       keep,
       taskKeep: Math.floor(keep * taskShare + 0.5),
       alignment: oneOf('alignment', options.alignment ?? 'fcma', ALIGNMENTS),
-      lambda: finite('lambda', options.lambda ?? 0.1),
+      lambda: finite('lambda', options.lambda ?? 0.1, -1e6, 1e6),
       saliency: options.saliency === undefined ? null : vector('saliency', options.saliency, P),
       merge: options.merge ?? true,
       features: options.features === undefined ? null : matrix('features', options.features, { rows: P }),

@@ -213,7 +213,7 @@ const KERNELS: Checks = {
         query: args.query ? vector('query', args.query, visual.cols) : lastRow(text),
         global: vector('global', args.global, visual.cols),
         alignment: oneOf('alignment', args.alignment ?? 'fcma', ALIGNMENTS),
-        lambda: finite('lambda', args.lambda ?? 0.1),
+        lambda: finite('lambda', args.lambda ?? 0.1, -1e6, 1e6),
         matrices: args.matrices ?? false,
       };
     },

@@ -10,7 +10,7 @@
  */
 import type { Alignment } from './kernels.js';
 import { linear } from './linear.js';
-import type { NumberMatrix, Numbers } from './numeric.js';
+import { type NumberMatrix, type Numbers, softmax } from './numeric.js';
 
 export interface AlignResult {
   readonly task: Float64Array;
@@ -42,20 +42,18 @@ export function align(
     for (let j = 0; j < T; j++) beta[j] = Math.max(beta[j], 0);
   }
 
-  const toText = Float64Array.from(m, (cosine, at) => Math.exp(lambda * beta[at % T] * cosine));
-  const toVisual = Float64Array.from(m, (cosine, at) => Math.exp(lambda * alpha[Math.floor(at / T)] * cosine));
-  const rowSum = new Float64Array(P);
-  const columnSum = new Float64Array(T);
-  for (let i = 0; i < P; i++)
-    for (let j = 0; j < T; j++) {
-      rowSum[i] += toText[i * T + j];
-      columnSum[j] += toVisual[i * T + j];
-    }
+  // Softmax over the text, a row at a time, and over the patches, a column at a time.
+  const overText = Float64Array.from(m, (cosine, at) => lambda * beta[at % T] * cosine);
+  for (let i = 0; i < P; i++) softmax(overText, i * T, T);
+  const overPatches = new Float64Array(P * T);
+  for (let j = 0; j < T; j++) {
+    const column = Float64Array.from(alpha, (weight, i) => lambda * weight * m[i * T + j]);
+    softmax(column);
+    for (let i = 0; i < P; i++) overPatches[i * T + j] = column[i];
+  }
 
-  const visualAlignment = toText.map(
-    (weight, at) => (alpha[Math.floor(at / T)] * weight) / (P * rowSum[Math.floor(at / T)]),
-  );
-  const textAlignment = toVisual.map((weight, at) => (beta[at % T] * weight) / (T * columnSum[at % T]));
+  const visualAlignment = overText.map((share, at) => (alpha[Math.floor(at / T)] * share) / P);
+  const textAlignment = overPatches.map((share, at) => (beta[at % T] * share) / T);
   for (let i = 0; i < P; i++)
     for (let j = 0; j < T; j++) task[i] += ((visualAlignment[i * T + j] + textAlignment[i * T + j]) * m[i * T + j]) / T;
   return { task, similarity: m, visualAlignment, textAlignment };

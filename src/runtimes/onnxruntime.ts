@@ -12,3 +12,5 @@ export { Llava, LlavaImage } from './llava.js';
 export type { PromptForm } from './prompt.js';
 export type { PrunedFeatures, PrunedVisionOptions, VisionPruneOptions, VisionTimings } from './pruned-vision.js';
 export { PrunedVision, VisionAnalysis } from './pruned-vision.js';
+export type { ClipTextOptions, EncodedText, LongText } from '../text/clip-text.js';
+export { ClipText } from '../text/clip-text.js';

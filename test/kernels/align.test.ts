@@ -37,7 +37,7 @@ describe.each(backends)('align on %s', (_, backend) => {
   ])('agrees with float64 for %i patches, %i text tokens, width %i', async (P, T, E) => {
     const [visual, text, global, query] = [unit(1, P, E), unit(2, T, E), unit(3, 1, E), unit(4, 1, E)];
     for (const alignment of ['fcma', 'fcma-clamped', 'mean'] satisfies Alignment[])
-      for (const lambda of [0.1, 5]) {
+      for (const lambda of [0.1, 5, -3]) {
         const want = align(
           { data: values(visual), rows: P, cols: E },
           { data: values(text), rows: T, cols: E },
@@ -63,6 +63,14 @@ describe.each(backends)('align on %s', (_, backend) => {
           expect(relativeError(values(matrices!.textAlignment!), want.textAlignment!)).toBeLessThan(1e-5);
         }
       }
+  });
+
+  it('takes any lambda: the softmaxes become choices of the largest', () => {
+    const [visual, text, global] = [unit(1, 9, 16), unit(2, 4, 16), unit(3, 1, 16)];
+    for (const lambda of [1e3, -1e6, 1e6]) {
+      const { task } = backend.sync.align({ visual, text, global, lambda });
+      expect(task.every(Number.isFinite)).toBe(true);
+    }
   });
 
   it('takes the last text row as the query, and gives no matrices unless asked', () => {

@@ -12,6 +12,11 @@ describe.each(backends)('unitRows on %s', (_, backend) => {
     expect(relativeError(values(y), [0.6, 0.8, 0, 0])).toBeLessThan(1e-7);
   });
 
+  it('brings a very short row to unit length', () => {
+    const y = backend.sync.unitRows({ x: float32(Float32Array.of(3e-8, 4e-8), [1, 2]) });
+    expect(relativeError(values(y), [0.6, 0.8])).toBeLessThan(1e-6);
+  });
+
   it.each([
     [1, 1],
     [7, 20],
