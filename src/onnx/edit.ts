@@ -7,7 +7,7 @@ import { type FileRange, fileRange } from './weights.js';
 import { type GraphNode, type WritableTensor, writeModel, writeValue } from './write.js';
 
 /** The onnxruntime-node module, as far as this package uses it. */
-export type OrtModule = Pick<typeof import('onnxruntime-node'), 'InferenceSession' | 'Tensor'>;
+export type OrtModule = Pick<typeof import('onnxruntime-common'), 'InferenceSession' | 'Tensor'>;
 
 /** A graph that exists in memory only. Its large weights stay in the files that they came from. */
 export interface EditedGraph {
