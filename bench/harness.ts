@@ -107,7 +107,10 @@ const range = ({ median, low, high }: Spread) => `${number(median)} (${number(lo
 
 /** Results as a Markdown table. */
 export function table(results: readonly Result[]): string {
-  const lines = ['| kernel | contender | ms per call | times faster | GFLOP/s |', '|---|---|---|---|---|'];
+  const lines = [
+    '| kernel | contender | ms per call | times faster | GFLOP/s of the textbook operations |',
+    '|---|---|---|---|---|',
+  ];
   for (const { name, shape, rows } of results)
     rows.forEach(({ contender, ms, ratio, gflops }, i) => {
       const title = i === 0 ? `${name}: ${shape}` : '';

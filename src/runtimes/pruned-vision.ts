@@ -116,17 +116,21 @@ export class PrunedVision {
       throw new DesapError('ERR_FILE', `${visionEncoder}: got no such file, wanted a LLaVA vision encoder`);
     const structure = readTower(visionEncoder);
     if (pruner) requireFit(pruner.head, structure, visionEncoder);
-    const head = pruner ? null : await towerHead(ort, visionEncoder, structure, { ...options, clip: clip as string });
+    const projector = projectorGraph(structure);
     return allOrNone(async (opened) => {
-      const session = async (graph: EditedGraph) =>
+      const open = async (graph: EditedGraph) =>
         opened(await openGraph(ort, graph, options.session), (part) => part.release());
+      const session = await open(towerGraph(structure));
+      const head = pruner
+        ? null
+        : await towerHead(ort, visionEncoder, { structure, session }, { ...options, clip: clip as string });
       return new PrunedVision(
         head ? opened(await Pruner.load(head, options), (loaded) => loaded.dispose()) : (pruner as Pruner),
         head !== null,
         clip === undefined ? null : opened(await openText({ ...options, clip, ort }), (text) => text.dispose()),
         ort,
-        await session(towerGraph(structure)),
-        await session(projectorGraph(structure)),
+        session,
+        await open(projector),
         options.encoding,
       );
     });

@@ -2,7 +2,8 @@ import { join } from 'node:path';
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError } from '../errors.js';
 import { type HeadWeights, loadHead } from '../index.js';
-import { confirmHead, confirmTower, extractHead, type OrtModule, type TowerStructure } from '../onnx/index.js';
+import { confirmBoth, type OpenTower } from '../onnx/confirm.js';
+import { extractHead, type OrtModule, readModel, type TowerStructure } from '../onnx/index.js';
 import { isFile } from './files.js';
 
 /** Where the head of a tower comes from. */
@@ -14,19 +15,19 @@ export interface HeadOrigin {
 
 /**
  * The head for a LLaVA vision tower: the given one, or that of the CLIP folder's `vision_model.onnx`. The CLIP file is run
- * once against the head and once against the tower. A given head can only be checked by its shape.
+ * once, against the head and against the tower. A given head can only be checked by its shape.
  *
  * @throws DesapError `ERR_HEAD_MISMATCH`, `ERR_FILE`, `ERR_GRAPH`
  */
 export async function towerHead(
   ort: OrtModule,
   visionEncoder: string,
-  tower: TowerStructure,
+  tower: OpenTower,
   { clip, head: given, session }: HeadOrigin,
 ): Promise<HeadWeights> {
   if (given !== undefined) {
     const head = typeof given === 'string' ? await loadHead(given) : given;
-    requireFit(head, tower, visionEncoder);
+    requireFit(head, tower.structure, visionEncoder);
     return head;
   }
   const visionModel = join(clip, 'onnx', 'vision_model.onnx');
@@ -35,9 +36,9 @@ export async function towerHead(
       'ERR_FILE',
       `${visionModel}: got no such file, wanted it or the option head (made by: desap extract)`,
     );
-  const head = await extractHead({ visionModel });
-  await confirmHead(ort, visionModel, head, { session });
-  await confirmTower(ort, visionEncoder, visionModel, { session });
+  const model = readModel(visionModel);
+  const head = await extractHead({ visionModel: model });
+  await confirmBoth(ort, tower, model, head, { session });
   return head;
 }
 

@@ -1,13 +1,13 @@
 import type { Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../../errors.js';
 import type { TextTokens } from '../../index.js';
-import { halfToFloat } from '../../tensor.js';
 import { PrunedVision, type VisionAnalysis } from '../pruned-vision.js';
 import type { KeptTokens, SeenImage, VisionFamily } from './family.js';
+import { floats, joined, seeAll } from './images.js';
 import type { ModelFiles } from './locate.js';
 import type { HookedModel, ModelInputs, ModelRuntime, ModelSession } from './model.js';
 import type { AttachOptions, CallOptions } from './options.js';
-import { FeatureForm, IMAGE_FEATURES, requireSame, standIn } from './stand-in.js';
+import { FeatureForm, requireSame, standIn } from './stand-in.js';
 
 /**
  * LLaVA and its relatives: a CLIP tower without its last layer, a projector, one placeholder for each patch. Kept patches are
@@ -55,7 +55,6 @@ export async function openLlava(
         seeAll(imagesOf(pixel_values as unknown as Tensor, ort.Tensor), async (image) =>
           seen(await vision.analyze(image)),
         ),
-      dispose: release,
     };
   } catch (error) {
     await vision.dispose();
@@ -74,18 +73,6 @@ function seen(analysis: VisionAnalysis): SeenImage {
     },
     [Symbol.dispose]: () => analysis.dispose(),
   };
-}
-
-/** Encodes one image after the other; when one fails, what was seen is freed. */
-export async function seeAll<T>(images: readonly T[], see: (image: T) => Promise<SeenImage>): Promise<SeenImage[]> {
-  const all: SeenImage[] = [];
-  try {
-    for (const image of images) all.push(await see(image));
-    return all;
-  } catch (error) {
-    for (const one of all) one[Symbol.dispose]();
-    throw error;
-  }
 }
 
 /** The images of `pixel_values` [n, 3, H, W], as tensors [1, 3, H, W] over the same memory. */
@@ -107,21 +94,13 @@ function trialImage({ config }: HookedModel, plain: ModelSession, TensorClass: t
   const input = plain.inputMetadata[0];
   const side = config.vision_config?.image_size ?? DEFAULT_IMAGE_SIZE;
   const shape = input.isTensor && input.shape.length === 4 ? input.shape : ['', '', '', ''];
-  const dims = shape.map((extent, axis) => (typeof extent === 'number' && extent > 0 ? extent : [1, 3, side, side][axis]));
+  const dims = shape.map((extent, axis) =>
+    typeof extent === 'number' && extent > 0 ? extent : [1, 3, side, side][axis],
+  );
   const size = dims.reduce((product, extent) => product * extent, 1);
-  return new TensorClass('float32', Float32Array.from({ length: size }, (_, i) => Math.sin(i * i)), dims);
-}
-
-function floats({ data }: Tensor): Float32Array {
-  return data instanceof Float32Array ? data : Float32Array.from(data as Uint16Array, halfToFloat);
-}
-
-function joined(parts: readonly Float32Array[]): Float32Array {
-  const all = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
+  return new TensorClass(
+    'float32',
+    Float32Array.from({ length: size }, (_, i) => Math.sin(i * i)),
+    dims,
+  );
 }

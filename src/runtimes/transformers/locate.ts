@@ -37,11 +37,14 @@ export async function locate(model: HookedModel, modelDir: string | undefined): 
   const name = modelDir ?? model.config._name_or_path;
   const file = `vision_encoder${SUFFIX[model.sessions.vision_encoder.config?.dtype ?? 'fp32'] ?? ''}.onnx`;
   const looked: string[] = [];
-  for (const folder of name ? await candidates(name) : []) {
-    const visionEncoder = join(folder, 'onnx', file);
-    if (await isFile(visionEncoder)) return { folder, visionEncoder };
-    looked.push(visionEncoder);
-  }
+  // Folders of the library are asked for last: a path that exists needs none.
+  for (const roots of name ? [() => [''], () => libraryFolders(name)] : [])
+    for (const root of await roots()) {
+      const folder = join(root, name as string);
+      const visionEncoder = join(folder, 'onnx', file);
+      if (await isFile(visionEncoder)) return { folder, visionEncoder };
+      looked.push(visionEncoder);
+    }
   const got = looked.length > 0 ? `nothing at ${looked.join(', ')}` : 'no name of the model in its config';
   throw new DesapError(
     'ERR_FILE',
@@ -49,13 +52,13 @@ export async function locate(model: HookedModel, modelDir: string | undefined): 
   );
 }
 
-/** A folder as it stands, and as an id under the folders of the installed Transformers.js. */
-async function candidates(name: string): Promise<string[]> {
-  if (isAbsolute(name)) return [name];
+/** Where the installed Transformers.js looks for models by their id. */
+async function libraryFolders(name: string): Promise<string[]> {
+  if (isAbsolute(name)) return [];
   const { env } = await optional(
     () => import('@huggingface/transformers'),
     '@huggingface/transformers',
     'finding a model by its id',
   );
-  return [name, ...[env.localModelPath, env.cacheDir].flatMap((root) => (root ? [join(root, name)] : []))];
+  return [env.localModelPath, env.cacheDir].flatMap((root) => root || []);
 }

@@ -41,7 +41,16 @@ interface ModelConfig {
   readonly image_token_index?: number;
   readonly image_token_id?: number;
   readonly _name_or_path?: string;
-  readonly vision_config?: { readonly image_size?: number; readonly spatial_merge_size?: number };
+  readonly vision_config?: {
+    readonly image_size?: number;
+    readonly spatial_merge_size?: number;
+    readonly patch_size?: number;
+    readonly temporal_patch_size?: number;
+    readonly in_channels?: number;
+    readonly in_chans?: number;
+    readonly depth?: number;
+    readonly fullatt_block_indexes?: readonly number[];
+  };
 }
 
 /** A loaded vision-language model of Transformers.js: what `from_pretrained` returns. */

@@ -1,8 +1,9 @@
 import type { InferenceSession } from 'onnxruntime-common';
-import { invalid } from '../../errors.js';
+import { DesapError, invalid } from '../../errors.js';
 import type { AnalyzeOptions, DeviceOptions, PruneOptions, PruneResult, Pruner, TextTokens } from '../../index.js';
 import type { LongText } from '../../text/clip-text.js';
 import type { Positions } from '../compact.js';
+import type { HookedModel } from './model.js';
 
 /** A question as the text tower is to see it, or its tokens already encoded. */
 export type Query = string | TextTokens;
@@ -54,9 +55,9 @@ export interface PrunedImage extends Pick<PruneResult, 'indices' | 'source' | 'a
 
 /**
  * The options of one call.
- * @throws DesapError `ERR_VALUE`
+ * @throws DesapError `ERR_VALUE`; `ERR_GRAPH` for original positions that the decoder is not told
  */
-export function callOptions(defaults: CallOptions, given: unknown): CallOptions {
+export function callOptions(model: HookedModel, defaults: CallOptions, given: unknown): CallOptions {
   if (given !== undefined && (typeof given !== 'object' || given === null))
     throw invalid('ERR_VALUE', 'desap', given, 'an object, for example { keep: 32 }');
   const options: CallOptions = { ...defaults, ...(given as CallOptions | undefined) };
@@ -66,6 +67,13 @@ export function callOptions(defaults: CallOptions, given: unknown): CallOptions 
     throw invalid('ERR_VALUE', 'keep', keep, "a count, a fraction below 1, 'all', or one of them for each image");
   if (positions !== undefined && positions !== 'compact' && positions !== 'original')
     throw invalid('ERR_VALUE', 'positions', positions, 'compact | original');
+  if (positions === 'compact' && model.get_rope_index)
+    throw invalid('ERR_VALUE', 'positions', positions, 'original: tokens keep their places in this model');
+  if (positions === 'original' && !model.sessions.decoder_model_merged.inputNames.includes('position_ids'))
+    throw new DesapError(
+      'ERR_GRAPH',
+      'positions: got original, wanted compact: this decoder has no input position_ids',
+    );
   return options;
 }
 

@@ -3,7 +3,7 @@ import type { TextTokens } from '../../index.js';
 import { floatToHalf } from '../../tensor.js';
 import type { KeptTokens, SeenImage, VisionFamily } from './family.js';
 import { append, dropped, type Layout, pack, pickColumns } from './layout.js';
-import { type HookedModel, type ModelInputs, type ModelTensor, type ModelTensorClass, imageTokenId } from './model.js';
+import { type HookedModel, imageTokenId, type ModelInputs, type ModelTensor, type ModelTensorClass } from './model.js';
 import { type CallOptions, entryOf, type PrunedImage, type Query } from './options.js';
 import type { Questions } from './question.js';
 

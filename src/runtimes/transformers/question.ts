@@ -5,7 +5,7 @@ import { isFile, readJson } from '../files.js';
 
 /** A user turn in the prompt formats of current models; the text is the first group. The last match is the last turn. */
 const USER_TURNS: readonly RegExp[] = [
-  /<\|im_start\|>user\s(.*?)(?:<\|im_end\|>|$)/gs,
+  /<\|im_start\|>\s*user\s(.*?)(?:<\|im_end\|>|$)/gs,
   /<\|start_header_id\|>user<\|end_header_id\|>(.*?)(?:<\|eot_id\|>|$)/gs,
   /<start_of_turn>user\s(.*?)(?:<end_of_turn>|$)/gs,
   /<\|user\|>(.*?)(?:<\|end\|>|<\|assistant\|>|$)/gs,

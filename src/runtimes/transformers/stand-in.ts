@@ -15,6 +15,11 @@ export function isStandIn(session: ModelSession): boolean {
   return STAND_IN in session;
 }
 
+/** Whether it was released, as `model.dispose()` does. */
+export function isReleased(session: ModelSession): boolean {
+  return (session as { [STAND_IN]?: { released: boolean } })[STAND_IN]?.released === true;
+}
+
 /**
  * An object with the face of the model's vision session, which was opened in parts instead. What the model calls without
  * pruning (`keep: 'all'`, `encode_image`) still gets what the plain session gave.
@@ -26,16 +31,22 @@ export function standIn(
   { like, encode, release }: { like: FeatureForm; encode: Encode; release: () => Promise<void> },
 ): ModelSession {
   const { inputNames, outputNames, inputMetadata, outputMetadata, config } = plain;
+  const state = { released: false };
   const face = {
-    [STAND_IN]: true,
-    ...{ inputNames, outputNames, inputMetadata, outputMetadata, config, release },
+    [STAND_IN]: state,
+    ...{ inputNames, outputNames, inputMetadata, outputMetadata, config },
+    release: async () => {
+      if (state.released) return;
+      state.released = true;
+      await release();
+    },
     run: async (feeds: Record<string, Tensor>) => ({ [IMAGE_FEATURES]: like.tensor(await encode(feeds)) }),
   };
   return face as unknown as ModelSession;
 }
 
 /** The output that Transformers.js reads. */
-export const IMAGE_FEATURES = 'image_features';
+const IMAGE_FEATURES = 'image_features';
 
 type Encode = (feeds: Record<string, Tensor>) => Promise<{ data: Float32Array; images: number }>;
 

@@ -1,0 +1,144 @@
+/**
+ * Pruning inside of a loaded Transformers.js model: `attach(model, ...)`, and the user's own code stays as it is.
+ * Neither Transformers.js nor ONNX Runtime is imported here: both are those of the model that is handed over.
+ */
+import type { InferenceSession } from 'onnxruntime-common';
+import { invalid } from '../errors.js';
+import type { VisionFamily } from './transformers/family.js';
+import { type Hooks, pruningHooks } from './transformers/hooks.js';
+import { openLlava } from './transformers/llava.js';
+import { locate, type ModelFiles } from './transformers/locate.js';
+import {
+  type HookedModel,
+  imageTokenId,
+  type LoadedModel,
+  type ModelRuntime,
+  modelRuntime,
+  requireModel,
+} from './transformers/model.js';
+import { type AttachOptions, callOptions } from './transformers/options.js';
+import { override } from './transformers/override.js';
+import { Questions } from './transformers/question.js';
+import { openQwen } from './transformers/qwen.js';
+import { isReleased, isStandIn } from './transformers/stand-in.js';
+
+export type { Positions } from './compact.js';
+export type { LoadedModel } from './transformers/model.js';
+export type { AttachOptions, CallOptions, Keep, PrunedImage, Query } from './transformers/options.js';
+
+/** Those of `Qwen2VLForConditionalGeneration`; each encoder is read by its structure, and refused where that is another. */
+const QWEN = ['qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3_5', 'qwen3_5_moe', 'glm_ocr'];
+
+/** Model types whose class is Transformers.js' `LlavaForConditionalGeneration` or inherits from it and changes nothing here. */
+const LLAVA = ['llava', 'llava_onevision', 'llava_qwen2', 'moondream1', 'mistral3', 'lighton_ocr'];
+
+/**
+ * Lets a loaded vision-language model prune its visual tokens. The code around it stays as it was: the processor, `generate()` with
+ * all its options, slicing the answer off by `inputs.input_ids.dims[1]`, `past_key_values` of earlier turns, direct calls.
+ *
+ * ```ts
+ * const model = await AutoModelForImageTextToText.from_pretrained('llava-1.5-7b-hf', { dtype: 'fp32' });
+ * const detach = await attach(model, { clipFolder: 'clip-vit-large-patch14-336', modelDir: 'llava-1.5-7b-hf', keep: 64 });
+ * const output = await model.generate({ ...inputs, max_new_tokens: 64 });                 // 64 visual tokens
+ * const other = await model.generate({ ...inputs, max_new_tokens: 64, desap: { keep: 32 } });
+ * await detach();
+ * ```
+ *
+ * The vision encoder is opened in parts that share its weights on disk, in place of the model's vision session, which is released.
+ * Everything else are own properties of this one instance. `generate` returns the sequences of the whole prompt; a direct call
+ * `model(inputs)` returns the logits of the shortened one.
+ *
+ * Attach while no call of the model is running.
+ *
+ * @param model what `from_pretrained` returned
+ * @returns puts the model back as it was, once the calls in flight have ended
+ * @throws DesapError `ERR_VALUE` for models of another kind and for bad options; `ERR_GRAPH` when a graph has parts of unknown
+ *   meaning, with what was found; `ERR_FILE` when a folder lacks a file; `ERR_HEAD_MISMATCH` when the CLIP folder, or the file found
+ *   for the model, does not belong to it; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`
+ */
+export async function attach(model: LoadedModel, options: AttachOptions): Promise<() => Promise<void>> {
+  const hooked = requireModel(model);
+  const { session: _, clipFolder, pruner, modelDir, ...defaults } = options ?? {};
+  callOptions(hooked, defaults, undefined);
+  if (isStandIn(hooked.sessions.vision_encoder))
+    throw invalid('ERR_VALUE', 'model', 'a model that is attached to already', 'detach() first');
+  imageTokenId(hooked);
+
+  const session = sessionOptions(hooked, options);
+  const open = familyOf(hooked);
+  const files = await locate(hooked, options.modelDir);
+  const runtime = await modelRuntime(hooked);
+  let opened: Promise<Questions> | undefined;
+  const questions = () => (opened ??= Questions.open(files.folder));
+  const quiet = { ...options, session: { logSeverityLevel: 3 as const, ...session } };
+  const family = await open(hooked, files, runtime, quiet, questions);
+
+  const attached = { model: hooked, family, questions };
+  const running = new Set<Promise<unknown>>();
+  const restore = override(hooked, waitedFor(pruningHooks(attached, ownMethods(hooked), defaults), running));
+  const plain = hooked.sessions.vision_encoder;
+  hooked.sessions.vision_encoder = family.session;
+  await plain.release();
+
+  let detached: Promise<void> | undefined;
+  return () => {
+    detached ??= (async () => {
+      while (running.size > 0) await Promise.allSettled(running);
+      restore();
+      if (isReleased(family.session)) return;
+      const reopened = await runtime.ort.InferenceSession.create(files.visionEncoder, quiet.session);
+      hooked.sessions.vision_encoder = Object.assign(reopened, { config: plain.config });
+      await family.session.release();
+    })();
+    return detached;
+  };
+}
+
+type OpenFamily = (
+  model: HookedModel,
+  files: ModelFiles,
+  runtime: ModelRuntime,
+  options: AttachOptions,
+  questions: () => Promise<Questions>,
+) => Promise<VisionFamily>;
+
+/** By `model_type`: classes are not exported in a way that an instance could be tested against. */
+function familyOf({ config }: HookedModel): OpenFamily {
+  const type = config.model_type ?? '';
+  if (LLAVA.includes(type)) return openLlava;
+  if (QWEN.includes(type)) return openQwen;
+  throw invalid('ERR_VALUE', 'model.config.model_type', type, [...LLAVA, ...QWEN].join(' | '));
+}
+
+/** The caller's session options, or the device that the model's own vision session runs on. */
+function sessionOptions({ sessions }: HookedModel, { session }: AttachOptions): InferenceSession.SessionOptions {
+  const { device } = sessions.vision_encoder.config ?? {};
+  return session ?? (device && device !== 'cpu' ? { executionProviders: [device] } : {});
+}
+
+/** The model's methods as they are now, bound to it. */
+function ownMethods(model: HookedModel): Hooks {
+  return {
+    forward_params: model.forward_params,
+    forward: model.forward.bind(model),
+    generate: model.generate.bind(model),
+    prepare_inputs_for_generation: model.prepare_inputs_for_generation.bind(model),
+    _update_model_kwargs_for_generation: model._update_model_kwargs_for_generation.bind(model),
+  };
+}
+
+/** The same hooks, with the calls in flight on record. */
+function waitedFor(hooks: Hooks, running: Set<Promise<unknown>>): Hooks {
+  const tracked =
+    <A>(call: (argument: A) => Promise<unknown>) =>
+    (argument: A) => {
+      const result = call(argument);
+      running.add(result);
+      result.then(
+        () => running.delete(result),
+        () => running.delete(result),
+      );
+      return result;
+    };
+  return { ...hooks, forward: tracked(hooks.forward), generate: tracked(hooks.generate) };
+}

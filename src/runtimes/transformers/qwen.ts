@@ -1,0 +1,270 @@
+import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { DesapError, invalid } from '../../errors.js';
+import { type Backend, openBackend, type TextTokens } from '../../index.js';
+import { openGraph } from '../../onnx/index.js';
+import { float32, vector } from '../../tensor.js';
+import { allOrNone, atRest } from '../session.js';
+import type { KeptTokens, SeenImage, VisionFamily } from './family.js';
+import { floats, joined, seeAll } from './images.js';
+import type { ModelFiles } from './locate.js';
+import type { HookedModel, ModelInputs, ModelRuntime, ModelSession } from './model.js';
+import type { AttachOptions, CallOptions } from './options.js';
+import type { Questions } from './question.js';
+import { ATTENTION, FEATURES, HIDDEN, ORDER, ROWS, readQwenGraphs, SALIENCY } from './qwen-graph.js';
+import { select, shareOf } from './select.js';
+import { FeatureForm, requireSame, standIn } from './stand-in.js';
+
+/**
+ * Qwen2-VL, Qwen2.5-VL and what inherits from them: an encoder of its own without class token, two by two patches merged to one
+ * visual token. The unit of pruning is that token.
+ *
+ * The paper does not say what the task signal of such a model is. Here: the last block's decoupled attention through the merger, so that
+ * it lies in the language model's space (A_d), against the language model's own embeddings of the question (S); both sides'
+ * global vectors are normalised means. `taskShare: 0` leaves it out.
+ *
+ * @throws DesapError `ERR_GRAPH` when the encoder is not built as expected, with what was looked for; `ERR_VALUE`
+ */
+export async function openQwen(
+  model: HookedModel,
+  files: ModelFiles,
+  { ort, embed }: ModelRuntime,
+  options: AttachOptions,
+  questions: () => Promise<Questions>,
+): Promise<VisionFamily> {
+  requireOptions(model, options);
+  const plain = model.sessions.vision_encoder;
+  const names = inputNames(plain);
+  const unit = (model.config.vision_config?.spatial_merge_size ?? 2) ** 2;
+  const graphs = readQwenGraphs(files.visionEncoder);
+  return allOrNone(async (opened) => {
+    const session = atRest(options.session);
+    const part = async (graph: typeof graphs.tower) =>
+      opened(await openGraph(ort, graph, session), (one) => one.release());
+    const encoder = new QwenEncoder(names, unit, await part(graphs.tower), await part(graphs.merger));
+    const backend = options.pruner?.backend ?? opened(openBackend(options), (own) => own.dispose());
+
+    const encode = async (feeds: Record<string, Tensor>) => {
+      const images = imagesOf(feeds[names.pixels], feeds[names.grid], ort.Tensor);
+      const parts: Float32Array[] = [];
+      for (const image of images) parts.push(await encoder.features(await encoder.run(image), HIDDEN));
+      return { data: joined(parts), images: images.length };
+    };
+    const trial = trialFeeds(model, plain, names, ort.Tensor);
+    const sample = (await plain.run(trial))[plain.outputNames[0]] as Tensor;
+    requireSame((await encode(trial)).data, floats(sample), files.visionEncoder);
+
+    const release = async () => {
+      if (options.pruner === undefined) backend.dispose();
+      await encoder.release();
+    };
+    return {
+      session: standIn(plain, { like: new FeatureForm(ort, sample), encode, release }),
+      asks: (call) => shareOf(call) > 0,
+      encodeQuestion: async (question) => {
+        const rows = await embed((await questions()).encode(question));
+        return { tokens: float32(floats(rows), rows.dims.slice(-2)) };
+      },
+      see: ({ pixel_values, image_grid_thw }: ModelInputs) => {
+        const images = imagesOf(pixel_values as unknown as Tensor, image_grid_thw as unknown as Tensor, ort.Tensor);
+        return seeAll(images, async (image) => new QwenImage(backend, encoder, await encoder.run(image)));
+      },
+    };
+  });
+}
+
+/** Patches of one image [L, C], and its grid [1, 3]. */
+interface QwenPatches {
+  readonly pixels: Tensor;
+  readonly grid: Tensor;
+}
+
+/** What the tower says of one image; rows in the encoder's own order, scores of visual tokens in the grid's. */
+interface Encoded {
+  readonly [HIDDEN]: Tensor;
+  readonly [ATTENTION]: Tensor;
+  readonly saliency: Float32Array;
+  /** For each visual token, the place of its group in the encoder's order; null where that is the grid's. */
+  readonly order: Int32Array | null;
+}
+
+interface InputNames {
+  readonly pixels: string;
+  readonly grid: string;
+}
+
+/** The two parts of a vision encoder. */
+class QwenEncoder {
+  constructor(
+    private readonly names: InputNames,
+    private readonly unit: number,
+    private readonly tower: InferenceSession,
+    private readonly merger: InferenceSession,
+  ) {}
+
+  async run({ pixels, grid }: QwenPatches): Promise<Encoded> {
+    const feeds: Record<string, Tensor> = { [this.names.pixels]: pixels };
+    if (this.tower.inputNames.includes(this.names.grid)) feeds[this.names.grid] = grid;
+    const outputs = (await this.tower.run(feeds)) as Record<string, Tensor>;
+    const patches = outputs[SALIENCY].data as Float32Array;
+    const order = outputs[ORDER] ? Int32Array.from(outputs[ORDER].data as BigInt64Array, Number) : null;
+    if (patches.length !== pixels.dims[0] || (order && order.length * this.unit !== patches.length))
+      throw invalid(
+        'ERR_SHAPE',
+        'pixel_values',
+        `saliency of ${patches.length} patches in ${order?.length ?? 'as many'} places`,
+        `${pixels.dims[0]} patches in groups of ${this.unit}`,
+      );
+    const groups = Float32Array.from({ length: patches.length / this.unit }, (_, group) => {
+      const own = patches.subarray(group * this.unit, (group + 1) * this.unit);
+      return own.reduce((sum, value) => sum + value, 0) / this.unit;
+    });
+    const { [HIDDEN]: hidden, [ATTENTION]: attention } = outputs;
+    return { [HIDDEN]: hidden, [ATTENTION]: attention, saliency: ordered(groups, 1, order), order };
+  }
+
+  /** Rows of the tower through the merger: features of the visual tokens [M, W], in the grid's order. */
+  async features(encoded: Encoded, which: typeof HIDDEN | typeof ATTENTION): Promise<Float32Array> {
+    const features = (await this.merger.run({ [ROWS]: encoded[which] }))[FEATURES] as Tensor;
+    const width = features.dims[features.dims.length - 1];
+    return ordered(features.data as Float32Array, width, encoded.order);
+  }
+
+  async release(): Promise<void> {
+    await Promise.all([this.tower.release(), this.merger.release()]);
+  }
+}
+
+/** Rows in the grid's order. */
+function ordered(rows: Float32Array, width: number, order: Int32Array | null): Float32Array {
+  if (order === null) return rows;
+  const placed = new Float32Array(rows.length);
+  for (const [token, place] of order.entries())
+    placed.set(rows.subarray(place * width, (place + 1) * width), token * width);
+  return placed;
+}
+
+/** One encoded image. */
+class QwenImage implements SeenImage {
+  constructor(
+    private readonly backend: Backend,
+    private readonly encoder: QwenEncoder,
+    private readonly encoded: Encoded,
+  ) {}
+
+  get tokens(): number {
+    return this.encoded.saliency.length;
+  }
+
+  async prune(question: TextTokens | null, options: CallOptions & { keep: number }): Promise<KeptTokens> {
+    const task = question && (await this.#task(question, options));
+    const features = await this.encoder.features(this.encoded, HIDDEN);
+    return select(this.backend, { task, saliency: this.encoded.saliency, features }, options);
+  }
+
+  /** A_t: eq. 3 between the decoupled attention in the language model's space and the question's embeddings. */
+  async #task(question: TextTokens, { alignment, lambda }: CallOptions): Promise<Float32Array> {
+    const { backend, encoder, tokens } = this;
+    const rows = await encoder.features(this.encoded, ATTENTION);
+    const width = rows.length / tokens;
+    const visual = await backend.unitRows({ x: float32(rows, [tokens, width]) });
+    const text = await backend.unitRows({ x: question.tokens });
+    const query = endOf(question, text);
+    const { task } = await backend.align({ visual, text, query, global: meanRow(visual), alignment, lambda });
+    return task;
+  }
+
+  [Symbol.dispose](): void {
+    // Everything is memory of JavaScript.
+  }
+}
+
+/** q_t: the given row or vector; else the mean of the tokens, as an embedding of an end token would know nothing of the others. */
+function endOf({ endOfText }: TextTokens, text: Tensor): Float32Array {
+  if (endOfText === undefined) return meanRow(text);
+  const width = text.dims[1];
+  if (typeof endOfText !== 'number') return vector('endOfText', endOfText, width);
+  return (text.data as Float32Array).slice(endOfText * width, (endOfText + 1) * width);
+}
+
+/** The mean of unit rows, at unit length. */
+function meanRow({ data, dims: [rows, width] }: Tensor): Float32Array {
+  const sum = new Float64Array(width);
+  for (let i = 0; i < rows * width; i++) sum[i % width] += (data as Float32Array)[i];
+  const length = Math.sqrt(sum.reduce((total, value) => total + value * value, 0));
+  return Float32Array.from(sum, (value) => value / Math.max(length, 1e-12));
+}
+
+/** The images of `pixel_values` [patches of all, C] by the rows of their grids [images, 3]. */
+function imagesOf(pixels: Tensor, grids: Tensor, TensorClass: typeof Tensor): QwenPatches[] {
+  if (!(pixels.data instanceof Float32Array) || pixels.dims.length !== 2)
+    throw invalid('ERR_SHAPE', 'pixel_values', `${pixels.type} [${pixels.dims.join(', ')}]`, 'float32 [patches, C]');
+  if (!(grids?.data instanceof BigInt64Array))
+    throw invalid('ERR_VALUE', 'image_grid_thw', grids, 'the grid of each image, [images, 3] int64');
+  const { data, dims } = pixels;
+  const images: QwenPatches[] = [];
+  let at = 0;
+  for (let image = 0; image < grids.dims[0]; image++) {
+    const grid = grids.data.slice(image * 3, image * 3 + 3);
+    const patches = Number(grid.reduce((product, extent) => product * extent, 1n));
+    const own = data.subarray(at * dims[1], (at += patches) * dims[1]);
+    images.push({
+      pixels: new TensorClass('float32', own, [patches, dims[1]]),
+      grid: new TensorClass('int64', grid, [1, 3]),
+    });
+  }
+  if (at === dims[0]) return images;
+  throw invalid('ERR_SHAPE', 'pixel_values.dims', dims, `${at} patches, as image_grid_thw says`);
+}
+
+function inputNames({ inputNames: all, inputMetadata, outputNames }: ModelSession): InputNames {
+  const of = (type: string) => inputMetadata.filter((input) => input.isTensor && input.type === type);
+  const [pixels, grid] = [of('float32'), of('int64')];
+  if (all.length === 2 && pixels.length === 1 && grid.length === 1 && outputNames.length === 1)
+    return { pixels: pixels[0].name, grid: grid[0].name };
+  throw new DesapError(
+    'ERR_GRAPH',
+    `model.sessions.vision_encoder: got the inputs ${all.join(', ')} and the outputs ${outputNames.join(', ')}, wanted float32 patches, their int64 grid and image_features only`,
+  );
+}
+
+/** The defaults of Qwen2-VL's config. */
+const PATCH = { channels: 3, frames: 2, side: 14 };
+
+/** An image of waves on a grid that is no square. */
+function trialFeeds(
+  { config }: HookedModel,
+  plain: ModelSession,
+  names: InputNames,
+  TensorClass: typeof Tensor,
+): Record<string, Tensor> {
+  const { vision_config: vision = {} } = config;
+  const merge = vision.spatial_merge_size ?? 2;
+  const { in_channels, in_chans, temporal_patch_size, patch_size } = vision;
+  const [height, width] = [4 * merge, 6 * merge];
+  const input = plain.inputMetadata.find(({ name }) => name === names.pixels);
+  const stated = input?.isTensor ? input.shape[1] : undefined;
+  const extent =
+    typeof stated === 'number' && stated > 0
+      ? stated
+      : (in_channels ?? in_chans ?? PATCH.channels) *
+        (temporal_patch_size ?? PATCH.frames) *
+        (patch_size ?? PATCH.side) ** 2;
+  const data = Float32Array.from({ length: height * width * extent }, (_, i) => Math.sin(i * i));
+  return {
+    [names.pixels]: new TensorClass('float32', data, [height * width, extent]),
+    [names.grid]: new TensorClass('int64', BigInt64Array.from([1, height, width], BigInt), [1, 3]),
+  };
+}
+
+function requireOptions({ config }: HookedModel, { clipFolder, encoding }: AttachOptions): void {
+  if (clipFolder !== undefined)
+    throw invalid('ERR_VALUE', 'clipFolder', clipFolder, 'none: the vision encoder of this model is no CLIP tower');
+  if (encoding !== undefined && encoding !== 'qq')
+    throw invalid('ERR_VALUE', 'encoding', encoding, 'qq, the only one for this model');
+  const { depth, fullatt_block_indexes: full } = config.vision_config ?? {};
+  if (full && depth && !full.includes(depth - 1))
+    throw new DesapError(
+      'ERR_GRAPH',
+      `model.config.vision_config.fullatt_block_indexes: got ${full.join(', ')}, wanted the last block, ${depth - 1}, among them: its attention is to see the whole image`,
+    );
+}

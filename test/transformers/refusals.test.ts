@@ -1,0 +1,137 @@
+import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { PreTrainedModel, Processor } from '@huggingface/transformers';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { type AttachOptions, attach, type LoadedModel } from '../../src/runtimes/transformers.js';
+import { FLOAT, SmallGraph } from './small/graph.js';
+import { PATCHES, type SmallLlava, writeLlava } from './small/llava.js';
+import { answer, EIGHT, FRESH, type Inputs, load, photo } from './support.js';
+
+let root: string;
+let own: SmallLlava;
+let other: SmallLlava;
+let model: PreTrainedModel;
+let processor: Processor;
+let inputs: Inputs;
+let plain: number[][];
+beforeAll(async () => {
+  root = await mkdtemp(join(tmpdir(), 'desap-refused-'));
+  own = await writeLlava(join(root, 'own'), FRESH);
+  other = await writeLlava(join(root, 'other'), FRESH + 50);
+  ({ model, processor } = await load(own.root, 'small-llava'));
+  inputs = await processor(await photo(3), '<image>what is the large thing ?<ans>');
+  plain = await answer(inputs, model.generate({ ...inputs, ...EIGHT }));
+});
+afterAll(async () => {
+  await model.dispose();
+  await rm(root, { recursive: true });
+});
+
+/** The model with other parts. */
+function changed(parts: { config?: object; sessions?: object }): LoadedModel {
+  const config = { ...model.config, ...parts.config };
+  const sessions = { ...model.sessions, ...parts.sessions };
+  return Object.assign(Object.create(model), { config, sessions }) as LoadedModel;
+}
+
+describe('attach refuses, and leaves the model alone', () => {
+  const good = (): AttachOptions => ({ clipFolder: own.clip, modelDir: own.llava, keep: 4 });
+  const decoder = (inputNames: string[]) => ({ decoder_model_merged: { run() {}, inputNames } });
+  const cases: [string, () => [LoadedModel, Partial<AttachOptions>], string, RegExp][] = [
+    ['what is no model', () => [{ config: {}, sessions: {} }, {}], 'ERR_VALUE', /model: .*Transformers\.js/],
+    ['another kind of model', () => [changed({ config: { model_type: 'florence2' } }), {}], 'ERR_VALUE', /florence2/],
+    ['no keep', () => [model, { keep: undefined }], 'ERR_VALUE', /keep/],
+    ['keep 0', () => [model, { keep: 0 }], 'ERR_VALUE', /keep/],
+    ['other positions', () => [model, { positions: 'none' as never }], 'ERR_VALUE', /positions/],
+    ['no CLIP folder', () => [model, { clipFolder: undefined }], 'ERR_VALUE', /clipFolder/],
+    ['a CLIP folder that is not there', () => [model, { clipFolder: 'no/such' }], 'ERR_FILE', /no\/such/],
+    [
+      'the CLIP folder of another tower',
+      () => [model, { clipFolder: other.clip }],
+      'ERR_HEAD_MISMATCH',
+      /hidden states/,
+    ],
+    [
+      'the folder of another model',
+      () => [model, { modelDir: other.llava, clipFolder: other.clip }],
+      'ERR_HEAD_MISMATCH',
+      /modelDir/,
+    ],
+    [
+      'a model folder that is not there',
+      () => [model, { modelDir: 'no/such' }],
+      'ERR_FILE',
+      /modelDir.*vision_encoder/,
+    ],
+    [
+      'a model of which it is not told where it lies',
+      () => [model, { modelDir: undefined }],
+      'ERR_FILE',
+      /pass the option modelDir/,
+    ],
+    [
+      'a decoder with an input of unknown meaning',
+      () => [changed({ sessions: decoder(['inputs_embeds', 'attention_mask', 'per_layer_inputs']) }), {}],
+      'ERR_GRAPH',
+      /per_layer_inputs/,
+    ],
+    [
+      'own places for a decoder that is not told positions',
+      () => [changed({ sessions: decoder(['inputs_embeds', 'attention_mask']) }), { positions: 'original' }],
+      'ERR_GRAPH',
+      /position_ids/,
+    ],
+  ];
+  it.each(cases)('%s', async (_, given, code, message) => {
+    const [target, options] = given();
+    await expect(attach(target, { ...good(), ...options })).rejects.toMatchObject({
+      name: 'DesapError',
+      code,
+      message,
+    });
+    expect(await answer(inputs, model.generate({ ...inputs, ...EIGHT }))).toEqual(plain);
+  });
+
+  it('a second attachment', async () => {
+    const detach = await attach(model, good());
+    await expect(attach(model, good())).rejects.toMatchObject({ code: 'ERR_VALUE', message: /attached/ });
+    await detach();
+    expect(await answer(inputs, model.generate({ ...inputs, ...EIGHT }))).toEqual(plain);
+  });
+
+  it('a convolutional tower', async () => {
+    const folder = join(root, 'own', 'convolutional');
+    await cp(own.llava, folder, { recursive: true });
+    const config = JSON.parse(await readFile(join(folder, 'config.json'), 'utf8'));
+    const kind = { model_type: 'llava_qwen2', architectures: ['LlavaQwen2ForCausalLM'] };
+    await writeFile(join(folder, 'config.json'), JSON.stringify({ ...config, ...kind }));
+    const g = new SmallGraph(FRESH);
+    const pixels = g.input('pixel_values', FLOAT, ['batch_size', 3, 32, 32]);
+    const stride = { kernel_shape: { ints: [8, 8] }, strides: { ints: [8, 8] } };
+    const rows = g.reshape(g.add('Conv', [pixels, g.random([32, 3, 8, 8], 0.1)], stride), [0, 32, -1]);
+    g.output(g.linear(g.transpose(rows, [0, 2, 1]), 32, 32), 'image_features');
+    await writeFile(join(folder, 'onnx', 'vision_encoder.onnx'), g.bytes());
+    const { model: convolutional } = await load(join(root, 'own'), 'convolutional');
+    const result = attach(convolutional, { ...good(), modelDir: folder });
+    await expect(result).rejects.toMatchObject({ code: 'ERR_GRAPH', message: /self-attention/ });
+    await convolutional.dispose();
+  });
+});
+
+describe('a decoder that counts its positions itself', () => {
+  it('gives the unpruned ids for K = P, and runs with less', async () => {
+    const { root: folder, llava, clip } = await writeLlava(join(root, 'counting'), FRESH + 7, { positions: false });
+    const { model: counting } = await load(folder, 'small-llava');
+    const whole = await answer(inputs, counting.generate({ ...inputs, ...EIGHT }));
+    const detach = await attach(counting, { clipFolder: clip, modelDir: llava, keep: PATCHES });
+    expect(await answer(inputs, counting.generate({ ...inputs, ...EIGHT }))).toEqual(whole);
+    const short = await answer(inputs, counting.generate({ ...inputs, ...EIGHT, desap: { keep: 3 } }));
+    expect(short[0]).toHaveLength(8);
+    const own = { keep: 3, positions: 'original' };
+    await expect(counting.generate({ ...inputs, ...EIGHT, desap: own })).rejects.toMatchObject({ code: 'ERR_GRAPH' });
+    // Disposing of the model frees what stands in for its session; detaching then has nothing to open again.
+    await counting.dispose();
+    await detach();
+  });
+});

@@ -1,0 +1,117 @@
+import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import {
+  AutoModelForImageTextToText,
+  AutoProcessor,
+  env,
+  type PreTrainedModel,
+  type Processor,
+  RawImage,
+  type Tensor,
+} from '@huggingface/transformers';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { attach, type PrunedImage } from '../../src/runtimes/transformers.js';
+import { Editable } from '../onnx/editable.js';
+import { halfPrecision } from '../onnx/variants.js';
+
+interface Item {
+  item: number;
+  image: string;
+  question: string;
+  kept: number[];
+  source: number[];
+  full: string;
+  pruned: string;
+}
+
+const expected = JSON.parse(await readFile('models/expected.json', 'utf8'));
+const close = new Set<number>(expected.about.close);
+const items: Item[] = expected.items;
+
+describe('the example model through ordinary Transformers.js code', () => {
+  let processor: Processor;
+  let model: PreTrainedModel;
+  let detach: () => Promise<void>;
+  let seen: readonly PrunedImage[] = [];
+  beforeAll(async () => {
+    env.allowRemoteModels = false;
+    env.localModelPath = 'models';
+    processor = await AutoProcessor.from_pretrained('tiny-llava');
+    model = await AutoModelForImageTextToText.from_pretrained('tiny-llava', { dtype: 'fp32' });
+    detach = await attach(model, {
+      clipFolder: 'models/tiny-clip',
+      modelDir: 'tiny-llava',
+      keep: expected.about.method.keep,
+      onPruned: (images) => {
+        seen = images;
+      },
+    });
+  });
+  afterAll(async () => {
+    await detach?.();
+    await model?.dispose();
+  });
+
+  /** What a user writes, with or without pruning. */
+  async function answer({ image, question }: Item, more = {}): Promise<string> {
+    const inputs = await processor(await RawImage.read(join('models/eval', image)), `<image>${question}<ans>`);
+    const output = (await model.generate({ ...inputs, max_new_tokens: 4, ...more })) as Tensor;
+    const answers = output.slice(null, [inputs.input_ids.dims[1], null]);
+    return processor.batch_decode(answers, { skip_special_tokens: true })[0].trim();
+  }
+
+  it('keeps the patches and gives the answers that PyTorch gave', async () => {
+    for (const each of items) {
+      const { item, kept, source, pruned, full } = each;
+      expect(await answer(each), `item ${item}, pruned`).toBe(pruned);
+      const [{ indices, source: from, sequence }] = seen;
+      expect(sequence).toBe(0);
+      if (close.has(item)) {
+        expect(kept.filter((index) => indices.includes(index)).length).toBeGreaterThanOrEqual(kept.length - 2);
+      } else {
+        expect([...indices], `item ${item}`).toEqual(kept);
+        expect([...from], `item ${item}`).toEqual(source);
+      }
+      expect(await answer(each, { desap: { keep: 'all' } }), `item ${item}, all tokens`).toBe(full);
+      expect(await answer(each, { desap: { keep: 144 } }), `item ${item}, 144 tokens`).toBe(full);
+    }
+  });
+});
+
+it('finds the file of the dtype that was loaded: float16 weights in the vision encoder alone', async () => {
+  const root = await mkdtemp(join(tmpdir(), 'desap-half-'));
+  const folder = join(root, 'half');
+  await cp('models/tiny-llava', folder, { recursive: true });
+  const half = await Editable.from(await readFile(join(folder, 'onnx', 'vision_encoder.onnx')));
+  const [name] = half.outputs;
+  halfPrecision(half);
+  // The output is a Cast to float32 now, and has to have its name back.
+  half.producer(name)!.outputs[0] = 'half';
+  Object.assign(half.producer(half.outputs[0])!, { inputs: ['half'], outputs: [name] });
+  half.outputs = [name];
+  await writeFile(join(folder, 'onnx', 'vision_encoder_fp16.onnx'), half.bytes());
+  await rm(join(folder, 'onnx', 'vision_encoder.onnx'));
+  const processor = await AutoProcessor.from_pretrained(folder);
+  const dtype = { vision_encoder: 'fp16', embed_tokens: 'fp32', decoder_model_merged: 'fp32' } as const;
+  const model = await AutoModelForImageTextToText.from_pretrained(folder, { dtype });
+  const [{ image, question, kept }] = items;
+  const inputs = await processor(await RawImage.read(join('models/eval', image)), `<image>${question}<ans>`);
+  const plain = (await model.generate({ ...inputs })) as Tensor;
+  let indices: readonly number[] = [];
+  const detach = await attach(model, {
+    clipFolder: 'models/tiny-clip',
+    modelDir: folder,
+    keep: 144,
+    onPruned: ([first]) => {
+      indices = [...first.indices];
+    },
+  });
+  expect(((await model.generate({ ...inputs })) as Tensor).tolist()).toEqual(plain.tolist());
+  await model.generate({ ...inputs, desap: { keep: 16 } });
+  expect(kept.filter((index) => indices.includes(index)).length).toBeGreaterThanOrEqual(14);
+  await detach();
+  expect(((await model.generate({ ...inputs })) as Tensor).tolist()).toEqual(plain.tolist());
+  await model.dispose();
+  await rm(root, { recursive: true });
+});
