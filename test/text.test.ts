@@ -8,10 +8,22 @@ import { Tensor } from '../src/tensor.js';
 import { ClipText } from '../src/text/clip-text.js';
 import { Editable } from './onnx/editable.js';
 import {
+  blocks4,
+  dynamic8,
+  embeddings4,
+  exportNames,
+  fusedLinears,
+  fusedProducts,
+  quickGelu,
+  skipBias,
+} from './onnx/forms.js';
+import {
   gemmProjection,
+  halfEverywhere,
   halfPrecision,
+  multiHeadAttention,
   nineNodeNorms,
-  quantized,
+  packedAttention,
   shuffled,
   skipNorms,
   stripNames,
@@ -173,8 +185,16 @@ describe('the same tower in other forms', () => {
     ['layer norms of nine nodes', [nineNodeNorms], 1e-5],
     ['projection as Gemm', [gemmProjection], 1e-5],
     ['SkipLayerNormalization without a fourth output', [skipNorms], 1e-5],
-    ['float16', [halfPrecision], 2e-2],
-    ['8-bit weights', [quantized], 0.2],
+    ['torch.export names', [exportNames], 1e-6],
+    ['float16', [halfPrecision], 1e-3],
+    ['float16 at its end too', [halfEverywhere], 1e-3],
+    ['8-bit weights', [dynamic8], 3e-2],
+    ['4-bit weights', [blocks4], 0.1],
+    ['4-bit weights and embeddings', [blocks4, embeddings4], 0.15],
+    ['4-bit weights and float16', [blocks4, halfPrecision], 0.1],
+    ['Attention, fused norms and products', [quickGelu, packedAttention, fusedLinears, skipNorms], 1e-5],
+    ['MultiHeadAttention, biases in fused norms', [quickGelu, multiHeadAttention, skipNorms, skipBias], 1e-5],
+    ['FusedMatMul with the scale in it', [fusedProducts, fusedLinears, skipNorms], 1e-5],
     ['with an attention mask', [withMask], 1e-5],
     ['for 16 tokens only', [fixedLength], 1e-5],
     ['32-bit ids', [int32Ids], 1e-6],
@@ -183,6 +203,8 @@ describe('the same tower in other forms', () => {
   test.each(cases)('%s', async (_, changes, tolerance) => {
     const graph = await Editable.from(readFileSync(MODEL));
     for (const change of changes) change(graph);
+    graph.prune();
+    expect(readText(graph.bytes()).contextLength).toBe(32);
     const other = await ClipText.open({
       model: graph.bytes(),
       tokenizer: join(TOKENIZER, 'tokenizer.json'),

@@ -1,7 +1,18 @@
 import type { Graph } from './graph.js';
-import type { Linear, Linears, Matrix, Part, Vector } from './linear.js';
+import { type Linear, type Linears, type Matrix, type Part, unquantized, type Vector } from './linear.js';
 import type { OnnxNode } from './messages.js';
 import type { Norm, Norms } from './norm.js';
+import {
+  ahead,
+  contextAhead,
+  type Factor,
+  isAttentionSoftmax,
+  SHAPERS,
+  type Softmax,
+  scoresBehind,
+  softmaxAt,
+  throughFactor,
+} from './softmax.js';
 
 /** The projection of a layer's normalised input to queries, keys or values. */
 export interface Projection {
@@ -41,12 +52,6 @@ interface Operand {
   readonly heads: HeadShape;
 }
 
-/** A scalar that multiplies or divides; null stands for 1/sqrt(dh), the default of the fused operators. */
-interface Factor {
-  readonly value: string | number | null;
-  readonly divides: boolean;
-}
-
 /** What target shapes say about the heads: their count, or the extent of one. */
 interface HeadShape {
   readonly count: number | null;
@@ -77,13 +82,11 @@ export function findBlocks(graph: Graph, linears: Linears, norms: Norms): BlockS
   const refused: string[] = [];
   let cores = 0;
   for (const node of graph.order) {
-    const isCore =
-      node.op === 'Softmax'
-        ? isAttentionSoftmax(graph, node)
-        : node.op === 'MultiHeadAttention' || node.op === 'Attention';
+    const softmax = softmaxAt(graph, node);
+    const isCore = softmax === null ? node.op.endsWith('Attention') : isAttentionSoftmax(graph, softmax);
     if (!isCore) continue;
     cores++;
-    const block = readBlock(graph, linears, norms, node);
+    const block = readBlock(graph, linears, norms, softmax ?? node);
     if (typeof block === 'string') refused.push(block);
     else blocks.push(block);
   }
@@ -91,8 +94,13 @@ export function findBlocks(graph: Graph, linears: Linears, norms: Norms): BlockS
   return { blocks, cores, refused };
 }
 
-function readBlock(graph: Graph, linears: Linears, norms: Norms, node: OnnxNode): Block | string {
-  const core = node.op === 'Softmax' ? softmaxCore(graph, linears, node) : fusedCore(graph, linears, node);
+/** The fused operators that {@link fusedCore} reads. */
+const FUSED = new Set(['Attention', 'MultiHeadAttention', 'QAttention']);
+
+function readBlock(graph: Graph, linears: Linears, norms: Norms, at: Softmax | OnnxNode): Block | string {
+  if ('op' in at && !FUSED.has(at.op))
+    return `the operator ${at.op} is not one that is read: take an export that is not optimised for a GPU`;
+  const core = 'op' in at ? fusedCore(graph, linears, at) : softmaxCore(graph, linears, at);
   if (core === null) return 'its queries, keys or values are no projections of the layer input';
   const { q, k, v } = core;
   const shared = graph.origin(q.input);
@@ -121,14 +129,9 @@ function readBlock(graph: Graph, linears: Linears, norms: Norms, node: OnnxNode)
   };
 }
 
-/** Whether a Softmax stands between two products of computed values. */
-function isAttentionSoftmax(graph: Graph, softmax: OnnxNode): boolean {
-  return scoresBehind(graph, softmax.inputs[0]) !== null && contextAhead(graph, softmax.outputs[0]) !== null;
-}
-
-function softmaxCore(graph: Graph, linears: Linears, softmax: OnnxNode): Core | null {
-  const scores = scoresBehind(graph, softmax.inputs[0]);
-  const context = contextAhead(graph, softmax.outputs[0]);
+function softmaxCore(graph: Graph, linears: Linears, { input, output }: Softmax): Core | null {
+  const scores = scoresBehind(graph, input);
+  const context = contextAhead(graph, output);
   if (scores === null || context === null) return null;
   const [q, k, v] = [scores.node.inputs[0], scores.node.inputs[1], context.inputs[1]].map((value) =>
     operandBehind(graph, linears, value),
@@ -136,71 +139,6 @@ function softmaxCore(graph: Graph, linears: Linears, softmax: OnnxNode): Core | 
   if (q === null || k === null || v === null) return null;
   const factors = [...scores.factors, ...q.factors, ...k.factors];
   return { q, k, v, factors, heads: null, context: context.outputs[0] };
-}
-
-const isProduct = ({ op }: OnnxNode) => op === 'MatMul' || op === 'FusedMatMul';
-
-/** From the input of a Softmax back to the product of queries and keys, past scale and mask. */
-function scoresBehind(graph: Graph, value: string): { node: OnnxNode; factors: readonly Factor[] } | null {
-  const open: { at: string; factors: readonly Factor[] }[] = [{ at: value, factors: [] }];
-  const seen = new Set<OnnxNode>();
-  for (let path = open.pop(); path !== undefined; path = open.pop()) {
-    const node = graph.producer(graph.origin(path.at));
-    if (node === undefined || seen.has(node)) continue;
-    seen.add(node);
-    const { factors } = path;
-    if (isProduct(node)) {
-      if (node.inputs.slice(0, 2).some((input) => graph.isConstant(input))) continue;
-      const alpha: Factor = { value: node.attributes.get('alpha')?.f ?? 1, divides: false };
-      return { node, factors: [...factors, alpha] };
-    }
-    const scaled = throughFactor(graph, node);
-    if (scaled !== null) open.push({ at: scaled.next, factors: [...factors, scaled.factor] });
-    // One side is the mask; the product of queries and keys is on the other.
-    else if (node.op === 'Add') open.push(...node.inputs.map((at) => ({ at, factors })));
-    else if (node.op === 'Where') open.push(...node.inputs.slice(1).map((at) => ({ at, factors })));
-    else if (SHAPERS.has(node.op)) open.push({ at: node.inputs[0], factors });
-  }
-  return null;
-}
-
-/** From the result of a Softmax to its product with the values. */
-function contextAhead(graph: Graph, value: string): OnnxNode | null {
-  const isContext = (node: OnnxNode, as: string) =>
-    isProduct(node) && node.inputs[0] === as && !graph.isConstant(node.inputs[1]);
-  return ahead(graph, value, isContext, ({ op }) => SHAPERS.has(op) || op === 'Where');
-}
-
-/** The first node that a value goes into and that is wanted, past nodes that let it through. */
-function ahead(
-  graph: Graph,
-  value: string,
-  isWanted: (node: OnnxNode, as: string) => boolean,
-  isPassed: (node: OnnxNode) => boolean,
-): OnnxNode | null {
-  const open = [value];
-  const seen = new Set<OnnxNode>();
-  for (let at = open.shift(); at !== undefined; at = open.shift())
-    for (const { node, as } of graph.users(at)) {
-      if (isWanted(node, as)) return node;
-      if (!isPassed(node) || seen.has(node)) continue;
-      seen.add(node);
-      open.push(node.outputs[0]);
-    }
-  return null;
-}
-
-/** Operators that move elements and change none. */
-const SHAPERS = new Set(['Reshape', 'Transpose', 'Squeeze', 'Unsqueeze', 'Flatten', 'Expand']);
-
-/** A Mul or Div by a scalar: the value that is scaled and the factor. */
-function throughFactor(graph: Graph, node: OnnxNode): { next: string; factor: Factor } | null {
-  if (node.op !== 'Mul' && node.op !== 'Div') return null;
-  const [a, b] = node.inputs;
-  // Which extent a computed scale depends on does not matter for the question whether it is one.
-  const isScalar = (value: string) => graph.constants.scalar(value, 1) !== null;
-  if (isScalar(b)) return { next: a, factor: { value: b, divides: node.op === 'Div' } };
-  return node.op === 'Mul' && isScalar(a) ? { next: b, factor: { value: a, divides: false } } : null;
 }
 
 /** From an operand of an attention product back to the linear layer that makes it. */
@@ -266,24 +204,25 @@ function product(graph: Graph, factors: readonly Factor[], headExtent: number): 
   return total;
 }
 
-/** The fused operators: com.microsoft.MultiHeadAttention and Attention, and Attention of ONNX operator set 23. */
+/** The fused operators: com.microsoft.MultiHeadAttention, Attention and QAttention, and Attention of ONNX operator set 23. */
 function fusedCore(graph: Graph, linears: Linears, node: OnnxNode): Core | null {
   const { inputs, attributes } = node;
   const heads = attributes.get('num_heads')?.i ?? attributes.get('q_num_heads')?.i ?? null;
   const own: Factor = { value: attributes.get('scale')?.f || null, divides: false };
   const shape: HeadShape = { count: heads, extent: null };
-  if (node.domain !== '' && node.op === 'Attention') {
+  if (node.domain !== '' && node.op !== 'MultiHeadAttention') {
+    const quantized = node.op === 'QAttention';
     const sizes = attributes.get('qkv_hidden_sizes')?.ints;
     const weight = graph.tensor(inputs[1]);
     const bias = inputs[2] ? graph.tensor(inputs[2]) : null;
     if (weight?.dims.length !== 2 || sizes?.some((size) => size !== sizes[0])) return null;
     const [q, k, v] = [0, 1, 2].map((index): Operand => {
       const part = { index, count: 3 };
-      const packed = { alpha: 1, beta: 1, quantized: false, op: node.op };
-      const layout = 'in-out' as const;
+      const packed: Matrix = { tensor: weight, layout: 'in-out', part };
+      const own = { weight: quantized ? null : packed, bias: bias && { tensor: bias, part } };
       return {
-        projection: { ...packed, weight: { tensor: weight, layout, part }, bias: bias && { tensor: bias, part } },
-        input: inputs[0],
+        projection: { ...own, alpha: 1, beta: 1, quantized, op: node.op },
+        input: quantized ? unquantized(graph, inputs[0]) : inputs[0],
         factors: [],
         heads: shape,
       };

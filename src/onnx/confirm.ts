@@ -2,14 +2,15 @@ import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError } from '../errors.js';
 import { checkHead, type HeadWeights } from '../head.js';
 import type { NumberMatrix } from '../kernels/numeric.js';
-import { floatData, floatToHalf, halfToFloat, type TensorLike } from '../tensor.js';
-import { relativeError, toleranceOf } from './compare.js';
-import { cut, type OrtModule, openGraph } from './edit.js';
+import { floatData, halfToFloat, type TensorLike } from '../tensor.js';
+import { relativeError } from './compare.js';
+import { cut, type EditedGraph, type OrtModule, openGraph } from './edit.js';
 import type { ModelSource } from './model.js';
 import { trialPixels } from './pixels.js';
-import { DataType } from './proto.js';
+import { toleranceOf } from './precision.js';
+import type { ReadOut } from './read-out.js';
 import { attentionRows, readOutRow } from './recompute.js';
-import { HIDDEN_STATES, toFloat, towerGraph } from './split.js';
+import { floatPixels, HIDDEN_STATES, toFloat, towerGraph } from './split.js';
 import { readTower, type TowerStructure } from './tower.js';
 import { type GraphNode, newNode } from './write.js';
 
@@ -26,7 +27,7 @@ export interface HeadConfirmation {
   readonly attention: number;
   /** The class token's row in the shared space, [E]; null without a class token. */
   readonly embedding: number | null;
-  /** What was allowed: rounding of the graph's element type. */
+  /** What was allowed: rounding of the coarsest form that numbers have in the graph. */
   readonly tolerance: number;
 }
 
@@ -56,47 +57,9 @@ export async function confirmHead(
   head: HeadWeights,
   { pixelValues, session }: ConfirmOptions = {},
 ): Promise<HeadConfirmation> {
-  checkHead(head);
   const tower = readTower(visionModel, 'visionModel');
-  const { graph, blocks, readOut } = tower;
-  const { name } = graph.model;
-  if (readOut === null)
-    throw new DesapError(
-      'ERR_GRAPH',
-      `${name}: looked for a visual projection of the norm of one row at the end of the graph; found none. Confirm a head with the CLIP vision_model.onnx`,
-    );
-  if (tower.width !== head.width)
-    throw new DesapError(
-      'ERR_HEAD_MISMATCH',
-      `head: got width ${head.width}, wanted ${tower.width}, the width of ${name}`,
-    );
-  const edited = cut(graph.model, {
-    outputs: [HIDDEN_STATES, ATTENTION, LAST_HIDDEN, EMBEDDING],
-    nodes: [
-      toFloat(tower.hidden, HIDDEN_STATES),
-      toFloat(blocks[blocks.length - 1].out.output, ATTENTION),
-      ...sumNodes(readOut.norm.summands, LAST_HIDDEN),
-      toFloat(readOut.projection.output, EMBEDDING),
-    ],
-  });
-  const values = await run(ort, tower, edited, feed(ort, tower, pixelValues ?? trialPixels(tower)), session);
-  const hidden = firstImage(values[HIDDEN_STATES]);
-  const rows = sampled(hidden.rows);
-  const attended = relativeError(attentionRows(head, hidden, rows).data, pick(firstImage(values[ATTENTION]), rows));
-  const embedding = head.classToken
-    ? relativeError(
-        readOutRow(head, firstRow(values[LAST_HIDDEN], head.width)).data,
-        firstRow(values[EMBEDDING], head.embedding).data,
-      )
-    : null;
-  const tolerance = toleranceIn(tower);
-  if (!(attended <= tolerance && (embedding ?? 0) <= tolerance))
-    throw new DesapError(
-      'ERR_HEAD_MISMATCH',
-      `head: does not belong to ${name}: got relative errors of ${attended.toExponential(1)} (attention) and ` +
-        `${embedding === null ? 'none' : embedding.toExponential(1)} (embedding), wanted at most ${tolerance}`,
-    );
-  return { attention: attended, embedding, tolerance };
+  const values = await headValues(ort, tower, head, feed(ort, pixelValues ?? trialPixels(tower)), session);
+  return compareHead(tower, head, values);
 }
 
 /**
@@ -111,20 +74,119 @@ export async function confirmTower(
   clipVisionModel: ModelSource,
   { pixelValues, session }: ConfirmOptions = {},
 ): Promise<TowerConfirmation> {
-  const towers = [readTower(llavaVisionEncoder, 'llavaVisionEncoder'), readTower(clipVisionModel, 'clipVisionModel')];
-  const [a, b] = towers;
-  const names = `${a.graph.model.name} and ${b.graph.model.name}`;
-  const pixels = pixelValues ?? trialPixels(b);
-  const hidden: Tensor[] = [];
-  for (const tower of towers)
-    hidden.push((await run(ort, tower, towerGraph(tower), feed(ort, tower, pixels), session))[HIDDEN_STATES]);
-  if (hidden[0].dims.join() !== hidden[1].dims.join())
+  const llava = readTower(llavaVisionEncoder, 'llavaVisionEncoder');
+  const clip = readTower(clipVisionModel, 'clipVisionModel');
+  const pixels = feed(ort, pixelValues ?? trialPixels(clip));
+  const [wanted, got] = [
+    await run(ort, clip, towerGraph(clip), pixels, session),
+    await run(ort, llava, towerGraph(llava), pixels, session),
+  ];
+  return compareTowers(llava, got[HIDDEN_STATES], clip, wanted[HIDDEN_STATES]);
+}
+
+/** A vision tower with its open {@link towerGraph}. */
+export interface OpenTower {
+  readonly structure: TowerStructure;
+  readonly session: InferenceSession;
+}
+
+/**
+ * {@link confirmHead} and {@link confirmTower} on one image, with one session for the CLIP file and no further one for the
+ * tower: no weight is loaded twice.
+ *
+ * @throws DesapError as both of them
+ */
+export async function confirmBoth(
+  ort: OrtModule,
+  llava: OpenTower,
+  visionModel: ModelSource,
+  head: HeadWeights,
+  { pixelValues, session }: ConfirmOptions = {},
+): Promise<void> {
+  const clip = readTower(visionModel, 'visionModel');
+  const pixels = feed(ort, pixelValues ?? trialPixels(clip));
+  const wanted = await headValues(ort, clip, head, pixels, session);
+  compareHead(clip, head, wanted);
+  const got = await runOpen(llava, pixels);
+  compareTowers(llava.structure, got[HIDDEN_STATES], clip, wanted[HIDDEN_STATES]);
+}
+
+/** The values of a CLIP vision model that a head is compared with. */
+async function headValues(
+  ort: OrtModule,
+  tower: TowerStructure,
+  head: HeadWeights,
+  pixels: Tensor,
+  session: InferenceSession.SessionOptions | undefined,
+): Promise<Record<string, Tensor>> {
+  checkHead(head);
+  const { graph, blocks } = tower;
+  const { name } = graph.model;
+  const readOut = readOutOf(tower);
+  if (tower.width !== head.width)
     throw new DesapError(
       'ERR_HEAD_MISMATCH',
-      `${names}: got hidden states [${hidden[0].dims.join(', ')}] and [${hidden[1].dims.join(', ')}], wanted equal ones`,
+      `head: got width ${head.width}, wanted ${tower.width}, the width of ${name}`,
     );
-  const error = relativeError(hidden[0].data as Float32Array, hidden[1].data as Float32Array);
-  const tolerance = Math.max(toleranceIn(a), toleranceIn(b));
+  const { out } = blocks[blocks.length - 1];
+  const { inputs, nodes } = floatPixels(tower);
+  const edited = cut(graph.model, {
+    inputs,
+    outputs: [HIDDEN_STATES, ATTENTION, LAST_HIDDEN, EMBEDDING],
+    nodes: [
+      ...nodes,
+      toFloat(tower.hidden, HIDDEN_STATES),
+      ...sumNodes(out.laterBias === null ? [out.output] : [out.output, out.laterBias], ATTENTION),
+      ...sumNodes(readOut.norm.summands, LAST_HIDDEN),
+      toFloat(readOut.projection.output, EMBEDDING),
+    ],
+  });
+  return run(ort, tower, edited, pixels, session);
+}
+
+function readOutOf({ graph, readOut }: TowerStructure): ReadOut {
+  if (readOut !== null) return readOut;
+  throw new DesapError(
+    'ERR_GRAPH',
+    `${graph.model.name}: looked for a visual projection of the norm of one row at the end of the graph; found none. Confirm a head with the CLIP vision_model.onnx`,
+  );
+}
+
+function compareHead(
+  tower: TowerStructure,
+  head: HeadWeights,
+  values: Readonly<Record<string, Tensor>>,
+): HeadConfirmation {
+  const { graph } = tower;
+  const hidden = firstImage(values[HIDDEN_STATES]);
+  const rows = sampled(hidden.rows);
+  const attended = relativeError(attentionRows(head, hidden, rows).data, pick(firstImage(values[ATTENTION]), rows));
+  const embedding = head.classToken
+    ? relativeError(
+        readOutRow(head, firstRow(values[LAST_HIDDEN], head.width)).data,
+        firstRow(values[EMBEDDING], head.embedding).data,
+      )
+    : null;
+  // The head starts from the graph's own hidden states.
+  const tolerance = toleranceOf(graph, readOutOf(tower).projection.output, tower.hidden);
+  if (!(attended <= tolerance && (embedding ?? 0) <= tolerance))
+    throw new DesapError(
+      'ERR_HEAD_MISMATCH',
+      `head: does not belong to ${graph.model.name}: got relative errors of ${attended.toExponential(1)} (attention) and ` +
+        `${embedding === null ? 'none' : embedding.toExponential(1)} (embedding), wanted at most ${tolerance}`,
+    );
+  return { attention: attended, embedding, tolerance };
+}
+
+function compareTowers(llava: TowerStructure, got: Tensor, clip: TowerStructure, wanted: Tensor): TowerConfirmation {
+  const names = `${llava.graph.model.name} and ${clip.graph.model.name}`;
+  if (got.dims.join() !== wanted.dims.join())
+    throw new DesapError(
+      'ERR_HEAD_MISMATCH',
+      `${names}: got hidden states [${got.dims.join(', ')}] and [${wanted.dims.join(', ')}], wanted equal ones`,
+    );
+  const error = relativeError(got.data as Float32Array, wanted.data as Float32Array);
+  const tolerance = Math.max(...[llava, clip].map(({ graph, hidden }) => toleranceOf(graph, hidden)));
   if (!(error <= tolerance))
     throw new DesapError(
       'ERR_HEAD_MISMATCH',
@@ -133,37 +195,36 @@ export async function confirmTower(
   return { error, tolerance };
 }
 
-function toleranceIn({ graph, hidden, blocks }: TowerStructure): number {
-  const isQuantized = blocks.some(({ q, out }) => q.quantized || out.quantized);
-  return toleranceOf(graph.elementType(hidden), isQuantized);
-}
-
-/** The image as this graph takes it. */
-function feed(ort: OrtModule, { pixels }: TowerStructure, image: TensorLike): Tensor {
+/** An image as float32. */
+function feed(ort: OrtModule, image: TensorLike): Tensor {
   const { data, half, dims } = floatData('pixelValues', image);
-  if (pixels.type === DataType.float16)
-    return new ort.Tensor('float16', half ? (data as Uint16Array) : Uint16Array.from(data, floatToHalf), dims);
   return new ort.Tensor('float32', half ? Float32Array.from(data, halfToFloat) : (data as Float32Array), dims);
 }
 
 async function run(
   ort: OrtModule,
-  tower: TowerStructure,
-  graph: ReturnType<typeof cut>,
+  structure: TowerStructure,
+  graph: EditedGraph,
   pixels: Tensor,
   options: InferenceSession.SessionOptions | undefined,
 ): Promise<Record<string, Tensor>> {
   const session = await openGraph(ort, graph, options);
   try {
-    return (await session.run({ [tower.pixels.name]: pixels })) as Record<string, Tensor>;
+    return await runOpen({ structure, session }, pixels);
+  } finally {
+    await session.release();
+  }
+}
+
+async function runOpen({ structure, session }: OpenTower, pixels: Tensor): Promise<Record<string, Tensor>> {
+  try {
+    return (await session.run({ [structure.pixels.name]: pixels })) as Record<string, Tensor>;
   } catch (cause) {
     throw new DesapError(
       'ERR_GRAPH',
-      `${graph.name}: onnxruntime does not run a part of it on an image [${pixels.dims.join(', ')}]: ${(cause as Error).message}`,
+      `${structure.graph.model.name}: onnxruntime does not run a part of it on an image [${pixels.dims.join(', ')}]: ${(cause as Error).message}`,
       { cause },
     );
-  } finally {
-    await session.release();
   }
 }
 

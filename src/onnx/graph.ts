@@ -131,13 +131,21 @@ export class Graph {
       if (node === undefined) return DataType.float;
       if (node.op === 'Cast') return node.attributes.get('to')?.i ?? DataType.float;
       if (node.op === 'Shape' || node.op === 'ArgMax') return DataType.int64;
-      if (node.op === 'MatMulInteger') return DataType.int32;
+      if (node.op === 'MatMulInteger' || node.op === 'ConvInteger') return DataType.int32;
       if (node.op === 'Constant') return this.tensor(at)?.type ?? DataType.float;
-      // A quantised weight takes the type of its scale; a condition says nothing about what it selects.
-      at = node.inputs[node.op === 'DequantizeLinear' || node.op === 'Where' ? 1 : 0];
+      at = node.inputs[TYPED_BY[node.op] ?? 0];
     }
   }
 }
+
+/** The input that an operator's result has its type from: scales for quantised values, what is selected for a condition. */
+const TYPED_BY: Readonly<Record<string, number>> = {
+  DequantizeLinear: 1,
+  Where: 1,
+  MatMulIntegerToFloat: 2,
+  GatherBlockQuantized: 2,
+  QAttention: 3,
+};
 
 /** Nodes in topological order, with all that they read from (depth first, without recursion: graphs are deep). */
 export function sorted<N extends Pick<OnnxNode, 'inputs' | 'captures'>>(
@@ -168,12 +176,12 @@ export function sorted<N extends Pick<OnnxNode, 'inputs' | 'captures'>>(
   return order;
 }
 
-/** The nodes that a value is computed from. */
-export function ancestors(graph: Graph, value: string): OnnxNode[] {
+/** The nodes that a value is computed from; with `from`, those that another value and constants do not make already. */
+export function ancestors(graph: Graph, value: string, from?: string): OnnxNode[] {
   const seen = new Set<OnnxNode>();
   const open = [value];
   for (let at = open.pop(); at !== undefined; at = open.pop()) {
-    const node = graph.producer(at);
+    const node = at === from ? undefined : graph.producer(at);
     if (node === undefined || seen.has(node)) continue;
     seen.add(node);
     open.push(...node.inputs);

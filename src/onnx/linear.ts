@@ -31,6 +31,8 @@ export interface Linear {
   /** Null when the weight is quantised or computed at run time. */
   readonly weight: Matrix | null;
   readonly bias: Vector | null;
+  /** The value of a bias that a fused layer norm behind adds, so that `output` lacks it; otherwise null. */
+  readonly laterBias: string | null;
   /** Factors on weight and bias (Gemm alpha and beta). */
   readonly alpha: number;
   readonly beta: number;
@@ -69,17 +71,20 @@ export class Linears {
     return bias === null ? core : { ...core, ...bias };
   }
 
-  /** The Add of a constant vector that follows a product, when nothing else reads the product. */
-  private biasBehind({ output, weight }: Linear): Pick<Linear, 'bias' | 'output'> | null {
+  /** The constant vector that is added to a product, when nothing else reads the product: by an Add, or in a fused layer norm. */
+  private biasBehind({ output, weight }: Linear): Pick<Linear, 'bias' | 'output' | 'laterBias'> | null {
     const { graph } = this;
     const users = graph.users(output);
-    if (users.length !== 1 || users[0].node.op !== 'Add') return null;
+    if (users.length !== 1) return null;
     const { node, as } = users[0];
-    const other = node.inputs[0] === as ? node.inputs[1] : node.inputs[0];
-    const tensor = graph.tensor(other);
+    const isLater = node.op === 'SkipLayerNormalization' && Boolean(node.inputs[4]);
+    if (node.op !== 'Add' && !isLater) return null;
+    const added = isLater ? node.inputs[4] : node.inputs[node.inputs[0] === as ? 1 : 0];
+    const tensor = graph.tensor(added);
     if (tensor === null || tensor.dims.at(-1) !== elementCount(tensor)) return null;
     if (weight !== null && elementCount(tensor) !== outputs(weight)) return null;
-    return { bias: { tensor, part: null }, output: node.outputs[0] };
+    const bias = { tensor, part: null };
+    return isLater ? { bias, output, laterBias: added } : { bias, output: node.outputs[0], laterBias: null };
   }
 }
 
@@ -96,7 +101,7 @@ export function inputs({ tensor, layout }: Matrix): number {
 /** The product of a value with a constant matrix, or null when the node is something else. */
 function multiplication(graph: Graph, node: OnnxNode): Linear | null {
   const [a, b, c] = node.inputs;
-  const plain = { input: a, output: node.outputs[0], op: node.op, alpha: 1, beta: 1, bias: null };
+  const plain = { input: a, output: node.outputs[0], op: node.op, alpha: 1, beta: 1, bias: null, laterBias: null };
   const number = (name: string, otherwise: number) => {
     const attribute = node.attributes.get(name);
     return attribute?.f ?? attribute?.i ?? otherwise;
@@ -158,7 +163,7 @@ function weightOf(graph: Graph, value: string, isTransposed: boolean): { weight:
 }
 
 /** The floating-point value behind the quantisation of an activation. */
-function unquantized(graph: Graph, value: string): string {
+export function unquantized(graph: Graph, value: string): string {
   const node = graph.producer(graph.origin(value));
   return node?.op === 'DynamicQuantizeLinear' || node?.op === 'QuantizeLinear' ? node.inputs[0] : value;
 }

@@ -35,8 +35,9 @@ export function trialPixels(tower: TowerStructure): Tensor {
 
 /** Height and width of a square image, from the patch convolution and the count of positions. */
 function imageSide({ graph, blocks, width, classToken }: TowerStructure): number | null {
-  const [first] = blocks[0].norm.summands;
-  const convolution = ancestors(graph, first).find((node) => node.op === 'Conv');
+  const first = blocks[0].norm.output;
+  // Conv, ConvInteger, QLinearConv, FusedConv.
+  const convolution = ancestors(graph, first).find((node) => node.op.includes('Conv'));
   const stride = convolution?.attributes.get('strides')?.ints?.[0];
   const positions = positionCount(graph, first, width);
   if (stride === undefined || positions === null) return null;

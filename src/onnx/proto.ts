@@ -64,6 +64,8 @@ export const DataType = {
   uint32: 12,
   uint64: 13,
   bfloat16: 16,
+  uint4: 21,
+  int4: 22,
 } as const;
 
 const ITEM_SIZE: Readonly<Record<number, number>> = {

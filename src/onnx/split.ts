@@ -1,8 +1,8 @@
 import { DesapError } from '../errors.js';
-import { cut, type EditedGraph } from './edit.js';
+import { type Cut, cut, type EditedGraph } from './edit.js';
 import { DataType } from './proto.js';
 import type { TowerStructure } from './tower.js';
-import { type GraphNode, newNode } from './write.js';
+import { type GraphNode, newNode, renamed } from './write.js';
 
 /** Names of the values that a cut graph takes and hands out; the prefix keeps them apart from the user's. */
 export const HIDDEN_STATES = 'desap.hidden_states';
@@ -11,10 +11,26 @@ export const IMAGE_FEATURES = 'desap.image_features';
 
 /**
  * The part of a vision tower from the image to the hidden states that DeSAP works on.
- * In: the file's own image input. Out: `desap.hidden_states` [batch, N, D] float32, class token included.
+ * In: the file's own image input, as float32. Out: `desap.hidden_states` [batch, N, D] float32, class token included.
  */
-export function towerGraph({ graph, hidden }: TowerStructure): EditedGraph {
-  return cut(graph.model, { outputs: [HIDDEN_STATES], nodes: [toFloat(hidden, HIDDEN_STATES)] });
+export function towerGraph(tower: TowerStructure): EditedGraph {
+  const { inputs, nodes } = floatPixels(tower);
+  return cut(tower.graph.model, {
+    inputs,
+    outputs: [HIDDEN_STATES],
+    nodes: [...nodes, toFloat(tower.hidden, HIDDEN_STATES)],
+  });
+}
+
+const PIXELS = 'desap.pixels';
+
+/** What lets a tower take float32 pixels under the name of its image input: for a float16 one, a Cast behind that. */
+export function floatPixels({ graph, pixels }: TowerStructure): Required<Pick<Cut, 'inputs' | 'nodes'>> {
+  const { name, type } = pixels;
+  if (type === DataType.float) return { inputs: [], nodes: [] };
+  const behind = graph.consumers(name).map((node) => renamed(node, (value) => (value === name ? PIXELS : value)));
+  const narrow = newNode({ op: 'Cast', inputs: [name], outputs: [PIXELS], attributes: { to: { i: type } } });
+  return { inputs: [{ name, type: DataType.float }], nodes: [narrow, ...behind] };
 }
 
 /** A node that hands out a value as float32 under another name. */

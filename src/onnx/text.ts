@@ -3,7 +3,7 @@ import { findBlocks } from './attention.js';
 import { cut, type EditedGraph } from './edit.js';
 import { ancestors, Graph } from './graph.js';
 import { Linears } from './linear.js';
-import type { OnnxValue } from './messages.js';
+import type { OnnxNode, OnnxValue } from './messages.js';
 import { type ModelSource, readModel } from './model.js';
 import { Norms } from './norm.js';
 import { positionCount } from './positions.js';
@@ -58,7 +58,8 @@ export function readText(source: ModelSource, name?: string): TextStructure {
     throw fail('a text projection of one row at the end of the graph', 'none: take an export with text_embeds');
   if (!readOut.normFirst) throw fail('a final norm of all rows', 'one that follows the choice of the end-of-text row');
   const needed = ancestors(graph, readOut.projection.output);
-  const embeddings = needed.filter((node) => node.op === 'Gather' && graph.tensor(node.inputs[0])?.dims.length === 2);
+  const isPick = ({ op }: OnnxNode) => op === 'Gather' || op === 'GatherBlockQuantized';
+  const embeddings = needed.filter((node) => isPick(node) && graph.tensor(node.inputs[0])?.dims.length === 2);
   const used = new Set(needed.flatMap((node) => node.inputs));
   const inputs = model.inputs.filter((input) => used.has(input.name));
   const ids = inputs.find((input) => embeddings.some((node) => graph.origin(node.inputs[1]) === input.name));
@@ -73,7 +74,7 @@ export function readText(source: ModelSource, name?: string): TextStructure {
     ids,
     masks,
     readOut,
-    contextLength: positionCount(graph, block.norm.summands[0], block.norm.weight.dims[0]),
+    contextLength: positionCount(graph, block.norm.output, block.norm.weight.dims[0]),
   };
 }
 

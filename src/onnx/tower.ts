@@ -114,9 +114,15 @@ function findProjector(graph: Graph, linears: Linears, norms: Norms, output: str
   if (layers.length === 0) return null;
   const patches = layers[0].input;
   const { value, picks } = beforePicks(graph, patches);
-  if (norms.behind(value) !== undefined || graph.producer(value)?.op !== 'Add') return null;
+  if (norms.behind(value) !== undefined || !isSum(graph, value)) return null;
   if (layers[0].weight !== null && !layers[0].weight.tensor.dims.includes(width)) return null;
   return { patches, output, layers, dropsClassToken: picks.some((pick) => dropsFirstRow(graph, pick)) };
+}
+
+/** Whether a value is a residual sum: of an Add, or handed out by a fused layer norm. */
+function isSum(graph: Graph, value: string): boolean {
+  const node = graph.producer(value);
+  return node?.op === 'Add' || (node?.op === 'SkipLayerNormalization' && node.outputs[3] === value);
 }
 
 /** Whether a node cuts off row 0 of [batch, N, D]. */
@@ -168,15 +174,17 @@ function isLearnt(graph: Graph, value: string): boolean {
 
 const REPEATS = new Set(['Expand', 'Tile', 'Reshape', 'Unsqueeze', 'Transpose']);
 
-/** The operators of a model by frequency, for messages. */
+/** The operators of a model by frequency, for messages; with what to do about those that hide the rest. */
 export function operators({ nodes }: OnnxModel): string {
   const counts = new Map<string, number>();
   for (const { op } of nodes) counts.set(op, (counts.get(op) ?? 0) + 1);
   const sorted = [...counts].sort((a, b) => b[1] - a[1]);
-  return (
-    sorted
-      .slice(0, 8)
-      .map(([op, count]) => `${op} x${count}`)
-      .join(', ') + (sorted.length > 8 ? ', ...' : '')
-  );
+  const listed = sorted
+    .slice(0, 8)
+    .map(([op, count]) => `${op} x${count}`)
+    .join(', ');
+  const advice = counts.has('QuantizeLinear')
+    ? '. Values quantised between QuantizeLinear and DequantizeLinear are not read: take a float or dynamically quantised export'
+    : '';
+  return listed + (sorted.length > 8 ? ', ...' : '') + advice;
 }

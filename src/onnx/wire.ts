@@ -21,7 +21,8 @@ export function memorySource(name: string, given: Uint8Array): ByteSource {
   return { name, size: memory.length, resident: true, bytes };
 }
 
-const WINDOW = 64 * 1024;
+/** Read at a time: enough for many nodes, little where every weight between is skipped. */
+const WINDOW = 4 * 1024;
 
 /**
  * Opens a file, hands it to `read` as a {@link ByteSource} and closes it. Only the bytes that are asked for are read.

@@ -1,8 +1,9 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
-import { relativeError, toleranceOf } from '../onnx/compare.js';
+import { relativeError } from '../onnx/compare.js';
 import { type OrtModule, openGraph } from '../onnx/edit.js';
 import type { ModelSource } from '../onnx/model.js';
+import { toleranceOf } from '../onnx/precision.js';
 import { isInt64, readText, TEXT_EMBEDDING, TEXT_TOKENS, type TextStructure, textGraph } from '../onnx/text.js';
 import { optional } from '../optional.js';
 import { assertAlive, float32, oneOf, type Tensor } from '../tensor.js';
@@ -182,7 +183,8 @@ export class ClipText {
     const { rows, picked, width } = await this.run([...start, ...sample, end]);
     const error = relativeError(rows.subarray(-width), picked);
     const { graph, readOut } = this.structure;
-    const tolerance = toleranceOf(graph.elementType(readOut.norm.output), readOut.projection.quantized);
+    // Rows and embedding are one computation up to the final norm.
+    const tolerance = toleranceOf(graph, readOut.projection.output, readOut.norm.output);
     if (!(error <= tolerance))
       throw new DesapError(
         'ERR_GRAPH',

@@ -8,6 +8,7 @@ import { newNode, type WritableTensor, writeModel, writeValue } from '../../src/
 export interface Node {
   op: string;
   domain?: string;
+  name?: string;
   inputs: string[];
   outputs: string[];
   attributes: Record<string, Attribute>;
@@ -66,17 +67,22 @@ export class Editable {
 
   /** Adds an initialiser of float32 values. */
   floats(values: ArrayLike<number>, dims: number[]): string {
-    const name = this.fresh('floats');
-    const data = Float32Array.from(values);
-    this.tensors.set(name, { name, type: DataType.float, dims, data: { bytes: new Uint8Array(data.buffer) } });
-    return name;
+    return this.tensor('floats', DataType.float, dims, Float32Array.from(values));
+  }
+
+  /** Adds an initialiser of 8-bit values. */
+  octets(values: Uint8Array, dims: number[]): string {
+    return this.tensor('octets', DataType.uint8, dims, values);
   }
 
   /** Adds an initialiser of int64 values. */
   integers(values: number[], dims = [values.length]): string {
-    const name = this.fresh('integers');
-    const data = BigInt64Array.from(values, BigInt);
-    this.tensors.set(name, { name, type: DataType.int64, dims, data: { bytes: new Uint8Array(data.buffer) } });
+    return this.tensor('integers', DataType.int64, dims, BigInt64Array.from(values, BigInt));
+  }
+
+  private tensor(what: string, type: number, dims: number[], { buffer }: { buffer: ArrayBufferLike }): string {
+    const name = this.fresh(what);
+    this.tensors.set(name, { name, type, dims, data: { bytes: new Uint8Array(buffer) } });
     return name;
   }
 
@@ -98,6 +104,17 @@ export class Editable {
     this.outputs = this.outputs.map((output) => (output === from ? to : output));
   }
 
+  /** Gives every value another name. */
+  rename(name: (value: string) => string): void {
+    for (const node of this.nodes) {
+      node.inputs = node.inputs.map(name);
+      node.outputs = node.outputs.map(name);
+    }
+    this.tensors = new Map([...this.tensors].map(([key, tensor]) => [name(key), { ...tensor, name: name(key) }]));
+    this.inputs = this.inputs.map((input) => ({ ...input, name: name(input.name) }));
+    this.outputs = this.outputs.map(name);
+  }
+
   /** Replaces a node by others that write the same value. */
   replace(node: Node, build: (at: () => number) => string): void {
     const output = node.outputs[0];
@@ -105,6 +122,22 @@ export class Editable {
     const result = build(at);
     this.producer(result)!.outputs[0] = output;
     this.nodes.splice(at(), 1);
+  }
+
+  /** Takes out what no output depends on, as every optimiser does. */
+  prune(): void {
+    const nodes = new Set<Node>();
+    const open = [...this.outputs];
+    const producers = new Map(this.nodes.flatMap((node) => node.outputs.map((output) => [output, node])));
+    for (let at = open.pop(); at !== undefined; at = open.pop()) {
+      const node = at === '' ? undefined : producers.get(at);
+      if (node === undefined || nodes.has(node)) continue;
+      nodes.add(node);
+      open.push(...node.inputs);
+    }
+    this.nodes = this.nodes.filter((node) => nodes.has(node));
+    const read = new Set(this.nodes.flatMap((node) => node.inputs));
+    this.tensors = new Map([...this.tensors].filter(([name]) => read.has(name)));
   }
 
   /** The bytes of the model. */
@@ -115,7 +148,7 @@ export class Editable {
         opset('', this.opset),
         opset('com.microsoft', 1),
       ],
-      nodes: this.nodes.map((node) => newNode(node)),
+      nodes: this.nodes.map((node) => named(node)),
       initializers: [...this.tensors.values()],
       inputs: this.inputs.map((input) =>
         input.dims === null ? writeValue(input.name, input.type) : typedValue(input),
@@ -123,6 +156,13 @@ export class Editable {
       outputs: this.outputs.map((output) => writeValue(output)),
     });
   }
+}
+
+/** A node with its own name, which the package itself never writes. */
+function named(node: Node): { bytes: Uint8Array } {
+  const { bytes } = newNode(node);
+  if (node.name === undefined) return { bytes };
+  return { bytes: new BinaryWriter().raw(bytes).tag(3, WireType.LengthDelimited).string(node.name).finish() };
 }
 
 function opset(domain: string, version: number): Uint8Array {

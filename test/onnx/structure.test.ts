@@ -17,6 +17,7 @@ import {
 } from '../../src/onnx/index.js';
 import { normal, relativeError } from '../support.js';
 import { Editable } from './editable.js';
+import { dynamic8 } from './forms.js';
 import * as variants from './variants.js';
 
 const CLIP = readFileSync('models/tiny-clip/onnx/vision_model.onnx');
@@ -155,7 +156,7 @@ test('a LLaVA file without names, in another order and form', async () => {
 
 describe('towers that are something else', () => {
   test('a quantised graph gives hidden states and no head', async () => {
-    const bytes = await variant(variants.quantized);
+    const bytes = await variant(dynamic8);
     const computed = await run(bytes);
     expect(relativeError(computed.hidden, hiddenStates)).toBeLessThan(0.2);
     await expect(extractHead({ visionModel: bytes })).rejects.toMatchObject({
@@ -195,6 +196,29 @@ describe('towers that are something else', () => {
       code: 'ERR_GRAPH',
       message: expect.stringContaining('visual projection'),
     });
+  });
+
+  test('attention that is fused for a GPU is refused by its operator', async () => {
+    const bytes = await variant(variants.multiHeadAttention, (graph) => {
+      for (const node of graph.nodes) if (node.op === 'MultiHeadAttention') node.op = 'PackedMultiHeadAttention';
+      graph.prune();
+    });
+    expect(() => readTower(bytes)).toThrow(
+      /4 attention cores \(the operator PackedMultiHeadAttention is not one that is read: take an export that is not optimised for a GPU/,
+    );
+  });
+
+  test('values quantised between operators are refused with what to do', async () => {
+    const bytes = await variant((graph) => {
+      const scale = [graph.floats([1 / 255], []), graph.octets(Uint8Array.of(0), [])];
+      for (const node of graph.nodes.filter(({ op }) => op === 'Softmax')) {
+        const at = graph.nodes.indexOf(node) + 1;
+        const narrow = graph.add('QuantizeLinear', [node.outputs[0], ...scale], {}, { at });
+        const wide = graph.add('DequantizeLinear', [narrow, ...scale], {}, { at: at + 1 });
+        graph.redirect(node.outputs[0], wide, [graph.producer(narrow)!]);
+      }
+    });
+    expect(() => readTower(bytes)).toThrow(/QuantizeLinear .* take a float or dynamically quantised export/);
   });
 
   test('a convolution is refused with what it holds', async () => {
