@@ -1,12 +1,6 @@
 import { DesapError, invalid } from './errors.js';
-import {
-  formatSafeTensors,
-  parseSafeTensors,
-  readSafeTensors,
-  type SafeTensors,
-  toFloat32,
-  writeWhole,
-} from './safetensors.js';
+import { writeWhole } from './files.js';
+import { formatSafeTensors, parseSafeTensors, readSafeTensors, type SafeTensors, toFloat32 } from './safetensors.js';
 
 /** A linear layer y = x W^T + b: `weight` is [out, in] row-major, `bias` is [out]. */
 export interface LinearWeights {

@@ -1,5 +1,5 @@
-import { open, rename, rm, stat } from 'node:fs/promises';
 import { DesapError } from './errors.js';
+import { readBytes } from './files.js';
 import { halfToFloat } from './tensor.js';
 
 /** A tensor as a safetensors file stores it: its type name, shape and bytes (not copied). */
@@ -89,21 +89,6 @@ export async function readSafeTensors(path: string): Promise<SafeTensors> {
   return parseSafeTensors(await readBytes(path), path);
 }
 
-/** A whole file, or an `ERR_FILE` that says why not. */
-export async function readBytes(path: string): Promise<Uint8Array> {
-  try {
-    const handle = await open(path);
-    try {
-      const { buffer, byteOffset, byteLength } = await handle.readFile();
-      return new Uint8Array(buffer, byteOffset, byteLength);
-    } finally {
-      await handle.close();
-    }
-  } catch (cause) {
-    throw new DesapError('ERR_FILE', `${path}: cannot be read: ${(cause as Error).message}`, { cause });
-  }
-}
-
 /** The values of a floating-point tensor as float32 (F64 is rounded, F16 and BF16 are exact). */
 export function toFloat32(tensor: StoredTensor, name = 'tensor'): Float32Array {
   const { dtype, bytes } = tensor;
@@ -154,29 +139,4 @@ export function formatSafeTensors(tensors: WritableTensors, metadata: Record<str
     at += data.byteLength;
   }
   return bytes;
-}
-
-/** Writes a file whole or not at all: into a neighbour first, then renamed over the target. */
-export async function writeWhole(path: string, bytes: Uint8Array): Promise<void> {
-  const neighbour = `${path}.${process.pid}.part`;
-  try {
-    const handle = await open(neighbour, 'w');
-    try {
-      await handle.writeFile(bytes);
-    } finally {
-      await handle.close();
-    }
-    await rename(neighbour, path);
-  } catch (cause) {
-    await rm(neighbour, { force: true }).catch(() => {});
-    throw new DesapError('ERR_FILE', `${path}: cannot be written: ${(cause as Error).message}`, { cause });
-  }
-}
-
-/** Whether a path names an existing file. */
-export async function isFile(path: string): Promise<boolean> {
-  return stat(path).then(
-    (s) => s.isFile(),
-    () => false,
-  );
 }

@@ -1,22 +1,8 @@
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { expectedAccuracy, measure } from '../bench/accuracy.js';
 import { Llava } from '../src/runtimes/llava.js';
-
-interface Item {
-  item: number;
-  image: string;
-  question: string;
-  kept: number[];
-  source: number[];
-  full: string;
-  pruned: string;
-}
-
-const expected = JSON.parse(await readFile('models/expected.json', 'utf8'));
-const close = new Set<number>(expected.about.close);
-const items: Item[] = expected.items;
+import { close, items, keep } from './expected-items.js';
 
 describe('the example model, against an implementation in PyTorch', () => {
   let llava: Llava;
@@ -28,7 +14,7 @@ describe('the example model, against an implementation in PyTorch', () => {
   it('keeps the same patches for the same reasons and gives the same answers', async () => {
     for (const { item, image, question, kept, source, full, pruned } of items) {
       using seen = await llava.see(join('models/eval', image));
-      const answer = await seen.answer(question, { keep: expected.about.method.keep });
+      const answer = await seen.answer(question, { keep });
       const indices = [...(answer.pruned?.indices ?? [])];
       if (close.has(item)) {
         // The score at a cut is a tie in float32: one patch for each of the two maps may differ.

@@ -1,5 +1,6 @@
-/** What the kernel tests share: devices under test, seeded data, error measures. */
+/** What the tests share: devices under test, seeded data, error measures. */
 import { type Backend, type DeviceOptions, devices, openBackend } from '../src/index.js';
+import { uniform } from '../src/onnx/pixels.js';
 import { float32, type Tensor } from '../src/tensor.js';
 
 /** Every device and every instruction set that this machine can run; the CPU addon has to be there. */
@@ -18,17 +19,6 @@ export function devicesUnderTest(): [name: string, options: DeviceOptions][] {
 /** Backends of {@link devicesUnderTest}, opened once for a test file. */
 export function backendsUnderTest(): [name: string, backend: Backend][] {
   return devicesUnderTest().map(([name, options]) => [name, openBackend(options)]);
-}
-
-/** Uniform numbers in [0, 1) from a seed (mulberry32). */
-export function uniform(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
 }
 
 /** Standard normal numbers from a seed. */
@@ -93,3 +83,5 @@ export function randomHead(
     visualProjection: dense(7, embedding),
   };
 }
+
+export { uniform };

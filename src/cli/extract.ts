@@ -2,9 +2,9 @@ import { stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Command } from 'commander';
 import { DesapError } from '../errors.js';
+import { isFile } from '../files.js';
 import { type HeadWeights, saveHead } from '../index.js';
 import { confirmHead, extractHead } from '../onnx/index.js';
-import { isFile } from '../runtimes/files.js';
 import { loadOrt } from '../runtimes/session.js';
 import { positive, print } from './options.js';
 

@@ -2,8 +2,8 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { DesapError } from '../errors.js';
+import { isFile } from '../files.js';
 import type { Device, DeviceOptions } from '../index.js';
-import { isFile } from '../runtimes/files.js';
 
 /** The repository's own models; they come with a clone, not with the npm package. */
 export const MODELS = fileURLToPath(new URL('../../models', import.meta.url));

@@ -1,9 +1,9 @@
 import { join } from 'node:path';
 import { Command } from 'commander';
 import { invalid } from '../errors.js';
+import { writeWhole } from '../files.js';
 import { ImageProcessor, type Picture } from '../runtimes/image.js';
 import { type PrunedFeatures, PrunedVision } from '../runtimes/pruned-vision.js';
-import { writeWhole } from '../safetensors.js';
 import {
   keepCount,
   type ModelFlags,

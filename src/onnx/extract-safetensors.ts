@@ -1,8 +1,8 @@
-import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { DesapError, invalid } from '../errors.js';
+import { isFile, readJson } from '../files.js';
 import { checkHead, type HeadWeights } from '../head.js';
-import { isFile, readSafeTensors, type StoredTensor, toFloat32 } from '../safetensors.js';
+import { readSafeTensors, type StoredTensor, toFloat32 } from '../safetensors.js';
 
 /** The part of a Hugging Face CLIP `config.json` that a head needs. */
 export interface VisionConfig {
@@ -110,16 +110,6 @@ function found(path: string, name: string, tensor: StoredTensor | undefined): St
 async function configBeside(path: string): Promise<object> {
   const file = join(dirname(path), 'config.json');
   return (await isFile(file)) ? readJson(file) : {};
-}
-
-async function readJson(path: string): Promise<object> {
-  try {
-    const value: unknown = JSON.parse(await readFile(path, 'utf8'));
-    if (typeof value === 'object' && value !== null) return value;
-  } catch (cause) {
-    throw new DesapError('ERR_FILE', `${path}: cannot be read as JSON: ${(cause as Error).message}`, { cause });
-  }
-  throw new DesapError('ERR_FILE', `${path}: got JSON that is not an object, wanted one`);
 }
 
 function visionConfig(config: object): VisionConfig {

@@ -46,7 +46,7 @@ function imageSide({ graph, blocks, width, classToken }: TowerStructure): number
 }
 
 /** Uniform numbers in [0, 1) from a seed (mulberry32). */
-function uniform(seed: number): () => number {
+export function uniform(seed: number): () => number {
   let state = seed;
   return () => {
     state = (state + 0x6d2b79f5) | 0;

@@ -1,8 +1,8 @@
 import { join } from 'node:path';
 import type { Tokenizer } from '@huggingface/tokenizers';
 import { DesapError, invalid } from '../errors.js';
+import { isFile, readJson } from '../files.js';
 import { optional } from '../optional.js';
-import { isFile, readJson } from './files.js';
 import { type PromptForm, promptForm, writePrompt } from './prompt.js';
 
 interface GenerationConfig {

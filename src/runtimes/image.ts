@@ -1,8 +1,8 @@
 import { join } from 'node:path';
 import { DesapError, invalid } from '../errors.js';
+import { readJson } from '../files.js';
 import { optional } from '../optional.js';
 import { Tensor } from '../tensor.js';
-import { readJson } from './files.js';
 
 /** A picture: a path, or the bytes of an encoded file (PNG, JPEG, WebP, ...). */
 export type ImageSource = string | Uint8Array;

@@ -1,11 +1,11 @@
 import { join } from 'node:path';
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
+import { requireFolder } from '../files.js';
 import type { Answer, AnswerOptions, AnswerTimings, LlavaOptions, VisualTokens } from './answer.js';
 import { Chat } from './chat.js';
 import { compact } from './compact.js';
 import { Decoder, int64 } from './decoder.js';
-import { requireFolder } from './files.js';
 import { ImageProcessor, type ImageSource } from './image.js';
 import { PrunedVision, type VisionAnalysis } from './pruned-vision.js';
 import { checkQuestion } from './question.js';

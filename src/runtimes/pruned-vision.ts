@@ -1,6 +1,7 @@
 import { join } from 'node:path';
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
+import { isFile, requireFolder } from '../files.js';
 import {
   type AnalyzeOptions,
   type DeviceOptions,
@@ -25,7 +26,6 @@ import {
 } from '../onnx/index.js';
 import { Tensor } from '../tensor.js';
 import { ClipText, type LongText } from '../text/clip-text.js';
-import { isFile, requireFolder } from './files.js';
 import { type HiddenMemory, hiddenMemory } from './hidden-memory.js';
 import { checkQuestion } from './question.js';
 import { allOrNone, atRest, loadOrt } from './session.js';

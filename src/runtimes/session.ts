@@ -1,7 +1,7 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError } from '../errors.js';
+import { isFile } from '../files.js';
 import { optional } from '../optional.js';
-import { isFile } from './files.js';
 
 /**
  * The onnxruntime-node module.

@@ -1,10 +1,10 @@
 import { join } from 'node:path';
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError } from '../errors.js';
+import { isFile } from '../files.js';
 import { type HeadWeights, loadHead } from '../index.js';
 import { confirmBoth, type OpenTower } from '../onnx/confirm.js';
 import { extractHead, type OrtModule, readModel, type TowerStructure } from '../onnx/index.js';
-import { isFile } from './files.js';
 
 /** Where the head of a tower comes from. */
 export interface HeadOrigin {

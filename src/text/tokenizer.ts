@@ -1,8 +1,7 @@
-import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { DesapError } from '../errors.js';
+import { isFile, readJson } from '../files.js';
 import { optional } from '../optional.js';
-import { isFile } from '../safetensors.js';
 
 /** A CLIP tokenizer: words to ids, and the special tokens that stand around them. */
 export interface ClipTokenizer {
@@ -51,14 +50,4 @@ export async function openTokenizer(path: string): Promise<ClipTokenizer> {
   } catch (cause) {
     throw new DesapError('ERR_FILE', `${file}: not a usable CLIP tokenizer: ${(cause as Error).message}`, { cause });
   }
-}
-
-async function readJson(path: string): Promise<object> {
-  try {
-    const value: unknown = JSON.parse(await readFile(path, 'utf8'));
-    if (typeof value === 'object' && value !== null) return value;
-  } catch (cause) {
-    throw new DesapError('ERR_FILE', `${path}: cannot be read as JSON: ${(cause as Error).message}`, { cause });
-  }
-  throw new DesapError('ERR_FILE', `${path}: got JSON that is not an object, wanted one`);
 }

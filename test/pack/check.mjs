@@ -83,12 +83,26 @@ try {
     `import { type PruneResult, Pruner } from 'desap';
      import { readTower } from 'desap/onnx';
      import { PrunedVision } from 'desap/onnxruntime';
+     import { attach } from 'desap/transformers';
      export const indices = (kept: PruneResult): Int32Array => kept.indices;
      export const keep: Parameters<Pruner['prune']>[2] = { keep: 64, taskShare: 0.5 };
-     export { PrunedVision, readTower };`,
+     export { attach, PrunedVision, readTower };`,
   );
   const tsc = join(root, 'node_modules', 'typescript', 'bin', 'tsc');
-  run(consumer, process.execPath, tsc, '--noEmit', '--strict', '--module', 'nodenext', '--target', 'es2022', '--lib', 'es2023,esnext.disposable,dom', 'types.mts');
+  run(
+    consumer,
+    process.execPath,
+    tsc,
+    '--noEmit',
+    '--strict',
+    '--module',
+    'nodenext',
+    '--target',
+    'es2022',
+    '--lib',
+    'es2023,esnext.disposable,dom',
+    'types.mts',
+  );
   check('types resolve and check, libraries included', true);
 
   const devices = JSON.parse(run(consumer, 'npx', 'desap', 'devices', '--json'));

@@ -12,22 +12,9 @@ import {
 } from '@huggingface/transformers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { attach, type PrunedImage } from '../../src/runtimes/transformers.js';
+import { close, type ExpectedItem, items, keep } from '../expected-items.js';
 import { Editable } from '../onnx/editable.js';
 import { halfPrecision } from '../onnx/variants.js';
-
-interface Item {
-  item: number;
-  image: string;
-  question: string;
-  kept: number[];
-  source: number[];
-  full: string;
-  pruned: string;
-}
-
-const expected = JSON.parse(await readFile('models/expected.json', 'utf8'));
-const close = new Set<number>(expected.about.close);
-const items: Item[] = expected.items;
 
 describe('the example model through ordinary Transformers.js code', () => {
   let processor: Processor;
@@ -42,7 +29,7 @@ describe('the example model through ordinary Transformers.js code', () => {
     detach = await attach(model, {
       clipFolder: 'models/tiny-clip',
       modelDir: 'tiny-llava',
-      keep: expected.about.method.keep,
+      keep,
       onPruned: (images) => {
         seen = images;
       },
@@ -54,7 +41,7 @@ describe('the example model through ordinary Transformers.js code', () => {
   });
 
   /** What a user writes, with or without pruning. */
-  async function answer({ image, question }: Item, more = {}): Promise<string> {
+  async function answer({ image, question }: ExpectedItem, more = {}): Promise<string> {
     const inputs = await processor(await RawImage.read(join('models/eval', image)), `<image>${question}<ans>`);
     const output = (await model.generate({ ...inputs, max_new_tokens: 4, ...more })) as Tensor;
     const answers = output.slice(null, [inputs.input_ids.dims[1], null]);

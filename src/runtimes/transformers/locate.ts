@@ -1,7 +1,7 @@
 import { isAbsolute, join } from 'node:path';
 import { DesapError } from '../../errors.js';
+import { isFile } from '../../files.js';
 import { optional } from '../../optional.js';
-import { isFile } from '../files.js';
 import type { HookedModel } from './model.js';
 
 /** Where a loaded model lies. */

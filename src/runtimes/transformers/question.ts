@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { DesapError, invalid } from '../../errors.js';
+import { isFile, readJson } from '../../files.js';
 import { optional } from '../../optional.js';
-import { isFile, readJson } from '../files.js';
 
 /** A user turn in the prompt formats of current models; the text is the first group. The last match is the last turn. */
 const USER_TURNS: readonly RegExp[] = [

@@ -1,0 +1,57 @@
+/** Reading and writing files whole; every failure is an `ERR_FILE` that begins with the path. */
+import { open, readFile, rename, rm, stat } from 'node:fs/promises';
+import { DesapError } from './errors.js';
+
+/** The bytes of a whole file. */
+export async function readBytes(path: string): Promise<Uint8Array> {
+  try {
+    const { buffer, byteOffset, byteLength } = await readFile(path);
+    return new Uint8Array(buffer, byteOffset, byteLength);
+  } catch (cause) {
+    throw new DesapError('ERR_FILE', `${path}: cannot be read: ${(cause as Error).message}`, { cause });
+  }
+}
+
+/** The object (or array) in a JSON file. */
+export async function readJson<T extends object>(path: string): Promise<T> {
+  const text = new TextDecoder().decode(await readBytes(path));
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw new DesapError('ERR_FILE', `${path}: is not JSON: ${(cause as Error).message}`, { cause });
+  }
+  if (typeof value === 'object' && value !== null) return value as T;
+  throw new DesapError('ERR_FILE', `${path}: got JSON that is not an object, wanted one`);
+}
+
+/** Writes a file whole or not at all: into a neighbour first, then renamed over the target. */
+export async function writeWhole(path: string, bytes: Uint8Array): Promise<void> {
+  const neighbour = `${path}.${process.pid}.part`;
+  try {
+    const handle = await open(neighbour, 'w');
+    try {
+      await handle.writeFile(bytes);
+    } finally {
+      await handle.close();
+    }
+    await rename(neighbour, path);
+  } catch (cause) {
+    await rm(neighbour, { force: true }).catch(() => {});
+    throw new DesapError('ERR_FILE', `${path}: cannot be written: ${(cause as Error).message}`, { cause });
+  }
+}
+
+/** Whether a path names an existing file. */
+export async function isFile(path: string): Promise<boolean> {
+  return stat(path).then(
+    (entry) => entry.isFile(),
+    () => false,
+  );
+}
+
+/** Fails unless a model folder is there. */
+export async function requireFolder(path: string, what: string): Promise<void> {
+  const entry = await stat(path).catch(() => null);
+  if (!entry?.isDirectory()) throw new DesapError('ERR_FILE', `${path}: got no such folder, wanted ${what}`);
+}
