@@ -19,11 +19,16 @@ export interface CompactOptions {
   imageTokenId: number;
   /** The result for the picture, or one result for each picture in the order of the prompt. */
   kept: KeptPatches | readonly KeptPatches[];
+  /**
+   * The positions that the prompt has already, int64 [1, L] or [R, 1, L] (R = 3 for M-RoPE): each token that stays keeps its
+   * column. In place of `positions`.
+   */
+  positionIds?: Tensor;
   /** Default `compact`. */
   positions?: Positions;
 }
 
-/** A shortened prompt of L' ids, [1, L'] int64 each. */
+/** A shortened prompt of L' ids, [1, L'] int64 each; `positionIds` [R, 1, L'] when they were given so. */
 export interface CompactPrompt {
   readonly inputIds: Tensor;
   readonly attentionMask: Tensor;
@@ -40,7 +45,9 @@ export interface CompactPrompt {
  * @throws DesapError `ERR_SHAPE` when the prompt has not one image token per patch, `ERR_DTYPE`, `ERR_VALUE`
  */
 export function compact(options: CompactOptions): CompactPrompt {
-  const { imageTokenId, positions = 'compact' } = options;
+  const { imageTokenId, positionIds, positions = 'compact' } = options;
+  if (positionIds && options.positions)
+    throw invalid('ERR_VALUE', 'positions', `${options.positions} and positionIds`, 'one of the two');
   if (positions !== 'compact' && positions !== 'original')
     throw invalid('ERR_VALUE', 'positions', positions, 'compact | original');
   const ids = int64('inputIds', options.inputIds);
@@ -60,11 +67,14 @@ export function compact(options: CompactOptions): CompactPrompt {
       `${visible.length}, one per patch`,
     );
 
+  const given = positionIds && positionRows(positionIds, ids.length);
+  const columns: number[] = [];
   const out = { ids: [] as bigint[], mask: [] as bigint[], positions: [] as bigint[] };
   let [patch, next] = [0, 0];
   for (let i = 0; i < ids.length; i++) {
     const stays = ids[i] !== image || visible[patch++];
     if (stays) {
+      columns.push(i);
       out.ids.push(ids[i]);
       out.mask.push(mask[i]);
       out.positions.push(mask[i] === 0n ? 1n : BigInt(next));
@@ -75,8 +85,24 @@ export function compact(options: CompactOptions): CompactPrompt {
   return {
     inputIds: tensor(out.ids),
     attentionMask: tensor(out.mask),
-    positionIds: tensor(out.positions),
-    nextPosition: next,
+    positionIds: given ? given.at(columns) : tensor(out.positions),
+    nextPosition: given ? given.next : next,
+  };
+}
+
+/** Given positions: some of their columns, and the position behind the largest. */
+function positionRows(positionIds: Tensor, length: number): { at(columns: readonly number[]): Tensor; next: number } {
+  const { data, dims } = positionIds;
+  if (!(data instanceof BigInt64Array)) throw invalid('ERR_DTYPE', 'positionIds', positionIds.type, 'int64');
+  const rows = dims.length === 3 ? dims[0] : 1;
+  if (dims.length < 2 || dims.length > 3 || dims.at(-2) !== 1 || dims.at(-1) !== length)
+    throw invalid('ERR_SHAPE', 'positionIds.dims', dims, `[1, ${length}] or [rows, 1, ${length}]`);
+  return {
+    at: (columns) => {
+      const kept = Array.from({ length: rows }, (_, r) => columns.map((column) => data[r * length + column]));
+      return new Tensor('int64', BigInt64Array.from(kept.flat()), [...dims.slice(0, -1), columns.length]);
+    },
+    next: Number(data.reduce((largest, position) => (position > largest ? position : largest), -1n)) + 1,
   };
 }
 

@@ -57,7 +57,7 @@ export class Llava {
           decoder.dispose(),
         ),
         vision: options.clip
-          ? await PrunedVision.open(onnx('vision_encoder'), { ...options, clip: options.clip })
+          ? await PrunedVision.open(onnx('vision_encoder'), { ...options, clip: options.clip, keep: undefined })
           : null,
       };
       return new Llava(folder, options, parts);

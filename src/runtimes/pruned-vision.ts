@@ -41,6 +41,8 @@ export interface PrunedVisionOptions extends DeviceOptions, Pick<AnalyzeOptions,
   head?: string | HeadWeights;
   /** A pruner that is open already, in place of a head; it stays the caller's and can only be checked by its shape. */
   pruner?: Pruner;
+  /** Default of the option `keep` of every call. */
+  keep?: number;
   /** What happens to questions longer than the text tower's context; default `segment`. */
   longText?: LongText;
   /** Session options of ONNX Runtime, for every session; default: its own, with threads that do not spin between runs. */
@@ -50,7 +52,10 @@ export interface PrunedVisionOptions extends DeviceOptions, Pick<AnalyzeOptions,
 }
 
 /** How to prune; see `PruneOptions`. The matrices of eq. 3 are not carried through. */
-export type VisionPruneOptions = Omit<PruneOptions, 'features' | 'matrices'>;
+export interface VisionPruneOptions extends Omit<PruneOptions, 'keep' | 'features' | 'matrices'> {
+  /** Visual tokens to keep, a count or a fraction below 1; default: the option `keep` of {@link PrunedVision.open}. */
+  keep?: number;
+}
 
 /** Milliseconds: the tower; what the image costs the pruner; the question's text tower; pruning; the projector. */
 export interface VisionTimings {
@@ -97,6 +102,8 @@ export class PrunedVision {
     private readonly tower: InferenceSession,
     private readonly projector: InferenceSession,
     private readonly encoding: AnalyzeOptions['encoding'],
+    /** Default of the option `keep`. */
+    readonly keep: number | undefined,
   ) {}
 
   /**
@@ -132,6 +139,7 @@ export class PrunedVision {
         session,
         await open(projector),
         options.encoding,
+        options.keep,
       );
     });
   }
@@ -181,7 +189,7 @@ export class PrunedVision {
    * Analyses an image and prunes it for one question. For several questions, {@link PrunedVision.analyze} it once.
    * @throws as {@link PrunedVision.analyze} and {@link VisionAnalysis.prune}
    */
-  async encode(pixelValues: Tensor, question: string, options: VisionPruneOptions): Promise<PrunedFeatures> {
+  async encode(pixelValues: Tensor, question: string, options?: VisionPruneOptions): Promise<PrunedFeatures> {
     using analysis = await this.analyze(pixelValues);
     return await analysis.prune(question, options);
   }
@@ -289,11 +297,12 @@ export class VisionAnalysis implements Disposable {
    * @param question as the CLIP text tower is to see it, or its tokens already encoded
    * @throws DesapError `ERR_VALUE` for an empty question, `keep`, ...; the errors of `ImageAnalysis.prune`
    */
-  async prune(question: string | TextTokens, options: VisionPruneOptions): Promise<PrunedFeatures> {
+  async prune(question: string | TextTokens, options: VisionPruneOptions = {}): Promise<PrunedFeatures> {
+    const keep = (options.keep ?? this.vision.keep) as number; // checked with the other options
     const start = performance.now();
     const text = typeof question === 'string' ? await this.vision.text.encode(checkQuestion(question)) : question;
     const encoded = performance.now();
-    const { tokens, timings: stages, ...kept } = await this.image.prune(text, options);
+    const { tokens, timings: stages, ...kept } = await this.image.prune(text, { ...options, keep });
     const pruned = performance.now();
     const features = await this.vision.project(tokens);
     const timings: VisionTimings = {

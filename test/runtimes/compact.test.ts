@@ -41,6 +41,26 @@ describe('compact', () => {
     expect(numbers(prompt.positionIds)).toEqual([0, 2, 4, 5, 6, 8]);
   });
 
+  it("gathers the caller's own positions, of one row or of M-RoPE's three", () => {
+    const one = new Tensor('int64', BigInt64Array.from([0n, 3n, 4n, 5n, 6n, 9n, 10n]), [1, 7]);
+    const prompt = compact({ inputIds, positionIds: one, imageTokenId: IMAGE, kept });
+    expect(numbers(prompt.positionIds)).toEqual([0, 4, 6, 9, 10]);
+    expect(prompt.nextPosition).toBe(11);
+    const rows = [0, 1, 1, 1, 1, 3, 4, 0, 1, 1, 2, 2, 3, 4, 0, 1, 2, 1, 2, 3, 4];
+    const three = new Tensor('int64', BigInt64Array.from(rows, BigInt), [3, 1, 7]);
+    const mrope = compact({ inputIds, positionIds: three, imageTokenId: IMAGE, kept });
+    expect(mrope.positionIds.dims).toEqual([3, 1, 5]);
+    expect(numbers(mrope.positionIds)).toEqual([0, 1, 1, 3, 4, 0, 1, 2, 3, 4, 0, 2, 2, 3, 4]);
+    expect(mrope.nextPosition).toBe(5);
+    expect(() => compact({ inputIds, positionIds: one, positions: 'original', imageTokenId: IMAGE, kept })).toThrow(
+      /one of the two/,
+    );
+    const short = new Tensor('int64', new BigInt64Array(6), [1, 6]);
+    expect(() => compact({ inputIds, positionIds: short, imageTokenId: IMAGE, kept })).toThrow(/positionIds.dims/);
+    const floats = new Tensor('float32', new Float32Array(7), [1, 7]);
+    expect(() => compact({ inputIds, positionIds: floats, imageTokenId: IMAGE, kept })).toThrow(/int64/);
+  });
+
   it('refuses a prompt that does not fit the patches', () => {
     expect(() => compact({ inputIds: [1, IMAGE, 5], imageTokenId: IMAGE, kept })).toThrow(/1 image tokens.*wanted 4/);
   });

@@ -77,9 +77,14 @@ describe('PrunedVision', () => {
     await saveHead(await extractHead({ visionModel: join(CLIP, 'onnx', 'vision_model.onnx') }), head);
     const clip = join(folder, 'text-only');
     await cp(CLIP, clip, { recursive: true, filter: (path) => !/vision_model|model\.safetensors/.test(path) });
-    const small = await PrunedVision.open(ENCODER, { clip, head });
+    const small = await PrunedVision.open(ENCODER, { clip, head, keep: 16 });
     const [a, b] = await Promise.all([small, vision].map((v) => v.encode(pixels[0], QUESTION, { keep: 16 })));
     expect(a.indices).toEqual(b.indices);
+    expect((await small.encode(pixels[0], QUESTION)).indices).toEqual(b.indices);
+    await expect(vision.encode(pixels[0], QUESTION)).rejects.toMatchObject({
+      code: 'ERR_VALUE',
+      message: expect.stringMatching(/^keep: got undefined/),
+    });
     await small.dispose();
     await expect(PrunedVision.open(ENCODER, { clip })).rejects.toMatchObject({
       code: 'ERR_FILE',

@@ -30,7 +30,7 @@ export async function openLlava(
       'ERR_GRAPH',
       `model.sessions.vision_encoder: got the inputs ${plain.inputNames.join(', ')} and the outputs ${plain.outputNames.join(', ')}, wanted pixel_values and image_features only`,
     );
-  const vision = await PrunedVision.open(files.visionEncoder, { ...options, clip: clipFolder, ort });
+  const vision = await PrunedVision.open(files.visionEncoder, { ...options, clip: clipFolder, ort, keep: undefined });
   try {
     const encode = async (pixels: Tensor) => {
       const parts: Float32Array[] = [];
