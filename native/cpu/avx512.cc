@@ -3,12 +3,7 @@
 
 #if defined(__x86_64__)
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
-#endif
+DESAP_BEGIN_REGION("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
 #define DESAP_ISA avx512
 #define DESAP_LANES 16
@@ -17,10 +12,6 @@
 
 #include "kernels.inc"
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+DESAP_END_REGION
 
 #endif

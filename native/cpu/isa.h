@@ -24,3 +24,13 @@ namespace desap {
 template struct MatrixOf<float>;
 template struct MatrixOf<const float>;
 }  // namespace desap
+
+// Opens and closes a region whose functions have the instruction set, given in the compiler's own words.
+#define DESAP_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define DESAP_BEGIN_REGION(isa) DESAP_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define DESAP_END_REGION DESAP_PRAGMA(clang attribute pop)
+#else
+#define DESAP_BEGIN_REGION(isa) DESAP_PRAGMA(GCC push_options) DESAP_PRAGMA(GCC target(isa))
+#define DESAP_END_REGION DESAP_PRAGMA(GCC pop_options)
+#endif

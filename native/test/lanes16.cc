@@ -4,12 +4,7 @@
 
 #if defined(__x86_64__)
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+DESAP_BEGIN_REGION("avx2,fma,f16c")
 
 #define DESAP_ISA lanes16
 #define DESAP_LANES 16
@@ -23,10 +18,6 @@ extern const Kernels lanes16_kernels;
 
 #include "../cpu/kernels.inc"
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+DESAP_END_REGION
 
 #endif
