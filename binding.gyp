@@ -1,21 +1,12 @@
-# The CPU addon. Its kernels are listed in native/sources.json, which the native tests read too.
+# The CPU addon. Most of its sources are listed in native/sources.json, which CMakeLists.txt reads too.
 {
   'targets': [
     {
       'target_name': 'desap',
       'sources': [
         "<!@(node -p \"require('./native/sources.json').cpu.join(' ')\")",
-        'native/binding/addon.cc',
-        'native/binding/analysis_object.cc',
-        'native/binding/arguments.cc',
-        'native/binding/context_object.cc',
+        "<!@(node -p \"require('./native/sources.json').binding.join(' ')\")",
         'native/binding/device_cpu.cc',
-        'native/binding/errors.cc',
-        'native/binding/executor.cc',
-        'native/binding/head_object.cc',
-        'native/binding/host_buffer.cc',
-        'native/binding/host_pool.cc',
-        'native/binding/kernel_calls.cc',
       ],
       'include_dirs': ["<!(node -p \"require('node-addon-api').include_dir\")"],
       'cflags!': ['-O2'],

@@ -1,6 +1,6 @@
 /** Times contenders side by side: in turn, round by round, in one process; medians with their spread, and ratios pair by pair. */
 import { cpus, loadavg } from 'node:os';
-import { type Backend, devices, openBackend } from '../src/index.js';
+import { type Backend, type DeviceOptions, devices, openBackend } from '../src/index.js';
 
 /** One way to compute the same thing. */
 export interface Contender {
@@ -75,17 +75,38 @@ export function measure({ name, shape, flops, contenders }: Benchmark, rounds: n
   return { name, shape, rounds, rows };
 }
 
-/** The backends that every kernel is timed on: the reference first, then the CPU with one thread and with all. */
-export function contestants(): { name: string; backend: Backend }[] {
+/** One way to open a device for a benchmark. */
+export interface Contestant {
+  readonly name: string;
+  readonly options: DeviceOptions;
+  readonly backend: Backend;
+}
+
+const PRECISIONS = ['strict', 'fast', 'bf16'] as const;
+
+/** Whether benchmarks are of the cards (`npm run bench:cuda`) rather than of the CPU. */
+export const ON_CARDS = process.argv.includes('--cuda');
+
+/**
+ * What every kernel is timed on: the reference first, then the CPU with one thread and with all; or, on cards, the CPU with
+ * all threads and each card at each precision, from and to host memory.
+ */
+export function contestants(): Contestant[] {
   const cpu = devices().find(({ device }) => device === 'cpu');
   if (!cpu?.available) throw new Error(cpu?.reason ?? 'no CPU addon');
-  const threads = [...new Set([1, Math.min(cpus().length, 16)])];
+  const all = Math.min(cpus().length, 16);
+  const open = (name: string, options: DeviceOptions) => ({ name, options, backend: openBackend(options) });
+  const onCpu = (threads: number) =>
+    open(`native, ${threads} thread${threads > 1 ? 's' : ''}`, { device: 'cpu', threads });
+  if (!ON_CARDS)
+    return [
+      open('JavaScript reference', { device: 'reference' }),
+      ...[...new Set([1, all])].map((count) => onCpu(count)),
+    ];
+  const cards = devices().flatMap(({ device }) => (device.startsWith('cuda:') ? [device as `cuda:${number}`] : []));
   return [
-    { name: 'JavaScript reference', backend: openBackend({ device: 'reference' }) },
-    ...threads.map((count) => ({
-      name: `native, ${count} thread${count > 1 ? 's' : ''}`,
-      backend: openBackend({ device: 'cpu', threads: count }),
-    })),
+    onCpu(all),
+    ...cards.flatMap((device) => PRECISIONS.map((precision) => open(`${device}, ${precision}`, { device, precision }))),
   ];
 }
 
@@ -98,6 +119,7 @@ export function machine() {
     cores: cpus().length,
     node: process.version,
     cpu: cpu?.available ? cpu.description : 'none',
+    cards: devices().flatMap((report) => ('memory' in report ? [report.description] : [])),
     loadAverage: Number(loadavg()[0].toFixed(2)),
   };
 }

@@ -8,12 +8,8 @@ export default async function wholeHead(): Promise<Benchmark> {
   const weights = head();
   const [hidden, question] = [tensor(1, tokens, width), tensor(2, text, embedding)];
   const contenders = await Promise.all(
-    contestants().map(async ({ name, backend }) => {
-      const threads = Number(/(\d+) thread/.exec(name)?.[1] ?? 1);
-      const pruner = await Pruner.load(
-        weights,
-        backend.kind === 'reference' ? { device: 'reference' } : { device: 'cpu', threads },
-      );
+    contestants().map(async ({ name, options }) => {
+      const pruner = await Pruner.load(weights, options);
       return { name, run: () => pruner.pruneSync(hidden, question, { keep }) };
     }),
   );

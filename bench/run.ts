@@ -1,13 +1,17 @@
 /**
  * npm run bench [-- kernel ...]: every kernel and the whole head, the JavaScript reference against the native kernels on the
  * same inputs in the same run. Prints a table; a full run writes it to bench/results/kernels.{json,md}.
+ *
+ * npm run bench:cuda [-- kernel ...]: the CPU against every card instead, from and to host memory; kernels-cuda.{json,md}.
+ * Device times are those of build-cuda/desap-cuda-bench.
  */
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { devices } from '../src/index.js';
 import align from './align.bench.js';
 import attention from './attention.bench.js';
-import { type Benchmark, machine, measure, type Result, table } from './harness.js';
+import { type Benchmark, machine, measure, ON_CARDS, type Result, table } from './harness.js';
 import head from './head.bench.js';
 import layerNorm from './layer-norm.bench.js';
 import linear from './linear.bench.js';
@@ -32,11 +36,17 @@ const ALL: Record<string, () => Benchmark | Promise<Benchmark>> = {
 
 const ROUNDS = 7;
 
-const wanted = process.argv.slice(2);
+const wanted = process.argv.slice(2).filter((argument) => argument !== '--cuda');
 const unknown = wanted.filter((name) => !(name in ALL));
 if (unknown.length > 0) {
   console.error(`unknown: ${unknown.join(', ')}; there are ${Object.keys(ALL).join(', ')}`);
   process.exit(2);
+}
+
+const noCard = devices().find(({ device }) => device === 'cuda');
+if (ON_CARDS && noCard && !noCard.available) {
+  console.error(`cuda: ${noCard.reason}`);
+  process.exit(1);
 }
 
 const results: Result[] = [];
@@ -46,7 +56,7 @@ for (const name of wanted.length > 0 ? wanted : Object.keys(ALL)) {
 }
 const about = machine();
 const text = [
-  `${about.processor}, ${about.cores} cores; ${about.cpu}; Node ${about.node}; ${about.date}; load average at the end ${about.loadAverage}.`,
+  `${about.processor}, ${about.cores} cores; ${[about.cpu, ...about.cards].join('; ')}; Node ${about.node}; ${about.date}; load average at the end ${about.loadAverage}.`,
   `Medians of ${ROUNDS} rounds (10th to 90th percentile); contenders in turn within each round; ratios from the same rounds.`,
   '',
   table(results),
@@ -57,6 +67,7 @@ console.log(text);
 if (wanted.length === 0) {
   const folder = join(dirname(fileURLToPath(import.meta.url)), 'results');
   await mkdir(folder, { recursive: true });
-  await writeFile(join(folder, 'kernels.json'), `${JSON.stringify({ machine: about, results }, null, 1)}\n`);
-  await writeFile(join(folder, 'kernels.md'), text);
+  const name = ON_CARDS ? 'kernels-cuda' : 'kernels';
+  await writeFile(join(folder, `${name}.json`), `${JSON.stringify({ machine: about, results }, null, 1)}\n`);
+  await writeFile(join(folder, `${name}.md`), text);
 }

@@ -39,29 +39,12 @@ struct HiddenStates {
   Hold hold;          // keeps `data` alive; null: the caller does until `analyze` returns, which then keeps a copy
 };
 
-// Time per stage in milliseconds.
+// Time per stage in milliseconds. Of a batch each image gets its share of the whole.
 struct AnalyzeTimings { double normalize, project, attention, saliency, read_out; };
 struct PruneTimings { double align, top_k, merge; };
 
 // Optional copies of the intermediates, each [N, D]; null where not wanted.
 struct Intermediates { float* context; float* attention; };
-
-class Analysis;
-
-class Head {
- public:
-  static Status create(Context&, const HeadConfig&, const HeadWeights&, std::shared_ptr<Head>*);
-  ~Head();
-  const HeadConfig& config() const;
-
-  // not_finite("hidden", row), out_of_memory.
-  Status analyze(Context&, const HiddenStates&, Encoding, const Intermediates&, std::shared_ptr<Analysis>*) const;
-
- private:
-  struct State;
-  explicit Head(std::unique_ptr<State>);
-  std::unique_ptr<State> state_;
-};
 
 struct PruneRequest {
   ConstMatrix text;              // [T, E], not normalised
@@ -83,7 +66,32 @@ struct PruneOutput {
   int32_t* assignment;           // [P] position in indices
   int32_t* counts;               // [K]
   float* task;                   // [P], never null
+  float* saliency;               // [P] the map that chose the rest: the request's, else A_s; or null
   AlignmentMatrices matrices;    // each null or [P, T]
+};
+
+class Analysis;
+
+class Head {
+ public:
+  static Status create(Context&, const HeadConfig&, const HeadWeights&, std::shared_ptr<Head>*);
+  ~Head();
+  const HeadConfig& config() const;
+
+  // One analysis per image; the images may differ in size. `copies` is null or has an entry per image.
+  // not_finite("hidden", row) with the image, out_of_memory. All or nothing.
+  Status analyze(Context&, const HiddenStates* images, int64_t count, Encoding, const Intermediates* copies,
+                 std::shared_ptr<Analysis>* analyses) const;
+
+  // Analyses and prunes each image for its own request, in one go: nothing is kept. Errors of both, with the image; what
+  // the outputs of the other images hold then is not defined.
+  Status prune(Context&, const HiddenStates* images, int64_t count, Encoding, const PruneRequest*, const PruneOutput*,
+               AnalyzeTimings*, PruneTimings*) const;
+
+ private:
+  struct State;
+  explicit Head(std::unique_ptr<State>);
+  std::unique_ptr<State> state_;
 };
 
 // What one image's head computed: A_d, A_s, and a reference to (or a copy of) the patch features. Immutable.
@@ -93,10 +101,12 @@ class Analysis {
   int64_t tokens() const;            // N
   int64_t patches() const;           // P
   int64_t width() const;             // D
-  const float* embedding() const;    // A_d [N, E], unit rows, contiguous
-  const float* saliency() const;     // A_s [P]
-  // The patch rows [P, D] that merging reads, float32: the caller's own memory when that was float32 and held (the
+  Status read_embedding(float* out) const;  // A_d [N, E], unit rows; any thread
+  Status read_saliency(float* out) const;   // A_s [P]; any thread
+  // CPU: the patch rows [P, D] that merging reads, float32: the caller's own memory when that was float32 and held (the
   // analysis then shares the hold), otherwise a copy. Half is converted once, by `analyze`; its hold is not kept.
+  // CUDA: the first patch row in the caller's memory where the card read it in place (pinned and held), otherwise null:
+  // merging reads the card's own copy.
   const void* features() const;
   const AnalyzeTimings& timings() const;
 

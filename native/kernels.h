@@ -25,6 +25,11 @@ struct MatrixOf {
 using Matrix = MatrixOf<float>;
 using ConstMatrix = MatrixOf<const float>;
 
+// Arithmetic of the matrix products; everything else is float32. `strict` keeps the float32 contract (1e-4 of the largest
+// value, equal kept sets): float32 itself on the CPU, split binary16 operands on the tensor cores. The others round operands to
+// 16 bits, sums are float32.
+enum class Precision : int { strict, fast, bf16 };
+
 // Where kernels run. CPU: an instruction set and a thread pool. CUDA: a device and a stream.
 // One thread at a time may run kernels on a context; Executor (binding/executor.h) sees to that.
 struct Context;

@@ -22,6 +22,10 @@ export type DesapErrorCode =
   | 'ERR_MISSING_PACKAGE'
   /** The requested device or instruction set is not available here. */
   | 'ERR_DEVICE_UNAVAILABLE'
+  /** The device refused or broke off a call; the message has the driver's word for it. The next call may work. */
+  | 'ERR_DEVICE_FAILED'
+  /** The device, or what this process has on it, is dead: every later call on it says so too. Open another one. */
+  | 'ERR_DEVICE_LOST'
   /** An allocation failed. */
   | 'ERR_OUT_OF_MEMORY'
   /** A broken invariant: a bug in this package. */
@@ -53,7 +57,7 @@ export function notFinite(argument: string, row: number, image?: number): DesapE
     `NaN, Inf or a magnitude beyond float32 in row ${row}`,
     'finite values',
   );
-  return Object.assign(error, { argument, row });
+  return Object.assign(error, { argument, row, image });
 }
 
 function describe(value: unknown): string {

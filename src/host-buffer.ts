@@ -1,10 +1,19 @@
 import type { NativeHostBuffer } from './backend/addon.js';
+import { availableCudaAddon, cudaStatus } from './backend/cuda.js';
 import { desapError, loadCpuAddon } from './backend/native.js';
 import { DesapError, invalid } from './errors.js';
 import { Tensor } from './tensor.js';
 
 /** Element types of a {@link HostBuffer}'s tensors. */
 export type HostType = 'float32' | 'float16';
+
+export interface HostBufferOptions {
+  /**
+   * Page-locked memory, which a card reads in place: `true` fails where there is none to have, `false` takes ordinary memory,
+   * which the CPU reads in place. Default: page-locked where CUDA can be used and grants it.
+   */
+  pinned?: boolean;
+}
 
 const BYTES = { float32: 4, float16: 2 } as const;
 
@@ -25,6 +34,10 @@ const BYTES = { float32: 4, float16: 2 } as const;
  * Two rules. After `session.run`, read the tensor that you passed, not the one that it returns, which is a copy. And do
  * not write into the buffer while an analysis of it lives: it reads the buffer whenever it merges.
  *
+ * Where CUDA can be used, the memory is page-locked (`pinned`): the card then fetches it by itself, without a copy in between.
+ * It belongs to one addon: a pruner on the CPU copies the memory of a pinned buffer first, as it does any other memory; for
+ * that device ask for `{ pinned: false }`, which a card reads too, only slower.
+ *
  * Its content is undefined at first. Without `dispose()` the garbage collector frees it; then nothing is reused soon.
  */
 export class HostBuffer implements Disposable {
@@ -40,12 +53,23 @@ export class HostBuffer implements Disposable {
   /** Address of the first byte, a multiple of 64. */
   readonly address: bigint;
 
-  private constructor(byteLength: number) {
-    const addon = loadCpuAddon();
+  /** Whether the memory is page-locked, for a card to read in place. */
+  readonly pinned: boolean;
+
+  private constructor(byteLength: number, { pinned }: HostBufferOptions = {}) {
+    const cuda = pinned === false ? null : availableCudaAddon();
+    if (pinned && !cuda)
+      throw new DesapError('ERR_DEVICE_UNAVAILABLE', `pinned: got true, and there is no CUDA: ${cudaStatus().reason}`);
+    const addon = cuda ?? loadCpuAddon();
     try {
       this.#native = new addon.HostBuffer(byteLength);
     } catch (error) {
       throw desapError(error);
+    }
+    this.pinned = this.#native.pinned;
+    if (pinned && !this.pinned) {
+      this.#native.dispose();
+      throw new DesapError('ERR_OUT_OF_MEMORY', `HostBuffer: ${byteLength} bytes cannot be pinned`);
     }
     this.arrayBuffer = this.#native.arrayBuffer;
     this.address = addon.addressOf(new Uint8Array(this.arrayBuffer));
@@ -53,18 +77,19 @@ export class HostBuffer implements Disposable {
 
   /**
    * @param byteLength 1 to 2^46 bytes
-   * @throws DesapError `ERR_VALUE`, `ERR_OUT_OF_MEMORY`; `ERR_DEVICE_UNAVAILABLE` without the native addon
+   * @throws DesapError `ERR_VALUE`, `ERR_OUT_OF_MEMORY`; `ERR_DEVICE_UNAVAILABLE` without the native addon, and for `pinned: true`
+   *   without CUDA
    */
-  static allocate(byteLength: number): HostBuffer {
-    return new HostBuffer(byteLength);
+  static allocate(byteLength: number, options?: HostBufferOptions): HostBuffer {
+    return new HostBuffer(byteLength, options);
   }
 
   /**
    * Room for one tensor.
    * @throws DesapError as {@link HostBuffer.allocate}; `ERR_DTYPE`, `ERR_SHAPE` for the type and the extents
    */
-  static forTensor(type: HostType, dims: readonly number[]): HostBuffer {
-    return new HostBuffer(elementCount(type, dims) * BYTES[type]);
+  static forTensor(type: HostType, dims: readonly number[], options?: HostBufferOptions): HostBuffer {
+    return new HostBuffer(elementCount(type, dims) * BYTES[type], options);
   }
 
   /** Whether {@link HostBuffer.dispose} was called. */

@@ -1,16 +1,17 @@
 import { type Backend, createBackend } from './backend/backend.js';
-import { type DeviceOptions, openDriver } from './backend/devices.js';
+import { type DeviceOptions, openDevice } from './backend/devices.js';
 import type {
   AnalyzeTimings,
   Driver,
   DriverAnalysis,
   DriverHead,
   MaybePromise,
+  PruneAllOutput,
   PruneOutput,
   PruneRequest,
   PruneTimings,
 } from './backend/driver.js';
-import { invalid } from './errors.js';
+import { type DesapError, invalid, notFinite } from './errors.js';
 import { checkHead, type HeadWeights, loadHead } from './head.js';
 import { ALIGNMENTS, type Alignment, ENCODINGS, type Encoding } from './kernels/kernels.js';
 import {
@@ -46,6 +47,8 @@ export interface TextTokens {
   readonly endOfText?: number | Float32Array;
 }
 
+type Text = TensorLike | TextTokens;
+
 /** Options of {@link ImageAnalysis.prune}. */
 export interface PruneOptions {
   /** K: how many visual tokens to keep. A number below 1 is a fraction of P (rounded half up, at least 1), others are counts. */
@@ -67,6 +70,9 @@ export interface PruneOptions {
   /** Return the matrices of eq. 3; default false. */
   matrices?: boolean;
 }
+
+/** Options of {@link Pruner.pruneBatch}, the same for each image. */
+export type BatchOptions = Omit<PruneOptions, 'saliency' | 'features'> & AnalyzeOptions;
 
 /** What was kept of one image for one question. K kept tokens, P patches, T text tokens, D width. */
 export interface PruneResult {
@@ -118,7 +124,8 @@ export class Pruner implements Disposable {
    *
    * @param source path or bytes of a `.safetensors` head (see `desap extract`), or the weights themselves
    * @throws DesapError `ERR_FILE`, `ERR_SHAPE`, `ERR_VALUE`, `ERR_NOT_FINITE` for the head; `ERR_DEVICE_UNAVAILABLE` with the
-   *   reason for the device; `ERR_OUT_OF_MEMORY`
+   *   reason for the device; `ERR_OUT_OF_MEMORY`. A card that cannot take the head (heads wider than 128: `ERR_VALUE`), has no
+   *   room for it or fails is passed over by the device `auto`
    */
   static async load(
     source: string | Uint8Array | ArrayBuffer | HeadWeights,
@@ -126,19 +133,9 @@ export class Pruner implements Disposable {
   ): Promise<Pruner> {
     const isFile = typeof source === 'string' || source instanceof Uint8Array || source instanceof ArrayBuffer;
     const weights = isFile ? await loadHead(source) : checkHead(source);
-    const { driver, fallback } = openDriver(options);
-    try {
-      const { width, heads, embedding, classToken } = weights;
-      return new Pruner(
-        driver,
-        driver.createHead(weights),
-        { width, heads, embedding, classToken },
-        createBackend(driver, fallback),
-      );
-    } catch (error) {
-      driver.dispose();
-      throw error;
-    }
+    const { driver, made, fallback } = openDevice(options, (driver) => driver.createHead(weights));
+    const { width, heads, embedding, classToken } = weights;
+    return new Pruner(driver, made, { width, heads, embedding, classToken }, createBackend(driver, fallback));
   }
 
   /** The device in words; `fallback` of {@link Pruner.backend} says why `auto` took it. */
@@ -146,12 +143,18 @@ export class Pruner implements Disposable {
     return this.driver.description;
   }
 
+  /** Arithmetic of the matrix products: `float64` (reference), `float32` (CPU), or what a card was asked for. */
+  get precision(): Backend['precision'] {
+    return this.driver.precision;
+  }
+
   /**
    * The part that no question changes: attention, embedding and saliency of one image (steps 1 to 4 and 7).
    *
    * @param hidden hidden states that enter the encoder's last layer, [N, D] or [1, N, D], float32 or float16. Memory of a
    *   `HostBuffer` is read in place, now and whenever the analysis merges; other memory is copied first.
-   * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DETACHED`, `ERR_NOT_FINITE`, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`
+   * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DETACHED`, `ERR_NOT_FINITE`, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`; on a card
+   *   `ERR_DEVICE_FAILED`, `ERR_DEVICE_LOST`
    */
   async analyze(hidden: TensorLike, options: AnalyzeOptions = {}): Promise<ImageAnalysis> {
     const [image] = await this.#analyze([this.#image('hidden', hidden)], options, false);
@@ -172,24 +175,102 @@ export class Pruner implements Disposable {
     hidden: TensorLike | readonly TensorLike[],
     options: AnalyzeOptions = {},
   ): Promise<ImageAnalysis[]> {
-    const images = isList(hidden) ? hidden.map((one, b) => this.#image(`hidden[${b}]`, one)) : this.#split(hidden);
-    return images.length === 0 ? [] : this.#analyze(images, options, false);
+    return this.#analyze(this.#images(hidden), options, false);
   }
 
-  /** Analyses and prunes in one call. For several questions on one image, {@link Pruner.analyze} it once. */
-  async prune(
-    hidden: TensorLike,
-    text: TensorLike | TextTokens,
-    options: PruneOptions & AnalyzeOptions,
-  ): Promise<PruneResult> {
-    using image = await this.analyze(hidden, options);
-    return await image.prune(text, options);
+  /**
+   * Analyses and prunes in one go, which keeps nothing of the image. For several questions on one image,
+   * {@link Pruner.analyze} it once.
+   * @throws as {@link Pruner.analyze} and {@link ImageAnalysis.prune}
+   */
+  async prune(hidden: TensorLike, text: Text, options: PruneOptions & AnalyzeOptions): Promise<PruneResult> {
+    const [result] = await this.#prune([this.#image('hidden', hidden)], text, options, false);
+    return result;
   }
 
   /** {@link Pruner.prune}, on the calling thread. */
-  pruneSync(hidden: TensorLike, text: TensorLike | TextTokens, options: PruneOptions & AnalyzeOptions): PruneResult {
-    using image = this.analyzeSync(hidden, options);
-    return image.pruneSync(text, options);
+  pruneSync(hidden: TensorLike, text: Text, options: PruneOptions & AnalyzeOptions): PruneResult {
+    const [result] = this.#prune([this.#image('hidden', hidden)], text, options, true) as PruneResult[];
+    return result;
+  }
+
+  /**
+   * {@link Pruner.prune} for several images in one go: the tiles of a picture, the frames of a film, the pictures of a prompt.
+   * Each result is what `prune` gives for that image alone, to the bit.
+   *
+   * @param hidden a tensor [B, N, D], or a list of [N, D] tensors that may differ in N
+   * @param text one for all images, or a list with one per image
+   * @throws as {@link Pruner.prune}; one bad image fails the call
+   */
+  async pruneBatch(
+    hidden: TensorLike | readonly TensorLike[],
+    text: Text | readonly Text[],
+    options: BatchOptions,
+  ): Promise<PruneResult[]> {
+    return this.#pruneBatch(hidden, text, options, false);
+  }
+
+  /** {@link Pruner.pruneBatch}, on the calling thread. */
+  pruneBatchSync(
+    hidden: TensorLike | readonly TensorLike[],
+    text: Text | readonly Text[],
+    options: BatchOptions,
+  ): PruneResult[] {
+    return this.#pruneBatch(hidden, text, options, true) as PruneResult[];
+  }
+
+  #pruneBatch(
+    hidden: TensorLike | readonly TensorLike[],
+    text: Text | readonly Text[],
+    options: BatchOptions,
+    sync: boolean,
+  ): MaybePromise<PruneResult[]> {
+    for (const key of ['saliency', 'features'] as const)
+      if (options && (options as PruneOptions)[key] !== undefined)
+        throw invalid(
+          'ERR_VALUE',
+          key,
+          'one for several images',
+          'none (analyze the images, and prune each with its own)',
+        );
+    const images = this.#images(hidden);
+    if (isList(text)) return this.#prune(images, text, options, sync);
+    const renamed = (error: unknown) => {
+      throw ofSharedText(error);
+    };
+    try {
+      const results = this.#prune(images, text, options, sync);
+      return results instanceof Promise ? results.catch(renamed) : results;
+    } catch (error) {
+      return renamed(error);
+    }
+  }
+
+  #prune(
+    images: readonly FloatMatrix[],
+    text: Text | readonly Text[],
+    options: PruneOptions & AnalyzeOptions,
+    sync: boolean,
+  ): MaybePromise<PruneResult[]> {
+    assertAlive('Pruner', this.#alive);
+    if (isList(text) && text.length !== images.length)
+      throw invalid('ERR_SHAPE', 'text', `${text.length} texts`, `${images.length}, one per image`);
+    const shapes = images.map(({ rows, cols }) => ({
+      patches: rows - Number(this.head.classToken),
+      width: cols,
+      embedding: this.head.embedding,
+    }));
+    const requests = shapes.map((shape, b) =>
+      isList(text) ? pruneRequest(`text[${b}]`, text[b], options, shape) : pruneRequest('text', text, options, shape),
+    );
+    const encoding = oneOf('encoding', options.encoding ?? 'qq', ENCODINGS);
+    const wrap = (outputs: PruneAllOutput[]) =>
+      outputs.map((output, b) =>
+        pruneResult(output, requests[b], options, shapes[b], output.timings, () => output.saliency as Float32Array),
+      );
+    const maps = Boolean(options.maps) && options.saliency === undefined;
+    const outputs = this.driverHead.prune(images, requests, { encoding, maps }, sync);
+    return outputs instanceof Promise ? outputs.then(wrap) : wrap(outputs);
   }
 
   #analyze(images: readonly FloatMatrix[], options: AnalyzeOptions, sync: boolean): MaybePromise<ImageAnalysis[]> {
@@ -198,6 +279,10 @@ export class Pruner implements Disposable {
     const wrap = (analyses: DriverAnalysis[]) => analyses.map((analysis) => new ImageAnalysis(analysis, this.head));
     const result = this.driverHead.analyze(images, { encoding, intermediates: options.intermediates ?? false }, sync);
     return result instanceof Promise ? result.then(wrap) : wrap(result);
+  }
+
+  #images(hidden: TensorLike | readonly TensorLike[]): FloatMatrix[] {
+    return isList(hidden) ? hidden.map((one, b) => this.#image(`hidden[${b}]`, one)) : this.#split(hidden);
   }
 
   #image(argument: string, hidden: TensorLike): FloatMatrix {
@@ -287,13 +372,13 @@ export class ImageAnalysis implements Disposable {
    * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE` (keep, taskShare, endOfText, ...), `ERR_NOT_FINITE` (text, saliency,
    *   features), `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`
    */
-  async prune(text: TensorLike | TextTokens, options: PruneOptions): Promise<PruneResult> {
+  async prune(text: Text, options: PruneOptions): Promise<PruneResult> {
     const request = this.#request(text, options);
     return this.#result(await this.#use().prune(request, false), request, options);
   }
 
   /** {@link ImageAnalysis.prune}, on the calling thread. */
-  pruneSync(text: TensorLike | TextTokens, options: PruneOptions): PruneResult {
+  pruneSync(text: Text, options: PruneOptions): PruneResult {
     const request = this.#request(text, options);
     return this.#result(this.#use().prune(request, true) as PruneOutput, request, options);
   }
@@ -303,55 +388,13 @@ export class ImageAnalysis implements Disposable {
     return this.analysis;
   }
 
-  #request(text: TensorLike | TextTokens, options: PruneOptions): PruneRequest {
-    if (typeof options !== 'object' || options === null)
-      throw invalid('ERR_VALUE', 'options', options, 'an object with keep');
-    const P = this.patches;
-    const given: TextTokens = isTextTokens(text) ? text : { tokens: text };
-    const tokens = singlePrecision(matrix('text', given.tokens, { cols: this.head.embedding }));
-    const end = given.endOfText ?? tokens.rows - 1;
-    const keep = keepCount(options.keep, P);
-    const taskShare = finite('taskShare', options.taskShare ?? 0.5, 0, 1);
-    return {
-      text: tokens,
-      query: typeof end === 'number' ? null : vector('endOfText', end, this.head.embedding),
-      endOfText: typeof end === 'number' ? integer('endOfText', end, 0, tokens.rows - 1) : -1,
-      keep,
-      taskKeep: Math.floor(keep * taskShare + 0.5),
-      alignment: oneOf('alignment', options.alignment ?? 'fcma', ALIGNMENTS),
-      lambda: finite('lambda', options.lambda ?? 0.1, -1e6, 1e6),
-      saliency: options.saliency === undefined ? null : vector('saliency', options.saliency, P),
-      merge: options.merge ?? true,
-      features: options.features === undefined ? null : matrix('features', options.features, { rows: P }),
-      matrices: options.matrices ?? false,
-    };
+  #request(text: Text, options: PruneOptions): PruneRequest {
+    return pruneRequest('text', text, options, { patches: this.patches, embedding: this.head.embedding });
   }
 
   #result(output: PruneOutput, request: PruneRequest, options: PruneOptions): PruneResult {
-    const { indices, source, assignment, counts, matrices } = output;
-    const shape = [request.keep, request.features?.cols ?? this.analysis.width];
-    const tensor = (data: Float32Array) => float32(data, [this.patches, request.text.rows]);
-    return {
-      tokens:
-        output.tokens instanceof Float32Array
-          ? float32(output.tokens, shape)
-          : new Tensor('float16', output.tokens, shape),
-      indices,
-      source,
-      assignment,
-      counts,
-      ...(options.maps && {
-        maps: { task: output.task, saliency: request.saliency?.slice() ?? this.analysis.saliency() },
-      }),
-      ...(matrices && {
-        matrices: {
-          similarity: tensor(matrices.similarity),
-          visualAlignment: matrices.visualAlignment && tensor(matrices.visualAlignment),
-          textAlignment: matrices.textAlignment && tensor(matrices.textAlignment),
-        },
-      }),
-      timings: { ...this.analysis.timings, ...output.timings },
-    };
+    const timings = { ...this.analysis.timings, ...output.timings };
+    return pruneResult(output, request, options, this.analysis, timings, () => this.analysis.saliency());
   }
 
   /** Frees the analysis, and lets go of the `HostBuffer` that it reads. A pruning in flight ends first. */
@@ -366,11 +409,77 @@ export class ImageAnalysis implements Disposable {
   }
 }
 
-function isList(hidden: TensorLike | readonly TensorLike[]): hidden is readonly TensorLike[] {
-  return Array.isArray(hidden);
+function pruneRequest(
+  argument: string,
+  text: Text,
+  options: PruneOptions,
+  { patches, embedding }: { patches: number; embedding: number },
+): PruneRequest {
+  if (typeof options !== 'object' || options === null)
+    throw invalid('ERR_VALUE', 'options', options, 'an object with keep');
+  const given: TextTokens = isTextTokens(text) ? text : { tokens: text };
+  const tokens = singlePrecision(matrix(argument, given.tokens, { cols: embedding }));
+  const end = given.endOfText ?? tokens.rows - 1;
+  const keep = keepCount(options.keep, patches);
+  const taskShare = finite('taskShare', options.taskShare ?? 0.5, 0, 1);
+  return {
+    text: tokens,
+    query: typeof end === 'number' ? null : vector('endOfText', end, embedding),
+    endOfText: typeof end === 'number' ? integer('endOfText', end, 0, tokens.rows - 1) : -1,
+    keep,
+    taskKeep: Math.floor(keep * taskShare + 0.5),
+    alignment: oneOf('alignment', options.alignment ?? 'fcma', ALIGNMENTS),
+    lambda: finite('lambda', options.lambda ?? 0.1, -1e6, 1e6),
+    saliency: options.saliency === undefined ? null : vector('saliency', options.saliency, patches),
+    merge: options.merge ?? true,
+    features: options.features === undefined ? null : matrix('features', options.features, { rows: patches }),
+    matrices: options.matrices ?? false,
+  };
 }
 
-function isTextTokens(text: TensorLike | TextTokens): text is TextTokens {
+function pruneResult(
+  output: PruneOutput,
+  request: PruneRequest,
+  options: PruneOptions,
+  { patches, width }: { patches: number; width: number },
+  timings: PruneResult['timings'],
+  saliency: () => Float32Array,
+): PruneResult {
+  const { indices, source, assignment, counts, matrices } = output;
+  const shape = [request.keep, request.features?.cols ?? width];
+  const tensor = (data: Float32Array) => float32(data, [patches, request.text.rows]);
+  return {
+    tokens:
+      output.tokens instanceof Float32Array
+        ? float32(output.tokens, shape)
+        : new Tensor('float16', output.tokens, shape),
+    indices,
+    source,
+    assignment,
+    counts,
+    ...(options.maps && { maps: { task: output.task, saliency: request.saliency?.slice() ?? saliency() } }),
+    ...(matrices && {
+      matrices: {
+        similarity: tensor(matrices.similarity),
+        visualAlignment: matrices.visualAlignment && tensor(matrices.visualAlignment),
+        textAlignment: matrices.textAlignment && tensor(matrices.textAlignment),
+      },
+    }),
+    timings,
+  };
+}
+
+/** One text for all images: what is wrong with it is wrong for no image in particular. */
+function ofSharedText(error: unknown): unknown {
+  const { argument, row } = error as DesapError & { argument?: string; row?: number };
+  return (argument === 'text' || argument === 'query') && row !== undefined ? notFinite(argument, row) : error;
+}
+
+function isList<T>(given: T | readonly T[]): given is readonly T[] {
+  return Array.isArray(given);
+}
+
+function isTextTokens(text: Text): text is TextTokens {
   return typeof text === 'object' && text !== null && 'tokens' in text;
 }
 

@@ -152,6 +152,28 @@ describe.each(
     await usable();
   });
 
+  it('names the image and the text of a batch that is pruned', async () => {
+    const bad = spoilt(hidden, 3 * 32, Number.NaN);
+    const badText = spoilt(text, 2 * 16, Number.NaN);
+    const options = { keep: 3 };
+    for (const [images, texts, code, message] of [
+      [[hidden, bad], text, 'ERR_NOT_FINITE', /^hidden\[1\]: got NaN.*row 3/],
+      [[hidden, hidden], [text, badText], 'ERR_NOT_FINITE', /^text\[1\]: got NaN.*row 2/],
+      [[hidden, hidden], badText, 'ERR_NOT_FINITE', /^text: got NaN.*row 2/],
+      [[hidden, hidden], [text, normalTensor(3, 5, 15)], 'ERR_SHAPE', /^text\[1\].dims: got \[5, 15\]/],
+      [[hidden, hidden], [text], 'ERR_SHAPE', /^text: got 1 texts, wanted 2, one per image/],
+      [hidden, text, 'ERR_SHAPE', /^hidden.dims: got \[17, 32\], wanted \[B, N, 32\]/],
+    ] as const) {
+      await expect(pruner.pruneBatch(images, texts, options)).rejects.toMatchObject(failure(code, message));
+      expect(() => pruner.pruneBatchSync(images, texts, options)).toThrow(message);
+    }
+    const saliency = new Float32Array(16);
+    await expect(pruner.pruneBatch([hidden], text, { ...options, saliency } as never)).rejects.toMatchObject(
+      failure('ERR_VALUE', /^saliency: got one for several images/),
+    );
+    await usable();
+  });
+
   it('a detached buffer', async () => {
     const gone = float32(values(hidden).slice(), [17, 32]);
     structuredClone(gone.data, { transfer: [values(gone).buffer as ArrayBuffer] });
@@ -194,8 +216,10 @@ describe.each(
 describe('bad devices', () => {
   it.each<[Record<string, unknown>, DesapErrorCode, RegExp]>([
     [{ device: 'gpu' }, 'ERR_VALUE', /^device: got gpu, wanted 'auto', 'cpu'/],
-    [{ device: 'cuda' }, 'ERR_DEVICE_UNAVAILABLE', /cuda: .*CUDA/],
-    [{ device: 'cuda:1' }, 'ERR_DEVICE_UNAVAILABLE', /cuda:1/],
+    [{ device: 'cuda:99' }, 'ERR_DEVICE_UNAVAILABLE', /^cuda:99: /],
+    [{ device: 'cuda:x' }, 'ERR_VALUE', /^device: got cuda:x/],
+    [{ device: 'reference', precision: 'half' }, 'ERR_VALUE', /^precision: got half, wanted strict \| fast \| bf16/],
+    [{ device: 'cpu', precision: 1 }, 'ERR_VALUE', /^precision: got 1/],
     [{ device: 'cpu', isa: 'mmx' }, 'ERR_DEVICE_UNAVAILABLE', /^isa: got mmx, wanted/],
     [{ device: 'cpu', threads: 0 }, 'ERR_VALUE', /^threads: got 0/],
     [{ device: 'cpu', threads: 2.5 }, 'ERR_VALUE', /^threads: got 2.5/],

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { readGoldenCase } from '../src/cli/golden-case.js';
 import { Pruner } from '../src/index.js';
-import { devicesUnderTest, relativeError, values } from './support.js';
+import { devicesUnderTest, provideCuda, relativeError, values } from './support.js';
 
 const FOLDER = join(import.meta.dirname, 'golden');
 const CASES = readdirSync(FOLDER).sort();
@@ -34,5 +34,26 @@ describe.each(devicesUnderTest())('golden cases on %s', (_, options) => {
     expect([...kept.source]).toEqual(golden.choices.source);
     expect([...kept.assignment]).toEqual(golden.choices.assignment);
     expect([...kept.counts]).toEqual(golden.choices.count);
+  });
+});
+
+/** What a card computes of the same cases when its caller accepts coarser arithmetic. */
+describe.each([
+  ['fast', 4e-3],
+  ['bf16', 3e-2],
+] as const)(`golden cases on ${provideCuda()} %s`, (precision, tolerance) => {
+  it.each(CASES)('%s', async (file) => {
+    const golden = await readGoldenCase(join(FOLDER, file));
+    using pruner = await Pruner.load(golden.head, { device: 'cuda', precision });
+    using image = await pruner.analyze(golden.hidden, { encoding: golden.options.encoding, intermediates: true });
+    const { context, attention } = image.intermediates()!;
+    const computed = {
+      context: values(context),
+      attention: values(attention),
+      embedding: values(image.embedding()),
+      saliency: image.saliency(),
+    };
+    for (const name of Object.keys(computed) as (keyof typeof computed)[])
+      expect(relativeError(computed[name], golden.values[name]), name).toBeLessThan(tolerance);
   });
 });

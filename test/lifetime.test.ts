@@ -4,7 +4,6 @@ import { fileURLToPath } from 'node:url';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { describe, expect, it } from 'vitest';
-import { createCpuDriver, loadAddon } from '../src/backend/native.js';
 import type { FloatMatrix } from '../src/tensor.js';
 import * as small from './fixtures/native.mjs';
 import { relativeError } from './support.js';
@@ -22,10 +21,11 @@ const matrix = (data: Float32Array | Uint16Array, rows = 17, cols = 32): FloatMa
 });
 const [analysis] = await head.analyze([small.waves(17, 32)], small.analyzeRequest, true);
 const question = small.pruneRequest(small.waves(5, 16), 4);
+const pruneAll = { encoding: 'qq', maps: false } as const;
 
 /** A context that is busy for a while, so that what is submitted next has to wait. */
-function busyContext() {
-  const busy = small.openContext();
+function busyContext(threads = 2) {
+  const busy = small.openContext(threads);
   const work = busy.run('attention', small.longJob(), false) as Promise<Float32Array>;
   return { busy, work };
 }
@@ -112,9 +112,9 @@ describe('the event loop', () => {
     expect(ticks).toBeGreaterThan(elapsed / 20);
   });
 
-  it('is given results in the order of the calls', async () => {
+  it('is given results in the order of the calls, where one runs at a time', async () => {
     const order: number[] = [];
-    const { busy, work } = busyContext();
+    const { busy, work } = busyContext(1);
     const calls = Array.from({ length: 20 }, async (_, i) => {
       await busy.run('topK', { scores: Float32Array.of(3, 1, 2), k: 2, excluded: null }, false);
       order.push(i);
@@ -160,10 +160,13 @@ describe('dispose', () => {
       const heavy = busy.run('attention', small.longJob(), false);
       const pruning = image.prune(question, false);
       const analyses = mine.analyze([matrix(memory), matrix(memory)], small.analyzeRequest, false);
+      const prunings = mine.prune([matrix(memory), matrix(memory)], [question, question], pruneAll, false);
       const things = [busy, mine, image, buffer];
       for (const which of order) things[which].dispose();
       for (const thing of things) thing.dispose();
       expect({ ...(await pruning), timings: want.timings }).toEqual(want);
+      for (const pruned of await prunings)
+        expect({ ...pruned, timings: want.timings }).toEqual({ ...want, saliency: null });
       const [first, second] = await analyses;
       expect(first.embedding()).toEqual(analysis.embedding());
       expect(second.saliency()).toEqual(analysis.saliency());
@@ -268,6 +271,10 @@ describe('a call that no check stands before', () => {
       () => head.analyze([x], { encoding: 'xy', intermediates: false } as never, true),
       'ERR_VALUE',
     ],
+    ['requests that are none', () => head.prune([x], [1] as never, pruneAll, true), 'ERR_DTYPE'],
+    ['too few requests', () => head.prune([x, x], [question], pruneAll, true), 'ERR_SHAPE'],
+    ['requests that fit no image', () => head.prune([small.waves(4, 32)], [question], pruneAll, true), 'ERR_VALUE'],
+    ['no word on maps', () => head.prune([x], [question], { encoding: 'qq' } as never, true), 'ERR_VALUE'],
     ['keep too large', () => analysis.prune({ ...question, keep: 17 }, true), 'ERR_VALUE'],
     ['taskKeep beyond keep', () => analysis.prune({ ...question, taskKeep: 5 }, true), 'ERR_VALUE'],
     ['no such text row', () => analysis.prune({ ...question, endOfText: 5 }, true), 'ERR_VALUE'],
@@ -275,8 +282,7 @@ describe('a call that no check stands before', () => {
     ['a head without weights', () => context.createHead({ ...small.smallHead(), q: undefined } as never), 'ERR_DTYPE'],
     ['a head of other weights', () => context.createHead({ ...small.smallHead(), width: 34 }), 'ERR_SHAPE'],
     ['no options', () => new small.addon.Context(undefined as never), 'ERR_DTYPE'],
-    ['no thread', () => new small.addon.Context({ threads: 0, isa: 'scalar' }), 'ERR_VALUE'],
-    ['an unknown instruction set', () => new small.addon.Context({ threads: 1, isa: 'mmx' }), 'ERR_DEVICE_UNAVAILABLE'],
+    ['options of nothing', () => new small.addon.Context({} as never), 'ERR_VALUE'],
     ['no view', () => small.addon.addressOf({} as never), 'ERR_DTYPE'],
   ])('is refused: %s', (_, call, code) => {
     expect(call).toThrow(expect.objectContaining({ code }));
@@ -328,74 +334,9 @@ describe('a call that no check stands before', () => {
       },
     };
     expect(() => image.prune(trap, true)).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED' }));
-  });
-});
-
-describe('memory that there is not', () => {
-  it('is an error, thrown or rejected with, and the device stays usable', async () => {
-    const driver = createCpuDriver({ threads: 1 });
-    const [visual, text] = [small.waves(1_000_000, 1), small.waves(1_000_000, 1)];
-    const args = {
-      visual,
-      text,
-      query: small.wave(1),
-      global: small.wave(1),
-      alignment: 'fcma',
-      lambda: 0.1,
-      matrices: true,
-    } as const;
-    const outOfMemory = expect.objectContaining({ name: 'DesapError', code: 'ERR_OUT_OF_MEMORY' });
-    expect(() => driver.run('align', args, true)).toThrow(outOfMemory);
-    expect(() => driver.run('align', args, false)).toThrow(outOfMemory);
-    expect(driver.run('topK', { scores: small.wave(3), k: 3, excluded: null }, true)).toHaveLength(3);
-    driver.dispose();
-  });
-});
-
-describe('createCpuDriver', () => {
-  it('names the argument of an error in the words that it was given', async () => {
-    const driver = createCpuDriver({ threads: 1, names: { hidden: 'hiddenStates' } });
-    const images = [small.waves(17, 32), small.waves(17, 32)];
-    images[1].data[3 * 32 + 5] = Number.NaN;
-    const own = driver.createHead(small.smallHead());
-    const failure = expect.objectContaining({
-      name: 'DesapError',
-      code: 'ERR_NOT_FINITE',
-      message: expect.stringMatching(/^hiddenStates\[1\]: got NaN.* row 3, wanted finite values$/),
-      row: 3,
-    });
-    expect(() => own.analyze(images, small.analyzeRequest, true)).toThrow(failure);
-    await expect(own.analyze(images, small.analyzeRequest, false)).rejects.toEqual(failure);
-    expect(() => own.analyze([images[1]], small.analyzeRequest, true)).toThrow(/^hiddenStates: got NaN/);
-    driver.dispose();
-    driver.dispose();
-    expect(() => driver.createHead(small.smallHead())).toThrow(/context: used after dispose/);
-  });
-
-  it('says what it supports', () => {
-    expect(() => createCpuDriver({ threads: 0 })).toThrow(expect.objectContaining({ code: 'ERR_VALUE' }));
-    expect(() => createCpuDriver({ threads: 1.5 })).toThrow(/threads: got 1.5, wanted an integer from 1 to 256/);
-    expect(() => createCpuDriver({ isa: 'mmx' })).toThrow(/isa: got mmx, wanted one that this machine runs: .*scalar/);
-    for (const isa of small.addon.isas) {
-      const driver = createCpuDriver({ threads: 3, isa });
-      expect(driver.description).toBe(`CPU, ${isa}, 3 threads`);
-      driver.dispose();
-    }
-  });
-
-  it('tells a missing addon from one that does not load', async () => {
-    const { mkdtempSync, mkdirSync, writeFileSync, rmSync } = await import('node:fs');
-    const root = mkdtempSync('/tmp/desap-');
-    try {
-      const unavailable = (message: RegExp) =>
-        expect.objectContaining({ code: 'ERR_DEVICE_UNAVAILABLE', message: expect.stringMatching(message) });
-      expect(() => loadAddon(root)).toThrow(unavailable(/no native addon for .*build:native/));
-      mkdirSync(`${root}/build/Release`, { recursive: true });
-      writeFileSync(`${root}/build/Release/desap.node`, 'not a library');
-      expect(() => loadAddon(root)).toThrow(unavailable(/does not load: .*build:native/));
-    } finally {
-      rmSync(root, { recursive: true });
-    }
+    expect(() => mine.prune([x], [question], pruneAll, true)).toThrow(
+      expect.objectContaining({ code: 'ERR_DISPOSED' }),
+    );
   });
 });
 

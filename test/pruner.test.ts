@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { DesapError, type PruneOptions, Pruner } from '../src/index.js';
+import { DesapError, type PruneOptions, type PruneResult, Pruner } from '../src/index.js';
 import { float32, floatToHalf, halfToFloat, Tensor } from '../src/tensor.js';
 import { devicesUnderTest, normal, normalTensor, randomHead, relativeError, values } from './support.js';
 
@@ -65,6 +65,37 @@ describe.each(devicesUnderTest())('Pruner on %s', (_, options) => {
     expect(stacked[0].saliency()).toEqual(stacked[1].saliency());
     expect(await pruner.analyzeBatch([])).toEqual([]);
     for (const image of [...batch, ...stacked]) image.dispose();
+  });
+
+  it('prunes images of different size in one call, as it does alone, to the bit', async () => {
+    using pruner = await Pruner.load(head, options);
+    const images = [50, 2, 17, 65].map((rows) => normalTensor(rows, rows, 48));
+    const texts = [7, 1, 3, 12].map((rows) => normalTensor(90 + rows, rows, 20));
+    for (const extra of [{}, { maps: true }, { matrices: true, merge: false }] as Partial<PruneOptions>[]) {
+      const request = { keep: 0.2, ...extra };
+      const batch = await pruner.pruneBatch(images, texts, request);
+      expect(pruner.pruneBatchSync(images, texts, request).map(withoutTimings)).toEqual(batch.map(withoutTimings));
+      for (const [i, image] of images.entries()) {
+        expect(withoutTimings(await pruner.prune(image, texts[i], request))).toEqual(withoutTimings(batch[i]));
+        using analysis = await pruner.analyze(image);
+        expect(withoutTimings(await analysis.prune(texts[i], request))).toEqual(withoutTimings(batch[i]));
+        expect(Object.keys(batch[i].timings)).toHaveLength(8);
+        for (const time of Object.values(batch[i].timings)) expect(time).toBeGreaterThanOrEqual(0);
+      }
+    }
+  });
+
+  it('prunes a stack of images for one question', async () => {
+    using pruner = await Pruner.load(head, options);
+    const other = normalTensor(12, 50, 48);
+    const stack = float32(Float32Array.of(...values(hidden), ...values(other)), [2, 50, 48]);
+    const question = { tokens: text, endOfText: 3 };
+    const batch = await pruner.pruneBatch(stack, question, { keep: 6, encoding: 'kk' });
+    for (const [i, image] of [hidden, other].entries())
+      expect(withoutTimings(batch[i])).toEqual(
+        withoutTimings(pruner.pruneSync(image, question, { keep: 6, encoding: 'kk' })),
+      );
+    expect(await pruner.pruneBatch([], text, { keep: 6 })).toEqual([]);
   });
 
   it('takes and returns float16', async () => {
@@ -188,6 +219,10 @@ describe.each(devicesUnderTest())('Pruner on %s', (_, options) => {
   });
 });
 
+function withoutTimings({ timings: _, tokens, matrices, ...rest }: PruneResult) {
+  return { ...rest, tokens: tokens.data, similarity: matrices?.similarity.data };
+}
+
 describe('results', () => {
   it('are equal to the bit for every thread count and every run', async () => {
     const big = randomHead(5, { width: 160, heads: 5, embedding: 64 });
@@ -206,10 +241,15 @@ describe('results', () => {
     }
   });
 
-  it('name the device and why a faster one was passed over', async () => {
-    using pruner = await Pruner.load(head);
-    expect(pruner.device).toMatch(/avx|neon|scalar/);
-    expect(pruner.backend.fallback).toMatch(/CUDA/);
+  it('name the device and its arithmetic', async () => {
+    for (const [name, options] of devicesUnderTest()) {
+      using pruner = await Pruner.load(head, options);
+      expect(name).toContain(pruner.backend.kind);
+      const precision = { reference: 'float64', cpu: 'float32', cuda: 'strict' }[pruner.backend.kind];
+      expect([pruner.precision, pruner.backend.precision]).toEqual([precision, precision]);
+      expect(pruner.device).toBe(pruner.backend.description);
+      expect(pruner.backend.fallback).toBeNull();
+    }
   });
 
   it('hold float32 to 1e-4 on data with outliers', async () => {

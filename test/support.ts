@@ -1,10 +1,34 @@
 /** What the tests share: devices under test, seeded data, error measures. */
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { findCudaAddon } from '../src/backend/cuda.js';
 import { type Backend, type DeviceOptions, devices, openBackend } from '../src/index.js';
 import { uniform } from '../src/onnx/pixels.js';
 import { float32, type Tensor } from '../src/tensor.js';
 
-/** Every device and every instruction set that this machine can run; the CPU addon has to be there. */
+export const ROOT = join(import.meta.dirname, '..');
+/** The CUDA addon over the emulator. */
+export const EMULATED = join(ROOT, 'native/test/simt-addon/build/Release/desap_cuda.node');
+
+/** Whether this machine has a card and the addon for it; then tests use that, otherwise the emulator. */
+export function realCard(): boolean {
+  return process.env.DESAP_CUDA_ADDON !== EMULATED && findCudaAddon(ROOT).status.available;
+}
+
+/** From now on the package finds CUDA in this process: a card, or the emulator. Returns how its name begins. */
+export function provideCuda(): 'cuda' | 'cuda emulated' {
+  if (realCard()) return 'cuda';
+  if (!existsSync(EMULATED)) throw new Error(`there is no ${EMULATED}; npm run build:simt makes it`);
+  process.env.DESAP_CUDA_ADDON = EMULATED;
+  return 'cuda emulated';
+}
+
+/**
+ * Every device and every instruction set that this machine can run, and CUDA in the precision that keeps the contract of
+ * float32; the CPU addon has to be there.
+ */
 export function devicesUnderTest(): [name: string, options: DeviceOptions][] {
+  const cuda = provideCuda();
   const cpu = devices().find(({ device }) => device === 'cpu');
   if (!cpu?.available || !('isas' in cpu)) throw new Error(`the CPU addon is not available: ${JSON.stringify(cpu)}`);
   return [
@@ -13,6 +37,7 @@ export function devicesUnderTest(): [name: string, options: DeviceOptions][] {
       `cpu ${isa}`,
       { device: 'cpu', isa: isa as never, threads: 2 },
     ]),
+    [`${cuda} strict`, { device: 'cuda' }],
   ];
 }
 

@@ -1,6 +1,5 @@
 import { Worker } from 'node:worker_threads';
 import { describe, expect, it } from 'vitest';
-import { createCpuDriver } from '../src/backend/native.js';
 import * as small from './fixtures/native.mjs';
 
 function start(what: string): Worker {
@@ -19,8 +18,8 @@ const ended = (worker: Worker) => new Promise<number>((resolve) => worker.once('
 
 describe('worker threads', () => {
   it('compute what the main thread computes, several at once', async () => {
-    const driver = createCpuDriver({ threads: 2 });
-    const head = driver.createHead(small.smallHead());
+    const context = small.openContext();
+    const head = context.createHead(small.smallHead());
     const [analysis] = await head.analyze([small.waves(17, 32)], { encoding: 'qq', intermediates: false }, true);
     const want = await analysis.prune(small.pruneRequest(small.waves(5, 16), 4), true);
     const workers = Array.from({ length: 4 }, () => start('prune'));
@@ -32,7 +31,7 @@ describe('worker threads', () => {
       expect(code).toBe(0);
       for (const got of [asynchronous, synchronous]) expect({ ...got, timings: want.timings }).toEqual(want);
     }
-    driver.dispose();
+    context.dispose();
   });
 
   it.each(['in flight', 'synchronous', 'many'])('are terminated with work %s', async (what) => {
@@ -44,11 +43,11 @@ describe('worker threads', () => {
       await Promise.all(workers.map((worker) => worker.terminate()));
       expect(performance.now() - since).toBeLessThan(20_000);
     }
-    const driver = createCpuDriver({ threads: 2 });
-    expect(driver.run('topK', { scores: Float32Array.of(3, 1, 2), k: 2, excluded: null }, true)).toEqual(
+    const context = small.openContext();
+    expect(context.run('topK', { scores: Float32Array.of(3, 1, 2), k: 2, excluded: null }, true)).toEqual(
       Int32Array.of(0, 2),
     );
-    driver.dispose();
+    context.dispose();
   });
 
   it('end by themselves once their work is done', async () => {

@@ -58,11 +58,8 @@ Napi::Object load(Napi::Env env, Napi::Object exports) {
   environment->head = Napi::Persistent(HeadObject::define(env));
   environment->analysis = Napi::Persistent(AnalysisObject::define(env));
 
-  const std::vector<std::string> names = device::isas();
-  const Napi::Array isas = Napi::Array::New(env, names.size());
-  for (uint32_t i = 0; i < names.size(); i++) isas.Set(i, names[i]);
   exports.Set("kind", device::kind);
-  exports.Set("isas", isas);
+  device::add_exports(env, exports);
   exports.Set("HostBuffer", HostBufferObject::define(env));
   exports.Set("Context", ContextObject::define(env));
   exports.Set("addressOf", Napi::Function::New<address_of>(env, "addressOf"));

@@ -1,11 +1,12 @@
 #include "analysis_object.h"
 
-#include <cstring>
+#include <algorithm>
 #include <utility>
 
 #include "arguments.h"
 #include "errors.h"
 #include "outputs.h"
+#include "question.h"
 #include "wrapped.h"
 
 namespace desap {
@@ -13,50 +14,42 @@ namespace {
 
 class PruneJob : public Job {
  public:
-  std::shared_ptr<const AnalysisRecord> record;
-  PruneRequest request{};
-  PruneOutput output{};
-  FloatInput text, features;
-  VectorInput query, saliency;
-  bool has_features = false;
-  uint16_t* half_tokens = nullptr;  // where the tokens go in place of output.tokens
-  int64_t token_size = 0;
+  PruneJob(std::shared_ptr<const AnalysisRecord> record, Question question)
+      : record_(std::move(record)), question_(std::move(question)) {}
 
-  Outcome run(Context& context) override { return {prune(context)}; }
+  Status run(Context& context) override {
+    DESAP_TRY(question_.widen(context));
+    DESAP_TRY(record_->analysis->prune(context, question_.request(), question_.output(), &timings_));
+    return question_.narrow(context);
+  }
+
   Napi::Value finish(Napi::Env env, Napi::Object prepared) override {
     Napi::Object timings = Napi::Object::New(env);
-    timings.Set("align", timings_.align);
-    timings.Set("topK", timings_.top_k);
-    timings.Set("merge", timings_.merge);
+    set_timings(timings, timings_);
     prepared.Set("timings", timings);
     return prepared;
   }
 
  private:
-  Status prune(Context& context) {
-    DESAP_TRY(text.widen(context));
-    request.text = text.matrix();
-    request.query = query.data();
-    request.saliency = saliency.data();
-    if (has_features) {
-      DESAP_TRY(features.widen(context));
-      request.features = features.matrix();
-    }
-    const Analysis& analysis = *record->analysis;
-    if (!half_tokens) return analysis.prune(context, request, output, &timings_);
-    const std::unique_ptr<float[]> tokens(new float[static_cast<size_t>(token_size)]);
-    output.tokens = tokens.get();
-    DESAP_TRY(analysis.prune(context, request, output, &timings_));
-    return convert_to_half(context, tokens.get(), token_size, half_tokens);
-  }
-
+  const std::shared_ptr<const AnalysisRecord> record_;
+  Question question_;
   PruneTimings timings_{};
 };
 
-Napi::Value copy_of(Napi::Env env, const float* data, int64_t size) {
+// A new array that `read` fills.
+template <class Read>
+Napi::Value copy_of(Napi::Env env, int64_t size, const Read& read) {
   const Output<float> copy = new_floats(env, size);
-  std::memcpy(copy.data, data, static_cast<size_t>(size) * sizeof(float));
+  const Status status = read(copy.data);
+  if (!status.good()) throw from_status(status);
   return copy.value;
+}
+
+Napi::Value copy_of(Napi::Env env, const std::vector<float>& values) {
+  return copy_of(env, static_cast<int64_t>(values.size()), [&](float* out) -> Status {
+    std::copy(values.begin(), values.end(), out);
+    return {};
+  });
 }
 
 }  // namespace
@@ -103,62 +96,28 @@ Napi::Value AnalysisObject::prune(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return guarded(env, [&] {
     record().executor->check_open();
-    auto job = std::make_unique<PruneJob>();
-    job->record = record_;  // reading the arguments can run code that disposes this analysis
-    const AnalysisRecord& mine = *job->record;
-
-    const Arguments arguments(info[0], "");
-    const MatrixArgument text = arguments.matrix("text"), features = arguments.matrix_or_null("features");
-    const VectorArgument query = arguments.vector_or_null("query"), saliency = arguments.vector_or_null("saliency");
-    PruneRequest& request = job->request;
-    request.end_of_text = query.given() ? -1 : arguments.integer("endOfText", 0, text.rows - 1);
-    request.keep = arguments.integer("keep", 1, patches_);
-    request.task_keep = arguments.integer("taskKeep", 0, request.keep);
-    request.alignment = alignment_of(arguments);
-    request.lambda = arguments.number("lambda");
-    request.merge = arguments.boolean("merge");
-    const bool wanted = arguments.boolean("matrices");
+    const std::shared_ptr<const AnalysisRecord> mine = record_;  // reading the arguments can run code that disposes it
+    QuestionArguments question(info[0], {patches_, width_, mine->embedding, mine->half});
     const bool sync = info[1].ToBoolean();
-    expect_shape(text, text.rows, mine.embedding);
-    if (features.given()) expect_shape(features, patches_, features.cols);
-
-    const bool half = features.given() ? features.half : mine.half;
-    job->token_size = request.keep * (features.given() ? features.cols : width_);
-    PruneOutput& output = job->output;
-    Napi::Object result = Napi::Object::New(env);
-    const auto add = [&](const char* key, const auto& array) {
-      result.Set(key, array.value);
-      return array.data;
-    };
-    if (half) {
-      job->half_tokens = add("tokens", new_halves(env, job->token_size));
-    } else {
-      output.tokens = add("tokens", new_floats(env, job->token_size));
-    }
-    output.indices = add("indices", new_ints(env, request.keep));
-    output.source = add("source", new_bytes(env, request.keep));
-    output.assignment = add("assignment", new_ints(env, patches_));
-    output.counts = add("counts", new_ints(env, request.keep));
-    output.task = add("task", new_floats(env, patches_));
-    result.Set("matrices", new_matrices(env, wanted, request.alignment, patches_, text.rows, &output.matrices));
-
+    const Napi::Object result = question.allocate(env);
     MemoryReader memory(env, sync ? Access::in_place : Access::held);
-    job->text = FloatInput(memory, text);
-    job->query = VectorInput(memory, query, mine.embedding);
-    job->saliency = VectorInput(memory, saliency, patches_);
-    job->has_features = features.given();
-    if (features.given()) job->features = FloatInput(memory, features);
-    return mine.executor->execute(env, {std::move(job), result}, sync);
+    return mine->executor->execute(env, {std::make_unique<PruneJob>(mine, question.hold(memory)), result}, sync);
   });
 }
 
 Napi::Value AnalysisObject::embedding(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(),
-                 [&] { return copy_of(info.Env(), record().analysis->embedding(), tokens_ * record().embedding); });
+  return guarded(info.Env(), [&] {
+    const AnalysisRecord& mine = record();
+    const auto read = [&](float* out) { return mine.analysis->read_embedding(out); };
+    return copy_of(info.Env(), tokens_ * mine.embedding, read);
+  });
 }
 
 Napi::Value AnalysisObject::saliency(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] { return copy_of(info.Env(), record().analysis->saliency(), patches_); });
+  return guarded(info.Env(), [&] {
+    const AnalysisRecord& mine = record();
+    return copy_of(info.Env(), patches_, [&](float* out) { return mine.analysis->read_saliency(out); });
+  });
 }
 
 Napi::Value AnalysisObject::intermediates(const Napi::CallbackInfo& info) {
@@ -166,8 +125,8 @@ Napi::Value AnalysisObject::intermediates(const Napi::CallbackInfo& info) {
   return guarded(env, [&]() -> Napi::Value {
     if (record().context.empty()) return env.Null();
     Napi::Object copies = Napi::Object::New(env);
-    copies.Set("context", copy_of(env, record().context.data(), tokens_ * width_));
-    copies.Set("attention", copy_of(env, record().attention.data(), tokens_ * width_));
+    copies.Set("context", copy_of(env, record().context));
+    copies.Set("attention", copy_of(env, record().attention));
     return copies;
   });
 }
@@ -189,11 +148,7 @@ Napi::Value AnalysisObject::features_address(const Napi::CallbackInfo& info) {
 
 Napi::Value AnalysisObject::timings(const Napi::CallbackInfo& info) {
   Napi::Object timings = Napi::Object::New(info.Env());
-  timings.Set("normalize", timings_.normalize);
-  timings.Set("project", timings_.project);
-  timings.Set("attention", timings_.attention);
-  timings.Set("saliency", timings_.saliency);
-  timings.Set("readOut", timings_.read_out);
+  set_timings(timings, timings_);
   return timings;
 }
 

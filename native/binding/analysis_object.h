@@ -15,7 +15,8 @@ struct AnalysisRecord {
   std::shared_ptr<const Analysis> analysis;
   int64_t embedding = 0;                  // E
   bool half = false;                      // the hidden states were binary16, and so are the tokens merged from them
-  const void* features = nullptr;         // first byte of the hidden states that the kernels read and merging will read
+  // First byte of the hidden states that the kernels read and merging will read; null where that is the device's copy.
+  const void* features = nullptr;
   std::vector<float> context, attention;  // intermediates [N, D] each, empty where not wanted
 };
 

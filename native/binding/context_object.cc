@@ -1,6 +1,7 @@
 #include "context_object.h"
 
-#include "arguments.h"
+#include <utility>
+
 #include "device.h"
 #include "environment.h"
 #include "errors.h"
@@ -8,40 +9,20 @@
 #include "kernel_calls.h"
 
 namespace desap {
-namespace {
-
-constexpr int64_t kMaximumThreads = 256;
-
-std::string isa_of(const Napi::Value& value) {
-  const std::string isa = value.IsString() ? value.As<Napi::String>().Utf8Value() : "";
-  std::string supported;
-  for (const std::string& name : device::isas()) {
-    if (name == isa) return isa;
-    supported += (supported.empty() ? "" : ", ") + name;
-  }
-  throw invalid("ERR_DEVICE_UNAVAILABLE", "isa", isa, "one that this machine runs: " + supported);
-}
-
-}  // namespace
 
 Napi::Function ContextObject::define(Napi::Env env) {
   return DefineClass(
       env, "Context",
       {InstanceMethod<&ContextObject::run>("run"), InstanceMethod<&ContextObject::create_head>("createHead"),
        InstanceMethod<&ContextObject::dispose>("dispose"), InstanceAccessor<&ContextObject::kind>("kind"),
-       InstanceAccessor<&ContextObject::description>("description"),
-       InstanceAccessor<&ContextObject::threads>("threads"), InstanceAccessor<&ContextObject::isa>("isa")});
+       InstanceAccessor<&ContextObject::description>("description")});
 }
 
 ContextObject::ContextObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   guarded(info.Env(), [&] {
-    const Arguments options(info[0], "options");
-    threads_ = static_cast<int>(options.integer("threads", 1, kMaximumThreads));
-    isa_ = isa_of(info[0].As<Napi::Object>().Get("isa"));
-    Context* context = nullptr;
-    const Status status = device::open(threads_, isa_, &context);
-    if (!status.good()) throw from_status(status);
-    executor_ = std::make_shared<Executor>(context);
+    device::Opened opened = device::open(info[0]);
+    description_ = std::move(opened.description);
+    executor_ = std::make_shared<Executor>(opened.context, opened.lanes);
     Environment::of(info.Env()).add(executor_);
   });
 }
@@ -67,9 +48,7 @@ void ContextObject::dispose(const Napi::CallbackInfo&) { executor_->close(); }
 
 Napi::Value ContextObject::kind(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), device::kind); }
 Napi::Value ContextObject::description(const Napi::CallbackInfo& info) {
-  return Napi::String::New(info.Env(), device::describe(threads_, isa_));
+  return Napi::String::New(info.Env(), description_);
 }
-Napi::Value ContextObject::threads(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), threads_); }
-Napi::Value ContextObject::isa(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), isa_); }
 
 }  // namespace desap

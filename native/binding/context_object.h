@@ -22,12 +22,9 @@ class ContextObject : public Napi::ObjectWrap<ContextObject> {
   void dispose(const Napi::CallbackInfo&);
   Napi::Value kind(const Napi::CallbackInfo&);
   Napi::Value description(const Napi::CallbackInfo&);
-  Napi::Value threads(const Napi::CallbackInfo&);
-  Napi::Value isa(const Napi::CallbackInfo&);
 
   std::shared_ptr<Executor> executor_;
-  int threads_ = 0;
-  std::string isa_;
+  std::string description_;
 };
 
 }  // namespace desap

@@ -1,32 +1,59 @@
-// The CPU as a device: its instruction sets and threads.
+// The CPU as a device: its instruction sets and threads. Options: { threads, isa }.
+#include <utility>
+#include <vector>
+
 #include "../cpu/context.h"
+#include "arguments.h"
 #include "device.h"
+#include "errors.h"
 
 namespace desap::device {
+namespace {
+
+constexpr int64_t kMaximumThreads = 256;
+
+// Best first.
+std::vector<Isa> isas() {
+  Isa supported[4];
+  const int count = supported_isas(supported);
+  return {supported, supported + count};
+}
+
+Isa isa_of(const Napi::Value& value) {
+  const std::string given = value.IsString() ? value.As<Napi::String>().Utf8Value() : "";
+  std::string supported;
+  for (const Isa isa : isas()) {
+    if (given == isa_name(isa)) return isa;
+    supported += (supported.empty() ? "" : ", ") + std::string(isa_name(isa));
+  }
+  throw invalid("ERR_DEVICE_UNAVAILABLE", "isa", given, "one that this machine runs: " + supported);
+}
+
+}  // namespace
 
 const char* const kind = "cpu";
 
-std::vector<std::string> isas() {
-  Isa supported[4];
-  const int count = supported_isas(supported);
-  std::vector<std::string> names;
-  for (int i = 0; i < count; i++) names.emplace_back(isa_name(supported[i]));
-  return names;
+void add_exports(Napi::Env env, Napi::Object exports) {
+  const Napi::Array names = Napi::Array::New(env);
+  for (const Isa isa : isas()) names.Set(names.Length(), isa_name(isa));
+  exports.Set("isas", names);
 }
 
-std::string describe(int threads, const std::string& isa) {
-  return "CPU, " + isa + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads");
-}
-
-Status open(int threads, const std::string& isa, Context** context) {
-  Isa supported[4];
-  const int count = supported_isas(supported);
-  for (int i = 0; i < count; i++) {
-    if (isa == isa_name(supported[i])) return context_create({threads, supported[i]}, context);
-  }
-  return {Code::internal, "isa", -1};
+Opened open(const Napi::Value& options) {
+  const Arguments arguments(options, "options");
+  const int threads = static_cast<int>(arguments.integer("threads", 1, kMaximumThreads));
+  const Isa isa = isa_of(options.As<Napi::Object>().Get("isa"));
+  Opened opened;
+  opened.description = std::string("CPU, ") + isa_name(isa) + ", " + std::to_string(threads) +
+                       (threads == 1 ? " thread" : " threads");
+  const Status status = context_create({threads, isa}, &opened.context);
+  if (!status.good()) throw from_status(status);
+  return opened;
 }
 
 void close(Context* context) { context_destroy(context); }
+
+void* allocate_pinned(size_t) { return nullptr; }
+void free_pinned(void*) {}
 
 }  // namespace desap::device

@@ -10,7 +10,7 @@ Fault out_of_memory() { return {"ERR_OUT_OF_MEMORY", "an allocation failed", ""}
 
 Fault disposed(const char* what) { return {"ERR_DISPOSED", std::string(what) + ": used after dispose()", ""}; }
 
-Fault from_status(const Status& status, int64_t image) {
+Fault from_status(const Status& status) {
   const std::string what = status.what ? status.what : "";
   switch (status.code) {
     case Code::not_finite: {
@@ -18,11 +18,15 @@ Fault from_status(const Status& status, int64_t image) {
           invalid("ERR_NOT_FINITE", what,
                   "NaN, Inf or a magnitude beyond float32 in row " + std::to_string(status.where), "finite values");
       fault.row = status.where;
-      fault.image = image;
+      fault.image = status.image;
       return fault;
     }
     case Code::out_of_memory: return {"ERR_OUT_OF_MEMORY", "an allocation failed (" + what + ")", ""};
     case Code::cancelled: return {"ERR_DISPOSED", "the context is shutting down", ""};
+    case Code::unsupported:
+      return {"ERR_VALUE", "got a shape that this device does not take (" + what + "), wanted one that it does", ""};
+    case Code::device_failed: return {"ERR_DEVICE_FAILED", "the device failed: " + what, ""};
+    case Code::device_lost: return {"ERR_DEVICE_LOST", "the device is lost: " + what, ""};
     default: return {"ERR_INTERNAL", "a broken invariant (" + what + ")", ""};
   }
 }

@@ -24,8 +24,8 @@ struct Fault {
 Fault invalid(const char* code, const std::string& argument, const std::string& got, const std::string& wanted);
 Fault out_of_memory();
 Fault disposed(const char* what);
-// Of a status that is not good; `image` says which one, where there are several.
-Fault from_status(const Status&, int64_t image = -1);
+// Of a status that is not good.
+Fault from_status(const Status&);
 
 Napi::Error to_error(Napi::Env, const Fault&);
 

@@ -10,13 +10,13 @@
 namespace desap {
 namespace {
 
-Outcome run_job(Job& job, Context& context) {
+Status run_job(Job& job, Context& context) {
   try {
     return job.run(context);
   } catch (const std::bad_alloc&) {
-    return {{Code::out_of_memory, "job", -1}};
+    return {Code::out_of_memory, "job"};
   } catch (const std::length_error&) {
-    return {{Code::out_of_memory, "job", -1}};
+    return {Code::out_of_memory, "job"};
   }
 }
 
@@ -30,16 +30,16 @@ Napi::Value Executor::run(Napi::Env env, Call call) {
   check_open();
   std::unique_lock<std::mutex> lock(mutex_);
   sync_waits_ = true;
-  change_.wait(lock, [this] { return !busy_; });
+  change_.wait(lock, [this] { return busy_ < lanes_; });
   sync_waits_ = false;
-  busy_ = true;
+  busy_++;
   lock.unlock();
-  const Outcome outcome = run_job(*call.job, *context_);
+  const Status status = run_job(*call.job, *context_);
   lock.lock();
-  busy_ = false;
+  busy_--;
   lock.unlock();
   change_.notify_all();
-  if (!outcome.status.good()) throw from_status(outcome.status, outcome.image);
+  if (!status.good()) throw from_status(status);
   return call.job->finish(env, call.prepared);
 }
 
@@ -61,41 +61,51 @@ Napi::Value Executor::submit(Napi::Env env, Call call) {
 void Executor::start(Napi::Env env) {
   auto holder = std::make_unique<std::shared_ptr<Executor>>(shared_from_this());
   const napi_status status =
-      napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "desap"), 0, 1, holder.get(),
+      napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "desap"), 0, lanes_, holder.get(),
                                       on_signal_closed, this, on_signal, &signal_);
   if (status != napi_ok) throw Napi::Error::New(env);
   holder.release();
   napi_unref_threadsafe_function(env, signal_);
-  try {
-    coordinator_ = std::thread([this] { coordinate(); });
-  } catch (const std::system_error&) {
-    napi_release_threadsafe_function(std::exchange(signal_, nullptr), napi_tsfn_release);
-    throw Fault{"ERR_OUT_OF_MEMORY", "the system starts no more threads", ""};
+  threads_.reserve(static_cast<size_t>(lanes_));
+  for (int lane = 0; lane < lanes_; lane++) {
+    try {
+      std::lock_guard<std::mutex> lock(mutex_);
+      threads_.emplace_back([this] { work(); });
+      working_++;
+    } catch (const std::system_error&) {
+      napi_release_threadsafe_function(signal_, napi_tsfn_release);
+    }
   }
+  if (!threads_.empty()) return;
+  signal_ = nullptr;
+  throw Fault{"ERR_OUT_OF_MEMORY", "the system starts no more threads", ""};
 }
 
-void Executor::coordinate() {
+void Executor::work() {
   bool signalling = true;
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
-    change_.wait(lock, [this] { return stopping_ || (!busy_ && !sync_waits_ && (closed_ || !queue_.empty())); });
+    change_.wait(lock, [this] {
+      return stopping_ || (queue_.empty() ? closed_ : busy_ < lanes_ && !sync_waits_);
+    });
     if (stopping_ || queue_.empty()) break;
     std::list<Task> task;
     task.splice(task.end(), queue_, queue_.begin());
-    busy_ = true;
+    busy_++;
     lock.unlock();
-    task.front().outcome = run_job(*task.front().job, *context_);
+    task.front().status = run_job(*task.front().job, *context_);
     lock.lock();
     done_.splice(done_.end(), task);
-    busy_ = false;
+    busy_--;
     lock.unlock();
     change_.notify_all();
     // An environment that ends closes the signal first; after that answer it must not be touched again.
     if (signalling) signalling = napi_call_threadsafe_function(signal_, nullptr, napi_tsfn_nonblocking) != napi_closing;
     lock.lock();
   }
+  const bool last = --working_ == 0;
   lock.unlock();
-  context_.reset();
+  if (last) context_.reset();
   if (signalling) napi_release_threadsafe_function(signal_, napi_tsfn_release);
 }
 
@@ -113,9 +123,8 @@ void Executor::deliver(Napi::Env env) {
     Napi::HandleScope scope(env);
     try {
       try {
-        const Outcome& outcome = task.outcome;
         guarded(env, [&] {
-          if (!outcome.status.good()) throw from_status(outcome.status, outcome.image);
+          if (!task.status.good()) throw from_status(task.status);
           task.deferred.Resolve(task.job->finish(env, task.prepared.Value()));
         });
       } catch (const Napi::Error& error) {
@@ -131,7 +140,13 @@ void Executor::deliver(Napi::Env env) {
 
 void Executor::on_signal_closed(napi_env, void* holder, void*) {
   const std::unique_ptr<std::shared_ptr<Executor>> executor(static_cast<std::shared_ptr<Executor>*>(holder));
-  if ((*executor)->coordinator_.joinable()) (*executor)->coordinator_.join();
+  (*executor)->join();
+}
+
+void Executor::join() {
+  for (std::thread& thread : threads_) {
+    if (thread.joinable()) thread.join();
+  }
 }
 
 void Executor::close() {
@@ -139,10 +154,10 @@ void Executor::close() {
     std::lock_guard<std::mutex> lock(mutex_);
     closed_ = true;
   }
-  if (coordinator_.joinable()) {
-    change_.notify_all();  // it frees the context after the last job
-  } else {
+  if (threads_.empty()) {
     context_.reset();
+  } else {
+    change_.notify_all();  // they free the context after the last job
   }
 }
 
@@ -152,7 +167,7 @@ void Executor::shut_down() {
     closed_ = stopping_ = true;
   }
   change_.notify_all();
-  if (coordinator_.joinable()) coordinator_.join();
+  join();
   context_.reset();
   queue_.clear();
   done_.clear();

@@ -1,5 +1,6 @@
-// Runs jobs on a context, one at a time: synchronous calls on the JavaScript thread, the others in order of arrival on
-// a thread of its own. libuv's four threads are left to those who need them: file access, image decoding.
+// Runs jobs on a context, as many at a time as it has lanes (the CPU has one): synchronous calls on the JavaScript
+// thread, the others on threads of its own, one a lane, where they start in order of arrival. libuv's four threads
+// are left to those who need them: file access, image decoding.
 //
 // Every method is called on the JavaScript thread of the environment that made the executor.
 #pragma once
@@ -9,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 #include "../kernels.h"
 #include "device.h"
@@ -16,18 +18,13 @@
 
 namespace desap {
 
-struct Outcome {
-  Status status;
-  int64_t image = -1;  // which image of the call the status speaks of, where there are several
-};
-
 // Made and destroyed on the JavaScript thread.
 class Job {
  public:
   virtual ~Job() = default;
   // On any thread; touches no JavaScript. `result` is memory of the JavaScript value that was prepared for this job.
-  virtual Outcome run(Context&) = 0;
-  // On the JavaScript thread, after a good outcome: what the caller receives.
+  virtual Status run(Context&) = 0;
+  // On the JavaScript thread, after a good status: what the caller receives.
   virtual Napi::Value finish(Napi::Env, Napi::Object prepared) { return prepared; }
 };
 
@@ -40,7 +37,7 @@ struct Call {
 
 class Executor : public std::enable_shared_from_this<Executor> {
  public:
-  explicit Executor(Context* context) : context_(context) {}  // owns the context
+  Executor(Context* context, int lanes) : context_(context), lanes_(lanes) {}  // owns the context
 
   // Throws Fault.
   Napi::Value run(Napi::Env, Call);
@@ -51,7 +48,7 @@ class Executor : public std::enable_shared_from_this<Executor> {
 
   // Refuses further jobs. Those that were submitted still run; then threads and memory are freed.
   void close();
-  // The environment ends: lets the running job finish, drops the others, and joins the thread.
+  // The environment ends: lets the running jobs finish, drops the others, and joins the threads.
   void shut_down();
   void check_open() const;
 
@@ -60,28 +57,31 @@ class Executor : public std::enable_shared_from_this<Executor> {
     std::unique_ptr<Job> job;
     Napi::ObjectReference prepared;
     Napi::Promise::Deferred deferred;
-    Outcome outcome;
+    Status status;
   };
   struct Close {
     void operator()(Context* context) const { device::close(context); }
   };
 
   void start(Napi::Env);
-  void coordinate();
+  void work();
+  void join();
   void deliver(Napi::Env);
   static void on_signal(napi_env, napi_value, void* executor, void*);
   static void on_signal_closed(napi_env, void* holder, void*);
 
   std::unique_ptr<Context, Close> context_;
-  std::thread coordinator_;
+  const int lanes_;
+  std::vector<std::thread> threads_;           // started by the first asynchronous call
   napi_threadsafe_function signal_ = nullptr;  // says that `done_` has tasks; holds the process while some are pending
   size_t pending_ = 0;
   bool closed_ = false;
 
-  std::mutex mutex_;  // guards what follows, and `closed_` for the coordinator
+  std::mutex mutex_;  // guards what follows, and `closed_` for the threads
   std::condition_variable change_;
   std::list<Task> queue_, done_;
-  bool busy_ = false;        // a job runs
+  int working_ = 0;          // threads that have not ended: the last one frees the context
+  int busy_ = 0;             // jobs that run
   bool sync_waits_ = false;  // a synchronous call goes before the next queued job
   bool stopping_ = false;
 };

@@ -7,6 +7,8 @@
 #include "arguments.h"
 #include "environment.h"
 #include "errors.h"
+#include "outputs.h"
+#include "question.h"
 #include "wrapped.h"
 
 namespace desap {
@@ -17,7 +19,7 @@ class CreateJob : public Job {
   CreateJob(const std::shared_ptr<Executor>& executor, const HeadConfig& config, const HeadWeights& weights)
       : executor_(executor), config_(config), weights_(weights) {}
 
-  Outcome run(Context& context) override { return {Head::create(context, config_, weights_, &head_)}; }
+  Status run(Context& context) override { return Head::create(context, config_, weights_, &head_); }
 
   Napi::Value finish(Napi::Env env, Napi::Object) override {
     return construct(Environment::of(env).head, env, HeadObject::State{executor_, head_});
@@ -30,58 +32,130 @@ class CreateJob : public Job {
   std::shared_ptr<Head> head_;
 };
 
+// Of a call with several images.
+struct Images {
+  Images(const Napi::Value& value, const HeadConfig& config) : arguments(matrix_arguments(value, "hidden")) {
+    for (const MatrixArgument& image : arguments) {
+      expect_shape(image, image.rows, config.width);
+      if (config.class_token && image.rows < 2)
+        throw invalid("ERR_SHAPE", image.name, "1 row", "the class token and at least one patch");
+    }
+  }
+
+  std::vector<HiddenStates> hold(MemoryReader& reader) const {
+    std::vector<HiddenStates> images;
+    for (const MatrixArgument& image : arguments) {
+      Memory memory = reader.matrix(image);
+      images.push_back({memory.data, image.half, image.rows, std::move(memory.hold)});
+    }
+    return images;
+  }
+
+  std::vector<MatrixArgument> arguments;
+};
+
 // One analysis per image.
 class AnalyzeJob : public Job {
  public:
-  struct Image {
-    HiddenStates hidden;
-    AnalysisRecord record;
-  };
+  AnalyzeJob(HeadObject::State state, Encoding encoding, bool intermediates, std::vector<HiddenStates> images)
+      : state_(std::move(state)), encoding_(encoding), intermediates_(intermediates), images_(std::move(images)) {}
 
-  AnalyzeJob(const std::shared_ptr<const Head>& head, Encoding encoding, bool intermediates, std::vector<Image> images)
-      : head_(head), encoding_(encoding), intermediates_(intermediates), images_(std::move(images)) {}
-
-  Outcome run(Context& context) override {
-    for (size_t i = 0; i < images_.size(); i++) {
-      const Status status = analyze(context, images_[i]);
-      if (!status.good()) return {status, images_.size() > 1 ? static_cast<int64_t>(i) : -1};
+  Status run(Context& context) override {
+    const size_t count = images_.size();
+    if (count == 0) return {};
+    const HeadConfig& config = state_.head->config();
+    records_.resize(count);
+    std::vector<Intermediates> copies;
+    for (size_t i = 0; i < count && intermediates_; i++) {
+      const size_t size = static_cast<size_t>(images_[i].tokens * config.width);
+      records_[i].context.resize(size);
+      records_[i].attention.resize(size);
+      copies.push_back({records_[i].context.data(), records_[i].attention.data()});
+    }
+    std::vector<std::shared_ptr<Analysis>> analyses(count);
+    DESAP_TRY(state_.head->analyze(context, images_.data(), static_cast<int64_t>(count), encoding_,
+                                   intermediates_ ? copies.data() : nullptr, analyses.data()));
+    for (size_t i = 0; i < count; i++) {
+      const HiddenStates& hidden = images_[i];
+      AnalysisRecord& record = records_[i];
+      record.executor = state_.executor;
+      record.embedding = config.embedding;
+      record.half = hidden.half;
+      record.analysis = std::move(analyses[i]);
+      const char* begin = static_cast<const char*>(hidden.data);
+      const char* end = begin + hidden.tokens * config.width * (hidden.half ? sizeof(uint16_t) : sizeof(float));
+      const char* features = static_cast<const char*>(record.analysis->features());
+      record.features = features >= begin && features < end ? begin : features;
     }
     return {};
   }
 
   Napi::Value finish(Napi::Env env, Napi::Object prepared) override {
-    for (size_t i = 0; i < images_.size(); i++) {
+    for (size_t i = 0; i < records_.size(); i++) {
       prepared.Set(static_cast<uint32_t>(i),
-                   construct(Environment::of(env).analysis, env, std::move(images_[i].record)));
+                   construct(Environment::of(env).analysis, env, std::move(records_[i])));
     }
     return prepared;
   }
 
  private:
-  Status analyze(Context& context, Image& image) const {
-    const HiddenStates& hidden = image.hidden;
-    AnalysisRecord& record = image.record;
-    const size_t size = static_cast<size_t>(hidden.tokens * head_->config().width);
-    if (intermediates_) {
-      record.context.resize(size);
-      record.attention.resize(size);
+  const HeadObject::State state_;
+  const Encoding encoding_;
+  const bool intermediates_;
+  const std::vector<HiddenStates> images_;
+  std::vector<AnalysisRecord> records_;
+};
+
+// Analyses and prunes, and keeps nothing.
+class PruneAllJob : public Job {
+ public:
+  struct Image {
+    HiddenStates hidden;
+    Question question;
+    float* saliency;  // [P] where A_s is wanted, else null
+  };
+
+  PruneAllJob(HeadObject::State state, Encoding encoding, std::vector<Image> images)
+      : state_(std::move(state)),
+        encoding_(encoding),
+        images_(std::move(images)),
+        analyze_timings_(images_.size()),
+        prune_timings_(images_.size()) {}
+
+  Status run(Context& context) override {
+    if (images_.empty()) return {};
+    std::vector<HiddenStates> hidden;
+    std::vector<PruneRequest> requests;
+    std::vector<PruneOutput> outputs;
+    for (Image& image : images_) {
+      DESAP_TRY(image.question.widen(context));
+      hidden.push_back(image.hidden);
+      requests.push_back(image.question.request());
+      outputs.push_back(image.question.output());
+      outputs.back().saliency = image.saliency;
     }
-    const Intermediates copies{intermediates_ ? record.context.data() : nullptr,
-                               intermediates_ ? record.attention.data() : nullptr};
-    std::shared_ptr<Analysis> analysis;
-    DESAP_TRY(head_->analyze(context, hidden, encoding_, copies, &analysis));
-    record.analysis = std::move(analysis);
-    const char* begin = static_cast<const char*>(hidden.data);
-    const char* features = static_cast<const char*>(record.analysis->features());
-    const char* end = begin + size * (hidden.half ? sizeof(uint16_t) : sizeof(float));
-    record.features = features >= begin && features < end ? begin : features;
+    DESAP_TRY(state_.head->prune(context, hidden.data(), static_cast<int64_t>(images_.size()), encoding_,
+                                 requests.data(), outputs.data(), analyze_timings_.data(), prune_timings_.data()));
+    for (const Image& image : images_) DESAP_TRY(image.question.narrow(context));
     return {};
   }
 
-  const std::shared_ptr<const Head> head_;
+  Napi::Value finish(Napi::Env env, Napi::Object prepared) override {
+    for (uint32_t i = 0; i < images_.size(); i++) {
+      Napi::Object timings = Napi::Object::New(env);
+      set_timings(timings, analyze_timings_[i]);
+      set_timings(timings, prune_timings_[i]);
+      prepared.Get(i).As<Napi::Object>().Set("timings", timings);
+    }
+    return prepared;
+  }
+
+ private:
+  const HeadObject::State state_;
   const Encoding encoding_;
-  const bool intermediates_;
   std::vector<Image> images_;
+  std::vector<AnalyzeTimings> analyze_timings_;
+  std::vector<PruneTimings> prune_timings_;
 };
 
 }  // namespace
@@ -127,42 +201,71 @@ Napi::Value create_head_object(Napi::Env env, const std::shared_ptr<Executor>& e
 }
 
 Napi::Function HeadObject::define(Napi::Env env) {
-  return DefineClass(
-      env, "Head", {InstanceMethod<&HeadObject::analyze>("analyze"), InstanceMethod<&HeadObject::dispose>("dispose")});
+  return DefineClass(env, "Head",
+                     {InstanceMethod<&HeadObject::analyze>("analyze"), InstanceMethod<&HeadObject::prune>("prune"),
+                      InstanceMethod<&HeadObject::dispose>("dispose")});
 }
 
 HeadObject::HeadObject(const Napi::CallbackInfo& info) : ObjectWrap(info), state_(constructed_from<State>(info)) {}
 
+HeadObject::State HeadObject::state() const {
+  if (!state_.head) throw disposed("head");
+  state_.executor->check_open();
+  return state_;
+}
+
 Napi::Value HeadObject::analyze(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return guarded(env, [&] {
-    if (!state_.head) throw disposed("head");
-    const State state = state_;  // reading the arguments can run code that disposes this head
-    state.executor->check_open();
-    const HeadConfig& config = state.head->config();
-    const std::vector<MatrixArgument> images = matrix_arguments(info[0], "hidden");
+    const State mine = state();  // reading the arguments can run code that disposes this head
+    const Images images(info[0], mine.head->config());
     const Arguments options(info[1], "options");
     const Encoding encoding = encoding_of(options);
     const bool intermediates = options.boolean("intermediates");
     const bool sync = info[2].ToBoolean();
-    for (const MatrixArgument& image : images) {
-      expect_shape(image, image.rows, config.width);
-      if (config.class_token && image.rows < 2)
-        throw invalid("ERR_SHAPE", image.name, "1 row", "the class token and at least one patch");
+    const Napi::Array prepared = Napi::Array::New(env, images.arguments.size());
+    MemoryReader memory(env, sync ? Access::in_place : Access::held);
+    auto job = std::make_unique<AnalyzeJob>(mine, encoding, intermediates, images.hold(memory));
+    return mine.executor->execute(env, {std::move(job), prepared}, sync);
+  });
+}
+
+Napi::Value HeadObject::prune(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&] {
+    const State mine = state();
+    const HeadConfig& config = mine.head->config();
+    const Images images(info[0], config);
+    const size_t count = images.arguments.size();
+    if (!info[1].IsArray() || info[1].As<Napi::Array>().Length() != count)
+      throw invalid("ERR_SHAPE", "requests", "another number", std::to_string(count) + ", one per image");
+    const Arguments options(info[2], "options");
+    const Encoding encoding = encoding_of(options);
+    const bool maps = options.boolean("maps");
+    const bool sync = info[3].ToBoolean();
+    std::vector<QuestionArguments> questions;
+    for (uint32_t i = 0; i < count; i++) {
+      const MatrixArgument& image = images.arguments[i];
+      const int64_t patches = image.rows - (config.class_token ? 1 : 0);
+      questions.emplace_back(info[1].As<Napi::Array>().Get(i),
+                             ImageShape{patches, config.width, config.embedding, image.half});
     }
-    const Napi::Array prepared = Napi::Array::New(env, images.size());
-    MemoryReader reader(env, sync ? Access::in_place : Access::held);
-    std::vector<AnalyzeJob::Image> inputs;
-    for (const MatrixArgument& image : images) {
-      Memory memory = reader.matrix(image);
-      AnalysisRecord record;
-      record.executor = state.executor;
-      record.embedding = config.embedding;
-      record.half = image.half;
-      inputs.push_back({{memory.data, image.half, image.rows, std::move(memory.hold)}, std::move(record)});
+    const Napi::Array prepared = Napi::Array::New(env, count);
+    std::vector<float*> saliency(count, nullptr);
+    for (uint32_t i = 0; i < count; i++) {
+      Napi::Object result = questions[i].allocate(env);
+      const Output<float> map = maps ? new_floats(env, questions[i].image().patches) : Output<float>{env.Null()};
+      result.Set("saliency", map.value);
+      saliency[i] = map.data;
+      prepared.Set(i, result);
     }
-    return state.executor->execute(
-        env, {std::make_unique<AnalyzeJob>(state.head, encoding, intermediates, std::move(inputs)), prepared}, sync);
+    MemoryReader memory(env, sync ? Access::in_place : Access::held);
+    std::vector<HiddenStates> hidden = images.hold(memory);
+    std::vector<PruneAllJob::Image> inputs;
+    for (size_t i = 0; i < count; i++)
+      inputs.push_back({std::move(hidden[i]), questions[i].hold(memory), saliency[i]});
+    return mine.executor->execute(
+        env, {std::make_unique<PruneAllJob>(mine, encoding, std::move(inputs)), prepared}, sync);
   });
 }
 

@@ -24,7 +24,10 @@ class HeadObject : public Napi::ObjectWrap<HeadObject> {
 
  private:
   Napi::Value analyze(const Napi::CallbackInfo&);
+  Napi::Value prune(const Napi::CallbackInfo&);
   void dispose(const Napi::CallbackInfo&);
+
+  State state() const;  // throws Fault where it cannot be used any more
 
   State state_;
 };

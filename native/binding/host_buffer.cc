@@ -42,6 +42,8 @@ HostBufferObject::HostBufferObject(const Napi::CallbackInfo& info) : ObjectWrap(
     // A property of the object, not a reference from here: the collector then sees both as one.
     info.This().As<Napi::Object>().DefineProperty(
         Napi::PropertyDescriptor::Value("arrayBuffer", buffer, napi_enumerable));
+    info.This().As<Napi::Object>().DefineProperty(Napi::PropertyDescriptor::Value(
+        "pinned", Napi::Boolean::New(env, lease_->block->pinned()), napi_enumerable));
   });
 }
 

@@ -5,6 +5,8 @@
 #include <iterator>
 #include <new>
 
+#include "device.h"
+
 namespace desap {
 namespace {
 
@@ -12,23 +14,42 @@ constexpr size_t kAlignment = 64;
 constexpr size_t kPage = 4096;
 constexpr size_t kPoolBytes = size_t{256} << 20;  // free blocks beyond this go back to the system, the oldest first
 
+HostMemory obtain(size_t capacity) {
+  if (void* data = device::allocate_pinned(capacity)) return {data, capacity, true};
+  void* data = nullptr;
+  if (posix_memalign(&data, kAlignment, capacity) != 0) throw std::bad_alloc();
+  return {data, capacity, false};
+}
+
+void release(const HostMemory& memory) noexcept {
+  if (memory.pinned) {
+    device::free_pinned(memory.data);
+  } else {
+    free(memory.data);
+  }
+}
+
 }  // namespace
 
 HostBlock::~HostBlock() { pool_->give_back(*this); }
 
 HostPool::~HostPool() {
-  for (const Free& block : free_) free(block.data);
+  for (const HostMemory& memory : free_) release(memory);
 }
 
 std::shared_ptr<HostBlock> HostPool::allocate(size_t bytes) {
   const size_t capacity = (bytes + kPage - 1) / kPage * kPage;
-  void* data = take(capacity);
-  if (!data && posix_memalign(&data, kAlignment, capacity) != 0) throw std::bad_alloc();
-  std::unique_ptr<void, decltype(&free)> memory(data, free);
-  auto block = std::make_shared<HostBlock>(shared_from_this(), data, capacity);
-  memory.release();
+  HostMemory memory = take(capacity);
+  if (!memory.data) memory = obtain(capacity);
+  std::shared_ptr<HostBlock> block;
+  try {
+    block = std::make_shared<HostBlock>(shared_from_this(), memory);
+  } catch (const std::bad_alloc&) {
+    release(memory);
+    throw;
+  }
   std::lock_guard<std::mutex> lock(mutex_);
-  used_.emplace(reinterpret_cast<uintptr_t>(data), block.get());
+  used_.emplace(reinterpret_cast<uintptr_t>(memory.data), block.get());
   return block;
 }
 
@@ -49,31 +70,31 @@ HostPool::Statistics HostPool::statistics() {
   return {used_.size(), used_bytes, free_.size(), free_bytes_};
 }
 
-void* HostPool::take(size_t capacity) {
+HostMemory HostPool::take(size_t capacity) {
   std::lock_guard<std::mutex> lock(mutex_);
   for (size_t i = free_.size(); i-- > 0;) {
     if (free_[i].capacity != capacity) continue;
-    void* data = free_[i].data;
+    const HostMemory memory = free_[i];
     free_bytes_ -= capacity;
     free_.erase(free_.begin() + static_cast<ptrdiff_t>(i));
-    return data;
+    return memory;
   }
-  return nullptr;
+  return {};
 }
 
 void HostPool::give_back(const HostBlock& block) noexcept {
   std::lock_guard<std::mutex> lock(mutex_);
   used_.erase(reinterpret_cast<uintptr_t>(block.data()));
   try {
-    free_.push_back({block.data(), block.capacity()});
+    free_.push_back(block.memory_);
   } catch (const std::bad_alloc&) {
-    free(block.data());
+    release(block.memory_);
     return;
   }
   free_bytes_ += block.capacity();
   size_t dropped = 0;
   for (; free_bytes_ > kPoolBytes; dropped++) {
-    free(free_[dropped].data);
+    release(free_[dropped]);
     free_bytes_ -= free_[dropped].capacity;
   }
   free_.erase(free_.begin(), free_.begin() + static_cast<ptrdiff_t>(dropped));

@@ -14,7 +14,7 @@ template <class Body>
 class KernelJob : public Job {
  public:
   explicit KernelJob(Body body) : body_(std::move(body)) {}
-  Outcome run(Context& context) override { return {body_(context)}; }
+  Status run(Context& context) override { return body_(context); }
 
  private:
   Body body_;

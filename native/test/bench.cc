@@ -107,7 +107,7 @@ void run(Isa isa, int threads, int rounds) {
   const HeadWeights weights{ones.data(), b.data(), w.data(), b.data(), w.data(), b.data(), w.data(), b.data(), w.data(), b.data(), ones.data(), b.data(), p.data()};
   std::shared_ptr<Head> head;
   require(Head::create(*context, {width, heads, embedding, true, 1e-5f}, weights, &head));
-  const Hold hold = std::make_shared<int>(0);
+  const HiddenStates image{x.data(), false, tokens, std::make_shared<int>(0)};
   const int64_t patches = tokens - 1;
   Floats kept(keep * width), task(patches), map(tokens);
   Ints indices(keep), assignment(patches), counts_(keep);
@@ -120,14 +120,14 @@ void run(Isa isa, int threads, int rounds) {
     attentions.add(milliseconds([&] { require(attention(*context, q, q, y, heads, a)); }));
     if (threads == 1 && i < 3) saliencies.add(milliseconds([&] { require(saliency(*context, q, q, heads, false, map.data())); }));
     std::shared_ptr<Analysis> analysis;
-    analyses.add(milliseconds([&] { require(head->analyze(*context, {x.data(), false, tokens, hold}, Encoding::qq, {}, &analysis)); }));
+    analyses.add(milliseconds([&] { require(head->analyze(*context, &image, 1, Encoding::qq, nullptr, &analysis)); }));
     const AnalyzeTimings& t = analysis->timings();
     const double parts[] = {t.normalize, t.project, t.attention, t.saliency, t.read_out};
     for (int s = 0; s < 5; s++) stages[s].add(parts[s]);
     PruneTimings u;
     const PruneRequest request{{text.data(), words, embedding, embedding}, nullptr, words - 1, keep, keep / 2, Alignment::fcma, 0.1f, nullptr, true, {nullptr, 0, 0, 0}};
     pruned.add(milliseconds([&] {
-      require(analysis->prune(*context, request, {kept.data(), indices.data(), source.data(), assignment.data(), counts_.data(), task.data(), {}}, &u));
+      require(analysis->prune(*context, request, {kept.data(), indices.data(), source.data(), assignment.data(), counts_.data(), task.data(), nullptr, {}}, &u));
     }));
     const double more[] = {u.align, u.top_k, u.merge};
     for (int s = 0; s < 3; s++) prunes[s].add(more[s]);

@@ -1,15 +1,18 @@
-// A few lines of test harness: named cases, each run on every instruction set of this machine and on several thread
-// counts, whose results must be equal bit for bit.
+// A few lines of test harness: named cases over kernels.h and head.h, each run on every machine: an instruction set of
+// this processor (machine_cpu.h), or a CUDA card at one precision (cuda/machine_cuda.h).
 #pragma once
 
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "../cpu/dispatch.h"
+#include "../kernels.h"
 
 namespace desap::test {
 
@@ -29,10 +32,12 @@ inline bool check(bool condition, const std::string& what) {
   return condition;
 }
 
-// max |actual - expected| / max |expected| <= tolerance; NaN fails.
-inline void check_close(const Floats& actual, const Doubles& expected, double tolerance, const std::string& what) {
+// max |actual - expected| / max |expected| <= tolerance; NaN fails. `typical` stands for max |expected| where that is smaller:
+// a few sums whose terms cancel say nothing about the error to expect.
+inline void check_close(const Floats& actual, const Doubles& expected, double tolerance, const std::string& what,
+                        double typical = 0) {
   if (!check(actual.size() == expected.size(), what + ": size")) return;
-  double largest = 0, error = 0;
+  double largest = typical, error = 0;
   for (double x : expected) largest = std::fmax(largest, std::fabs(x));
   for (size_t i = 0; i < actual.size(); i++) {
     const double e = std::fabs(actual[i] - expected[i]);
@@ -45,41 +50,38 @@ inline bool is(const Status& status, Code code, const char* what, int64_t where)
   return status.code == code && status.what && std::strcmp(status.what, what) == 0 && status.where == where;
 }
 
-// The instruction set under test, as a context for each of several thread counts.
-class Machine {
- public:
-  explicit Machine(Isa isa) {
-    for (int threads : {1, 2, 3, 5}) {
-      Context* context = nullptr;
-      if (context_create({threads, isa}, &context).good()) contexts_.push_back(context);
-    }
-  }
-  explicit Machine(const Kernels& kernels) {
-    for (int threads : {1, 2, 3, 5}) contexts_.push_back(new Context(kernels, threads));
-  }
-  ~Machine() {
-    for (Context* context : contexts_) context_destroy(context);
-  }
-  Machine(const Machine&) = delete;
-  Machine& operator=(const Machine&) = delete;
+// A kind of context under test, as several contexts whose results must be equal bit for bit (thread counts, lanes).
+struct Machine {
+  std::string name;
+  std::vector<std::shared_ptr<Context>> contexts;
+  // What the matrix products do to the operands, and how much more error than float32's that allows.
+  Precision precision = Precision::strict;
+  double operand_error = 1;
+  // An emulated card takes milliseconds for what a card does in microseconds, and a sanitizer not much less: shapes
+  // beyond this many multiply-adds are left out.
+  double most_work = std::numeric_limits<double>::infinity();
 
-  Context& one() const { return *contexts_[0]; }
+  Context& one() const { return *contexts[0]; }
+  bool affords(double multiply_adds) const { return multiply_adds <= most_work; }
+  bool small() const { return !affords(1e12); }
+  // Of a kernel without matrix products, which is one at every precision: enough where time is short.
+  bool tested_already() const { return small() && precision != Precision::strict; }
+  // The tolerance of a result that went through matrix products, from the one that float32 products need.
+  double tolerance(double float32) const { return float32 * operand_error; }
 
-  // Runs `body`, which returns its outputs, on every thread count and twice on the last; all must agree bit for bit.
+  // Runs `body`, which returns its outputs, on every context and twice on the last; all must agree bit for bit.
   template <class Result>
   std::vector<Result> same(const std::string& what, const std::function<std::vector<Result>(Context&)>& body) const {
-    const std::vector<Result> first = body(*contexts_[0]);
-    bool equal = contexts_.size() == 4;
-    for (size_t i = 1; i <= contexts_.size(); i++) {
-      const std::vector<Result> again = body(*contexts_[i < contexts_.size() ? i : i - 1]);
-      equal = equal && again.size() == first.size() && std::memcmp(again.data(), first.data(), first.size() * sizeof(Result)) == 0;
+    const std::vector<Result> first = body(*contexts[0]);
+    bool equal = true;
+    for (size_t i = 1; i <= contexts.size(); i++) {
+      const std::vector<Result> again = body(*contexts[i < contexts.size() ? i : i - 1]);
+      equal = equal && again.size() == first.size() &&
+              std::memcmp(again.data(), first.data(), first.size() * sizeof(Result)) == 0;
     }
-    check(equal, what + ": differs between thread counts or runs");
+    check(equal, what + ": differs between contexts or runs");
     return first;
   }
-
- private:
-  std::vector<Context*> contexts_;
 };
 
 struct Case {
@@ -99,10 +101,31 @@ struct Register {
   static const ::desap::test::Register name##_registered(#name, name);              \
   static void name([[maybe_unused]] const ::desap::test::Machine& machine)
 
+// Runs the cases whose name contains `wanted` (null: all).
+inline void run_cases(const Machine& machine, const char* wanted) {
+  const auto start = std::chrono::steady_clock::now();
+  for (const Case& one : cases()) {
+    if (wanted && !std::strstr(one.name, wanted)) continue;
+    place = std::string(one.name) + " [" + machine.name + "]";
+    one.run(machine);
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::printf("%s: %.1f s\n", machine.name.c_str(), seconds);
+}
+
+// The last line of a test program, and its exit status.
+inline int report() {
+  std::printf("%d passed, %d failed\n", counts.passed, counts.failed);
+  return counts.failed == 0 ? 0 : 1;
+}
+
+// Changes all data: 0, except where each run is to have data of its own.
+inline uint64_t data_seed = 0;
+
 // Reproducible data: a 64-bit linear congruential generator.
 class Random {
  public:
-  explicit Random(uint64_t seed) : state_(seed * 2654435761u + 1) {}
+  explicit Random(uint64_t seed) : state_((seed + data_seed) * 2654435761u + 1) {}
   float uniform() {  // in [-1, 1)
     state_ = state_ * 6364136223846793005u + 1442695040888963407u;
     return static_cast<float>(static_cast<int32_t>(state_ >> 32)) * 0x1p-31f;

@@ -98,6 +98,7 @@ DESAP_CASE(convert_ragged_sizes) {
 // ----------------------------------------------------------------------------------------- layer_norm and unit_rows
 
 DESAP_CASE(layer_norm_shapes) {
+  if (machine.tested_already()) return;
   for (int64_t rows : {1, 2, 17, 33, 97}) {
     for (int64_t cols : {1, 2, 16, 17, 31, 64, 80, 257, 1024}) {
       Random random(static_cast<uint64_t>(rows * 1000 + cols));
@@ -124,6 +125,7 @@ DESAP_CASE(layer_norm_large_mean_and_in_place) {
 }
 
 DESAP_CASE(not_finite_rows_are_named) {
+  if (machine.tested_already()) return;
   for (float bad : {NAN, infinity, -infinity, 3e38f}) {
     for (int64_t cols : {20, 64, 65}) {
       for (int64_t at : {int64_t{0}, int64_t{7}, cols - 1}) {
@@ -188,7 +190,8 @@ DESAP_CASE(linear_shapes) {
         return result.dense();
       });
       const Array bias(b, 1, out);
-      check_close(y, reference::linear({x, rows, in}, {w, out, in}, with_bias ? &bias : nullptr).data, 3e-6, what);
+      check_close(y, reference::linear({x, rows, in}, {w, out, in}, with_bias ? &bias : nullptr).data, machine.tolerance(3e-6), what,
+                  std::sqrt(static_cast<double>(in)));
     }
   }
 }
@@ -218,6 +221,7 @@ DESAP_CASE(attention_shapes) {
     for (int64_t size : {16, 20, 32, 64, 80}) {
       if (tokens == 577 && size != 64) continue;
       const int64_t heads = tokens > 200 ? 1 : 3, width = heads * size;
+      if (!machine.affords(static_cast<double>(tokens * tokens * width))) continue;
       Random random(static_cast<uint64_t>(tokens * 100 + size));
       const Floats q = random.floats(tokens * width), k = random.floats(tokens * width), v = random.floats(tokens * width);
       const Floats y = machine.same<float>(shape({tokens, heads, size}), [&](Context& context) {
@@ -226,7 +230,7 @@ DESAP_CASE(attention_shapes) {
         check(attention(context, queries, keys, values, heads, out).good(), "status");
         return out.dense();
       });
-      check_close(y, reference::attention({q, tokens, width}, {k, tokens, width}, {v, tokens, width}, heads).data, 5e-6,
+      check_close(y, reference::attention({q, tokens, width}, {k, tokens, width}, {v, tokens, width}, heads).data, machine.tolerance(5e-6),
                   shape({tokens, heads, size}));
       for (bool class_token : {true, false}) {
         if (class_token && tokens == 1) continue;
@@ -237,7 +241,7 @@ DESAP_CASE(attention_shapes) {
           out.pop_back();
           return out;
         });
-        check_close(s, reference::saliency({q, tokens, width}, {k, tokens, width}, heads, class_token), 5e-6,
+        check_close(s, reference::saliency({q, tokens, width}, {k, tokens, width}, heads, class_token), machine.tolerance(5e-6),
                     shape({tokens, heads, size}) + (class_token ? " saliency of the class token" : " saliency"));
       }
     }
@@ -258,22 +262,23 @@ DESAP_CASE(attention_large_scores) {
     return out.dense();
   });
   const Array operand(q, tokens, size);
-  check_close(y, reference::attention(operand, operand, {v, tokens, size}, 1).data, 1e-5, "scores up to 1e4");
+  check_close(y, reference::attention(operand, operand, {v, tokens, size}, 1).data, machine.tolerance(1e-5), "scores up to 1e4");
   Floats s(static_cast<size_t>(tokens));
   saliency(machine.one(), Rows(q, tokens, size), Rows(q, tokens, size), 1, false, s.data());
-  check_close(s, reference::saliency(operand, operand, 1, false), 1e-5, "column mean of them");
+  check_close(s, reference::saliency(operand, operand, 1, false), machine.tolerance(1e-5), "column mean of them");
 }
 
 // One head of width 1, key 0 at 0: the weight of key 1 is e^x / (1 + e^x), which shows the exponential alone. Its argument
 // x log2 e is rounded (constant and product): 1.25 |x| 2^-24 of relative error, on top of the function's own.
 DESAP_CASE(exponential_through_saliency) {
+  if (machine.precision != Precision::strict) return;  // operands of 16 bits hold no such x
   double error = 0;
-  for (float x = -87.0f; x <= 0; x += 0.0113f) {
+  for (float x = -87.0f; x <= 0; x += machine.small() ? 0.91f : 0.0113f) {
     const Floats q = {1, 0}, k = {0, x};
     float p = -1;
     saliency(machine.one(), Rows(q, 2, 1), Rows(k, 2, 1), 1, true, &p);
     const double expected = std::exp(static_cast<double>(x)) / (1 + std::exp(static_cast<double>(x)));
-    error = std::fmax(error, std::fabs(p - expected) / expected / (0x1p-22 + std::fabs(x) * 0x1.4p-24));
+    error = std::fmax(error, std::fabs(p - expected) / expected / machine.tolerance(0x1p-22 + std::fabs(x) * 0x1.4p-24));
   }
   check(error < 1, "error " + std::to_string(error) + " of tolerance");
   for (float x : {-87.5f, -100.0f, -104.0f, -1e4f, -3e38f}) {
@@ -287,6 +292,7 @@ DESAP_CASE(exponential_through_saliency) {
 // ------------------------------------------------------------------------------------------------------------ align
 
 DESAP_CASE(align_shapes) {
+  if (machine.tested_already()) return;
   const int64_t shapes[][3] = {{1, 1, 16}, {2, 1, 20}, {17, 2, 33}, {33, 5, 64}, {64, 16, 80}, {97, 17, 48}, {145, 77, 65}, {576, 30, 96}, {49, 64, 32}, {50, 65, 32}};
   for (const auto& sizes : shapes) {
     const int64_t patches = sizes[0], words = sizes[1], size = sizes[2];
@@ -313,7 +319,7 @@ DESAP_CASE(align_shapes) {
           return concatenate({task, m, mv, mt});
         });
         const auto part = [&](size_t begin, size_t size_) { return Floats(y.begin() + static_cast<int64_t>(begin), y.begin() + static_cast<int64_t>(begin + size_)); };
-        check_close(part(0, rows), expected.task, tolerance, what + " task");
+        check_close(part(0, rows), expected.task, tolerance * expected.cancellation, what + " task");
         check_close(part(rows, count), expected.similarity.data, 2e-6, what + " similarity");
         if (!weights) continue;
         check_close(part(rows + count, count), expected.visual.data, tolerance, what + " M_V");
@@ -326,6 +332,7 @@ DESAP_CASE(align_shapes) {
 // ------------------------------------------------------------------------------------------------------------ top_k
 
 DESAP_CASE(top_k_selects) {
+  if (machine.tested_already()) return;
   for (int64_t size : {1, 2, 17, 144, 576}) {
     for (int64_t k : {int64_t{0}, int64_t{1}, size / 3, size / 2, size}) {
       for (bool ties : {false, true}) {
@@ -385,6 +392,7 @@ void check_merge(const Machine& machine, const Floats& x, int64_t rows, int64_t 
 }
 
 DESAP_CASE(merge_shapes) {
+  if (machine.tested_already()) return;
   for (int64_t rows : {1, 2, 17, 33, 97, 144, 256, 576}) {
     for (int64_t k : {int64_t{1}, int64_t{2}, rows / 9, rows / 4, rows}) {
       if (k < 1 || k > rows) continue;

@@ -1,30 +1,11 @@
 // Runs every case on every instruction set that this machine supports; an argument selects cases by part of their name.
-#include <chrono>
+#include "machine_cpu.h"
 
-#include "harness.h"
-
-namespace desap {
 #if defined(__x86_64__)
+namespace desap {
 extern const Kernels lanes16_kernels;  // lanes16.cc
-#endif
-
-namespace test {
-namespace {
-
-void run(const char* name, const Machine& machine, const char* wanted) {
-  const auto start = std::chrono::steady_clock::now();
-  for (const Case& c : cases()) {
-    if (wanted && !std::strstr(c.name, wanted)) continue;
-    place = std::string(c.name) + " [" + name + "]";
-    c.run(machine);
-  }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  std::printf("%s: %.1f s\n", name, seconds);
 }
-
-}  // namespace
-}  // namespace test
-}  // namespace desap
+#endif
 
 int main(int argc, char** argv) {
   using namespace desap;
@@ -33,11 +14,10 @@ int main(int argc, char** argv) {
   Isa isas[4];
   const int count = supported_isas(isas);
   for (int i = 0; i < count; i++) {
-    run(isa_name(isas[i]), Machine(isas[i]), wanted);
+    run_cases(machine_of(isas[i]), wanted);
 #if defined(__x86_64__)
-    if (isas[i] == Isa::avx2) run("avx512's 16 lanes on avx2", Machine(lanes16_kernels), wanted);
+    if (isas[i] == Isa::avx2) run_cases(machine_of("avx512's 16 lanes on avx2", lanes16_kernels), wanted);
 #endif
   }
-  std::printf("%d passed, %d failed\n", counts.passed, counts.failed);
-  return counts.failed == 0 ? 0 : 1;
+  return report();
 }

@@ -109,12 +109,13 @@ inline Doubles saliency(const Array& q, const Array& k, int64_t heads, bool clas
 struct Aligned {
   Doubles task;
   Array similarity, visual, text;
+  double cancellation;  // how much larger the terms of the scores are than the scores: so much more of their rounding shows
 };
 
 inline Aligned align(const Array& visual, const Array& text, const Array& query, const Array& global, Alignment alignment,
                      double lambda) {
   const int64_t patches = visual.rows, words = text.rows;
-  Aligned r{Doubles(static_cast<size_t>(patches)), Array(patches, words), Array(patches, words), Array(patches, words)};
+  Aligned r{Doubles(static_cast<size_t>(patches)), Array(patches, words), Array(patches, words), Array(patches, words), 1};
   Doubles alpha, beta;
   const auto clamp = [&](double x) { return alignment == Alignment::fcma_clamped ? std::max(x, 0.0) : x; };
   for (int64_t i = 0; i < patches; i++) alpha.push_back(clamp(dot(visual, i, query, 0)));
@@ -138,12 +139,20 @@ inline Aligned align(const Array& visual, const Array& text, const Array& query,
       r.text.at(i, j) = beta[static_cast<size_t>(j)] * column[static_cast<size_t>(i)] / static_cast<double>(words);
     }
   }
+  double largest = 0, largest_terms = 0;
   for (int64_t i = 0; i < patches; i++) {
+    double& task = r.task[static_cast<size_t>(i)];
+    double terms = 0;
     for (int64_t j = 0; j < words; j++) {
       const double weight = alignment == Alignment::mean ? 1 : r.visual.at(i, j) + r.text.at(i, j);
-      r.task[static_cast<size_t>(i)] += weight * r.similarity.at(i, j) / static_cast<double>(words);
+      const double term = weight * r.similarity.at(i, j) / static_cast<double>(words);
+      task += term;
+      terms += std::fabs(term);
     }
+    largest = std::max(largest, std::fabs(task));
+    largest_terms = std::max(largest_terms, terms);
   }
+  if (largest > 0) r.cancellation = largest_terms / largest;
   return r;
 }
 

@@ -1,28 +1,54 @@
-/** The typed surface of the native addons, the same for the CPU and the CUDA one. Implemented by native/binding. */
+/** The typed surface of the native addons. Implemented by native/binding, the same for the CPU and for CUDA. */
 import type { Driver } from './driver.js';
 
 /** A native memory block: 64-byte aligned, refcounted, pooled. */
 export interface NativeHostBuffer {
   /** External ArrayBuffer over the block; the same object each time. */
   readonly arrayBuffer: ArrayBuffer;
+  /** Whether the block is page-locked, for the card to read in place. */
+  readonly pinned: boolean;
   /** Detaches the ArrayBuffer and gives the block back once no job and no analysis holds it. */
   dispose(): void;
 }
 
-/** A device with its threads, ready to run kernels. */
-export interface NativeContext extends Driver {
-  readonly threads: number;
-  readonly isa: string;
-}
+/** A device, ready to run kernels. */
+export type NativeContext = Omit<Driver, 'precision'>;
 
-export interface Addon {
-  readonly kind: 'cpu' | 'cuda';
-  /** Instruction sets that this binary holds and this machine runs, best first. */
-  readonly isas: readonly string[];
+interface Addon<Options> {
   readonly HostBuffer: new (byteLength: number) => NativeHostBuffer;
-  readonly Context: new (options: { threads: number; isa: string }) => NativeContext;
+  readonly Context: new (options: Options) => NativeContext;
   /** Address of a view's first byte, for tests of zero-copy. */
   addressOf(view: ArrayBufferView): bigint;
   /** Blocks and bytes: in use, and waiting in the pool. */
   hostMemory(): { blocks: number; bytes: number; pooledBlocks: number; pooledBytes: number };
+}
+
+export interface CpuAddon extends Addon<{ threads: number; isa: string }> {
+  readonly kind: 'cpu';
+  /** Instruction sets that this binary holds and this machine runs, best first. */
+  readonly isas: readonly string[];
+}
+
+export interface CudaAddon extends Addon<{ device: number; precision: string; lanes: number }> {
+  readonly kind: 'cuda';
+  status(): CudaStatus;
+}
+
+/** Whether CUDA can be used here. */
+export interface CudaStatus {
+  readonly available: boolean;
+  /** Why not; empty when it is available. */
+  readonly reason: string;
+  /** Those that can be used. */
+  readonly devices: readonly CudaDevice[];
+}
+
+/** A card. */
+export interface CudaDevice {
+  readonly index: number;
+  readonly name: string;
+  /** Compute capability, for example `9.0`. */
+  readonly capability: string;
+  /** Bytes of device memory. */
+  readonly memory: number;
 }

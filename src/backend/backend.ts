@@ -18,7 +18,7 @@ import {
   type TensorLike,
   vector,
 } from '../tensor.js';
-import { type DeviceOptions, openDriver } from './devices.js';
+import { type DeviceOptions, openDevice } from './devices.js';
 import type { Driver } from './driver.js';
 
 /**
@@ -26,7 +26,8 @@ import type { Driver } from './driver.js';
  * leading extent of 1 is ignored. Symbols: N tokens, P patches, D width, H heads, E shared width, T text tokens, K kept.
  *
  * Every kernel throws (or rejects with) a `DesapError`: `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, `ERR_DETACHED`,
- * `ERR_NOT_FINITE` where the kernel says so, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
+ * `ERR_NOT_FINITE` where the kernel says so, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`; on a card also `ERR_VALUE` for heads wider
+ * than it takes (128), `ERR_DEVICE_FAILED` and `ERR_DEVICE_LOST`.
  */
 export interface Kernels {
   /** Layer norm over rows, biased variance. x: [N, D]; weight, bias: [D]; gives [N, D]. Fails on NaN and Inf. */
@@ -106,6 +107,8 @@ export interface Backend extends AsyncKernels, Disposable {
   readonly kind: Driver['kind'];
   /** In words: instruction set and threads, or the card. */
   readonly description: string;
+  /** Arithmetic of the matrix products: `float64` (reference), `float32` (CPU), or what a card was asked for. */
+  readonly precision: Driver['precision'];
   /** Why `device: 'auto'` did not take a faster device; null where there was none to prefer. */
   readonly fallback: string | null;
   readonly sync: Kernels;
@@ -295,6 +298,7 @@ export function createBackend(driver: Driver, fallback: string | null): Backend 
     sync: entries(true) as unknown as Kernels,
     kind: driver.kind,
     description: driver.description,
+    precision: driver.precision,
     fallback,
     dispose,
     [Symbol.dispose]: dispose,
@@ -306,6 +310,6 @@ export function createBackend(driver: Driver, fallback: string | null): Backend 
  * @throws DesapError `ERR_DEVICE_UNAVAILABLE` with the reason; `ERR_VALUE` for unknown options
  */
 export function openBackend(options: DeviceOptions = {}): Backend {
-  const { driver, fallback } = openDriver(options);
+  const { driver, fallback } = openDevice(options, () => null);
   return createBackend(driver, fallback);
 }

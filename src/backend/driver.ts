@@ -9,10 +9,16 @@ import type { FloatData, FloatMatrix } from '../tensor.js';
 
 export type MaybePromise<T> = T | Promise<T>;
 
+/** Arithmetic of a card, from the finest to the coarsest. */
+export const PRECISIONS = ['strict', 'fast', 'bf16'] as const;
+export type Precision = (typeof PRECISIONS)[number];
+
 export interface Driver {
   readonly kind: 'reference' | 'cpu' | 'cuda';
   /** In words: instruction set and threads, or the card. */
   readonly description: string;
+  /** Arithmetic of the matrix products. */
+  readonly precision: 'float64' | 'float32' | Precision;
   /** Runs one kernel; with `sync` in place and at once, otherwise without blocking the event loop. */
   run<K extends KernelName>(kernel: K, args: KernelArguments[K], sync: boolean): MaybePromise<KernelResults[K]>;
   createHead(weights: HeadWeights): DriverHead;
@@ -23,6 +29,13 @@ export interface Driver {
 export interface DriverHead {
   /** One analysis per image; images may differ in their number of rows. */
   analyze(images: readonly FloatMatrix[], options: AnalyzeRequest, sync: boolean): MaybePromise<DriverAnalysis[]>;
+  /** Analyses and prunes each image for its own request, in one go; keeps nothing. */
+  prune(
+    images: readonly FloatMatrix[],
+    requests: readonly PruneRequest[],
+    options: PruneAllRequest,
+    sync: boolean,
+  ): MaybePromise<PruneAllOutput[]>;
   dispose(): void;
 }
 
@@ -32,7 +45,13 @@ export interface AnalyzeRequest {
   readonly intermediates: boolean;
 }
 
-/** Milliseconds per stage of an analysis. */
+export interface PruneAllRequest {
+  readonly encoding: Encoding;
+  /** Whether to return A_s. */
+  readonly maps: boolean;
+}
+
+/** Milliseconds per stage of an analysis; of several images in one go each has its share of the whole. */
 export interface AnalyzeTimings {
   readonly normalize: number;
   readonly project: number;
@@ -54,7 +73,7 @@ export interface DriverAnalysis {
   readonly patches: number;
   readonly width: number;
   readonly timings: AnalyzeTimings;
-  /** Address of the hidden states that the kernels read and merging will read; 0n where there is no such thing. */
+  /** Address of the hidden states that the kernels read and merging will read; 0n where that is a copy on the device. */
   readonly featuresAddress: bigint;
   /** A copy of A_d [N, E]. */
   embedding(): Float32Array;
@@ -97,6 +116,12 @@ export interface PruneOutput {
   readonly task: Float32Array;
   readonly matrices: KernelResults['align']['matrices'];
   readonly timings: PruneTimings;
+}
+
+export interface PruneAllOutput extends PruneOutput {
+  readonly timings: AnalyzeTimings & PruneTimings;
+  /** A_s [P], when asked for. */
+  readonly saliency: Float32Array | null;
 }
 
 /** How a driver reports data at fault: `argument` is its name for the input, `row` the first bad row or element. */

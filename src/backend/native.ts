@@ -1,10 +1,10 @@
-/** The CPU device: finds and loads the native addon, and gives its errors this package's type and words. */
+/** The CPU device: finds and loads its addon. And for every native addon: its errors get this package's type and words. */
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { DesapError, type DesapErrorCode, invalid, notFinite } from '../errors.js';
-import type { Addon } from './addon.js';
+import type { CpuAddon, NativeContext } from './addon.js';
 import type { Driver, DriverAnalysis, DriverError, DriverHead, MaybePromise } from './driver.js';
 
 /** More threads than this serve no image. */
@@ -13,19 +13,19 @@ const DEFAULT_THREADS = 16;
 const BUILD = 'build it with: npm run build:native (needs a C++17 compiler and Python)';
 
 const require = createRequire(import.meta.url);
-let loaded: Addon | undefined;
+let loaded: CpuAddon | undefined;
 
 /**
  * The CPU addon: the one built here (build/Release), else the prebuilt one of this platform.
  * @throws DesapError `ERR_DEVICE_UNAVAILABLE` that says whether no addon was found or why it did not load
  */
-export function loadCpuAddon(): Addon {
+export function loadCpuAddon(): CpuAddon {
   loaded ??= loadAddon(fileURLToPath(new URL('../..', import.meta.url)));
   return loaded;
 }
 
-/** The addon of the package at `root`. */
-export function loadAddon(root: string): Addon {
+/** The CPU addon of the package at `root`. */
+export function loadAddon(root: string): CpuAddon {
   const build = require('node-gyp-build') as { path(root: string): string };
   let file: string;
   try {
@@ -39,7 +39,7 @@ export function loadAddon(root: string): Addon {
     );
   }
   try {
-    return require(file) as Addon;
+    return require(file) as CpuAddon;
   } catch (cause) {
     throw new DesapError(
       'ERR_DEVICE_UNAVAILABLE',
@@ -65,24 +65,26 @@ export function createCpuDriver(
     throw invalid('ERR_VALUE', 'threads', threads, `an integer from 1 to ${MAXIMUM_THREADS}`);
   if (!addon.isas.includes(isa))
     throw invalid('ERR_DEVICE_UNAVAILABLE', 'isa', isa, `one that this machine runs: ${addon.isas.join(', ')}`);
-  return wrapDriver(addon, { threads, isa }, names);
+  const guard = guarding(names);
+  return wrapDriver(
+    guard(() => new addon.Context({ threads, isa })),
+    'float32',
+    guard,
+  );
 }
 
-function wrapDriver(
-  addon: Addon,
-  options: { threads: number; isa: string },
-  names: Readonly<Record<string, string>>,
-): Driver {
-  const guard = guarding(names);
-  const native = guard(() => new addon.Context(options));
+/** A native context as a driver. */
+export function wrapDriver(native: NativeContext, precision: Driver['precision'], guard: Guard): Driver {
   return {
     kind: native.kind,
     description: native.description,
+    precision,
     run: (kernel, args, sync) => guard(() => native.run(kernel, args, sync)),
     createHead: (weights) => {
       const head = guard(() => native.createHead(weights));
       return {
         analyze: (images, request, sync) => guard(() => wrapAll(head.analyze(images, request, sync), guard)),
+        prune: (images, requests, options, sync) => guard(() => head.prune(images, requests, options, sync)),
         dispose: () => head.dispose(),
       } satisfies DriverHead;
     },
@@ -90,10 +92,10 @@ function wrapDriver(
   };
 }
 
-type Guard = <T>(call: () => T) => T;
+export type Guard = <T>(call: () => T) => T;
 
 /** Runs a native call; its error, thrown or rejected with, becomes a {@link DesapError}. */
-function guarding(names: Readonly<Record<string, string>>): Guard {
+export function guarding(names: Readonly<Record<string, string>>): Guard {
   return <T>(call: () => T): T => {
     try {
       const result = call();

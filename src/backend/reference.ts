@@ -22,6 +22,8 @@ import type {
   DriverAnalysis,
   DriverHead,
   MaybePromise,
+  PruneAllOutput,
+  PruneAllRequest,
   PruneOutput,
   PruneRequest,
 } from './driver.js';
@@ -81,6 +83,7 @@ export function createReferenceDriver(): Driver {
   return {
     kind: 'reference',
     description: 'JavaScript reference, float64',
+    precision: 'float64',
     run,
     createHead: (weights) => new ReferenceHead(weights),
     dispose: () => {
@@ -109,7 +112,24 @@ class ReferenceHead implements DriverHead {
     );
   }
 
-  #one(hidden: FloatMatrix, request: AnalyzeRequest, image?: number): DriverAnalysis {
+  prune(
+    images: readonly FloatMatrix[],
+    requests: readonly PruneRequest[],
+    { encoding, maps }: PruneAllRequest,
+    sync: boolean,
+  ): MaybePromise<PruneAllOutput[]> {
+    return settle(sync, () =>
+      images.map((hidden, index) => {
+        const image = images.length > 1 ? index : undefined;
+        const analysis = this.#one(hidden, { encoding, intermediates: false }, image);
+        const output = analysis.question(requests[index], image);
+        const timings = { ...analysis.timings, ...output.timings };
+        return { ...output, timings, saliency: maps ? analysis.saliency() : null };
+      }),
+    );
+  }
+
+  #one(hidden: FloatMatrix, request: AnalyzeRequest, image?: number): ReferenceAnalysis {
     const { width, heads, epsilon, ln1, postNorm, out, embedding, visualProjection, classToken } = this.weights;
     const clock = new Clock();
     const X = widen(hidden);
@@ -168,16 +188,16 @@ class ReferenceAnalysis implements DriverAnalysis {
   dispose() {}
 
   prune(request: PruneRequest, sync: boolean): MaybePromise<PruneOutput> {
-    return settle(sync, () => this.#prune(request));
+    return settle(sync, () => this.question(request));
   }
 
-  #prune(request: PruneRequest): PruneOutput {
+  question(request: PruneRequest, image?: number): PruneOutput {
     const { keep, taskKeep } = request;
     const clock = new Clock();
     const visual = this.classToken ? rows(this.A_d, 1, this.A_d.rows) : this.A_d;
-    const text = naming('text', () => unitRows(widen(request.text)));
+    const text = naming('text', () => unitRows(widen(request.text)), image);
     const query =
-      request.query === null ? row(text, request.endOfText) : naming('query', () => unitVector(request.query!));
+      request.query === null ? row(text, request.endOfText) : naming('query', () => unitVector(request.query!), image);
     const global = this.classToken ? row(this.A_d, 0) : unitVector(meanRow(visual));
     const aligned = align(visual, text, query, global, request.alignment, request.lambda);
     const alignTime = clock.lap();
@@ -186,13 +206,14 @@ class ReferenceAnalysis implements DriverAnalysis {
     const byTask = topK(aligned.task, taskKeep, null);
     const taken = new Uint8Array(visual.rows);
     for (const i of byTask) taken[i] = 1;
-    const bySaliency = naming('saliency', () => topK(salient, keep - taskKeep, taken));
+    const bySaliency = naming('saliency', () => topK(salient, keep - taskKeep, taken), image);
     const indices = Int32Array.from([...byTask, ...bySaliency]).sort();
     const source = Uint8Array.from(indices, (i) => (taken[i] ? 0 : 1));
     const topKTime = clock.lap();
 
     const features = request.features === null ? this.features : widen(request.features);
-    const merged = request.merge ? naming('features', () => merge(features, indices)) : unmerged(features, indices);
+    const combine = request.merge ? merge : unmerged;
+    const merged = naming('features', () => combine(features, indices), image);
     const half = request.features === null ? this.half : request.features.half;
     const tokens = half ? Uint16Array.from(merged.tokens.data, floatToHalf) : single(merged.tokens.data);
     return {

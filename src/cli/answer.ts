@@ -1,6 +1,7 @@
 import { Command } from 'commander';
 import { Llava } from '../runtimes/llava.js';
 import {
+  deviceOptions,
   keepOrAll,
   type ModelFlags,
   modelFolders,
@@ -39,9 +40,9 @@ Examples:
   $ desap answer photo.jpg "is the fence wood or metal?" --keep 64 --model llava-1.5-7b --clip clip-vit-large-patch14-336`,
     )
     .action(async (picture: string, question: string, flags: Flags) => {
-      const { device, threads, isa, prompt } = flags;
+      const { prompt } = flags;
       const { model, clip } = await modelFolders(flags);
-      const llava = await Llava.open(model, { device, threads, isa, prompt, clip });
+      const llava = await Llava.open(model, { ...deviceOptions(flags), prompt, clip });
       try {
         const { pruned, ...answer } = await llava.answer(picture, question, flags);
         if (flags.json) return printJson({ ...answer, indices: pruned?.indices, source: pruned?.source });

@@ -5,7 +5,16 @@ import { DesapError } from '../errors.js';
 import { writeWhole } from '../files.js';
 import type { Answer } from '../runtimes/answer.js';
 import { Llava } from '../runtimes/llava.js';
-import { keepCount, MODELS, type ModelFlags, modelFolders, print, printJson, withDevice } from './options.js';
+import {
+  deviceOptions,
+  keepCount,
+  MODELS,
+  type ModelFlags,
+  modelFolders,
+  print,
+  printJson,
+  withDevice,
+} from './options.js';
 import { progress } from './progress.js';
 import { draw } from './prune.js';
 import { median, table } from './table.js';
@@ -42,10 +51,10 @@ export function demoCommand(): Command {
     .option('--json', 'print JSON')
     .addHelpText('after', '\nExamples:\n  $ desap demo\n  $ desap demo --keep 8 --output /tmp/kept')
     .action(async (flags: Flags) => {
-      const { device, threads, isa, keep } = flags;
+      const { keep } = flags;
       const { model, clip } = await modelFolders(flags);
       const scenes = await readScenes(join(MODELS, 'eval', 'demo.jsonl'));
-      const llava = await Llava.open(model, { device, threads, isa, clip });
+      const llava = await Llava.open(model, { ...deviceOptions(flags), clip });
       try {
         const rows = await askAll(llava, scenes, keep);
         const picture = await drawOne(llava, scenes[DRAWN.scene], keep, flags.output);

@@ -16,7 +16,7 @@ export function devicesCommand(): Command {
           ? [
               report.device,
               'yes',
-              report.isas ? `${report.description} (${report.isas.join(', ')})` : report.description,
+              'isas' in report ? `${report.description} (${report.isas.join(', ')})` : report.description,
             ]
           : [report.device, 'no', report.reason],
       );

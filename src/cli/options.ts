@@ -12,8 +12,18 @@ export const MODELS = fileURLToPath(new URL('../../models', import.meta.url));
 export function withDevice(command: Command): Command {
   return command
     .option('--device <name>', 'auto, cpu, cuda, cuda:<index> or reference', device, 'auto')
+    .addOption(
+      new Option('--precision <name>', 'coarsest arithmetic of a card')
+        .choices(['strict', 'fast', 'bf16'])
+        .default('strict'),
+    )
     .option('--threads <count>', 'CPU threads', positive)
     .addOption(new Option('--isa <name>', 'CPU instruction set').choices(['scalar', 'neon', 'avx2', 'avx512']));
+}
+
+/** What {@link withDevice} has read. */
+export function deviceOptions({ device, precision, threads, isa }: DeviceOptions): DeviceOptions {
+  return { device, precision, threads, isa };
 }
 
 /** Options that choose the models of a question about a picture. */

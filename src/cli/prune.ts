@@ -5,6 +5,7 @@ import { writeWhole } from '../files.js';
 import { ImageProcessor, type Picture } from '../runtimes/image.js';
 import { type PrunedFeatures, PrunedVision } from '../runtimes/pruned-vision.js';
 import {
+  deviceOptions,
   keepCount,
   type ModelFlags,
   modelFolders,
@@ -38,15 +39,13 @@ Examples:
   $ desap prune photo.png "where is the red thing ?" --keep 0.1 --json`,
     )
     .action(async (file: string, question: string, flags: Flags) => {
-      const { device, threads, isa, keep, taskShare, alignment, lambda, merge, output } = flags;
+      const { keep, taskShare, alignment, lambda, merge, output } = flags;
       const { model, clip } = await modelFolders(flags);
       const images = await ImageProcessor.open(model);
       const picture = await images.picture(file);
       const vision = await PrunedVision.open(join(model, 'onnx', 'vision_encoder.onnx'), {
+        ...deviceOptions(flags),
         clip,
-        device,
-        threads,
-        isa,
       });
       try {
         const options = { keep, taskShare, alignment, lambda, merge, maps: true };

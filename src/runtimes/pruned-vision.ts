@@ -229,7 +229,7 @@ export class PrunedVision {
     const output = known ? null : await this.#firstRun(feeds);
     const dims = known ?? (output as Tensor).dims;
     this.#shapes.set(key, dims);
-    const memory = hiddenMemory(dims);
+    const memory = hiddenMemory(dims, this.pruner.backend.kind);
     try {
       // ONNX Runtime writes into a given output only when its own Tensor class holds it.
       const hidden = new this.ort.Tensor('float32', memory.data, dims);

@@ -113,7 +113,7 @@ describe('desap devices', () => {
     const { code, out } = await desap('devices', '--json');
     expect(code).toBe(0);
     const names = JSON.parse(out).map(({ device }: { device: string }) => device);
-    expect(names).toEqual(expect.arrayContaining(['cpu', 'cuda', 'reference']));
+    expect(names).toEqual(expect.arrayContaining(['cpu', expect.stringMatching(/^cuda/), 'reference']));
     expect((await desap('devices')).out).toContain('reference');
   });
 });

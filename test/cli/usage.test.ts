@@ -31,6 +31,7 @@ describe('the command line', () => {
     ['keep 1.5', ['prune', PICTURE, QUESTION, '--keep', '1.5']],
     ['no keep', ['prune', PICTURE, QUESTION]],
     ['an unknown device', ['devices', '--device', 'abacus']],
+    ['an unknown precision', ['verify', 'case', '--precision', 'int4']],
     ['an unknown instruction set', ['verify', 'x', '--isa', 'mmx']],
     ['a share above 1', ['prune', PICTURE, QUESTION, '--keep', '4', '--task-share', '2']],
     ['an unknown model shape', ['flops', '--model', 'abacus']],

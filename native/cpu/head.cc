@@ -1,4 +1,4 @@
-#include "head.h"
+#include "../head.h"
 
 #include <algorithm>
 #include <chrono>
@@ -8,7 +8,7 @@
 #include <new>
 #include <vector>
 
-#include "cpu/dispatch.h"
+#include "dispatch.h"
 
 namespace desap {
 namespace {
@@ -30,6 +30,12 @@ class Stopwatch {
 // A kernel names its own input; the caller of the head knows another name for it.
 Status rename(Status status, const char* what) {
   if (status.code == Code::not_finite) status.what = what;
+  return status;
+}
+
+// Of a call for several images an error says which.
+Status of_image(Status status, int64_t image, int64_t count) {
+  if (!status.good() && count > 1) status.image = image;
   return status;
 }
 
@@ -97,9 +103,11 @@ Status folded_saliency(Context& context, ConstMatrix normal, const float* q, con
 
 struct Head::State {
   HeadConfig config;
-  LinearPointer q, k, v, out, visual_projection;
-  LinearPointer k_transposed;  // with a class token only
+  LinearPointer w_q, w_k, w_v, w_out, visual_projection;
+  LinearPointer w_k_transposed;  // with a class token only
   std::vector<float> ln1_weight, ln1_bias, post_norm_weight, post_norm_bias;
+
+  Status analyze(Context&, const HiddenStates&, Encoding, const Intermediates&, std::unique_ptr<Analysis::State>*) const;
 };
 
 Head::Head(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -114,11 +122,11 @@ Status Head::create(Context& context, const HeadConfig& config, const HeadWeight
   state->ln1_bias.assign(weights.ln1_bias, weights.ln1_bias + width);
   state->post_norm_weight.assign(weights.post_norm_weight, weights.post_norm_weight + width);
   state->post_norm_bias.assign(weights.post_norm_bias, weights.post_norm_bias + width);
-  DESAP_TRY(pack(context, weights.q_weight, weights.q_bias, width, width, state->q));
-  DESAP_TRY(pack(context, weights.k_weight, weights.k_bias, width, width, state->k));
-  if (config.class_token) DESAP_TRY(pack_transposed(context, weights.k_weight, width, state->k_transposed));
-  DESAP_TRY(pack(context, weights.v_weight, weights.v_bias, width, width, state->v));
-  DESAP_TRY(pack(context, weights.out_weight, weights.out_bias, width, width, state->out));
+  DESAP_TRY(pack(context, weights.q_weight, weights.q_bias, width, width, state->w_q));
+  DESAP_TRY(pack(context, weights.k_weight, weights.k_bias, width, width, state->w_k));
+  if (config.class_token) DESAP_TRY(pack_transposed(context, weights.k_weight, width, state->w_k_transposed));
+  DESAP_TRY(pack(context, weights.v_weight, weights.v_bias, width, width, state->w_v));
+  DESAP_TRY(pack(context, weights.out_weight, weights.out_bias, width, width, state->w_out));
   DESAP_TRY(pack(context, weights.visual_projection, nullptr, config.embedding, width, state->visual_projection));
   head->reset(new Head(std::move(state)));
   return {};
@@ -151,14 +159,20 @@ Analysis::~Analysis() = default;
 int64_t Analysis::tokens() const { return state_->tokens; }
 int64_t Analysis::patches() const { return state_->patches(); }
 int64_t Analysis::width() const { return state_->config.width; }
-const float* Analysis::embedding() const { return state_->embedding.data(); }
-const float* Analysis::saliency() const { return state_->saliency.data(); }
 const void* Analysis::features() const { return state_->features; }
 const AnalyzeTimings& Analysis::timings() const { return state_->timings; }
 
-Status Head::analyze(Context& context, const HiddenStates& hidden, Encoding encoding, const Intermediates& copies,
-                     std::shared_ptr<Analysis>* analysis) const try {
-  const HeadConfig& config = state_->config;
+Status Analysis::read_embedding(float* out) const {
+  std::copy(state_->embedding.begin(), state_->embedding.end(), out);
+  return {};
+}
+Status Analysis::read_saliency(float* out) const {
+  std::copy(state_->saliency.begin(), state_->saliency.end(), out);
+  return {};
+}
+
+Status Head::State::analyze(Context& context, const HiddenStates& hidden, Encoding encoding, const Intermediates& copies,
+                            std::unique_ptr<Analysis::State>* analysis) const {
   const int64_t tokens = hidden.tokens, width = config.width;
   auto result = std::make_unique<Analysis::State>();
   result->config = config;
@@ -195,13 +209,13 @@ Status Head::analyze(Context& context, const HiddenStates& hidden, Encoding enco
   const Matrix attended = padded(scratch, tokens, width);
   if (scratch.failed()) return out_of_memory("analyze");
 
-  DESAP_TRY(rename(layer_norm(context, {x, tokens, width, width}, state_->ln1_weight.data(), state_->ln1_bias.data(),
-                              config.epsilon, normal), "hidden"));
+  DESAP_TRY(rename(layer_norm(context, {x, tokens, width, width}, ln1_weight.data(), ln1_bias.data(), config.epsilon, normal),
+                   "hidden"));
   result->timings.normalize = watch.lap();
 
-  DESAP_TRY(linear(context, {normal.data, q.rows, width, normal.ld}, *state_->q, q));
-  DESAP_TRY(linear(context, {normal.data, k.rows, width, normal.ld}, *state_->k, k));
-  DESAP_TRY(linear(context, normal, *state_->v, v));
+  DESAP_TRY(linear(context, {normal.data, q.rows, width, normal.ld}, *w_q, q));
+  DESAP_TRY(linear(context, {normal.data, k.rows, width, normal.ld}, *w_k, k));
+  DESAP_TRY(linear(context, normal, *w_v, v));
   result->timings.project = watch.lap();
 
   switch (encoding) {
@@ -216,14 +230,13 @@ Status Head::analyze(Context& context, const HiddenStates& hidden, Encoding enco
   if (reads_k) {
     DESAP_TRY(saliency(context, q, k, config.heads, config.class_token, result->saliency.data()));
   } else {
-    DESAP_TRY(folded_saliency(context, normal, q.data, *state_->k_transposed, config.heads, result->saliency.data()));
+    DESAP_TRY(folded_saliency(context, normal, q.data, *w_k_transposed, config.heads, result->saliency.data()));
   }
   result->timings.saliency = watch.lap();
 
   const Matrix projected = v;  // the attention was its last reader
   const Matrix embedding{result->embedding.data(), tokens, config.embedding, config.embedding};
-  const ReadOut weights{state_->out.get(), state_->post_norm_weight.data(), state_->post_norm_bias.data(), config.epsilon,
-                        state_->visual_projection.get()};
+  const ReadOut weights{w_out.get(), post_norm_weight.data(), post_norm_bias.data(), config.epsilon, visual_projection.get()};
   DESAP_TRY(rename(read_out(context, attended, weights, projected, embedding), "hidden"));
   if (copies.attention) copy_rows(projected, copies.attention);
 
@@ -240,7 +253,20 @@ Status Head::analyze(Context& context, const HiddenStates& hidden, Encoding enco
   }
   result->timings.read_out = watch.lap();
 
-  analysis->reset(new Analysis(std::move(result)));
+  *analysis = std::move(result);
+  return {};
+}
+
+Status Head::analyze(Context& context, const HiddenStates* images, int64_t count, Encoding encoding,
+                     const Intermediates* copies, std::shared_ptr<Analysis>* analyses) const try {
+  std::vector<std::shared_ptr<Analysis>> results;
+  for (int64_t i = 0; i < count; i++) {
+    std::unique_ptr<Analysis::State> state;
+    const Intermediates wanted = copies ? copies[i] : Intermediates{};
+    DESAP_TRY(of_image(state_->analyze(context, images[i], encoding, wanted, &state), i, count));
+    results.emplace_back(new Analysis(std::move(state)));
+  }
+  std::move(results.begin(), results.end(), analyses);
   return {};
 } catch (const std::bad_alloc&) {
   return out_of_memory("analyze");
@@ -317,6 +343,7 @@ Status Analysis::prune(Context& context, const PruneRequest& request, const Prun
   deliver(indices, keep, output.indices);
   deliver(source, keep, output.source);
   deliver(task, patches, output.task);
+  deliver(saliency, patches, output.saliency);
   deliver(similarity, patches * words, output.matrices.similarity);
   if (request.alignment != Alignment::mean) {
     deliver(visual_alignment, patches * words, output.matrices.visual_alignment);
@@ -324,6 +351,24 @@ Status Analysis::prune(Context& context, const PruneRequest& request, const Prun
   }
   if (timings) *timings = times;
   return {};
+}
+
+Status Head::prune(Context& context, const HiddenStates* images, int64_t count, Encoding encoding,
+                   const PruneRequest* requests, const PruneOutput* outputs, AnalyzeTimings* analyze_timings,
+                   PruneTimings* prune_timings) const try {
+  for (int64_t i = 0; i < count; i++) {
+    HiddenStates hidden = images[i];
+    if (!hidden.hold) hidden.hold = Hold(Hold(), hidden.data);  // the caller keeps the rows until this returns: no copy
+    std::unique_ptr<Analysis::State> state;
+    DESAP_TRY(of_image(state_->analyze(context, hidden, encoding, {}, &state), i, count));
+    const Analysis analysis(std::move(state));
+    PruneTimings* const timings = prune_timings ? prune_timings + i : nullptr;
+    DESAP_TRY(of_image(analysis.prune(context, requests[i], outputs[i], timings), i, count));
+    if (analyze_timings) analyze_timings[i] = analysis.timings();
+  }
+  return {};
+} catch (const std::bad_alloc&) {
+  return out_of_memory("prune");
 }
 
 }  // namespace desap

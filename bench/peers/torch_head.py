@@ -1,0 +1,416 @@
+"""The same pruning head in PyTorch, timed on the card that desap-cuda-bench was timed on.
+
+    python3 bench/peers/torch_head.py torch.json                      # measure
+    python3 bench/peers/torch_head.py torch.json --merge cuda.json    # measure, then the ratios to desap-cuda-bench's results
+    python3 bench/peers/torch_head.py torch.json --only-merge cuda.json
+
+Eager (F.scaled_dot_product_attention, every step in the given type) and torch.compile(mode="max-autotune", fullgraph=True), both
+replayed as CUDA graphs where that is said ("graph"); eager is also timed launch by launch, which is what eager means. Hidden
+states are on the card in the type that is measured; several sets of inputs take turns, more than the L2 cache holds. Needs
+PyTorch 2.2 or later with CUDA; writes nothing but the named file.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+
+RUNS = 60
+ROTATED_BYTES = 160 << 20
+
+# tokens, width, heads, embedding, class token, words, keep; batches
+SHAPES = [
+    (dict(tokens=577, width=1024, heads=16, embedding=768, class_token=True, words=30, keep=64), [1, 5, 8, 64]),
+    (dict(tokens=257, width=1024, heads=16, embedding=768, class_token=True, words=30, keep=64), [8]),
+    (dict(tokens=4096, width=1280, heads=16, embedding=768, class_token=False, words=30, keep=455), [1]),
+    (dict(tokens=16384, width=1280, heads=16, embedding=768, class_token=False, words=30, keep=1820), [1]),
+]
+# desap-cuda-bench's precision: PyTorch's type, and whether float32 products may use TF32
+TYPES = {"fast": ("float16", False), "bf16": ("bfloat16", False), "strict": ("float32", False), "tf32": ("float32", True)}
+
+
+def shape_name(shape):
+    return f"{shape['tokens']}x{shape['width']}"
+
+
+def make_weights(shape, seed=1):
+    """Float64, on the CPU. Variance 1 / D: activations keep their size."""
+    g = torch.Generator().manual_seed(seed)
+    d, e = shape["width"], shape["embedding"]
+
+    def normal(*size, scale):
+        return torch.randn(*size, generator=g, dtype=torch.float64) * scale
+
+    w = {}
+    for name in ("ln1", "post"):
+        w[f"{name}.weight"] = 1 + normal(d, scale=0.1)
+        w[f"{name}.bias"] = normal(d, scale=0.1)
+    for name in ("q", "k", "v", "out"):
+        w[f"{name}.weight"] = normal(d, d, scale=d**-0.5)
+        w[f"{name}.bias"] = normal(d, scale=0.1)
+    w["projection"] = normal(e, d, scale=d**-0.5)
+    return w
+
+
+def make_inputs(shape, batch, seed):
+    g = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(batch, shape["tokens"], shape["width"], generator=g, dtype=torch.float32)
+    text = torch.randn(batch, shape["words"], shape["embedding"], generator=g, dtype=torch.float32)
+    return hidden, text
+
+
+def make_head(shape, weights, kind, device):
+    """A function of (hidden [B, N, D], text [B, T, E]); scores are float32 (float64 in the reference) whatever the type."""
+    heads, keep, class_token = shape["heads"], shape["keep"], shape["class_token"]
+    size = shape["width"] // heads
+    task_keep = (keep + 1) // 2
+    first = 1 if class_token else 0
+    score = torch.float64 if kind == torch.float64 else torch.float32
+    w = {name: value.to(device=device, dtype=kind) for name, value in weights.items()}
+    qv_weight, qv_bias = torch.cat((w["q.weight"], w["v.weight"])), torch.cat((w["q.bias"], w["v.bias"]))
+    qkv_weight = torch.cat((w["q.weight"], w["v.weight"], w["k.weight"]))
+    qkv_bias = torch.cat((w["q.bias"], w["v.bias"], w["k.bias"]))
+    lam = 0.1
+
+    def split(x):
+        return x.unflatten(-1, (heads, size)).transpose(1, 2)
+
+    def head(hidden, text):
+        batch, tokens, width = hidden.shape
+        x = F.layer_norm(hidden, (width,), w["ln1.weight"], w["ln1.bias"], 1e-5)
+        if class_token:
+            # Only the class token's query meets the keys: its saliency needs x W_k^T q_cls, not k.
+            q, v = F.linear(x, qv_weight, qv_bias).split(width, dim=-1)
+            q, v = split(q), split(v)
+            folded = torch.einsum("bhd,hdc->bhc", q[:, :, 0], w["k.weight"].view(heads, size, width))
+            scores = (folded @ x.transpose(1, 2)).to(score) * size**-0.5
+            saliency = torch.softmax(scores, dim=-1).mean(dim=1)[:, 1:]
+        else:
+            q, v, k = F.linear(x, qkv_weight, qkv_bias).split(width, dim=-1)
+            q, v, k = split(q), split(v), split(k)
+            # The mean over the query rows, a block of rows at a time: N x N weights of all heads would not fit.
+            saliency = torch.zeros(batch, tokens, dtype=score, device=hidden.device)
+            step = max(1, min(tokens, (1 << 28) // (batch * heads * tokens)))
+            for begin in range(0, tokens, step):
+                scores = (q[:, :, begin : begin + step] @ k.transpose(2, 3)).to(score) * size**-0.5
+                saliency = saliency + torch.softmax(scores, dim=-1).sum(dim=(1, 2))
+            saliency = saliency / (heads * tokens)
+        attended = F.scaled_dot_product_attention(q, q, v).transpose(1, 2).reshape(batch, tokens, width)
+        attended = F.linear(attended, w["out.weight"], w["out.bias"])
+        normal = F.layer_norm(attended, (width,), w["post.weight"], w["post.bias"], 1e-5)
+        embedding = F.normalize(F.linear(normal, w["projection"]).to(score), dim=-1, eps=1e-12)
+        patches = embedding[:, first:]
+        centre = embedding[:, 0] if class_token else F.normalize(embedding.sum(dim=1), dim=-1, eps=1e-12)
+
+        words = F.normalize(text.to(score), dim=-1, eps=1e-12)
+        count, length = patches.shape[1], words.shape[1]
+        m = patches @ words.transpose(1, 2)
+        alpha, beta = m[:, :, -1:], (words @ centre.unsqueeze(-1)).transpose(1, 2)
+        m_v = alpha * torch.softmax(lam * beta * m, dim=2) / count
+        m_t = beta * torch.softmax(lam * alpha * m, dim=1) / length
+        task = ((m_v + m_t) * m).mean(dim=2)
+
+        by_task = task.topk(task_keep, dim=1).indices
+        rest = saliency.scatter(1, by_task, -math.inf)
+        by_saliency = rest.topk(keep - task_keep, dim=1).indices
+        kept = torch.cat((by_task, by_saliency), dim=1).sort(dim=1).values
+
+        features = hidden[:, first:]
+        unit = F.normalize(features, dim=-1, eps=1e-6 if features.dtype == torch.float16 else 1e-12)
+        index = kept.unsqueeze(-1).expand(-1, -1, width)
+        nearest = (unit @ unit.gather(1, index).transpose(1, 2)).argmax(dim=2)
+        nearest = nearest.scatter(1, kept, torch.arange(keep, device=hidden.device).expand(batch, -1))
+        one_hot = (nearest.unsqueeze(1) == torch.arange(keep, device=hidden.device).unsqueeze(-1)).to(kind)
+        counts = one_hot.sum(dim=2, dtype=score)
+        if count <= 2048:
+            sums = one_hot @ features
+        else:  # the product would cost more than the additions
+            sums = torch.zeros(batch, keep, width, dtype=score, device=hidden.device)
+            sums = sums.scatter_add(1, nearest.unsqueeze(-1).expand(-1, -1, width), features.to(score))
+        return sums / counts.unsqueeze(-1), kept, nearest, counts, task, saliency, embedding
+
+    return head
+
+
+def check(shape, weights, result, device):
+    """Largest errors relative to the largest value, against float64, and how many of the kept patches differ."""
+    hidden, text, outputs = result
+    exact = make_head(shape, weights, torch.float64, device)(hidden.double(), text.double())
+    _, kept, _, _, task, saliency, embedding = outputs
+
+    def error(actual, expected):
+        return float((actual.double() - expected).abs().max() / expected.abs().max())
+
+    differ = [len(set(a) - set(b)) for a, b in zip(kept.tolist(), exact[1].tolist())]
+    return {
+        "embedding_error": error(embedding, exact[6]),
+        "task_error": error(task, exact[4]),
+        "saliency_error": error(saliency, exact[5]),
+        "kept_differ": sum(differ) / len(differ),
+    }
+
+
+def events(body, passes, runs=RUNS):
+    """Microseconds of a pass by CUDA events around `body`, which makes `passes` of them."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def once(rounds):
+        begin.record()
+        for _ in range(rounds):
+            body()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) * 1e3 / (rounds * passes)
+
+    once(1)
+    rounds = max(1, min(64, int(5000 / max(once(1), 1.0)) // passes))
+    once(rounds)
+    return [once(rounds) for _ in range(runs)]
+
+
+def captured(function, inputs):
+    """One CUDA graph per set of inputs, and the outputs that the first leaves."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            function(*inputs[0])
+    torch.cuda.current_stream().wait_stream(side)
+    graphs, kept = [], []
+    for one in inputs:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            kept.append(function(*one))
+        graphs.append(graph)
+    return graphs, kept
+
+
+class Results:
+    def __init__(self):
+        self.rows = []
+
+    def add(self, samples, flops=0.0, size=0.0, **fields):
+        samples = sorted(samples)
+        median = statistics.median(samples)
+        row = dict(fields, median_us=median, p10_us=samples[len(samples) // 10], p90_us=samples[-1 - len(samples) // 10], runs=len(samples))
+        if flops:
+            row["tflops"] = flops / median / 1e6
+        if size:
+            row["gb_per_s"] = size / median / 1e3
+        self.rows.append(row)
+        print(" ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()), flush=True)
+
+
+def measure_head(results, shape, batch, precision, device):
+    name, tf32 = TYPES[precision]
+    kind = getattr(torch, name)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    weights = make_weights(shape)
+    size = batch * shape["tokens"] * shape["width"] * torch.empty((), dtype=kind).element_size()
+    sets = max(1, min(16, ROTATED_BYTES // size + 1))
+    inputs = [tuple(x.to(device=device, dtype=kind) for x in make_inputs(shape, batch, seed)) for seed in range(sets)]
+    eager = make_head(shape, weights, kind, device)
+    common = dict(name="head", shape=shape_name(shape), batch=batch, precision=precision, type=name)
+
+    def each(function):
+        def body():
+            for one in inputs:
+                function(*one)
+
+        return body
+
+    def record(mode, samples, outputs):
+        small = batch * shape["tokens"] <= 8 * 577  # float64 on the card is slow
+        accuracy = check(shape, weights, (*inputs[0], outputs), device) if small else {}
+        results.add(samples, mode=mode, **{"from": "device"}, **common, **accuracy)
+
+    record("eager", events(each(eager), sets), eager(*inputs[0]))
+
+    graphs, outputs = captured(eager, inputs)
+
+    def replay(list_):
+        def body():
+            for graph in list_:
+                graph.replay()
+
+        return body
+
+    record("eager, graph", events(replay(graphs), sets), outputs[0])
+    del graphs, outputs
+
+    # Kernels of max-autotune, without its own graphs: these would copy the inputs in. Captured by hand like the others.
+    torch._dynamo.reset()
+    compiled = torch.compile(eager, mode="max-autotune-no-cudagraphs", fullgraph=True, dynamic=False)
+    graphs, outputs = captured(compiled, inputs)
+    record("compiled, graph", events(replay(graphs), sets), outputs[0])
+    del graphs, outputs
+
+    torch._dynamo.reset()
+    compiled = torch.compile(eager, mode="max-autotune", fullgraph=True, dynamic=False)
+    for _ in range(3):
+        torch.compiler.cudagraph_mark_step_begin()
+        outputs = [x.clone() for x in compiled(*inputs[0])]
+
+    def with_own_graphs():
+        for one in inputs:
+            torch.compiler.cudagraph_mark_step_begin()
+            compiled(*one)
+
+    record("compiled, own graphs", events(with_own_graphs, sets), outputs)
+    torch._dynamo.reset()
+    torch.cuda.empty_cache()
+
+
+def measure_rates(results, device):
+    n = 8192
+    for precision in ("fast", "bf16"):
+        kind = getattr(torch, TYPES[precision][0])
+        a, b = (torch.randn(n, n, device=device, dtype=torch.float32).to(kind) for _ in range(2))
+        out = torch.empty(n, n, device=device, dtype=kind)
+        samples = events(lambda: torch.matmul(a, b, out=out), 1)
+        results.add(samples, flops=2.0 * n**3, name="matrix", shape=str(n), batch=1, precision=precision, mode="eager", **{"from": "device"})
+    size = 256 << 20
+    host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    card = torch.empty(size, dtype=torch.uint8, device=device)
+    samples = events(lambda: card.copy_(host, non_blocking=True), 1)
+    results.add(samples, size=float(size), name="pinned copy", shape="256 MiB", batch=1, precision="", mode="eager", **{"from": "host"})
+
+
+def card_state():
+    query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu"
+    try:
+        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return ""
+
+
+def measure(path):
+    device = torch.device("cuda", 0)
+    torch.cuda.set_device(device)
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    results, before = Results(), card_state()
+    started = time.monotonic()
+
+    def save():
+        major, minor = torch.cuda.get_device_capability(device)
+        report = dict(
+            card=torch.cuda.get_device_name(device),
+            capability=f"{major}.{minor}",
+            torch=torch.__version__,
+            runtime_cuda=torch.version.cuda,
+            state_before=before,
+            state_after=card_state(),
+            date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - started),
+            results=results.rows,
+        )
+        with open(path, "w") as file:
+            json.dump(report, file, indent=1)
+            file.write("\n")
+        return report
+
+    with torch.inference_mode():
+        measure_rates(results, device)
+        for precision in TYPES:
+            for shape, batches in SHAPES:
+                for batch in batches:
+                    try:
+                        measure_head(results, shape, batch, precision, device)
+                    except torch.cuda.OutOfMemoryError:
+                        print(f"out of memory: {shape_name(shape)} b{batch} {precision}", flush=True)
+                        torch.cuda.empty_cache()
+                    save()
+    return save()
+
+
+# What has to be reached on an H200: name, our value, must, reach for, whether smaller is better
+def targets(ours, peer):
+    def find(rows, **fields):
+        found = [row for row in rows["results"] if all(row.get(key) == value for key, value in fields.items())]
+        return found[0] if found else None
+
+    def ours_us(**fields):
+        row = find(ours, **fields)
+        return row and row["median_us"]
+
+    def best_us(modes, **fields):
+        rows = [row for row in peer["results"] if row.get("mode") in modes and all(row.get(k) == v for k, v in fields.items())]
+        return min((row["median_us"] for row in rows), default=None)
+
+    def ratio(a, b):
+        return a / b if a and b else None
+
+    head = dict(name="head", shape="577x1024", precision="fast")
+    device = {"from": "device"}
+    b1, b64 = ours_us(**head, **device, batch=1), ours_us(**head, **device, batch=64)
+    compiled = ("compiled, graph", "compiled, own graphs")
+    rates = [row["tflops"] for rows in (ours, peer) for row in rows["results"] if row["name"] == "matrix" and row["precision"] == "fast"]
+    rate_b64 = find(ours, **head, **device, batch=64)
+    # The copy may be timed twice; the rate is the faster.
+    copies = [row["gb_per_s"] for rows in (ours, peer) for row in rows["results"] if row["name"] == "pinned copy"]
+    stream = find(ours, name="stream", shape="577x1024", precision="fast", batch=64, **{"from": "pinned"})
+    n16384 = ours_us(name="head", shape="16384x1280", precision="fast", **device)
+    return [
+        ("device time, b1, us", b1, 30, 20, True),
+        ("b1 against torch.compile with graphs, times", ratio(best_us(compiled, **head, batch=1), b1), 3.5, 5.5, False),
+        ("b1 against eager, times", ratio(best_us(("eager",), **head, batch=1), b1), 9, 14, False),
+        ("b64 against torch.compile with graphs, times", ratio(best_us(compiled, **head, batch=64), b64), 1.5, 1.8, False),
+        ("b64, share of the 8192^3 rate", ratio(rate_b64 and rate_b64["tflops"], max(rates, default=None)), 0.60, 0.70, False),
+        ("host to host, b1, us", ours_us(**head, batch=1, **{"from": "pinned"}), 150, 100, True),
+        ("b64 stream, share of the pinned copy's rate", ratio(stream and stream["gb_per_s"], max(copies, default=None)), 0.85, 0.95, False),
+        ("strict, device time, b1, us", ours_us(name="head", shape="577x1024", precision="strict", batch=1, **device), 45, 35, True),
+        ("N 16384, ms", n16384 and n16384 / 1e3, 7, 5.3, True),
+    ]
+
+
+def merge(ours, peer):
+    if ours["card"] != peer["card"]:
+        sys.exit(f"not the same card: {ours['card']} and {peer['card']}")
+    print(f"\n{ours['card']}: targets, fast unless it is said")
+    for name, value, must, reach, smaller in targets(ours, peer):
+        if value is None:
+            print(f"  {name:50} not measured")
+            continue
+        met = [value <= limit if smaller else value >= limit for limit in (must, reach)]
+        verdict = "reached" if met[1] else "must met" if met[0] else "NOT MET"
+        print(f"  {name:50} {value:9.3f}   must {must}, reach for {reach}: {verdict}")
+    print("\nthe head beside PyTorch's, us")
+    for row in ours["results"]:
+        if row["name"] != "head" or row["from"] != "device":
+            continue
+        same = [p for p in peer["results"] if all(p.get(key) == row[key] for key in ("name", "shape", "batch", "precision"))]
+        others = ", ".join(f"{p['mode']} {p['median_us']:.1f} ({p['median_us'] / row['median_us']:.2f}x)" for p in same)
+        print(f"  {row['shape']} b{row['batch']} {row['precision']}: {row['median_us']:.1f}; {others or 'not measured'}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("results", help="file to write, or with --only-merge to read")
+    parser.add_argument("--merge", metavar="FILE", help="desap-cuda-bench's results: print the ratios")
+    parser.add_argument("--only-merge", metavar="FILE", help="the same without measuring")
+    arguments = parser.parse_args()
+    if arguments.only_merge:
+        with open(arguments.results) as file:
+            peer = json.load(file)
+    else:
+        global torch, F
+        import torch
+        import torch.nn.functional as F
+
+        if not torch.cuda.is_available():
+            sys.exit("no CUDA card that PyTorch can use")
+        peer = measure(arguments.results)
+    path = arguments.merge or arguments.only_merge
+    if path:
+        with open(path) as file:
+            merge(json.load(file), peer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+// CUDA as a device: the cards and the precision. Options: { device, precision, lanes }.
+#include "../cuda/context.h"
+#include "arguments.h"
+#include "device.h"
+#include "errors.h"
+
+namespace desap::device {
+namespace {
+
+constexpr int64_t kMaximumDevices = 1024, kMaximumLanes = 16;
+constexpr const char* precisions[] = {"strict", "fast", "bf16"};  // in the order of the enumeration
+
+std::string capability(const cuda::DeviceInfo& device) {
+  return std::to_string(device.major) + "." + std::to_string(device.minor);
+}
+
+Napi::Value report(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&] {
+    const cuda::Availability availability = cuda::availability();
+    const Napi::Array devices = Napi::Array::New(env);
+    for (const cuda::DeviceInfo& device : availability.devices) {
+      Napi::Object entry = Napi::Object::New(env);
+      entry.Set("index", device.index);
+      entry.Set("name", device.name);
+      entry.Set("capability", capability(device));
+      entry.Set("memory", static_cast<double>(device.memory_bytes));
+      devices.Set(devices.Length(), entry);
+    }
+    Napi::Object result = Napi::Object::New(env);
+    result.Set("available", availability.available);
+    result.Set("reason", availability.reason);
+    result.Set("devices", devices);
+    return result;
+  });
+}
+
+const cuda::DeviceInfo& find(const cuda::Availability& availability, int index) {
+  for (const cuda::DeviceInfo& device : availability.devices) {
+    if (device.index == index) return device;
+  }
+  const std::string reason = availability.available ? "no such card" : availability.reason;
+  throw Fault{"ERR_DEVICE_UNAVAILABLE", "cuda:" + std::to_string(index) + ": " + reason, ""};
+}
+
+}  // namespace
+
+const char* const kind = "cuda";
+
+void add_exports(Napi::Env env, Napi::Object exports) {
+  exports.Set("status", Napi::Function::New<report>(env, "status"));
+}
+
+Opened open(const Napi::Value& options) {
+  const Arguments arguments(options, "options");
+  cuda::ContextOptions chosen;
+  chosen.device = static_cast<int>(arguments.integer("device", 0, kMaximumDevices));
+  chosen.precision =
+      static_cast<Precision>(arguments.choice("precision", {precisions[0], precisions[1], precisions[2]}));
+  chosen.lanes = static_cast<int>(arguments.integer("lanes", 1, kMaximumLanes));
+  const cuda::Availability availability = cuda::availability();
+  const cuda::DeviceInfo& device = find(availability, chosen.device);
+  Opened opened;
+  opened.description =
+      device.name + ", cuda:" + std::to_string(device.index) + ", " + precisions[static_cast<int>(chosen.precision)];
+  opened.lanes = chosen.lanes;
+  const Status status = cuda::context_create(chosen, &opened.context);
+  if (!status.good()) throw from_status(status);
+  return opened;
+}
+
+void close(Context* context) { cuda::context_destroy(context); }
+
+void* allocate_pinned(size_t bytes) { return cuda::host_allocate(bytes); }
+void free_pinned(void* memory) { cuda::host_free(memory); }
+
+}  // namespace desap::device

@@ -1,0 +1,486 @@
+#include "call.h"
+
+#include <algorithm>
+#include <climits>
+#include <cstring>
+
+namespace desap::cuda {
+namespace {
+
+constexpr int64_t most_tokens = 65536, most_words = 4096;
+constexpr int64_t most_images = 65535;  // a grid's second and third extent
+constexpr int64_t word_step = 16;  // questions of nearly the same length share a graph
+constexpr int squares_slice = 64;
+constexpr int no_fault = INT_MAX;
+
+int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
+
+// A pointer of the header, read when the kernel runs.
+template <class T>
+Relocatable<T> slot(char* const* pointer) {
+  return {pointer, 0};
+}
+
+}  // namespace
+
+// ------------------------------------------------------------------------------------------------------ what to do
+
+Call::Call(Lane& lane, Precision precision, const HeadConfig& config, const CardHead* head)
+    : lane_(lane), precision_(precision), config_(config), head_(head) {}
+
+void Call::analyze(Encoding encoding, bool half, bool intermediates) {
+  encoding_ = encoding;
+  half_ = half;
+  intermediates_ = intermediates;
+}
+
+void Call::prune(const PruneRequest& request, const PruneOutput& output) {
+  prune_ = true;
+  merge_ = request.merge;
+  own_map_ = request.saliency != nullptr;
+  own_features_ = request.features.data != nullptr;
+  wants_map_ = head_ && output.saliency && !own_map_;
+  alignment_ = request.alignment;
+  lambda_ = request.lambda;
+  feature_width_ = own_features_ ? request.features.cols : config_.width;
+  const bool weights = request.alignment != Alignment::mean;
+  wanted_[0] = output.matrices.similarity;
+  wanted_[1] = weights && output.matrices.visual_alignment;
+  wanted_[2] = weights && output.matrices.text_alignment;
+}
+
+bool Call::same_kind(const PruneRequest& a, const PruneOutput& wanted_a, const PruneRequest& b,
+                     const PruneOutput& wanted_b) {
+  const auto alone = [](const AlignmentMatrices& m) { return m.similarity || m.visual_alignment || m.text_alignment; };
+  const auto own = [](const PruneRequest& request) { return request.features.data ? request.features.cols : -1; };
+  return !alone(wanted_a.matrices) && !alone(wanted_b.matrices) && a.alignment == b.alignment && a.lambda == b.lambda &&
+         a.merge == b.merge && !a.saliency == !b.saliency && own(a) == own(b) &&
+         !wanted_a.saliency == !wanted_b.saliency;
+}
+
+Status Call::add(int64_t tokens, const HiddenStates* hidden, const PruneRequest* request) {
+  const int64_t patches = tokens - first_patch();
+  if (tokens > most_tokens) return {Code::unsupported, "tokens"};
+  if (extent_.images == most_images || extent_.rows + tokens > INT_MAX) return {Code::unsupported, "batch"};
+  Image image{};
+  image.row = static_cast<int>(extent_.rows);
+  image.rows = static_cast<int>(tokens);
+  image.patch = static_cast<int>(extent_.patches);
+  image.patches = static_cast<int>(patches);
+  if (request) {
+    const int64_t words = request->text.rows;
+    if (words > most_words || text_rows_ + words + 1 > INT_MAX) return {Code::unsupported, "text"};
+    image.word = static_cast<int>(text_rows_);
+    image.words = static_cast<int>(words);
+    image.query = image.word + static_cast<int>(request->query ? words : request->end_of_text);
+    image.keep = static_cast<int>(request->keep);
+    image.task_keep = static_cast<int>(request->task_keep);
+    image.kept = static_cast<int>(extent_.kept);
+    text_rows_ += words + (request->query ? 1 : 0);
+    extent_.kept += request->keep;
+    extent_.max_words = std::max(extent_.max_words, static_cast<int>(round_up(words, word_step)));
+    extent_.max_keep = std::max(extent_.max_keep, image.keep);
+  }
+  extent_.images++;
+  extent_.rows += tokens;
+  extent_.patches += patches;
+  extent_.max_rows = std::max(extent_.max_rows, image.rows);
+  extent_.max_patches = std::max(extent_.max_patches, image.patches);
+  images_.push_back(image);
+  hidden_.push_back(hidden);
+  requests_.push_back(request);
+  in_place_.push_back(false);
+  return {};
+}
+
+// The operands of the attention; the saliency's are always q and k.
+PackedHead::Block Call::left() const {
+  return encoding_ == Encoding::kk ? PackedHead::k : encoding_ == Encoding::vv ? PackedHead::v : PackedHead::q;
+}
+PackedHead::Block Call::right() const { return encoding_ == Encoding::qk ? PackedHead::k : left(); }
+
+bool Call::projects_k() const {
+  return encoding_ == Encoding::kk || encoding_ == Encoding::qk || !config_.class_token;
+}
+bool Call::folds_saliency() const { return !projects_k(); }
+// A map of the caller's stands for it, unless the analysis is kept, and then there is no request.
+bool Call::computes_saliency() const { return !own_map_; }
+
+// -------------------------------------------------------------------------------------------------------- memory
+
+// In the order of Arrays.
+void Call::lay_out_arrays(Layout& layout, int64_t (&places)[5]) const {
+  const int64_t sizes[] = {extent_.patches * config_.width, extent_.patches, extent_.rows * config_.embedding,
+                           extent_.images * config_.embedding, extent_.patches};
+  for (int i = 0; i < 5; i++) places[i] = layout.take(sizes[i] * 4);
+}
+
+int64_t Call::analysis_bytes() const {
+  Layout layout;
+  int64_t places[5];
+  lay_out_arrays(layout, places);
+  return layout.size();
+}
+
+Arrays Call::analysis_of(char* block, int64_t i) const {
+  Layout layout;
+  int64_t places[5];
+  lay_out_arrays(layout, places);
+  const Image& image = images_[static_cast<size_t>(i)];
+  const auto at = [&](int array, int64_t elements) { return block + places[array] + elements * 4; };
+  return {at(0, image.patch * config_.width), at(1, image.patch), at(2, image.row * config_.embedding),
+          at(3, i * config_.embedding), at(4, image.patch)};
+}
+
+void Call::lay_out() {
+  Layout layout;
+  Places& p = place_;
+  text_rows_ = round_up(text_rows_, word_step);
+  const int64_t patches = extent_.patches, kept = extent_.kept, features = patches * feature_width_;
+  p.header = layout.take(sizeof(Header));
+  p.images = layout.take(extent_.images * static_cast<int64_t>(sizeof(Image)));
+  p.text = layout.take(text_rows_ * config_.embedding * 4);
+  p.own_map = layout.take(own_map_ ? patches * 4 : 0);
+  p.own_features = layout.take(own_features_ ? features * 4 : 0);
+  p.report = layout.take(sizeof(Report));
+  if (prune_) {
+    p.indices = layout.take(kept * 4);
+    p.source = layout.take(kept);
+    p.assignment = layout.take(patches * 4);
+    p.counts = layout.take(kept * 4);
+    p.task = layout.take(patches * 4);
+    p.map = layout.take(wants_map_ ? patches * 4 : 0);
+    p.tokens = layout.take(kept * feature_width_ * 4);
+    for (int i = 0; i < 3; i++) p.matrices[i] = layout.take(wanted_[i] ? patches * images_[0].words * 4 : 0);
+  }
+  p.mirror_size = layout.size();
+
+  const int planes = precision_ == Precision::strict ? 2 : 1;
+  const auto operand = [&](int64_t ld) { return layout.take(planes * extent_.rows * ld * 2); };
+  if (head_) {
+    const PackedHead& weights = head_->weights;
+    p.analysis = layout.take(analysis_bytes());
+    p.normal = operand(padded_width(config_.width));
+    p.projected = operand(projected_columns());
+    p.context = operand(context_ld());
+    p.squares = layout.take(extent_.rows * (weights.squared / squares_slice) * 4);
+    p.read_out = layout.take(extent_.rows * config_.embedding * 4);
+    p.embed_scratch = layout.take(embed_scratch(extent_, outputs(), config_.class_token) * 4);
+    const int heads = static_cast<int>(config_.heads);
+    p.saliency_scratch = layout.take(4 * (!computes_saliency() ? 0
+                                          : folds_saliency() ? folded_saliency_scratch(extent_, heads, weights.projection.all().in)
+                                                             : saliency_scratch(extent_, heads, config_.class_token)));
+    p.intermediate = layout.take(intermediates_ ? extent_.rows * config_.width * 4 : 0);
+  }
+  if (prune_) {
+    p.unit_text = layout.take(text_rows_ * config_.embedding * 4);
+    p.own_inverse_norm = layout.take(own_features_ ? patches * 4 : 0);
+    p.align_scratch = layout.take(align_scratch(extent_) * 4);
+    p.merge_scratch = layout.take(merge_ ? merge_scratch(extent_) : 0);
+  }
+  p.size = layout.size();
+}
+
+GraphKey Call::key() const {
+  const int parts = (head_ ? 1 : 0) | (prune_ ? 2 : 0) | (half_ ? 4 : 0) | (intermediates_ ? 8 : 0) | (merge_ ? 16 : 0) |
+                    (own_map_ ? 32 : 0) | (own_features_ ? 64 : 0) | (wanted_[0] ? 128 : 0) | (wanted_[1] ? 256 : 0) |
+                    (wanted_[2] ? 512 : 0) | (wants_map_ ? 1024 : 0);
+  return {head_ ? head_->serial : -1, parts, config_.width, config_.embedding, config_.class_token,
+          static_cast<int64_t>(encoding_), static_cast<int64_t>(alignment_), feature_width_, text_rows_,
+          extent_.images, extent_.rows, extent_.patches, extent_.kept,
+          extent_.max_rows, extent_.max_patches, extent_.max_words, extent_.max_keep,
+          wanted_[0] || wanted_[1] || wanted_[2] ? images_[0].words : 0};
+}
+
+Operand Call::operand(int64_t place, int64_t ld) const {
+  uint16_t* hi = device<uint16_t>(place);
+  return {hi, precision_ == Precision::strict ? hi + extent_.rows * ld : nullptr, ld};
+}
+
+Operand Call::block(PackedHead::Block which) const {
+  const Operand all = operand(place_.projected, projected_columns());
+  const int64_t first = which * head_->weights.inner;
+  return {all.hi + first, all.lo ? all.lo + first : nullptr, all.ld};
+}
+
+// ---------------------------------------------------------------------------------------------------------- sending
+
+Status Call::send(const Arrays* kept) {
+  // Page-locked memory is read where it is, other memory is copied first.
+  const int64_t element = half_ ? 2 : 4;
+  Layout staging;
+  std::vector<int64_t> staged(images_.size(), -1);
+  for (size_t i = 0; head_ && i < images_.size(); i++) {
+    const int64_t bytes = images_[i].rows * config_.width * element;
+    images_[i].hidden = mapped_address(hidden_[i]->data, bytes);
+    in_place_[i] = images_[i].hidden && reinterpret_cast<uintptr_t>(images_[i].hidden) % 16 == 0;
+    if (!in_place_[i]) staged[i] = staging.take(bytes);
+  }
+  DESAP_TRY(lane_.reserve(place_.size, place_.mirror_size, staging.size()));
+  for (size_t i = 0; i < images_.size(); i++) {
+    if (staged[i] < 0) continue;
+    char* to = lane_.staging() + staged[i];  // one address space: the card knows it by the same address
+    std::memcpy(to, hidden_[i]->data, static_cast<size_t>(images_[i].rows * config_.width * element));
+    images_[i].hidden = to;
+  }
+
+  const auto copy = [](const void* from, int64_t count, void* to) {
+    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
+  };
+  const int64_t size = config_.embedding;
+  if (prune_) std::memset(mirror<char>(place_.text), 0, static_cast<size_t>(text_rows_ * size) * sizeof(float));
+  for (size_t i = 0; prune_ && i < images_.size(); i++) {
+    const PruneRequest& request = *requests_[i];
+    const Image& image = images_[i];
+    float* text = mirror<float>(place_.text) + image.word * size;
+    for (int64_t j = 0; j < image.words; j++) copy(request.text.row(j), size, text + j * size);
+    if (request.query) copy(request.query, size, text + image.words * size);
+    if (own_map_) copy(request.saliency, image.patches, mirror<float>(place_.own_map) + image.patch);
+    if (own_features_) {
+      float* features = mirror<float>(place_.own_features) + image.patch * feature_width_;
+      for (int64_t j = 0; j < image.patches; j++) {
+        copy(request.features.row(j), feature_width_, features + j * feature_width_);
+      }
+    }
+  }
+  std::memcpy(mirror<char>(place_.images), images_.data(), images_.size() * sizeof(Image));
+
+  Header& h = *mirror<Header>(place_.header);
+  h.analysis = kept ? *kept : analysis_of(device<char>(place_.analysis), 0);
+  h.map = own_map_ ? device<char>(place_.own_map) : h.analysis.saliency;
+  h.merge_features = own_features_ ? device<char>(place_.own_features) : h.analysis.features;
+  h.merge_inverse_norm = own_features_ ? device<char>(place_.own_inverse_norm) : h.analysis.inverse_norm;
+  h.lambda = lambda_;
+  *mirror<Report>(place_.report) = {no_fault, no_fault, no_fault, no_fault, no_fault, no_fault, {}};
+  return {};
+}
+
+Status Call::run(const Arrays* kept) {
+  lay_out();
+  DESAP_TRY(send(kept));
+  DESAP_TRY(lane_.run(key(), [this] { enqueue(); }, &milliseconds_));
+  return fault();
+}
+
+// -------------------------------------------------------------------------------------------------------- the graph
+
+void Call::enqueue() {
+  Queue& queue = lane_.queue;
+  const size_t sent = static_cast<size_t>(place_.report) + sizeof(Report);
+  queue.note(cudaMemcpyAsync(lane_.device(), lane_.mirror(), sent, cudaMemcpyHostToDevice, queue.stream));
+  queue.follows_kernel = false;
+  if (head_) {
+    enqueue_analyze();
+  } else {
+    enqueue_inputs(queue);
+  }
+  if (prune_) enqueue_prune();
+  if (wants_map_) {
+    const char* map = analysis_of(device<char>(place_.analysis), 0).saliency;
+    queue.note(cudaMemcpyAsync(device<char>(place_.map), map, static_cast<size_t>(extent_.patches) * sizeof(float),
+                               cudaMemcpyDeviceToDevice, queue.stream));
+  }
+  const size_t received = static_cast<size_t>(place_.mirror_size - place_.report);
+  queue.note(cudaMemcpyAsync(lane_.mirror() + place_.report, lane_.device() + place_.report, received,
+                             cudaMemcpyDeviceToHost, queue.stream));
+}
+
+// What the question brings is made ready: nothing of it needs the image.
+void Call::enqueue_inputs(Queue& queue) {
+  if (!prune_) return;
+  const int64_t size = config_.embedding;
+  unit_rows(queue, {device<const float>(place_.text), text_rows_, size, size},
+            {device<float>(place_.unit_text), text_rows_, size, size}, &report()->text);
+  if (own_features_ && merge_) {
+    inverse_norms(queue, {device<const float>(place_.own_features), extent_.patches, feature_width_, feature_width_},
+                  device<float>(place_.own_inverse_norm), &report()->features);
+  }
+}
+
+void Call::enqueue_analyze() {
+  Queue& queue = lane_.queue;
+  const PackedHead& weights = head_->weights;
+  const Image* images = device<Image>(place_.images);
+  const int width = static_cast<int>(config_.width), heads = static_cast<int>(config_.heads);
+  const Operand normal = operand(place_.normal, padded_width(config_.width));
+  const Operand projected = operand(place_.projected, projected_columns());
+  const Operand context = operand(place_.context, context_ld());
+
+  // The attention writes its heads, the product behind it reads whole steps.
+  for (uint16_t* plane : {context.hi, context.lo}) {
+    if (!plane || context.ld == weights.inner) continue;
+    const size_t pitch = static_cast<size_t>(context.ld) * 2, used = static_cast<size_t>(weights.inner) * 2;
+    queue.note(cudaMemset2DAsync(plane + weights.inner, pitch, 0, pitch - used, static_cast<size_t>(extent_.rows),
+                                 queue.stream));
+  }
+  lane_.fork();
+  enqueue_inputs(lane_.branch);
+
+  normalize(queue, precision_, {images, extent_, width, half_, config_.class_token, config_.epsilon, normal,
+                                slot<float>(&header()->analysis.features), slot<float>(&header()->analysis.inverse_norm),
+                                &report()->hidden, stamp(at_normalize)});
+  const Weights qvk = weights.projection.rows(0, projected_columns());
+  linear(queue, precision_, normal, extent_.rows, qvk, projected, stamp(at_project));
+
+  lane_.fork();
+  if (computes_saliency()) enqueue_saliency(lane_.branch);
+
+  attention(queue, precision_, {images, extent_, heads, weights.padded_size, block(left()), block(right()),
+                                block(PackedHead::v), weights.score_scale(left(), right()), context, stamp(at_attention)});
+  float* squares = device<float>(place_.squares);
+  const Matrix read_out{device<float>(place_.read_out), extent_.rows, config_.embedding, config_.embedding};
+  linear_squares(queue, precision_, context, extent_.rows, weights.read_out.all(), weights.squared, squares, read_out,
+                 stamp(at_read_out));
+  embed(queue, {images, extent_, width, outputs(), config_.class_token, config_.epsilon, squares,
+                weights.squared / squares_slice, read_out, weights.shift(), device<float>(place_.embed_scratch),
+                slot<float>(&header()->analysis.embedding), slot<float>(&header()->analysis.global), &report()->overflow,
+                nullptr});
+  lane_.join();
+}
+
+void Call::enqueue_saliency(Queue& queue) {
+  const PackedHead& weights = head_->weights;
+  const Image* images = device<Image>(place_.images);
+  const int heads = static_cast<int>(config_.heads);
+  const float* scale = weights.score_scale(PackedHead::q, PackedHead::k);
+  float* scratch = device<float>(place_.saliency_scratch);
+  const Relocatable<float> out = slot<float>(&header()->analysis.saliency);
+  if (folds_saliency()) {
+    const Operand normal = operand(place_.normal, padded_width(config_.width));
+    folded_saliency(queue, precision_, {images, extent_, heads, weights.padded_size, normal, block(PackedHead::q),
+                                        weights.block(PackedHead::k), scale, scratch, out, nullptr});
+  } else {
+    saliency(queue, precision_, {images, extent_, heads, weights.padded_size, config_.class_token, block(PackedHead::q),
+                                 block(PackedHead::k), scale, scratch, out, nullptr});
+  }
+}
+
+void Call::enqueue_prune() {
+  Queue& queue = lane_.queue;
+  const Image* images = device<Image>(place_.images);
+  const auto matrix = [&](int i) { return wanted_[i] ? device<float>(place_.matrices[i]) : nullptr; };
+  float* task = device<float>(place_.task);
+  int* indices = device<int>(place_.indices);
+  align(queue, {images, extent_, outputs(), config_.class_token, slot<const float>(&header()->analysis.embedding),
+                slot<const float>(&header()->analysis.global), device<float>(place_.unit_text), alignment_,
+                &header()->lambda, device<float>(place_.align_scratch), task, {matrix(0), matrix(1), matrix(2)},
+                stamp(at_align)});
+  select(queue, {images, extent_, task, slot<const float>(&header()->map), nullptr,
+                 indices, device<uint8_t>(place_.source), &report()->task, &report()->saliency, stamp(at_select)});
+  cuda::merge(queue, {images, extent_, static_cast<int>(feature_width_), merge_,
+                      slot<const float>(&header()->merge_features), slot<const float>(&header()->merge_inverse_norm),
+                      indices, device<float>(place_.tokens), device<int>(place_.assignment), device<int>(place_.counts),
+                      device<uint8_t>(place_.merge_scratch), stamp(at_merge), nullptr});
+}
+
+// ---------------------------------------------------------------------------------------------------------- results
+
+// The first image at fault, and of its faults the first in the order of the stages.
+Status Call::fault() const {
+  const Report& report = *mirror<Report>(place_.report);
+  Status first;
+  const auto consider = [&](int index, auto begin, auto count, Code code, const char* what) {
+    if (index == no_fault) return;
+    for (size_t i = 0; i < images_.size(); i++) {
+      const int64_t where = index - begin(images_[i]);
+      if (where < 0 || where >= count(images_[i])) continue;
+      if (first.good() || static_cast<int64_t>(i) < first.image) first = {code, what, where, static_cast<int64_t>(i)};
+    }
+  };
+  const auto row = [](const Image& image) { return image.row; };
+  const auto rows = [](const Image& image) { return image.rows; };
+  const auto patch = [](const Image& image) { return image.patch; };
+  const auto patches = [](const Image& image) { return image.patches; };
+  consider(report.hidden, row, rows, Code::not_finite, "hidden");
+  consider(report.overflow, row, rows, Code::not_finite, "hidden");
+  consider(report.text, [](const Image& image) { return image.word; }, [](const Image& image) { return image.words; },
+           Code::not_finite, "text");
+  consider(report.text, [](const Image& image) { return image.word + image.words; },
+           [](const Image& image) { return image.query == image.word + image.words ? 1 : 0; }, Code::not_finite, "query");
+  consider(report.task, patch, patches, Code::internal, "task");
+  consider(report.saliency, patch, patches, Code::not_finite, "saliency");
+  consider(report.features, patch, patches, Code::not_finite, "features");
+  return first;
+}
+
+Status Call::read_intermediates(const std::vector<Intermediates>& copies) {
+  Queue& queue = lane_.queue;
+  const PackedHead& weights = head_->weights;
+  const Operand context = operand(place_.context, context_ld());
+  const Matrix rows{device<float>(place_.intermediate), extent_.rows, config_.width, config_.width};
+  const auto read = [&](float* Intermediates::* copy) {
+    for (size_t i = 0; i < images_.size(); i++) {
+      if (!(copies[i].*copy)) continue;
+      const size_t bytes = static_cast<size_t>(images_[i].rows * config_.width) * sizeof(float);
+      const float* from = rows.row(images_[i].row);
+      queue.note(cudaMemcpyAsync(copies[i].*copy, from, bytes, cudaMemcpyDeviceToHost, queue.stream));
+    }
+    queue.follows_kernel = false;
+  };
+  queue.follows_kernel = false;
+  from_operand(queue, precision_, context, static_cast<int>(config_.heads), weights.padded_size, nullptr,
+               weights.context_scale(), rows);
+  read(&Intermediates::context);
+  linear(queue, precision_, context, extent_.rows, weights.out.all(), rows, nullptr);
+  read(&Intermediates::attention);
+  return lane_.finish();
+}
+
+void Call::deliver(int64_t i, const PruneRequest& request, const PruneOutput& output) const {
+  const Image& image = images_[static_cast<size_t>(i)];
+  const auto copy = [&](int64_t place, int64_t first, int64_t count, auto* to) {
+    const auto* from = mirror<std::remove_pointer_t<decltype(to)>>(place) + first;
+    if (to) std::memcpy(to, from, static_cast<size_t>(count) * sizeof *to);
+  };
+  copy(place_.tokens, image.kept * feature_width_, image.keep * feature_width_, output.tokens);
+  copy(place_.indices, image.kept, image.keep, output.indices);
+  copy(place_.source, image.kept, image.keep, output.source);
+  copy(place_.assignment, image.patch, image.patches, output.assignment);
+  copy(place_.counts, image.kept, image.keep, output.counts);
+  copy(place_.task, image.patch, image.patches, output.task);
+  if (wants_map_) copy(place_.map, image.patch, image.patches, output.saliency);
+  if (own_map_ && output.saliency) std::copy_n(request.saliency, image.patches, output.saliency);
+  float* const matrices[] = {output.matrices.similarity, output.matrices.visual_alignment, output.matrices.text_alignment};
+  for (int m = 0; m < 3; m++) {
+    if (wanted_[m]) copy(place_.matrices[m], 0, image.patches * request.text.rows, matrices[m]);
+  }
+}
+
+// The images of a call run together: each gets its share of the time by its rows.
+double Call::share(int64_t i) const {
+  return static_cast<double>(images_[static_cast<size_t>(i)].rows) / static_cast<double>(extent_.rows);
+}
+
+// Milliseconds of the image from one stage's beginning to another's.
+double Call::between(Stage from, Stage to, int64_t i) const {
+  const unsigned long long* stamps = mirror<Report>(place_.report)->stamps;
+  return stamps[to] > stamps[from] ? static_cast<double>(stamps[to] - stamps[from]) * 1e-6 * share(i) : 0;
+}
+
+// From the stage's beginning to the end of the call, the copies before the first stage included.
+double Call::after(Stage last, int64_t i) const {
+  return std::max(0.0, milliseconds_ * share(i) - between(head_ ? at_normalize : at_align, last, i));
+}
+
+// A stage ends where the next begins, the last one with the call. The saliency runs beside the attention: their time is
+// split by their multiply-adds, N^2 D each for scores and for values, 2 N^2 D for the saliency of all queries.
+AnalyzeTimings Call::analyze_timings(int64_t i) const {
+  AnalyzeTimings t;
+  t.normalize = between(at_normalize, at_project, i);
+  t.project = between(at_project, at_attention, i);
+  const double both = between(at_attention, at_read_out, i);
+  t.saliency = config_.class_token || !computes_saliency() ? 0 : both / 2;
+  t.attention = both - t.saliency;
+  t.read_out = prune_ ? between(at_read_out, at_align, i) : after(at_read_out, i);
+  return t;
+}
+
+PruneTimings Call::prune_timings(int64_t i) const {
+  PruneTimings t;
+  t.align = between(at_align, at_select, i);
+  t.top_k = between(at_select, at_merge, i);
+  t.merge = after(at_merge, i);
+  return t;
+}
+
+}  // namespace desap::cuda

@@ -1,0 +1,256 @@
+// The kernels on the device: what each launcher enqueues. Equations, ties and errors as in ../kernels.h; here pointers are
+// device memory and calls return at once. head.cc strings them together inside a CUDA graph; kernels.cc gives each alone to
+// the host.
+//
+// Batches: the rows of all images follow each other. Where a kernel has to know which image a row belongs to, it reads the
+// `Image` records, which live in device memory too: the grid is sized by the largest image (`Extent`), blocks beyond their
+// own image's end return at once. So one graph serves every batch of the same extent.
+//
+// Deterministic: no float atomics; every sum has one order, which depends neither on the batch nor on the tile. Integer
+// atomics (minimum of a row index) only where the order cannot show.
+//
+// Not-finite inputs are reported through `int* fault`: the smallest index at fault, INT_MAX where there is none.
+#pragma once
+
+#include "launch.h"
+#include "operand.h"
+
+namespace desap::cuda {
+
+// A pointer that may change between two replays of a graph: where `slot` is set, the base address is read from device
+// memory when the kernel starts, and `offset` bytes are added.
+template <class T>
+struct Relocatable {
+  T* direct = nullptr;
+  char* const* slot = nullptr;
+  int64_t offset = 0;
+
+  Relocatable() = default;
+  Relocatable(T* pointer) : direct(pointer) {}
+  Relocatable(char* const* slot_, int64_t offset_) : slot(slot_), offset(offset_) {}
+  __host__ __device__ T* get() const { return slot ? reinterpret_cast<T*>(*slot + offset) : direct; }
+};
+
+// One image of a batch. Places in arrays that hold all images one after the other.
+struct Image {
+  int row, rows;         // hidden states, class token included: N
+  int patch, patches;    // per-patch arrays (task, saliency, assignment): P
+  int word, words;       // text tokens: T
+  int query;             // row of the text block that holds the end-of-text vector
+  int keep, task_keep;   // K, k1
+  int kept;              // place in the arrays of kept tokens (indices, source, counts, tokens)
+  const void* hidden;    // [rows, D], contiguous; device memory or mapped host memory
+};
+
+// What sizes the grids: number of images, the sum and the largest of each extent over them.
+struct Extent {
+  int images;
+  int64_t rows, patches, kept;                    // sums
+  int max_rows, max_patches, max_words, max_keep;
+};
+
+// Start times of the stages in nanoseconds of the device's global timer; null: not wanted. One thread of a stage's first
+// block writes it.
+using Stamp = unsigned long long*;
+
+// ---- convert.cu -------------------------------------------------------------------------------------------------------
+
+void convert_half(Queue&, const uint16_t* x, int64_t size, float* y);
+void convert_to_half(Queue&, const float* x, int64_t size, uint16_t* y);
+
+// exponent[0] = the e for which max |x| 2^e lies in [2^11, 2^12); 0 where x has no finite element other than 0. One block.
+void magnitude(Queue&, ConstMatrix x, int* exponent);
+
+// y = x 2^exponent[0] as an operand (exponent null: 0), from float32. Column c of head h of `size` columns goes to column
+// h * padded_size + c; all else up to y.ld is zero. Plain matrices: heads 1, size = cols, padded_size = y.ld.
+void to_operand(Queue&, Precision, ConstMatrix x, int heads, int padded_size, const int* exponent, Operand y);
+
+// The way back: y = x 2^-exponent[0] (exponent null: 0) times scale[h] where scale is not null.
+void from_operand(Queue&, Precision, ConstOperand x, int heads, int padded_size, const int* exponent, const float* scale,
+                  Matrix y);
+
+// ---- layer_norm.cu ----------------------------------------------------------------------------------------------------
+
+void layer_norm(Queue&, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y, int* fault);
+
+// Layer norm without its affine part (that is folded into the weights): x^_i = (x_i - mean) / sqrt(var + epsilon), written
+// as an operand [rows, padded_width(D)]. On the way: features = the patch rows as float32 [P, D], and
+// inverse_norm[p] = 1 / |patch row p| (0 for a zero row), which the merge needs. fault: the row of the batch.
+struct Normalize {
+  const Image* images;
+  Extent extent;
+  int width;             // D
+  bool half;             // the hidden states are binary16
+  bool class_token;
+  float epsilon;
+  Operand normal;                     // [rows, padded_width(D)]
+  Relocatable<float> features;        // [P, D]
+  Relocatable<float> inverse_norm;    // [P]
+  int* fault;
+  Stamp stamp;
+};
+void normalize(Queue&, Precision, const Normalize&);
+
+// ---- unit_rows.cu -----------------------------------------------------------------------------------------------------
+
+void unit_rows(Queue&, ConstMatrix x, Matrix y, int* fault);
+
+// ---- linear.cu --------------------------------------------------------------------------------------------------------
+
+// Weights [out, in] of a linear layer: y_n = scale[n] (x . w_n) + bias[n]. scale is a power of two; bias null: none.
+struct Weights {
+  ConstOperand weight;   // [out, padded_width(in)]; complete before the launch: read while preceding kernels still run
+  const float* scale;    // [out]
+  const float* bias;     // [out]
+  int out, in;           // `in` padded to a multiple of 64
+};
+
+// y as an operand (out % 8 == 0), or as float32.
+void linear(Queue&, Precision, ConstOperand x, int64_t rows, const Weights&, Operand y, Stamp);
+void linear(Queue&, Precision, ConstOperand x, int64_t rows, const Weights&, Matrix y, Stamp);
+
+// The read-out's product: the first `squared` columns (a multiple of 64) are not stored; of them each slice of 64 columns
+// leaves the sum of its squares, squares[row, slice]. The others go to y [rows, out - squared] as float32.
+void linear_squares(Queue&, Precision, ConstOperand x, int64_t rows, const Weights&, int squared, float* squares, Matrix y,
+                    Stamp);
+
+// ---- attention.cu -----------------------------------------------------------------------------------------------------
+
+// Per image and head softmax(scale[h] Q K^T) V, scale[h] with log2 e in it (the exponentials are of 2).
+// q, k, v, y: [rows, heads * padded_size] operands whose rows have their own ld; q and k may be the same memory.
+struct Attention {
+  const Image* images;
+  Extent extent;
+  int heads, padded_size;   // one of head_sizes
+  ConstOperand q, k, v;
+  const float* scale;       // [heads]
+  Operand y;
+  Stamp stamp;
+};
+void attention(Queue&, Precision, const Attention&);
+
+// ---- saliency.cu ------------------------------------------------------------------------------------------------------
+
+// Without a class token, or for keys at hand: A_s as in ../kernels.h from q and k as operands, scale as above.
+// Scratch sizes are given by the functions beside.
+struct Saliency {
+  const Image* images;
+  Extent extent;
+  int heads, padded_size;
+  bool class_token;
+  ConstOperand q, k;
+  const float* scale;              // [heads]
+  float* scratch;                  // saliency_scratch(...) floats
+  Relocatable<float> saliency;     // [P]
+  Stamp stamp;
+};
+int64_t saliency_scratch(const Extent&, int heads, bool class_token);
+void saliency(Queue&, Precision, const Saliency&);
+
+// The class token's saliency without the keys: u_h = W_k,h^T q_h for its query q, score = scale[h] x^_j . u_h (the keys'
+// bias adds the same to every token, and softmax drops it). key.weight is [heads * padded_size, padded_width(D)] and
+// key.scale its rows' scale.
+struct FoldedSaliency {
+  const Image* images;
+  Extent extent;
+  int heads, padded_size;
+  ConstOperand normal;             // x^ [rows, key.in]
+  ConstOperand q;                  // only the class tokens' rows are read
+  Weights key;
+  const float* scale;              // [heads]
+  float* scratch;                  // folded_saliency_scratch(...) floats
+  Relocatable<float> saliency;     // [P]
+  Stamp stamp;
+};
+int64_t folded_saliency_scratch(const Extent&, int heads, int in);
+void folded_saliency(Queue&, Precision, const FoldedSaliency&);
+
+// ---- read_out.cu ------------------------------------------------------------------------------------------------------
+
+// From linear_squares to A_d. With y = C (W_o o + b_o), C the centring projector, and P' = W_vis diag(gamma) y as computed by
+// it:  rstd_i = 1 / sqrt(sum of squares / D + epsilon),  A_d[i] = unit(rstd_i P'_i + shift),  shift = W_vis beta [E].
+struct Embed {
+  const Image* images;
+  Extent extent;
+  int width, embedding;            // D, E
+  bool class_token;
+  float epsilon;
+  const float* squares;            // [rows, slices]
+  int slices;
+  ConstMatrix projected;           // P' [rows, E]
+  const float* shift;              // [E]
+  float* scratch;                  // embed_scratch(...) floats
+  Relocatable<float> embedding_rows;  // A_d [rows, E]
+  Relocatable<float> global;          // v_s [images, E]: the class token's row, else the normalised mean of the rows
+  int* fault;                      // rows that overflowed
+  Stamp stamp;
+};
+int64_t embed_scratch(const Extent&, int embedding, bool class_token);
+void embed(Queue&, const Embed&);
+
+// ---- align.cu ---------------------------------------------------------------------------------------------------------
+
+// Eq. 3 per image. visual: patch rows of A_d, unit rows, [.., E] (image.row plus the class token, if any, is the first);
+// text: unit rows [.., E], an image's words and its query row anywhere in it (image.word, image.query).
+struct Align {
+  const Image* images;
+  Extent extent;
+  int embedding;                   // E
+  bool class_token;
+  Relocatable<const float> visual; // [rows, E]
+  Relocatable<const float> global; // [images, E]
+  const float* text;
+  Alignment alignment;
+  const float* lambda;             // device memory: a replay may change it
+  float* scratch;                  // align_scratch(...) floats
+  float* task;                     // [P]
+  AlignmentMatrices matrices;      // null, or [P, T]; only with one image
+  Stamp stamp;
+};
+int64_t align_scratch(const Extent&);
+void align(Queue&, const Align&);
+
+// ---- top_k.cu ---------------------------------------------------------------------------------------------------------
+
+// k1 largest of task, then keep - k1 largest of saliency among the rest; indices ascending with their source (0 task,
+// 1 saliency). Any P up to 65 536. task_fault, saliency_fault: the smallest place in the batch's patches that holds NaN
+// and takes part.
+struct Select {
+  const Image* images;
+  Extent extent;
+  const float* task;                   // [P]
+  Relocatable<const float> saliency;   // [P]
+  const uint8_t* excluded;             // [P] or null: these take no part (single kernel only)
+  int* indices;                        // [kept]
+  uint8_t* source;                     // [kept]
+  int* task_fault;
+  int* saliency_fault;
+  Stamp stamp;
+};
+void select(Queue&, const Select&);
+
+// ---- merge.cu ---------------------------------------------------------------------------------------------------------
+
+// inverse_norm[i] = 1 / |x_i| (0 for a zero row). fault: row that is not finite or whose square leaves float32.
+void inverse_norms(Queue&, ConstMatrix x, float* inverse_norm, int* fault);
+
+// Nearest-centre merge per image, always with split operands (a flipped assignment is no rounding error), whatever the
+// precision of the rest. merge false: kept rows as they are, assignment -1 for the others, counts 1.
+struct Merge {
+  const Image* images;
+  Extent extent;
+  int width;                                // F
+  bool merge;
+  Relocatable<const float> features;        // [P, F]
+  Relocatable<const float> inverse_norm;    // [P]
+  const int* indices;                       // [kept], ascending within an image, counted from the image's first patch
+  float* tokens;                            // [kept, F]
+  int* assignment;                          // [P]
+  int* counts;                              // [kept]
+  uint8_t* scratch;                         // merge_scratch(...) bytes
+  Stamp assign_stamp, stamp;
+};
+int64_t merge_scratch(const Extent&);
+void merge(Queue&, const Merge&);
+
+}  // namespace desap::cuda

@@ -1,0 +1,132 @@
+// A row of a matrix in the registers of one block, float32: what the norms work on. Every element is read once, with
+// all of the loads under way at the same time, since the row may lie in the host's memory.
+//
+// Element (k * blockDim.x + thread) * 4 + e is value[k][e]; elements beyond the row's width are 0. Which thread has
+// which element, and so the order of each sum, depends on the width alone.
+#pragma once
+
+#include <cstdint>
+
+#include "multiply.cuh"
+#include "reduce.cuh"
+
+namespace desap::cuda {
+
+struct Row {
+  static constexpr int vectors = 8;
+  float value[vectors][4];
+};
+
+// Threads for rows of `width` elements: a warp for each 1024. Up to 16384 fit; a launch for wider rows fails.
+constexpr int row_threads(int64_t width) { return static_cast<int>((width + 1023) / 1024) * 32; }
+constexpr int max_row_threads = 512;
+struct RowScratch {
+  float sum[max_row_threads / warp_size];
+};
+
+__device__ __forceinline__ int row_index(int k) {
+  return (k * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) * 4;
+}
+
+// Whether a row can be read and written four elements at a time.
+template <class T>
+__device__ __forceinline__ bool in_fours(const T* row, int width) {
+  return width % 4 == 0 && reinterpret_cast<uintptr_t>(row) % (4 * sizeof(T)) == 0;
+}
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(uint16_t half) { return ptx::from_f16(half); }
+__device__ __forceinline__ void load_four(float (&value)[4], const float* x) {
+  const float4 four = *reinterpret_cast<const float4*>(x);
+  value[0] = four.x, value[1] = four.y, value[2] = four.z, value[3] = four.w;
+}
+__device__ __forceinline__ void load_four(float (&value)[4], const uint16_t* x) {
+  const uint2 four = *reinterpret_cast<const uint2*>(x);
+  value[0] = to_float(static_cast<uint16_t>(four.x & 0xffff)), value[1] = to_float(static_cast<uint16_t>(four.x >> 16));
+  value[2] = to_float(static_cast<uint16_t>(four.y & 0xffff)), value[3] = to_float(static_cast<uint16_t>(four.y >> 16));
+}
+
+// x: float32 or binary16.
+template <class T>
+__device__ __forceinline__ void load_row(Row& row, const T* x, int width) {
+  const bool fours = in_fours(x, width);
+#pragma unroll
+  for (int k = 0; k < Row::vectors; k++) {
+    const int index = row_index(k);
+    if (fours && index < width) {
+      load_four(row.value[k], x + index);
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; e++) row.value[k][e] = index + e < width ? to_float(x[index + e]) : 0;
+    }
+  }
+}
+
+__device__ __forceinline__ void store_row(const Row& row, float* y, int width) {
+  const bool fours = in_fours(y, width);
+#pragma unroll
+  for (int k = 0; k < Row::vectors; k++) {
+    const int index = row_index(k);
+    const float(&value)[4] = row.value[k];
+    if (fours && index < width) {
+      *reinterpret_cast<float4*>(y + index) = make_float4(value[0], value[1], value[2], value[3]);
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        if (index + e < width) y[index + e] = value[e];
+      }
+    }
+  }
+}
+
+// The whole row of an operand, `y` pointing at its first element: up to y.ld, a multiple of 8.
+template <Precision precision>
+__device__ __forceinline__ void store_row(const Row& row, const Operand& y) {
+#pragma unroll
+  for (int k = 0; k < Row::vectors; k++) {
+    const int index = row_index(k);
+    if (index >= y.ld) continue;
+    uint2 hi, lo;
+    split<precision>(row.value[k][0], row.value[k][1], hi.x, lo.x);
+    split<precision>(row.value[k][2], row.value[k][3], hi.y, lo.y);
+    *reinterpret_cast<uint2*>(y.hi + index) = hi;
+    if constexpr (precision == Precision::strict) *reinterpret_cast<uint2*>(y.lo + index) = lo;
+  }
+}
+
+// value = map(value, index) for the elements of the row.
+template <class Map>
+__device__ __forceinline__ void map_row(Row& row, int width, const Map& map) {
+#pragma unroll
+  for (int k = 0; k < Row::vectors; k++) {
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const int index = row_index(k) + e;
+      if (index < width) row.value[k][e] = map(row.value[k][e], index);
+    }
+  }
+}
+
+// The sum of the elements, and of their squares.
+__device__ __forceinline__ float sum_row(const Row& row, RowScratch& scratch) {
+  float sum = 0;
+#pragma unroll
+  for (int k = 0; k < Row::vectors; k++) {
+#pragma unroll
+    for (int e = 0; e < 4; e++) sum += row.value[k][e];
+  }
+  return reduce_block(sum, scratch.sum, Sum());
+}
+__device__ __forceinline__ float sum_squares(const Row& row, RowScratch& scratch) {
+  float sum = 0;
+#pragma unroll
+  for (int k = 0; k < Row::vectors; k++) {
+#pragma unroll
+    for (int e = 0; e < 4; e++) sum = fmaf(row.value[k][e], row.value[k][e], sum);
+  }
+  return reduce_block(sum, scratch.sum, Sum());
+}
+
+__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
+
+}  // namespace desap::cuda

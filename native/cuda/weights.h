@@ -1,0 +1,73 @@
+// Weights on the card: folded in float64 on the host, scaled by powers of two, packed as operands.
+//
+// Each row of a weight matrix is scaled so that its largest element lies in [2^11, 2^12), well inside binary16 for both
+// planes; Weights::scale undoes that. What a layer writes as an operand is scaled as well, by a power of two per head that
+// follows from a bound, so it fits for certain: a normalised row has |x^| <= sqrt(D), hence |y_c| <= sqrt(D) |w_c| + |b_c|
+// (Cauchy-Schwarz). Whoever reads such an operand undoes the scale exactly: the attention in its score's scale, the output
+// projection in its columns.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../head.h"
+#include "kernels.cuh"
+#include "lane.h"
+
+namespace desap::cuda {
+
+// A layer on the host, ready to be packed: rows and their scales.
+class HostLayer {
+ public:
+  HostLayer(int64_t rows, int64_t columns);  // zeros
+  // Row i of the layer is 2^exponent (w, bias), scaled as above. A row that is not set stays zero.
+  void set(int64_t row, const double* w, double bias, int exponent);
+
+  int64_t rows, columns;
+  std::vector<float> weight, scale, bias;
+};
+
+// A layer on the card. Its columns are those of `heads` heads, each padded to `padded_size`.
+class PackedLayer {
+ public:
+  Status pack(Lane&, Precision, const HostLayer&, int heads, int padded_size, bool with_bias);
+  // Columns in one head, without padding between.
+  Status pack(Lane&, Precision, const HostLayer&, bool with_bias);
+  // Rows [begin, begin + count).
+  Weights rows(int64_t begin, int64_t count) const;
+  Weights all() const { return rows(0, all_.out); }
+
+ private:
+  DeviceBuffer memory_;
+  Weights all_{};
+};
+
+// The head's weights as its graph reads them. dh' is the padded head size, H dh' the columns of q, k, v and the context.
+struct PackedHead {
+  Status pack(Lane&, Precision, const HeadConfig&, const HeadWeights&);
+
+  enum Block { q, v, k };
+  // The rows of one block of the projection, whose output is [.., q v k].
+  Weights block(Block which) const { return projection.rows(which * inner, inner); }
+  // The scale of the scores of two blocks: log2 e / sqrt(dh) without the blocks' own scales, [heads].
+  const float* score_scale(Block a, Block b) const { return scales(a * 3 + b); }
+  // Undoes the scale of the context, [heads].
+  const float* context_scale() const { return scales(9); }
+  const float* shift() const { return scales(10); }  // W_vis beta_post, [E]
+
+  int padded_size;        // dh'
+  int64_t inner;          // H dh'
+  int squared;            // D rounded up to whole slices of 64: rows of the read-out's first part
+  PackedLayer projection; // [3 H dh', D]
+  // [C W_o; W_vis diag(gamma) C W_o] with C = I - 1/D, the centring projector: from the context, the deviations of which
+  // the post norm takes the variance, and the projection of what it normalises.
+  PackedLayer read_out;
+  PackedLayer out;        // W_o alone, for those who ask for the attention's output: the centring above has lost its mean
+
+ private:
+  const float* scales(int64_t row) const { return reinterpret_cast<const float*>(vectors.data()) + row * heads; }
+  DeviceBuffer vectors;
+  int64_t heads;
+};
+
+}  // namespace desap::cuda

@@ -1,0 +1,79 @@
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { describe, expect, it } from 'vitest';
+import { createCpuDriver, loadAddon, loadCpuAddon } from '../src/backend/native.js';
+import * as small from './fixtures/native.mjs';
+
+describe('memory that there is not', () => {
+  it('is an error, thrown or rejected with, and the device stays usable', async () => {
+    const driver = createCpuDriver({ threads: 1 });
+    const [visual, text] = [small.waves(1_000_000, 1), small.waves(1_000_000, 1)];
+    const args = {
+      visual,
+      text,
+      query: small.wave(1),
+      global: small.wave(1),
+      alignment: 'fcma',
+      lambda: 0.1,
+      matrices: true,
+    } as const;
+    const outOfMemory = expect.objectContaining({ name: 'DesapError', code: 'ERR_OUT_OF_MEMORY' });
+    expect(() => driver.run('align', args, true)).toThrow(outOfMemory);
+    expect(() => driver.run('align', args, false)).toThrow(outOfMemory);
+    expect(driver.run('topK', { scores: small.wave(3), k: 3, excluded: null }, true)).toHaveLength(3);
+    driver.dispose();
+  });
+});
+
+describe('createCpuDriver', () => {
+  it('names the argument of an error in the words that it was given', async () => {
+    const driver = createCpuDriver({ threads: 1, names: { hidden: 'hiddenStates' } });
+    const images = [small.waves(17, 32), small.waves(17, 32)];
+    images[1].data[3 * 32 + 5] = Number.NaN;
+    const own = driver.createHead(small.smallHead());
+    const failure = expect.objectContaining({
+      name: 'DesapError',
+      code: 'ERR_NOT_FINITE',
+      message: expect.stringMatching(/^hiddenStates\[1\]: got NaN.* row 3, wanted finite values$/),
+      row: 3,
+    });
+    expect(() => own.analyze(images, small.analyzeRequest, true)).toThrow(failure);
+    await expect(own.analyze(images, small.analyzeRequest, false)).rejects.toEqual(failure);
+    expect(() => own.analyze([images[1]], small.analyzeRequest, true)).toThrow(/^hiddenStates: got NaN/);
+    driver.dispose();
+    driver.dispose();
+    expect(() => driver.createHead(small.smallHead())).toThrow(/context: used after dispose/);
+  });
+
+  it('checks again what reaches the addon', () => {
+    const { Context } = loadCpuAddon();
+    expect(() => new Context({ threads: 0, isa: 'scalar' })).toThrow(expect.objectContaining({ code: 'ERR_VALUE' }));
+    expect(() => new Context({ threads: 1, isa: 'mmx' })).toThrow(
+      expect.objectContaining({ code: 'ERR_DEVICE_UNAVAILABLE' }),
+    );
+  });
+
+  it('says what it supports', () => {
+    expect(() => createCpuDriver({ threads: 0 })).toThrow(expect.objectContaining({ code: 'ERR_VALUE' }));
+    expect(() => createCpuDriver({ threads: 1.5 })).toThrow(/threads: got 1.5, wanted an integer from 1 to 256/);
+    expect(() => createCpuDriver({ isa: 'mmx' })).toThrow(/isa: got mmx, wanted one that this machine runs: .*scalar/);
+    for (const isa of loadCpuAddon().isas) {
+      const driver = createCpuDriver({ threads: 3, isa });
+      expect(driver.description).toBe(`CPU, ${isa}, 3 threads`);
+      driver.dispose();
+    }
+  });
+
+  it('tells a missing addon from one that does not load', async () => {
+    const root = mkdtempSync('/tmp/desap-');
+    try {
+      const unavailable = (message: RegExp) =>
+        expect.objectContaining({ code: 'ERR_DEVICE_UNAVAILABLE', message: expect.stringMatching(message) });
+      expect(() => loadAddon(root)).toThrow(unavailable(/no native addon for .*build:native/));
+      mkdirSync(`${root}/build/Release`, { recursive: true });
+      writeFileSync(`${root}/build/Release/desap.node`, 'not a library');
+      expect(() => loadAddon(root)).toThrow(unavailable(/does not load: .*build:native/));
+    } finally {
+      rmSync(root, { recursive: true });
+    }
+  });
+});
