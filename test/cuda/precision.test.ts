@@ -18,7 +18,7 @@ const LIMITS = {
 } as const;
 
 describe.each(Object.entries(LIMITS))(`${device} %s`, (precision, limits) => {
-  it('keeps the expected patches', async () => {
+  it('keeps the expected patches', { timeout: 300_000 }, async () => {
     const llava = await Llava.open('models/tiny-llava', {
       clip: 'models/tiny-clip',
       device: 'cuda',
