@@ -91,13 +91,7 @@ __global__ void __launch_bounds__(threads)
   float value[per_thread];
 #pragma unroll
   for (int i = 0; i < per_thread; i++) value[i] = head < heads && inner + i < size ? times_power(from[i], e) : 0;
-  uint4 hi, lo;
-  split<precision>(value[0], value[1], hi.x, lo.x);
-  split<precision>(value[2], value[3], hi.y, lo.y);
-  split<precision>(value[4], value[5], hi.z, lo.z);
-  split<precision>(value[6], value[7], hi.w, lo.w);
-  *reinterpret_cast<uint4*>(y.hi + row * y.ld + column) = hi;
-  if constexpr (precision == Precision::strict) *reinterpret_cast<uint4*>(y.lo + row * y.ld + column) = lo;
+  store<precision>(y, row, column, value);
 }
 
 template <Precision precision>

@@ -119,18 +119,8 @@ __device__ __forceinline__ void multiply_step(float (&sum)[Tile::warp_rows / 16]
   }
 }
 
-// 8 consecutive columns of a row from `column` on; of a float32 row from y on, the first `columns`.
-template <Precision precision>
-__device__ __forceinline__ void store(const Operand& y, int64_t row, int column, const float (&value)[8]) {
-  uint4 hi, lo;
-  split<precision>(value[0], value[1], hi.x, lo.x);
-  split<precision>(value[2], value[3], hi.y, lo.y);
-  split<precision>(value[4], value[5], hi.z, lo.z);
-  split<precision>(value[6], value[7], hi.w, lo.w);
-  *reinterpret_cast<uint4*>(y.hi + row * y.ld + column) = hi;
-  if constexpr (precision == Precision::strict) *reinterpret_cast<uint4*>(y.lo + row * y.ld + column) = lo;
-}
-__device__ __forceinline__ void store(float* y, int columns, const float (&value)[8]) {
+// The first `columns` of 8 consecutive ones of a float32 row, from y on.
+__device__ __forceinline__ void store_some(float* y, int columns, const float (&value)[8]) {
   if (columns >= 8 && reinterpret_cast<uintptr_t>(y) % 16 == 0) {
     reinterpret_cast<float4*>(y)[0] = make_float4(value[0], value[1], value[2], value[3]);
     reinterpret_cast<float4*>(y)[1] = make_float4(value[4], value[5], value[6], value[7]);
@@ -176,7 +166,7 @@ __device__ __forceinline__ void finish(const Product& product,
           if (product.operand.hi) {
             store<precision>(product.operand, row, column, value);
           } else {
-            store(product.values.data + row * product.values.ld + column - product.squared, columns, value);
+            store_some(product.values.data + row * product.values.ld + column - product.squared, columns, value);
           }
         }
       }

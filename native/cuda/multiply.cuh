@@ -65,4 +65,16 @@ __device__ __forceinline__ void split(float low, float high, uint32_t& hi, uint3
   }
 }
 
+// 8 consecutive elements of a row of an operand, from `column` on, a multiple of 8.
+template <Precision precision>
+__device__ __forceinline__ void store(const Operand& y, int64_t row, int column, const float (&value)[8]) {
+  uint4 hi, lo;
+  split<precision>(value[0], value[1], hi.x, lo.x);
+  split<precision>(value[2], value[3], hi.y, lo.y);
+  split<precision>(value[4], value[5], hi.z, lo.z);
+  split<precision>(value[6], value[7], hi.w, lo.w);
+  *reinterpret_cast<uint4*>(y.hi + row * y.ld + column) = hi;
+  if constexpr (precision == Precision::strict) *reinterpret_cast<uint4*>(y.lo + row * y.ld + column) = lo;
+}
+
 }  // namespace desap::cuda
