@@ -167,8 +167,9 @@ void check_align(cuda::Queue& queue, int patches, int words, int64_t size, bool 
 }
 
 DESAP_CUDA_CASE(prune_align_shapes) {
+  // 1100 patches: more groups of 16 than a block joins at once.
   const int shapes[][3] = {{1, 3, 16},   {2, 2, 20},   {17, 7, 33},  {33, 30, 96},  {65, 77, 65},
-                           {97, 2, 130}, {145, 30, 256}, {257, 200, 40}, {300, 31, 1}, {31, 15, 300}};
+                           {97, 2, 130}, {145, 30, 256}, {257, 200, 40}, {300, 31, 1}, {31, 15, 300}, {1100, 5, 24}};
   for (const auto& sizes : shapes) {
     for (Alignment alignment : {Alignment::fcma, Alignment::fcma_clamped, Alignment::mean}) {
       for (float lambda : {0.1f, 0.0f, 50.0f, -3.0f}) {
