@@ -41,7 +41,7 @@ Status convert_half(Context&, const uint16_t* x, int64_t size, float* y);
 Status convert_to_half(Context&, const float* x, int64_t size, uint16_t* y);
 
 // y_i = (x_i - mean(x_i)) / sqrt(var(x_i) + epsilon) * weight + bias, row by row; var is the biased variance.
-// x, y: [N, D]; weight, bias: [D]. y may be x. not_finite("x", row) where a row's statistics are not finite.
+// x, y: [N, D]; weight, bias: [D], or both null for 1 and 0. y may be x. not_finite("x", row) where a row's statistics are not finite.
 Status layer_norm(Context&, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y);
 
 // A weight matrix [out, in] with its optional bias [out], in the layout that `linear` reads fastest.

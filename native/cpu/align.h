@@ -48,7 +48,7 @@ Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float
     for (int64_t j = 0; j < ld; j += panel_width) {
       const int64_t columns = min(panel_width, ld - j);
       float* c = m + begin * ld + j;
-      multiply_panel({size, visual.row(begin), visual.ld, packed + j * size, zeros, 0, c, ld}, end - begin, columns);
+      multiply_panel({size, visual.row(begin), visual.ld, 1, packed + j * size, zeros, 0, c, ld}, end - begin, columns);
     }
     for (int64_t i = begin; i < end; i++) alpha[i] = clamp(dot(visual.row(i), query, size));
     for (int64_t j = 0; j < ld; j += lanes) {

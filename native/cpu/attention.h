@@ -1,35 +1,32 @@
 // Per head y_i = sum_j exp(s_ij - max_i) v_j / sum_j exp(s_ij - max_i),  s_ij = q_i . k_j / sqrt(dh)
 //
-// One pass over the keys per block of rows (the shape of flash attention): a block of scores is made, turned into
-// weights against the largest score so far, and multiplied with its values; when the largest score grows, what was
-// summed so far is scaled down. Scratch is one block of scores and one of outputs per thread.
+// A matrix with itself (q = k, the paper's form) goes through gaussian.h, head by head, where the range allows it. The
+// ordinary way is one pass over the keys per block of rows (the shape of flash attention): a block of scores is made,
+// turned into weights against the largest score so far, and multiplied with its values; when the largest score grows,
+// what was summed so far is scaled down. Scratch is one head's keys and values, and a block of scores and of outputs per thread.
 // Numerics: float32 products in ascending order; weights below 2^-126 of the largest are 0.
 #pragma once
 
 namespace desap {
 namespace DESAP_ISA {
 
-Status attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y) {
-  const int64_t tokens = q.rows, size = q.cols / heads, row_blocks = blocks_of(tokens, score_rows);
-  const int64_t panels = blocks_of(size, panel_width), output_ld = round_up(size, lanes);
-  const int64_t keys_size = packed_keys_size(k, heads), values_size = packed_size(tokens, size);
-  const int64_t thread_size = score_size + score_rows * output_ld;
+// One head. q, k, v, y: [N, dh].
+Status ordinary_attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, Matrix y) {
+  const int64_t tokens = q.rows, size = q.cols, row_blocks = blocks_of(tokens, score_rows);
+  const int64_t output_ld = round_up(size, lanes), thread_size = score_size + score_rows * output_ld;
   const float scale = score_scale(size);
 
   Scratch scratch(context.arena);
-  float* keys = scratch.floats(heads * keys_size);
-  float* values = scratch.floats(heads * values_size);
+  float* keys = scratch.floats(packed_size(size, tokens));
+  float* values = scratch.floats(packed_size(tokens, size));
   float* blocks = scratch.floats(context.pool.threads() * thread_size);
   if (scratch.failed()) return out_of_memory("attention");
 
-  pack_keys(context, k, heads, keys);
-  context.pool.parallel_for(heads * panels, [&](int64_t task, int) {
-    pack_columns(head_columns(v, heads, task / panels), task % panels, values + task / panels * values_size);
-  });
+  pack_keys(context, k, 1, keys);
+  context.pool.parallel_for(blocks_of(size, panel_width), [&](int64_t p, int) { pack_columns(v, p, values); });
 
-  context.pool.parallel_for(heads * row_blocks, [&](int64_t task, int thread) {
-    const int64_t head = task / row_blocks, i = task % row_blocks * score_rows, rows = min(score_rows, tokens - i);
-    const ConstMatrix queries = head_columns(q, heads, head);
+  context.pool.parallel_for(row_blocks, [&](int64_t task, int thread) {
+    const int64_t i = task * score_rows, rows = min(score_rows, tokens - i);
     float* scores = blocks + thread * thread_size;
     float* output = scores + score_size;
     RunningSoftmax softmax[score_rows];
@@ -37,7 +34,7 @@ Status attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, 
 
     for (int64_t j = 0; j < tokens; j += score_keys) {
       const int64_t count = min(score_keys, tokens - j);
-      score_block(queries, i, rows, keys + head * keys_size, j, count, scores);
+      score_block(q, i, rows, keys, j, count, scores);
       for (int64_t r = 0; r < rows; r++) {
         const float factor = advance(softmax[r], scale, scores + r * score_ld, count);
         weigh(softmax[r], scale, scores + r * score_ld, count);
@@ -47,18 +44,45 @@ Status attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, 
       }
       for (int64_t d = 0; d < size; d += panel_width) {
         const int64_t columns = min(panel_width, output_ld - d);
-        const float* panel = values + head * values_size + d * tokens + j * columns;
-        multiply_panel({count, scores, score_ld, panel, output + d, output_ld, output + d, output_ld}, rows, columns);
+        const float* panel = values + d * tokens + j * columns;
+        multiply_panel({count, scores, score_ld, 1, panel, output + d, output_ld, output + d, output_ld}, rows, columns);
       }
     }
 
     for (int64_t r = 0; r < rows; r++) {
-      float* out = y.row(i + r) + head * size;
+      float* out = y.row(i + r);
       for (int64_t d = 0; d < size; d += lanes) {
         store_first(size - d, out + d, load(output + r * output_ld + d) * (1.0f / softmax[r].sum));
       }
     }
   });
+  return {};
+}
+
+Status attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y) {
+  const int64_t tokens = q.rows, padded = round_up(tokens, lanes);
+  const bool itself = q.data == k.data && q.ld == k.ld;
+  const auto part = [&](auto x, int64_t h) { return decltype(x){x.data + h * (x.cols / heads), x.rows, x.cols / heads, x.ld}; };
+  Scratch scratch(context.arena);
+  float* most = scratch.floats(heads);  // of h (gaussian.h)
+  float* half = scratch.floats(itself ? heads * padded : 0);
+  if (scratch.failed()) return out_of_memory("attention");
+
+  for (int64_t h = 0; h < heads; h++) most[h] = __builtin_inff();
+  if (itself) {
+    const int64_t thread_size = round_up(gaussian_size(tokens, q.cols / heads), 16);
+    Scratch of_threads(context.arena);
+    float* work = of_threads.floats(context.pool.threads() * thread_size);
+    if (of_threads.failed()) return out_of_memory("attention");
+    context.pool.parallel_for(heads, [&](int64_t h, int thread) {
+      most[h] = gaussian_halves(part(q, h), half + h * padded);
+      if (!(most[h] <= gaussian_limit)) return;
+      gaussian_attention(part(q, h), part(v, h), half + h * padded, most[h], work + thread * thread_size, part(y, h));
+    });
+  }
+  for (int64_t h = 0; h < heads; h++) {
+    if (!(most[h] <= gaussian_limit)) DESAP_TRY(ordinary_attention(context, part(q, h), part(k, h), part(v, h), part(y, h)));
+  }
   return {};
 }
 

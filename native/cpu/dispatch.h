@@ -1,6 +1,7 @@
 // One table of kernels per instruction set, and the context that chose one of them.
 #pragma once
 
+#include "../fold.h"
 #include "../kernels.h"
 #include "arena.h"
 #include "context.h"
@@ -8,7 +9,8 @@
 
 namespace desap {
 
-// The kernels that use vectors. top_k is integer code and read_out is a sequence of others: they need no entry.
+// The kernels that use vectors. top_k is integer code and read_out is a sequence of others: they need no entry. Two
+// are the head's own: folded_saliency (saliency.h) and rotated_read_out.
 struct Kernels {
   decltype(&desap::convert_half) convert_half;
   decltype(&desap::convert_to_half) convert_to_half;
@@ -17,7 +19,9 @@ struct Kernels {
   decltype(&desap::linear) linear;
   decltype(&desap::attention) attention;
   decltype(&desap::saliency) saliency;
+  Status (*folded_saliency)(Context&, ConstMatrix x, const float* q, const float* k_weight, int64_t heads, float* saliency);
   decltype(&desap::unit_rows) unit_rows;
+  Status (*rotated_read_out)(Context&, ConstMatrix x, const RotatedReadOut&, float epsilon, Matrix y);
   decltype(&desap::align) align;
   decltype(&desap::merge) merge;
 };

@@ -1,12 +1,15 @@
 // The inner product that linear, attention, saliency, align and merge share: C = init + A B.
 //
-//   A  [rows, depth]      in place, any distance between rows
+//   A  [rows, depth]      in place, any distance between rows and between columns (a transposed A is one with both swapped)
 //   B  [depth, columns]   packed as panels of at most tile_vectors vectors: panel p is [depth][width], rows contiguous
 //   C  [rows, columns]    in place
 //
 // A tile keeps tile_rows x tile_vectors accumulators in registers and walks the depth once: per step it loads one row of
 // the panel and broadcasts one element of each row of A. A product is summed in one order, ascending depth, whatever the
 // tile's shape: every element of C depends on its row of A and its column of B alone, bit for bit.
+//
+// What an element of A and B is, the arithmetic says: a word of the depth is one float32 number, or two bfloat16 numbers
+// (bfloat16.h). Depths below count words, and sums are float32 in both.
 #pragma once
 
 namespace desap {
@@ -20,27 +23,42 @@ inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 inline int64_t blocks_of(int64_t x, int64_t size) { return (x + size - 1) / size; }
 
+// 0..total in blocks of `size`; less than half a block at the end belongs to the block before it (577 = 11 x 48 + 49).
+struct Blocks {
+  Blocks(int64_t total_, int64_t width_) : total(total_), width(width_), count((total + width / 2) / width) {
+    if (count == 0 && total > 0) count = 1;
+  }
+  int64_t begin(int64_t b) const { return b * width; }
+  int64_t size(int64_t b) const { return b + 1 < count ? width : total - begin(b); }
+  int64_t total, width, count;
+};
+
+struct Float32 {
+  static constexpr int64_t elements = 1;  // of a word
+  static DESAP_INLINE F multiply_add(F a, F b, F sum) { return a * b + sum; }
+};
+
 // ---------------------------------------------------------------------------------------------------------- packing
 
-// Panel p of B = X^T: column j of B is row j of x. `data` begins with panel 0.
-inline void pack_rows(ConstMatrix x, int64_t p, float* data) {
+// Panel p of B = scale X^T: column j of B is row j of x. `data` begins with panel 0.
+inline void pack_rows(ConstMatrix x, int64_t p, float* data, float scale = 1) {
   const int64_t begin = p * panel_width, count = min(panel_width, x.rows - begin), width = round_up(count, lanes);
   float* panel = data + begin * x.cols;
   for (int64_t k = 0; k < x.cols; k++) {
-    for (int64_t j = 0; j < count; j++) panel[j] = x.row(begin + j)[k];
+    for (int64_t j = 0; j < count; j++) panel[j] = scale * x.row(begin + j)[k];
     for (int64_t j = count; j < width; j++) panel[j] = 0;
     panel += width;
   }
 }
 
-// Panel p of B = X.
-inline void pack_columns(ConstMatrix x, int64_t p, float* data) {
+// Panel p of B = diag(scales) X; without scales, X.
+inline void pack_columns(ConstMatrix x, int64_t p, float* data, const float* scales = nullptr) {
   const int64_t begin = p * panel_width, count = min(panel_width, x.cols - begin), width = round_up(count, lanes);
   float* panel = data + begin * x.rows;
   for (int64_t k = 0; k < x.rows; k++) {
     for (int64_t j = 0; j < width; j += lanes) {
       const int64_t n = count - j;
-      store(panel + j, load_first(n, x.row(k) + begin + j));
+      store(panel + j, load_first(n, x.row(k) + begin + j) * (scales ? scales[k] : 1.0f));
     }
     panel += width;
   }
@@ -51,92 +69,110 @@ inline int64_t packed_size(int64_t depth, int64_t columns) { return depth * roun
 
 // ------------------------------------------------------------------------------------------------------------- tile
 
-struct TileOperands {
+struct Operands {
   int64_t depth;
   const float* a;
-  int64_t a_ld;
-  const float* b;     // [depth][vectors * lanes]
-  const float* init;  // rows init_ld apart, 0 to repeat one row (a bias)
+  int64_t a_ld, a_step;  // from row to row, from column to column
+  const float* b;        // [depth][vectors * lanes]
+  const float* init;     // rows init_ld apart, 0 to repeat one row (a bias)
   int64_t init_ld;
   float* c;
   int64_t c_ld;
 };
 
-template <int rows, int vectors>
-void tile(const TileOperands& t) {
-  F sums[rows][vectors];
-  DESAP_UNROLL for (int r = 0; r < rows; r++) {
-    DESAP_UNROLL for (int v = 0; v < vectors; v++) {
-      sums[r][v] = load(t.init + r * t.init_ld + v * lanes);
-    }
-  }
-  const float* a = t.a;
-  const float* b = t.b;
-  const int64_t a_ld = t.a_ld;
-  for (const float* end = a + t.depth; a != end; a++) {
-    F column[vectors];
-    DESAP_UNROLL for (int v = 0; v < vectors; v++) column[v] = load(b + v * lanes);
+// `count` tiles below each other. One call for all of them: between tiles that are called one by one the units would idle for
+// some 50 cycles, an eighth of a tile of depth 64.
+template <class Arithmetic, int rows, int vectors>
+void tiles(Operands t, int64_t count) {
+  for (; count > 0; count--) {
+    F sums[rows][vectors];
     DESAP_UNROLL for (int r = 0; r < rows; r++) {
-      const F x = broadcast(a[r * a_ld]);
-      DESAP_UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = x * column[v] + sums[r][v];
+      DESAP_UNROLL for (int v = 0; v < vectors; v++) {
+        sums[r][v] = load(t.init + r * t.init_ld + v * lanes);
+      }
     }
-    b += vectors * lanes;
-  }
-  DESAP_UNROLL for (int r = 0; r < rows; r++) {
-    DESAP_UNROLL for (int v = 0; v < vectors; v++) {
-      store(t.c + r * t.c_ld + v * lanes, sums[r][v]);
+    const float* a = t.a;
+    const float* b = t.b;
+    for (const float* end = b + t.depth * vectors * lanes; b != end; b += vectors * lanes, a += t.a_step) {
+      F column[vectors];
+      DESAP_UNROLL for (int v = 0; v < vectors; v++) column[v] = load(b + v * lanes);
+      DESAP_UNROLL for (int r = 0; r < rows; r++) {
+        const F x = broadcast(a[r * t.a_ld]);
+        DESAP_UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = Arithmetic::multiply_add(x, column[v], sums[r][v]);
+      }
     }
+    DESAP_UNROLL for (int r = 0; r < rows; r++) {
+      DESAP_UNROLL for (int v = 0; v < vectors; v++) {
+        store(t.c + r * t.c_ld + v * lanes, sums[r][v]);
+      }
+    }
+    t.a += rows * t.a_ld;
+    t.init += rows * t.init_ld;
+    t.c += rows * t.c_ld;
   }
 }
 
-using Tile = void (*)(const TileOperands&);
+using Tiles = void (*)(Operands, int64_t count);
 
-template <int vectors>
-inline Tile tile_of_rows(int64_t rows) {
+template <class Arithmetic, int vectors>
+inline Tiles tiles_of_rows(int64_t rows) {
   switch (rows) {
-    case 1: return tile<1, vectors>;
-    case 2: return tile<2, vectors>;
-    case 3: return tile<3, vectors>;
+    case 1: return tiles<Arithmetic, 1, vectors>;
+    case 2: return tiles<Arithmetic, 2, vectors>;
+    case 3: return tiles<Arithmetic, 3, vectors>;
 #if DESAP_TILE_ROWS == 6
-    case 4: return tile<4, vectors>;
-    case 5: return tile<5, vectors>;
+    case 4: return tiles<Arithmetic, 4, vectors>;
+    case 5: return tiles<Arithmetic, 5, vectors>;
 #endif
-    default: return tile<tile_rows, vectors>;
+    default: return tiles<Arithmetic, tile_rows, vectors>;
   }
 }
 
-inline Tile tile_of(int64_t rows, int64_t columns) {
-  switch (blocks_of(columns, lanes)) {
-    case 1: return tile_of_rows<1>(rows);
+template <class Arithmetic>
+inline Tiles tiles_of(int64_t rows, int64_t vectors) {
+  switch (vectors) {
+    case 1: return tiles_of_rows<Arithmetic, 1>(rows);
 #if DESAP_TILE_VECTORS == 4
-    case 2: return tile_of_rows<2>(rows);
-    case 3: return tile_of_rows<3>(rows);
+    case 2: return tiles_of_rows<Arithmetic, 2>(rows);
+    case 3: return tiles_of_rows<Arithmetic, 3>(rows);
 #endif
-    default: return tile_of_rows<tile_vectors>(rows);
+    default: return tiles_of_rows<Arithmetic, tile_vectors>(rows);
   }
+}
+
+// One panel for any number of rows, whole vectors of columns.
+template <class Arithmetic>
+inline void multiply_vectors(Operands t, int64_t rows, int64_t vectors) {
+  const auto multiply = [&](int64_t tile, int64_t count) {
+    tiles_of<Arithmetic>(tile, vectors)(t, count);
+    t.a += tile * count * t.a_ld;
+    t.init += tile * count * t.init_ld;
+    t.c += tile * count * t.c_ld;
+  };
+  int64_t full = rows / tile_rows, rest = rows % tile_rows;
+  if (rest == 1 && full > 0) full--, rest += tile_rows;
+  multiply(tile_rows, full);
+  if (rest > tile_rows) multiply(4, 1), rest -= 4;  // one row by itself would wait for its own sums: 4 and 3
+  if (rest > 0) multiply(rest, 1);
 }
 
 // One panel for any number of rows; `columns` of it exist in init and C.
-inline void multiply_panel(TileOperands t, int64_t rows, int64_t columns) {
-  float partial[tile_rows * panel_width];  // a tile whose last vector reaches beyond the columns of C
+template <class Arithmetic = Float32>
+inline void multiply_panel(Operands t, int64_t rows, int64_t columns) {
+  const int64_t vectors = blocks_of(columns, lanes);
+  if (columns % lanes == 0) return multiply_vectors<Arithmetic>(t, rows, vectors);
+  float partial[tile_rows * panel_width];  // the last vector reaches beyond the columns of C
   for (int64_t r = 0; r < rows; r += tile_rows) {
     const int64_t count = min(tile_rows, rows - r);
-    const Tile tile = tile_of(count, columns);
-    if (columns % lanes == 0) {
-      tile(t);
-    } else {
-      for (int64_t i = 0; i < count; i++) {
-        for (int64_t j = 0; j < columns; j++) partial[i * panel_width + j] = t.init[i * t.init_ld + j];
-        for (int64_t j = columns; j < panel_width; j++) partial[i * panel_width + j] = 0;
-      }
-      tile({t.depth, t.a, t.a_ld, t.b, partial, panel_width, partial, panel_width});
-      for (int64_t i = 0; i < count; i++) {
-        for (int64_t j = 0; j < columns; j++) t.c[i * t.c_ld + j] = partial[i * panel_width + j];
-      }
+    for (int64_t i = 0; i < count; i++) {
+      for (int64_t j = 0; j < columns; j++) partial[i * panel_width + j] = t.init[(r + i) * t.init_ld + j];
+      for (int64_t j = columns; j < panel_width; j++) partial[i * panel_width + j] = 0;
     }
-    t.a += tile_rows * t.a_ld;
-    t.init += tile_rows * t.init_ld;
-    t.c += tile_rows * t.c_ld;
+    const Operands one{t.depth, t.a + r * t.a_ld, t.a_ld, t.a_step, t.b, partial, panel_width, partial, panel_width};
+    multiply_vectors<Arithmetic>(one, count, vectors);
+    for (int64_t i = 0; i < count; i++) {
+      for (int64_t j = 0; j < columns; j++) t.c[(r + i) * t.c_ld + j] = partial[i * panel_width + j];
+    }
   }
 }
 

@@ -51,16 +51,12 @@ Status pack(Context& context, const float* weight, const float* bias, int64_t ou
   return {};
 }
 
-// W^T of a square W, packed.
-Status pack_transposed(Context& context, const float* weight, int64_t size, LinearPointer& linear) {
-  Scratch scratch(context.arena);
-  float* transposed = scratch.floats(size * size);
-  if (scratch.failed()) return out_of_memory("weight");
-  for (int64_t i = 0; i < size; i++) {
-    for (int64_t j = 0; j < size; j++) transposed[j * size + i] = weight[i * size + j];
-  }
-  return pack(context, transposed, nullptr, size, size, linear);
-}
+using Floats = std::vector<float>;
+
+struct Rounded {
+  explicit Rounded(const FoldedLayer& layer) : weight(layer.weight.begin(), layer.weight.end()), bias(layer.bias.begin(), layer.bias.end()) {}
+  Floats weight, bias;
+};
 
 Matrix padded(Scratch& scratch, int64_t rows, int64_t cols) {
   const int64_t ld = padded_ld(cols);
@@ -71,41 +67,25 @@ void copy_rows(ConstMatrix x, float* y) {
   for (int64_t i = 0; i < x.rows; i++) std::memcpy(y + i * x.cols, x.row(i), static_cast<size_t>(x.cols) * sizeof(float));
 }
 
-// The class token's saliency without the keys. Its score for token j is, per head,
-//   q . (W_k l_j + b_k) / sqrt(dh) = (W_k^T q) . l_j / sqrt(dh) + a term that all tokens share and softmax drops,
-// so W_k meets one row per head instead of every token. The scores [N, H] then go through the saliency kernel as the keys
-// of heads of size 1.
-Status folded_saliency(Context& context, ConstMatrix normal, const float* q, const Linear& k_transposed, int64_t heads,
-                       float* saliency_) {
-  const int64_t tokens = normal.rows, width = normal.cols, size = width / heads;
-  Scratch scratch(context.arena);
-  const Matrix queries = padded(scratch, heads, width);  // row h holds head h's part of q and is 0 elsewhere
-  const Matrix folded = padded(scratch, heads, width);
-  const Matrix scores = padded(scratch, tokens, heads);
-  const Matrix scale{scratch.floats(heads), 1, heads, heads};
-  if (scratch.failed()) return out_of_memory("saliency");
-  for (int64_t h = 0; h < heads; h++) {
-    std::fill_n(queries.row(h), width, 0.0f);
-    std::copy_n(q + h * size, size, queries.row(h) + h * size);
-    scale.data[h] = 1.0f / std::sqrt(static_cast<float>(size));
-  }
-  DESAP_TRY(linear(context, queries, k_transposed, folded));
-  Linear* packed = nullptr;
-  DESAP_TRY(linear_pack(context, folded, nullptr, &packed));
-  const LinearPointer owner(packed);
-  DESAP_TRY(linear(context, normal, *packed, scores));
-  return saliency(context, scale, scores, heads, true, saliency_);
-}
-
 }  // namespace
 
 // ------------------------------------------------------------------------------------------------------------- head
 
+// Embeddings are kept in the coordinates of RotatedReadOut: A_d U for A_d. Analyses share the way there and back.
+struct Rotation {
+  LinearPointer text;       // t -> t U
+  LinearPointer embedding;  // A_d U -> A_d
+};
+
+// The first layer norm's weights are folded into the three projections; the rows that they read are only centred and scaled.
 struct Head::State {
   HeadConfig config;
-  LinearPointer w_q, w_k, w_v, w_out, visual_projection;
-  LinearPointer w_k_transposed;  // with a class token only
-  std::vector<float> ln1_weight, ln1_bias, post_norm_weight, post_norm_bias;
+  LinearPointer w_q, w_k, w_v;
+  Floats k_weight;          // with a class token: not packed, for its saliency
+  LinearPointer w_read_out;
+  RotatedReadOut read_out;  // without its weight and rotation, which are packed
+  std::shared_ptr<const Rotation> rotation;
+  LinearPointer w_out;      // for Intermediates::attention
 
   Status analyze(Context&, const HiddenStates&, Encoding, const Intermediates&, std::unique_ptr<Analysis::State>*) const;
 };
@@ -116,18 +96,31 @@ const HeadConfig& Head::config() const { return state_->config; }
 
 Status Head::create(Context& context, const HeadConfig& config, const HeadWeights& weights, std::shared_ptr<Head>* head) try {
   auto state = std::make_unique<State>();
-  const int64_t width = config.width;
+  const int64_t width = config.width, size = config.embedding;
   state->config = config;
-  state->ln1_weight.assign(weights.ln1_weight, weights.ln1_weight + width);
-  state->ln1_bias.assign(weights.ln1_bias, weights.ln1_bias + width);
-  state->post_norm_weight.assign(weights.post_norm_weight, weights.post_norm_weight + width);
-  state->post_norm_bias.assign(weights.post_norm_bias, weights.post_norm_bias + width);
-  DESAP_TRY(pack(context, weights.q_weight, weights.q_bias, width, width, state->w_q));
-  DESAP_TRY(pack(context, weights.k_weight, weights.k_bias, width, width, state->w_k));
-  if (config.class_token) DESAP_TRY(pack_transposed(context, weights.k_weight, width, state->w_k_transposed));
-  DESAP_TRY(pack(context, weights.v_weight, weights.v_bias, width, width, state->w_v));
+  const auto project = [&](const float* weight, const float* bias, LinearPointer& linear, Floats* plain) {
+    Rounded layer(fold_norm(weight, bias, weights.ln1_weight, weights.ln1_bias, width, width));
+    DESAP_TRY(pack(context, layer.weight.data(), layer.bias.data(), width, width, linear));
+    if (plain) *plain = std::move(layer.weight);
+    return Status{};
+  };
+  DESAP_TRY(project(weights.q_weight, weights.q_bias, state->w_q, nullptr));
+  DESAP_TRY(project(weights.k_weight, weights.k_bias, state->w_k, config.class_token ? &state->k_weight : nullptr));
+  DESAP_TRY(project(weights.v_weight, weights.v_bias, state->w_v, nullptr));
   DESAP_TRY(pack(context, weights.out_weight, weights.out_bias, width, width, state->w_out));
-  DESAP_TRY(pack(context, weights.visual_projection, nullptr, config.embedding, width, state->visual_projection));
+
+  RotatedReadOut read_out = rotate_read_out(config, weights, context.pool.threads());
+  DESAP_TRY(pack(context, read_out.weight.data(), read_out.bias.data(), width, width, state->w_read_out));
+  auto rotation = std::make_shared<Rotation>();
+  DESAP_TRY(pack(context, read_out.rotation.data(), nullptr, size, size, rotation->text));
+  Floats back(read_out.rotation.size());
+  for (int64_t i = 0; i < size; i++) {
+    for (int64_t j = 0; j < size; j++) back[static_cast<size_t>(j * size + i)] = read_out.rotation[static_cast<size_t>(i * size + j)];
+  }
+  DESAP_TRY(pack(context, back.data(), nullptr, size, size, rotation->embedding));
+  state->rotation = std::move(rotation);
+  read_out.weight = read_out.rotation = {};
+  state->read_out = std::move(read_out);
   head->reset(new Head(std::move(state)));
   return {};
 } catch (const std::bad_alloc&) {
@@ -138,13 +131,15 @@ Status Head::create(Context& context, const HeadConfig& config, const HeadWeight
 
 struct Analysis::State {
   HeadConfig config;
+  std::shared_ptr<const Rotation> rotation;
+  const Kernels* kernels;
   int64_t tokens;
   Hold hold;                     // of `features`, when they are the caller's memory
   std::vector<float> own;        // otherwise: every row (half) or the patch rows (no hold)
   const float* features;         // [P, D]
-  std::vector<float> embedding;  // [N, E]
+  std::vector<float> embedding;  // [N, E], A_d U
   std::vector<float> saliency;   // [P]
-  std::vector<float> global;     // [E], v_s
+  std::vector<float> global;     // [E], v_s U
   AnalyzeTimings timings;
 
   int64_t patches() const { return tokens - (config.class_token ? 1 : 0); }
@@ -163,8 +158,10 @@ const void* Analysis::features() const { return state_->features; }
 const AnalyzeTimings& Analysis::timings() const { return state_->timings; }
 
 Status Analysis::read_embedding(float* out) const {
-  std::copy(state_->embedding.begin(), state_->embedding.end(), out);
-  return {};
+  Context context(*state_->kernels, 1);  // the caller's own: any thread may ask
+  const int64_t size = state_->config.embedding;
+  return linear(context, {state_->embedding.data(), state_->tokens, size, size}, *state_->rotation->embedding,
+                {out, state_->tokens, size, size});
 }
 Status Analysis::read_saliency(float* out) const {
   std::copy(state_->saliency.begin(), state_->saliency.end(), out);
@@ -176,6 +173,8 @@ Status Head::State::analyze(Context& context, const HiddenStates& hidden, Encodi
   const int64_t tokens = hidden.tokens, width = config.width;
   auto result = std::make_unique<Analysis::State>();
   result->config = config;
+  result->rotation = rotation;
+  result->kernels = context.kernels;
   result->tokens = tokens;
   result->embedding.resize(static_cast<size_t>(tokens * config.embedding));
   result->saliency.resize(static_cast<size_t>(result->patches()));
@@ -206,11 +205,9 @@ Status Head::State::analyze(Context& context, const HiddenStates& hidden, Encodi
   const Matrix q = padded(scratch, reads_q ? tokens : 1, width);
   const Matrix k = padded(scratch, reads_k ? tokens : 0, width);
   const Matrix v = padded(scratch, tokens, width);
-  const Matrix attended = padded(scratch, tokens, width);
   if (scratch.failed()) return out_of_memory("analyze");
 
-  DESAP_TRY(rename(layer_norm(context, {x, tokens, width, width}, ln1_weight.data(), ln1_bias.data(), config.epsilon, normal),
-                   "hidden"));
+  DESAP_TRY(rename(layer_norm(context, {x, tokens, width, width}, nullptr, nullptr, config.epsilon, normal), "hidden"));
   result->timings.normalize = watch.lap();
 
   DESAP_TRY(linear(context, {normal.data, q.rows, width, normal.ld}, *w_q, q));
@@ -218,6 +215,14 @@ Status Head::State::analyze(Context& context, const HiddenStates& hidden, Encodi
   DESAP_TRY(linear(context, normal, *w_v, v));
   result->timings.project = watch.lap();
 
+  if (reads_k) {
+    DESAP_TRY(saliency(context, q, k, config.heads, config.class_token, result->saliency.data()));
+  } else {
+    DESAP_TRY(context.kernels->folded_saliency(context, normal, q.data, k_weight.data(), config.heads, result->saliency.data()));
+  }
+  result->timings.saliency = watch.lap();
+
+  const Matrix attended = normal;  // its last readers are behind us
   switch (encoding) {
     case Encoding::qq: DESAP_TRY(attention(context, q, q, v, config.heads, attended)); break;
     case Encoding::kk: DESAP_TRY(attention(context, k, k, v, config.heads, attended)); break;
@@ -227,18 +232,14 @@ Status Head::State::analyze(Context& context, const HiddenStates& hidden, Encodi
   if (copies.context) copy_rows(attended, copies.context);
   result->timings.attention = watch.lap();
 
-  if (reads_k) {
-    DESAP_TRY(saliency(context, q, k, config.heads, config.class_token, result->saliency.data()));
-  } else {
-    DESAP_TRY(folded_saliency(context, normal, q.data, *w_k_transposed, config.heads, result->saliency.data()));
+  const Matrix projected = v;
+  if (copies.attention) {
+    DESAP_TRY(linear(context, attended, *w_out, projected));
+    copy_rows(projected, copies.attention);
   }
-  result->timings.saliency = watch.lap();
-
-  const Matrix projected = v;  // the attention was its last reader
   const Matrix embedding{result->embedding.data(), tokens, config.embedding, config.embedding};
-  const ReadOut weights{w_out.get(), post_norm_weight.data(), post_norm_bias.data(), config.epsilon, visual_projection.get()};
-  DESAP_TRY(rename(read_out(context, attended, weights, projected, embedding), "hidden"));
-  if (copies.attention) copy_rows(projected, copies.attention);
+  DESAP_TRY(linear(context, attended, *w_read_out, projected));
+  DESAP_TRY(rename(context.kernels->rotated_read_out(context, projected, read_out, config.epsilon, embedding), "hidden"));
 
   float* global = result->global.data();
   if (config.class_token) {
@@ -284,8 +285,8 @@ Status Analysis::prune(Context& context, const PruneRequest& request, const Prun
 
   // Everything is computed in scratch first: a stage may still find an input at fault when others have finished.
   Scratch scratch(context.arena);
-  const Matrix text = padded(scratch, words, size);
-  const Matrix query{scratch.floats(size), 1, size, size};
+  const Matrix unit = padded(scratch, words + 1, size);  // the text's unit rows, and the query's
+  const Matrix rotated = padded(scratch, words + 1, size);
   float* task = scratch.floats(patches);
   float* similarity = scratch.floats(wanted(output.matrices.similarity));
   float* visual_alignment = scratch.floats(wanted(output.matrices.visual_alignment));
@@ -297,13 +298,17 @@ Status Analysis::prune(Context& context, const PruneRequest& request, const Prun
   uint8_t* source = scratch.bytes(keep);
   if (scratch.failed()) return out_of_memory("prune");
 
-  DESAP_TRY(rename(unit_rows(context, request.text, text), "text"));
+  const Matrix query{unit.row(words), 1, size, size};
+  DESAP_TRY(rename(unit_rows(context, request.text, {unit.data, words, size, unit.ld}), "text"));
   if (request.query) {
     DESAP_TRY(rename(unit_rows(context, {request.query, 1, size, size}, query), "query"));
   } else {
-    copy_rows({text.row(request.end_of_text), 1, size, size}, query.data);
+    copy_rows({unit.row(request.end_of_text), 1, size, size}, query.data);
   }
-  DESAP_TRY(align(context, state_->visual(), text, query.data, state_->global.data(), request.alignment, request.lambda, task,
+  DESAP_TRY(linear(context, unit, *state_->rotation->text, rotated));
+  const ConstMatrix text{rotated.data, words, size, rotated.ld};
+  DESAP_TRY(align(context, state_->visual(), text, rotated.row(words), state_->global.data(), request.alignment, request.lambda,
+                  task,
                   {output.matrices.similarity ? similarity : nullptr,
                    output.matrices.visual_alignment ? visual_alignment : nullptr,
                    output.matrices.text_alignment ? text_alignment : nullptr}));

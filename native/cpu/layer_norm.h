@@ -26,7 +26,7 @@ Status layer_norm(Context& context, ConstMatrix x, const float* weight, const fl
       for (int64_t j = 0; j < size; j += lanes) {
         const int64_t n = size - j;
         const F normal = (load_first(n, row + j) - mean) * scale;
-        store_first(n, out + j, normal * load_first(n, weight + j) + load_first(n, bias + j));
+        store_first(n, out + j, weight ? normal * load_first(n, weight + j) + load_first(n, bias + j) : normal);
       }
     }
   });

@@ -9,8 +9,8 @@
 namespace desap {
 namespace DESAP_ISA {
 
-constexpr int64_t linear_rows = 96;     // a multiple of every tile's rows
-constexpr int64_t linear_depth = 1280;  // 96 x 1280 floats are 480 KB
+constexpr int64_t linear_rows = 48;     // a multiple of every tile's rows
+constexpr int64_t linear_depth = 1280;  // 48 x 1280 floats are 240 KB
 
 Status linear_pack(Context& context, ConstMatrix weight, const float* bias, Linear** linear) {
   const int64_t columns = round_up(weight.rows, lanes);
@@ -32,15 +32,16 @@ Status linear_pack(Context& context, ConstMatrix weight, const float* bias, Line
 Status linear(Context& context, ConstMatrix x, const Linear& weight, Matrix y) {
   if (weight.panel != panel_width) return {Code::internal, "weight", -1};  // packed for another instruction set
   const int64_t panels = blocks_of(weight.out, panel_width);
-  context.pool.parallel_for(blocks_of(x.rows, linear_rows) * panels, [&](int64_t task, int) {
-    const int64_t i = task / panels * linear_rows, j = task % panels * panel_width;
+  const Blocks blocks(x.rows, linear_rows);
+  context.pool.parallel_for(blocks.count * panels, [&](int64_t task, int) {
+    const int64_t b = task / panels, i = blocks.begin(b), j = task % panels * panel_width;
     const int64_t columns = min(panel_width, weight.out - j), width = round_up(columns, lanes);
     const float* panel = weight.data + j * weight.in;
     float* c = y.row(i) + j;
     for (int64_t k = 0; k < weight.in; k += linear_depth) {
       const float* init = k == 0 ? weight.bias + j : c;
-      multiply_panel({min(linear_depth, weight.in - k), x.row(i) + k, x.ld, panel + k * width, init, k == 0 ? 0 : y.ld, c, y.ld},
-                     min(linear_rows, x.rows - i), columns);
+      multiply_panel({min(linear_depth, weight.in - k), x.row(i) + k, x.ld, 1, panel + k * width, init, k == 0 ? 0 : y.ld, c, y.ld},
+                     blocks.size(b), columns);
     }
   });
   return {};

@@ -83,7 +83,7 @@ Status merge(Context& context, ConstMatrix features, const int32_t* kept, int64_
     }
     for (int64_t c = 0; c < k; c += panel_width) {
       const int64_t columns = min(panel_width, k - c);
-      multiply_panel({size, features.row(i), features.ld, packed + c * size, zeros, 0, similarity, panel_width}, rows, columns);
+      multiply_panel({size, features.row(i), features.ld, 1, packed + c * size, zeros, 0, similarity, panel_width}, rows, columns);
       for (int64_t r = 0; r < rows; r++) fold(nearest[r], similarity + r * panel_width, columns, c);
     }
     for (int64_t r = 0; r < rows; r++) assignment[i + r] = best_of(nearest[r]);

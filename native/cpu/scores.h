@@ -33,7 +33,7 @@ inline void score_block(ConstMatrix q, int64_t i, int64_t rows, const float* key
   static const float zeros[panel_width] = {};
   for (int64_t c = 0; c < count; c += panel_width) {
     const int64_t columns = min(panel_width, round_up(count - c, lanes));
-    multiply_panel({q.cols, q.row(i), q.ld, keys + (j + c) * q.cols, zeros, 0, scores + c, score_ld}, rows, columns);
+    multiply_panel({q.cols, q.row(i), q.ld, 1, keys + (j + c) * q.cols, zeros, 0, scores + c, score_ld}, rows, columns);
   }
   for (int64_t c = count; c % lanes != 0; c++) {
     for (int64_t r = 0; r < rows; r++) scores[r * score_ld + c] = -__builtin_inff();
@@ -57,17 +57,24 @@ DESAP_INLINE float advance(RunningSoftmax& softmax, float scale, const float* sc
   for (int64_t c = 0; c < count; c += lanes) top = max(top, load(scores + c));
   const float highest = largest(top) * scale;
   if (!(highest > softmax.shift)) return 1;
-  float factor[lanes];
-  store(factor, exp2(broadcast(softmax.shift - highest)));
+  const float factor = exp2(softmax.shift - highest);
   softmax.shift = highest;
-  softmax.sum *= factor[0];
-  return factor[0];
+  softmax.sum *= factor;
+  return factor;
 }
 
 // scores <- 2^(scale scores - shift), added to the row's sum.
 DESAP_INLINE void weigh(RunningSoftmax& softmax, float scale, float* scores, int64_t count) {
   F total{};
-  for (int64_t c = 0; c < count; c += lanes) {
+  int64_t c = 0;
+  for (; c + 2 * lanes <= count; c += 2 * lanes) {
+    F weights[2] = {load(scores + c) * scale - softmax.shift, load(scores + c + lanes) * scale - softmax.shift};
+    exp2(weights);
+    store(scores + c, weights[0]);
+    store(scores + c + lanes, weights[1]);
+    total += weights[0] + weights[1];
+  }
+  for (; c < count; c += lanes) {
     const F weight = exp2(load(scores + c) * scale - softmax.shift);
     store(scores + c, weight);
     total += weight;

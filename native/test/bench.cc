@@ -12,59 +12,12 @@
 #include "../cpu/context.h"
 #include "../head.h"
 #include "harness.h"
+#include "peak.h"
 
 namespace desap::test {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// ------------------------------------------------------------------------------------------------------------- peak
-
-// 10 independent accumulators (latency 4 times 2 units, and spare), kept in registers by an empty asm; returns GFLOP/s of one thread.
-#define DESAP_PEAK(isa, lanes, attribute, constraint)                                                      \
-  attribute double peak_##isa() {                                                                          \
-    typedef float V __attribute__((vector_size(4 * lanes)));                                               \
-    V a[10] = {}, x = V{} + 0.5f, y = V{} + 0.25f;                                                         \
-    const int64_t steps = 2000000;                                                                         \
-    const auto start = Clock::now();                                                                       \
-    for (int64_t i = 0; i < steps; i++) {                                                                  \
-      _Pragma("GCC unroll 10") for (int j = 0; j < 10; j++) a[j] = a[j] * x + y;                           \
-      _Pragma("GCC unroll 10") for (int j = 0; j < 10; j++) __asm__ volatile("" : "+" constraint(a[j]));   \
-    }                                                                                                      \
-    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();                    \
-    return static_cast<double>(steps) * 10 * 2 * lanes / seconds / 1e9;                                    \
-  }
-
-#if defined(__x86_64__)
-DESAP_PEAK(scalar, 4, , "x")
-DESAP_PEAK(avx2, 8, __attribute__((target("avx2,fma"))), "x")
-DESAP_PEAK(avx512, 16, __attribute__((target("avx512f"))), "v")
-#else
-DESAP_PEAK(scalar, 4, , "w")
-#endif
-
-double peak_of_one(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::avx512) return peak_avx512();
-  if (isa == Isa::avx2) return peak_avx2();
-#endif
-  (void)isa;
-  return peak_scalar();
-}
-
-// All threads at once: cores may share a clock, a power budget, or their units.
-double peak(Isa isa, int threads) {
-  std::vector<double> each(static_cast<size_t>(threads));
-  std::vector<std::thread> others;
-  for (int i = 1; i < threads; i++) others.emplace_back([&, i] { each[static_cast<size_t>(i)] = peak_of_one(isa); });
-  each[0] = peak_of_one(isa);
-  for (std::thread& other : others) other.join();
-  double sum = 0;
-  for (double x : each) sum += x;
-  return sum;
-}
-
-// ----------------------------------------------------------------------------------------------------------- timing
 
 struct Series {
   std::vector<double> values;
@@ -115,7 +68,7 @@ void run(Isa isa, int threads, int rounds) {
 
   Series peaks, linears, attentions, saliencies, analyses, stages[5], prunes[3], pruned;
   for (int i = 0; i < rounds; i++) {
-    if (i % 4 == 0) peaks.add(peak(isa, threads));
+    if (i % 4 == 0) peaks.add(multiply_add_peak(isa, threads));
     linears.add(milliseconds([&] { require(linear(*context, a, *packed, y)); }));
     attentions.add(milliseconds([&] { require(attention(*context, q, q, y, heads, a)); }));
     if (threads == 1 && i < 3) saliencies.add(milliseconds([&] { require(saliency(*context, q, q, heads, false, map.data())); }));

@@ -1,0 +1,125 @@
+// Attention of a matrix with itself (q = k), one head: softmax(q_i . q_j / sqrt(dh)) as a Gaussian kernel smoother.
+//
+// With s_ij = log2(e) q_i . q_j / sqrt(dh) and h_i = s_ii / 2 the exponent s_ij - h_i - h_j = -log2(e) |q_i - q_j|^2 / (2 sqrt(dh))
+// is never positive, so no running maximum is needed, and it is symmetric:
+//
+//   E_ij = 2^(s_ij - h_i - h_j) = E_ji,   g_j = 2^(h_j - max h),   y_i = sum_j E_ij g_j v_j / sum_j E_ij g_j
+//
+// A block of E above the diagonal serves its rows, as E (g v), and its columns, as E^T (g v): half the scores and half the
+// exponentials. h_i is common to a row and cancels; g_j <= 1 keeps every sum within the range of v.
+//
+// The range decides where this may be used. A row's sum is at least its own term, g_i >= 2^-max h; what falls below 2^-126
+// counts as 0. With max h <= 84 all that a row of 65536 keys can lose is 2^16 2^-126 / 2^-84 = 2^-26 of its sum, less than
+// float32 resolves. A head beyond that, or not finite, takes the ordinary way (attention.h).
+// Numerics: otherwise as there. One thread does a head, block by block in one order.
+#pragma once
+
+namespace desap {
+namespace DESAP_ISA {
+
+constexpr float gaussian_limit = 84;  // of h
+
+constexpr int64_t gaussian_block = 96;  // tokens: whole vectors and tiles; the last block has up to half as many again
+constexpr int64_t gaussian_largest = gaussian_block * 3 / 2;
+constexpr int64_t gaussian_ld = gaussian_largest + 16;
+
+// h_i of one head; returns the largest, infinity where one is not a number. half: [N rounded up to vectors], the rest infinite.
+inline float gaussian_halves(ConstMatrix q, float* half) {
+  const float scale = 0.5f * score_scale(q.cols);
+  float most = 0;
+  for (int64_t i = 0; i < q.rows; i++) {
+    half[i] = scale * dot(q.row(i), q.row(i), q.cols);
+    if (!(half[i] <= most)) most = half[i] == half[i] ? half[i] : __builtin_inff();
+  }
+  for (int64_t i = q.rows; i % lanes != 0; i++) half[i] = __builtin_inff();
+  return most;
+}
+
+// E of `rows` rows i.. and of columns j.., whole vectors, in place of their scores less h_j. Adds E g to the sums of the rows
+// and, above the diagonal, E^T g to those of the columns.
+template <int rows>
+DESAP_INLINE void gaussian_weights(float* e, int64_t columns, const float* half, const float* g, int64_t i, int64_t j, bool above,
+                                   float* sums) {
+  F h[rows], weight[rows], row_sums[rows] = {};
+  DESAP_UNROLL for (int r = 0; r < rows; r++) h[r] = broadcast(half[i + r]), weight[r] = broadcast(g[i + r]);
+  for (int64_t c = 0; c < columns; c += lanes) {
+    F x[rows];
+    DESAP_UNROLL for (int r = 0; r < rows; r++) x[r] = load(e + r * gaussian_ld + c) - h[r];
+    exp2(x);
+    F column_sums = load(sums + j + c);
+    DESAP_UNROLL for (int r = 0; r < rows; r++) {
+      store(e + r * gaussian_ld + c, x[r]);
+      row_sums[r] = x[r] * load(g + j + c) + row_sums[r];
+      column_sums = x[r] * weight[r] + column_sums;
+    }
+    if (above) store(sums + j + c, column_sums);
+  }
+  DESAP_UNROLL for (int r = 0; r < rows; r++) sums[i + r] += sum(row_sums[r]);
+}
+
+// Floats of one thread's scratch.
+inline int64_t gaussian_size(int64_t tokens, int64_t size) {
+  const int64_t padded = round_up(tokens, lanes);
+  return packed_size(size, tokens) + packed_size(tokens, size) + tokens * round_up(size, lanes) + 3 * padded +
+         gaussian_largest * gaussian_ld;
+}
+
+// y [N, dh] of one head. most: the largest of `half`.
+inline void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, float most, float* scratch, Matrix y) {
+  const int64_t tokens = q.rows, size = q.cols, padded = round_up(tokens, lanes), output_ld = round_up(size, lanes);
+  float* keys = scratch;
+  float* values = keys + packed_size(size, tokens);
+  float* output = values + packed_size(tokens, size);
+  float* g = output + tokens * output_ld;
+  float* sums = g + padded;
+  float* minus_half = sums + padded;
+  float* e = minus_half + padded;
+
+  for (int64_t i = 0; i < padded; i += lanes) {
+    const F h = load(half + i);
+    store(g + i, exp2(h < __builtin_inff() ? h - most : -h));
+    store(minus_half + i, -h);
+    store(sums + i, F{});
+  }
+  std::memset(output, 0, static_cast<size_t>(tokens * output_ld) * sizeof(float));
+  const Blocks blocks(tokens, gaussian_block);
+  for (int64_t b = 0; b < blocks.count; b++) {
+    const ConstMatrix block{q.row(blocks.begin(b)), blocks.size(b), size, q.ld};
+    for (int64_t p = 0; p < blocks_of(block.rows, panel_width); p++) {
+      pack_rows(block, p, keys + blocks.begin(b) * size, score_scale(size));
+    }
+  }
+  for (int64_t p = 0; p < blocks_of(size, panel_width); p++) pack_columns(v, p, values, g);
+
+  // Rows i.. of the output += A (g v) of the tokens j..; a_ld, a_step: of A.
+  const auto add_values = [&](const float* a, int64_t a_ld, int64_t a_step, int64_t i, int64_t rows, int64_t j, int64_t depth) {
+    for (int64_t d = 0; d < size; d += panel_width) {
+      const int64_t columns = min(panel_width, output_ld - d);
+      float* c = output + i * output_ld + d;
+      multiply_panel({depth, a, a_ld, a_step, values + d * tokens + j * columns, c, output_ld, c, output_ld}, rows, columns);
+    }
+  };
+  for (int64_t bi = 0; bi < blocks.count; bi++) {
+    const int64_t i = blocks.begin(bi), rows = blocks.size(bi);
+    for (int64_t bj = bi; bj < blocks.count; bj++) {
+      const int64_t j = blocks.begin(bj), count = blocks.size(bj), whole = round_up(count, lanes);
+      for (int64_t c = 0; c < whole; c += panel_width) {
+        const int64_t columns = min(panel_width, whole - c);
+        multiply_panel({size, q.row(i), q.ld, 1, keys + (j + c) * size, minus_half + j + c, 0, e + c, gaussian_ld}, rows, columns);
+      }
+      int64_t r = 0;
+      for (; r + 2 <= rows; r += 2) gaussian_weights<2>(e + r * gaussian_ld, whole, half, g, i + r, j, j > i, sums);
+      if (r < rows) gaussian_weights<1>(e + r * gaussian_ld, whole, half, g, i + r, j, j > i, sums);
+      add_values(e, gaussian_ld, 1, i, rows, j, count);
+      if (j > i) add_values(e, 1, gaussian_ld, j, count, i, rows);
+    }
+  }
+
+  for (int64_t i = 0; i < tokens; i++) {
+    const float scale = 1.0f / sums[i];
+    for (int64_t d = 0; d < size; d += lanes) store_first(size - d, y.row(i) + d, load(output + i * output_ld + d) * scale);
+  }
+}
+
+}  // namespace DESAP_ISA
+}  // namespace desap
