@@ -1,6 +1,6 @@
 #include "arena.h"
 
-#include <cstdlib>
+#include "memory.h"
 
 namespace desap {
 
@@ -26,7 +26,7 @@ Arena::~Arena() { release_all(); }
 void Arena::release_all() {
   while (top_) {
     Block* below = top_->below;
-    std::free(top_);
+    free_memory(top_);
     top_ = below;
   }
 }
@@ -37,9 +37,8 @@ void* Arena::allocate(size_t bytes) {
     size_t size = top_ ? smallest_block : reserve_;
     if (size < bytes) size = bytes;
     if (size < smallest_block) size = smallest_block;
-    void* memory = nullptr;
-    if (posix_memalign(&memory, alignment, header + size) != 0) return nullptr;
-    Block* block = static_cast<Block*>(memory);
+    Block* block = static_cast<Block*>(allocate_memory(header + size));
+    if (!block) return nullptr;
     *block = {top_, size, 0};
     top_ = block;
   }
@@ -61,7 +60,7 @@ Scratch::~Scratch() {
       return;
     }
     arena_.top_ = block->below;
-    std::free(block);
+    free_memory(block);
   }
   if (!arena_.top_) return;
   arena_.top_->used = used_;

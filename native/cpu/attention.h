@@ -23,7 +23,9 @@ Status ordinary_attention(Context& context, ConstMatrix q, ConstMatrix k, ConstM
   if (scratch.failed()) return out_of_memory("attention");
 
   pack_keys(context, k, 1, keys);
-  context.pool.parallel_for(blocks_of(size, panel_width), [&](int64_t p, int) { pack_columns(v, p, values); });
+  context.pool.parallel_for(row_blocks, [&](int64_t b, int) {
+    pack_columns(v, b * score_rows, min((b + 1) * score_rows, tokens), values);
+  });
 
   context.pool.parallel_for(row_blocks, [&](int64_t task, int thread) {
     const int64_t i = task * score_rows, rows = min(score_rows, tokens - i);

@@ -1,10 +1,10 @@
 #include "dispatch.h"
 
-#include <cstdlib>
 #include <new>
 #include <system_error>
 
 #include "linear_layout.h"
+#include "memory.h"
 
 namespace desap {
 
@@ -115,7 +115,7 @@ Status linear_pack(Context& context, ConstMatrix weight, const float* bias, Line
 
 void linear_free(Linear* linear) {
   if (!linear) return;
-  std::free(linear->data);
+  free_memory(linear->data);
   delete linear;
 }
 

@@ -36,10 +36,10 @@ inline float gaussian_halves(ConstMatrix q, float* half) {
 }
 
 // E of `rows` rows i.. and of columns j.., whole vectors, in place of their scores less h_j. Adds E g to the sums of the rows
-// and, above the diagonal, E^T g to those of the columns.
+// and, from column `above` on, E^T g to those of the columns.
 template <int rows>
-DESAP_INLINE void gaussian_weights(float* e, int64_t columns, const float* half, const float* g, int64_t i, int64_t j, bool above,
-                                   float* sums) {
+DESAP_INLINE void gaussian_weights(float* e, int64_t columns, const float* half, const float* g, int64_t i, int64_t j,
+                                   int64_t above, float* sums) {
   F h[rows], weight[rows], row_sums[rows] = {};
   DESAP_UNROLL for (int r = 0; r < rows; r++) h[r] = broadcast(half[i + r]), weight[r] = broadcast(g[i + r]);
   for (int64_t c = 0; c < columns; c += lanes) {
@@ -52,9 +52,26 @@ DESAP_INLINE void gaussian_weights(float* e, int64_t columns, const float* half,
       row_sums[r] = x[r] * load(g + j + c) + row_sums[r];
       column_sums = x[r] * weight[r] + column_sums;
     }
-    if (above) store(sums + j + c, column_sums);
+    if (c >= above) store(sums + j + c, column_sums);
   }
   DESAP_UNROLL for (int r = 0; r < rows; r++) sums[i + r] += sum(row_sums[r]);
+}
+
+// The same for a whole block. Of a block on the diagonal only what is right of each row's panel and in it is computed; what is
+// left of it, E_ji, is copied.
+inline void gaussian_block_weights(float* e, int64_t rows, int64_t columns, const float* half, const float* g, int64_t i, int64_t j,
+                                   float* sums) {
+  const auto weigh = [&](int64_t r, auto count) {
+    const int64_t skipped = i == j ? r / panel_width * panel_width : 0;
+    gaussian_weights<decltype(count)::value>(e + r * gaussian_ld + skipped, columns - skipped, half, g, i + r, j + skipped,
+                                             i == j ? panel_width : 0, sums);
+  };
+  for (int64_t r = 0; r + 2 <= rows; r += 2) weigh(r, std::integral_constant<int, 2>());
+  if (rows % 2 != 0) weigh(rows - 1, std::integral_constant<int, 1>());
+  if (i != j) return;
+  for (int64_t r = panel_width; r < rows; r++) {
+    for (int64_t c = 0; c < r / panel_width * panel_width; c++) e[r * gaussian_ld + c] = e[c * gaussian_ld + r];
+  }
 }
 
 // Floats of one thread's scratch.
@@ -89,7 +106,7 @@ inline void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, 
       pack_rows(block, p, keys + blocks.begin(b) * size, score_scale(size));
     }
   }
-  for (int64_t p = 0; p < blocks_of(size, panel_width); p++) pack_columns(v, p, values, g);
+  pack_columns(v, 0, tokens, values, g);
 
   // Rows i.. of the output += A (g v) of the tokens j..; a_ld, a_step: of A.
   const auto add_values = [&](const float* a, int64_t a_ld, int64_t a_step, int64_t i, int64_t rows, int64_t j, int64_t depth) {
@@ -104,12 +121,10 @@ inline void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, 
     for (int64_t bj = bi; bj < blocks.count; bj++) {
       const int64_t j = blocks.begin(bj), count = blocks.size(bj), whole = round_up(count, lanes);
       for (int64_t c = 0; c < whole; c += panel_width) {
-        const int64_t columns = min(panel_width, whole - c);
-        multiply_panel({size, q.row(i), q.ld, 1, keys + (j + c) * size, minus_half + j + c, 0, e + c, gaussian_ld}, rows, columns);
+        const int64_t columns = min(panel_width, whole - c), needed = i == j ? min(rows, c + columns) : rows;
+        multiply_panel({size, q.row(i), q.ld, 1, keys + (j + c) * size, minus_half + j + c, 0, e + c, gaussian_ld}, needed, columns);
       }
-      int64_t r = 0;
-      for (; r + 2 <= rows; r += 2) gaussian_weights<2>(e + r * gaussian_ld, whole, half, g, i + r, j, j > i, sums);
-      if (r < rows) gaussian_weights<1>(e + r * gaussian_ld, whole, half, g, i + r, j, j > i, sums);
+      gaussian_block_weights(e, rows, whole, half, g, i, j, sums);
       add_values(e, gaussian_ld, 1, i, rows, j, count);
       if (j > i) add_values(e, 1, gaussian_ld, j, count, i, rows);
     }

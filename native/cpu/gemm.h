@@ -51,16 +51,16 @@ inline void pack_rows(ConstMatrix x, int64_t p, float* data, float scale = 1) {
   }
 }
 
-// Panel p of B = diag(scales) X; without scales, X.
-inline void pack_columns(ConstMatrix x, int64_t p, float* data, const float* scales = nullptr) {
-  const int64_t begin = p * panel_width, count = min(panel_width, x.cols - begin), width = round_up(count, lanes);
-  float* panel = data + begin * x.rows;
-  for (int64_t k = 0; k < x.rows; k++) {
-    for (int64_t j = 0; j < width; j += lanes) {
-      const int64_t n = count - j;
-      store(panel + j, load_first(n, x.row(k) + begin + j) * (scales ? scales[k] : 1.0f));
+// Rows begin..end of B = diag(scales) X, of every panel: one walk over x. Without scales, X.
+inline void pack_columns(ConstMatrix x, int64_t begin, int64_t end, float* data, const float* scales = nullptr) {
+  for (int64_t k = begin; k < end; k++) {
+    for (int64_t p = 0; p < x.cols; p += panel_width) {
+      const int64_t count = min(panel_width, x.cols - p), width = round_up(count, lanes);
+      float* row = data + p * x.rows + k * width;
+      for (int64_t j = 0; j < width; j += lanes) {
+        store(row + j, load_first(count - j, x.row(k) + p + j) * (scales ? scales[k] : 1.0f));
+      }
     }
-    panel += width;
   }
 }
 
@@ -80,8 +80,11 @@ struct Operands {
   int64_t c_ld;
 };
 
-// `count` tiles below each other. One call for all of them: between tiles that are called one by one the units would idle for
-// some 50 cycles, an eighth of a tile of depth 64.
+constexpr int per_line = lanes < 16 ? 16 / lanes : 1;  // vectors of a cache line
+
+// `count` tiles below each other. B is fetched 16 steps ahead, since the processor by itself stops at the end of a page. One call
+// for all of them: between tiles that are called one by one the units would idle for some 50 cycles, an eighth of a tile of
+// depth 64.
 template <class Arithmetic, int rows, int vectors>
 void tiles(Operands t, int64_t count) {
   for (; count > 0; count--) {
@@ -95,6 +98,7 @@ void tiles(Operands t, int64_t count) {
     const float* b = t.b;
     for (const float* end = b + t.depth * vectors * lanes; b != end; b += vectors * lanes, a += t.a_step) {
       F column[vectors];
+      DESAP_UNROLL for (int v = 0; v < vectors; v += per_line) __builtin_prefetch(b + (16 * vectors + v) * lanes);
       DESAP_UNROLL for (int v = 0; v < vectors; v++) column[v] = load(b + v * lanes);
       DESAP_UNROLL for (int r = 0; r < rows; r++) {
         const F x = broadcast(a[r * t.a_ld]);

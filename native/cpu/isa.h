@@ -8,8 +8,8 @@
 
 #include <cstdint>
 #include <cstring>
-#include <cstdlib>
 #include <new>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -19,6 +19,7 @@
 
 #include "dispatch.h"
 #include "linear_layout.h"
+#include "memory.h"
 
 namespace desap {
 template struct MatrixOf<float>;

@@ -14,14 +14,13 @@ constexpr int64_t linear_depth = 1280;  // 48 x 1280 floats are 240 KB
 
 Status linear_pack(Context& context, ConstMatrix weight, const float* bias, Linear** linear) {
   const int64_t columns = round_up(weight.rows, lanes);
-  void* memory = nullptr;
   const size_t floats = static_cast<size_t>(columns * weight.cols + columns);
   Linear* packed = new (std::nothrow) Linear;
-  if (!packed || posix_memalign(&memory, 64, floats * sizeof(float)) != 0) {
+  float* data = packed ? static_cast<float*>(allocate_memory(floats * sizeof(float))) : nullptr;
+  if (!data) {
     delete packed;
     return out_of_memory("weight");
   }
-  float* data = static_cast<float*>(memory);
   *packed = {weight.cols, weight.rows, columns, panel_width, data, data + columns * weight.cols};
   context.pool.parallel_for(blocks_of(weight.rows, panel_width), [&](int64_t p, int) { pack_rows(weight, p, data); });
   for (int64_t j = 0; j < columns; j++) packed->bias[j] = bias && j < weight.rows ? bias[j] : 0;
