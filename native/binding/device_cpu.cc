@@ -14,7 +14,7 @@ constexpr int64_t kMaximumThreads = 256;
 
 // Best first.
 std::vector<Isa> isas() {
-  Isa supported[4];
+  Isa supported[isa_count];
   const int count = supported_isas(supported);
   return {supported, supported + count};
 }

@@ -61,7 +61,8 @@ Status ordinary_attention(Context& context, ConstMatrix q, ConstMatrix k, ConstM
   return {};
 }
 
-Status attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y) {
+template <class Arithmetic>
+Status attention_as(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y) {
   const int64_t tokens = q.rows, padded = round_up(tokens, lanes);
   const bool itself = q.data == k.data && q.ld == k.ld;
   const auto part = [&](auto x, int64_t h) { return decltype(x){x.data + h * (x.cols / heads), x.rows, x.cols / heads, x.ld}; };
@@ -72,20 +73,28 @@ Status attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, 
 
   for (int64_t h = 0; h < heads; h++) most[h] = __builtin_inff();
   if (itself) {
-    const int64_t thread_size = round_up(gaussian_size(tokens, q.cols / heads), 16);
+    const int64_t thread_size = round_up(gaussian_size<Arithmetic>(tokens, q.cols / heads), 16);
     Scratch of_threads(context.arena);
     float* work = of_threads.floats(context.pool.threads() * thread_size);
     if (of_threads.failed()) return out_of_memory("attention");
     context.pool.parallel_for(heads, [&](int64_t h, int thread) {
       most[h] = gaussian_halves(part(q, h), half + h * padded);
       if (!(most[h] <= gaussian_limit)) return;
-      gaussian_attention(part(q, h), part(v, h), half + h * padded, most[h], work + thread * thread_size, part(y, h));
+      gaussian_attention<Arithmetic>(part(q, h), part(v, h), half + h * padded, most[h], work + thread * thread_size, part(y, h));
     });
   }
   for (int64_t h = 0; h < heads; h++) {
     if (!(most[h] <= gaussian_limit)) DESAP_TRY(ordinary_attention(context, part(q, h), part(k, h), part(v, h), part(y, h)));
   }
   return {};
+}
+
+// The ordinary way is float32 at every precision.
+Status attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y) {
+#if defined(DESAP_BF16)
+  if (context.bfloat16) return attention_as<BFloat16>(context, q, k, v, heads, y);
+#endif
+  return attention_as<Float32>(context, q, k, v, heads, y);
 }
 
 }  // namespace DESAP_ISA

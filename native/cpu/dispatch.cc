@@ -3,6 +3,13 @@
 #include <new>
 #include <system_error>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 #include "linear_layout.h"
 #include "memory.h"
 
@@ -26,13 +33,30 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+#if defined(__aarch64__)
+bool has_neonbf16() {
+#if defined(__linux__)
+  return (getauxval(AT_HWCAP2) & HWCAP2_BF16) != 0;
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, nullptr, 0) == 0 && has != 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 const Entry table[] = {
 #if defined(__x86_64__)
+    {Isa::avx512bf16, &avx512bf16_kernels, has_avx512bf16},
     {Isa::avx512, &avx512_kernels, has_avx512},
     {Isa::avx2, &avx2_kernels, has_avx2},
 #elif defined(__aarch64__)
+    {Isa::neonbf16, &neonbf16_kernels, has_neonbf16},
     {Isa::neon, &neon_kernels, always},
 #endif
     {Isa::scalar, &scalar_kernels, always},
@@ -40,7 +64,7 @@ const Entry table[] = {
 
 }  // namespace
 
-int supported_isas(Isa out[4]) {
+int supported_isas(Isa out[isa_count]) {
   int count = 0;
   for (const Entry& entry : table) {
     if (entry.supported()) out[count++] = entry.isa;
@@ -52,10 +76,19 @@ const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::scalar: return "scalar";
     case Isa::neon: return "neon";
+    case Isa::neonbf16: return "neonbf16";
     case Isa::avx2: return "avx2";
     case Isa::avx512: return "avx512";
+    case Isa::avx512bf16: return "avx512bf16";
   }
   return "unknown";
+}
+
+bool has_bfloat16(Isa isa) {
+  for (const Entry& entry : table) {
+    if (entry.isa == isa) return entry.kernels->bfloat16;
+  }
+  return false;
 }
 
 // ---------------------------------------------------------------------------------------------------------- context
@@ -64,7 +97,7 @@ Status context_create(const ContextOptions& options, Context** context) {
   for (const Entry& entry : table) {
     if (entry.isa != options.isa || !entry.supported()) continue;
     try {
-      *context = new Context(*entry.kernels, options.threads);
+      *context = new Context(*entry.kernels, options.threads, options.bfloat16 && entry.kernels->bfloat16);
       return {};
     } catch (const std::bad_alloc&) {
       return out_of_memory("context");
@@ -110,7 +143,11 @@ Status layer_norm(Context& context, ConstMatrix x, const float* weight, const fl
 }
 
 Status linear_pack(Context& context, ConstMatrix weight, const float* bias, Linear** linear) {
-  return context.kernels->linear_pack(context, weight, bias, linear);
+  return context.kernels->linear_pack(context, weight, bias, context.bfloat16, linear);
+}
+
+Status linear_pack_float32(Context& context, ConstMatrix weight, const float* bias, Linear** linear) {
+  return context.kernels->linear_pack(context, weight, bias, false, linear);
 }
 
 void linear_free(Linear* linear) {

@@ -15,7 +15,7 @@ struct Kernels {
   decltype(&desap::convert_half) convert_half;
   decltype(&desap::convert_to_half) convert_to_half;
   decltype(&desap::layer_norm) layer_norm;
-  decltype(&desap::linear_pack) linear_pack;
+  Status (*linear_pack)(Context&, ConstMatrix weight, const float* bias, bool bfloat16, Linear**);
   decltype(&desap::linear) linear;
   decltype(&desap::attention) attention;
   decltype(&desap::saliency) saliency;
@@ -24,19 +24,21 @@ struct Kernels {
   Status (*rotated_read_out)(Context&, ConstMatrix x, const RotatedReadOut&, float epsilon, Matrix y);
   decltype(&desap::align) align;
   decltype(&desap::merge) merge;
+  bool bfloat16;  // whether products of bfloat16 operands are among them
 };
 
 extern const Kernels scalar_kernels;
 #if defined(__x86_64__)
-extern const Kernels avx2_kernels, avx512_kernels;
+extern const Kernels avx2_kernels, avx512_kernels, avx512bf16_kernels;
 #elif defined(__aarch64__)
-extern const Kernels neon_kernels;
+extern const Kernels neon_kernels, neonbf16_kernels;
 #endif
 
 struct Context {
-  Context(const Kernels& table, int threads) : kernels(&table), pool(threads) {}
+  Context(const Kernels& table, int threads, bool bfloat16_) : kernels(&table), bfloat16(bfloat16_), pool(threads) {}
 
   const Kernels* kernels;
+  bool bfloat16;  // of linear and attention
   ThreadPool pool;
   Arena arena;
 };
@@ -50,6 +52,9 @@ class FirstRow {
  private:
   std::atomic<int64_t> row_{INT64_MAX};
 };
+
+// linear_pack with float32 operands, whatever the context says.
+Status linear_pack_float32(Context&, ConstMatrix weight, const float* bias, Linear** linear);
 
 // Distance between the rows of an intermediate with this many columns. Rows are whole cache lines, and never a multiple
 // of 1 KB apart: the rows that a matrix product reads side by side would fall into the same few sets of the L1 cache.

@@ -75,22 +75,30 @@ inline void gaussian_block_weights(float* e, int64_t rows, int64_t columns, cons
 }
 
 // Floats of one thread's scratch.
+template <class Arithmetic>
 inline int64_t gaussian_size(int64_t tokens, int64_t size) {
-  const int64_t padded = round_up(tokens, lanes);
-  return packed_size(size, tokens) + packed_size(tokens, size) + tokens * round_up(size, lanes) + 3 * padded +
-         gaussian_largest * gaussian_ld;
+  const int64_t rounded = tokens * words_of<Arithmetic>(size) + 2 * gaussian_largest * gaussian_ld;  // left operands
+  return packed_size<Arithmetic>(size, tokens) + packed_size<Arithmetic>(tokens, size) + tokens * round_up(size, lanes) +
+         3 * round_up(tokens, lanes) + gaussian_largest * gaussian_ld + (Arithmetic::elements > 1 ? rounded : 0);
 }
 
 // y [N, dh] of one head. most: the largest of `half`.
-inline void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, float most, float* scratch, Matrix y) {
+template <class Arithmetic>
+void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, float most, float* scratch, Matrix y) {
   const int64_t tokens = q.rows, size = q.cols, padded = round_up(tokens, lanes), output_ld = round_up(size, lanes);
-  float* keys = scratch;
-  float* values = keys + packed_size(size, tokens);
-  float* output = values + packed_size(tokens, size);
-  float* g = output + tokens * output_ld;
-  float* sums = g + padded;
-  float* minus_half = sums + padded;
-  float* e = minus_half + padded;
+  const int64_t words = words_of<Arithmetic>(size);
+  const auto take = [&](int64_t floats) {
+    float* const memory = scratch;
+    scratch += floats;
+    return memory;
+  };
+  float* keys = take(packed_size<Arithmetic>(size, tokens));
+  float* values = take(packed_size<Arithmetic>(tokens, size));
+  float* output = take(tokens * output_ld);
+  float* g = take(padded);
+  float* sums = take(padded);
+  float* minus_half = take(padded);
+  float* e = take(gaussian_largest * gaussian_ld);
 
   for (int64_t i = 0; i < padded; i += lanes) {
     const F h = load(half + i);
@@ -103,17 +111,30 @@ inline void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, 
   for (int64_t b = 0; b < blocks.count; b++) {
     const ConstMatrix block{q.row(blocks.begin(b)), blocks.size(b), size, q.ld};
     for (int64_t p = 0; p < blocks_of(block.rows, panel_width); p++) {
-      pack_rows(block, p, keys + blocks.begin(b) * size, score_scale(size));
+      pack_rows<Arithmetic>(block, p, keys + blocks.begin(b) * words, score_scale(size));
     }
   }
-  pack_columns(v, 0, tokens, values, g);
+  pack_columns<Arithmetic>(v, 0, tokens, values, g);
+
+  // The left operands: the queries, a block of E and its transposed. float32 reads them where they are.
+  ConstMatrix queries = q;
+  float *left = e, *below = e;
+#if defined(DESAP_BF16)
+  if constexpr (Arithmetic::elements == 2) {
+    const Matrix rounded{take(tokens * words), tokens, words, words};
+    bfloat16_rows(q, rounded.data, words);
+    queries = rounded;
+    left = take(gaussian_largest * gaussian_ld), below = take(gaussian_largest * gaussian_ld);
+  }
+#endif
 
   // Rows i.. of the output += A (g v) of the tokens j..; a_ld, a_step: of A.
-  const auto add_values = [&](const float* a, int64_t a_ld, int64_t a_step, int64_t i, int64_t rows, int64_t j, int64_t depth) {
+  const auto add_values = [&](const float* a, int64_t a_ld, int64_t a_step, int64_t i, int64_t rows, int64_t j, int64_t count) {
+    const int64_t depth = words_of<Arithmetic>(count), all = words_of<Arithmetic>(tokens), first = j / Arithmetic::elements;
     for (int64_t d = 0; d < size; d += panel_width) {
       const int64_t columns = min(panel_width, output_ld - d);
       float* c = output + i * output_ld + d;
-      multiply_panel({depth, a, a_ld, a_step, values + d * tokens + j * columns, c, output_ld, c, output_ld}, rows, columns);
+      multiply_panel<Arithmetic>({depth, a, a_ld, a_step, values + d * all + first * columns, c, output_ld, c, output_ld}, rows, columns);
     }
   };
   for (int64_t bi = 0; bi < blocks.count; bi++) {
@@ -122,11 +143,18 @@ inline void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, 
       const int64_t j = blocks.begin(bj), count = blocks.size(bj), whole = round_up(count, lanes);
       for (int64_t c = 0; c < whole; c += panel_width) {
         const int64_t columns = min(panel_width, whole - c), needed = i == j ? min(rows, c + columns) : rows;
-        multiply_panel({size, q.row(i), q.ld, 1, keys + (j + c) * size, minus_half + j + c, 0, e + c, gaussian_ld}, needed, columns);
+        const float* panel = keys + (j + c) * words;
+        multiply_panel<Arithmetic>({words, queries.row(i), queries.ld, 1, panel, minus_half + j + c, 0, e + c, gaussian_ld}, needed, columns);
       }
       gaussian_block_weights(e, rows, whole, half, g, i, j, sums);
-      add_values(e, gaussian_ld, 1, i, rows, j, count);
-      if (j > i) add_values(e, 1, gaussian_ld, j, count, i, rows);
+#if defined(DESAP_BF16)
+      if constexpr (Arithmetic::elements == 2) {
+        bfloat16_rows({e, rows, count, gaussian_ld}, left, gaussian_ld);
+        if (j > i) bfloat16_transposed({e, rows, whole, gaussian_ld}, below, gaussian_ld);
+      }
+#endif
+      add_values(left, gaussian_ld, 1, i, rows, j, count);
+      if (j > i) add_values(below, 1, gaussian_ld, j, count, i, rows);
     }
   }
 

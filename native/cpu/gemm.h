@@ -35,37 +35,54 @@ struct Blocks {
 
 struct Float32 {
   static constexpr int64_t elements = 1;  // of a word
+  static DESAP_INLINE float word(float x, float) { return x; }
+  static DESAP_INLINE F words(F x, F) { return x; }
   static DESAP_INLINE F multiply_add(F a, F b, F sum) { return a * b + sum; }
 };
+
+template <class Arithmetic>
+inline int64_t words_of(int64_t elements) {
+  return blocks_of(elements, Arithmetic::elements);
+}
 
 // ---------------------------------------------------------------------------------------------------------- packing
 
 // Panel p of B = scale X^T: column j of B is row j of x. `data` begins with panel 0.
+template <class Arithmetic = Float32>
 inline void pack_rows(ConstMatrix x, int64_t p, float* data, float scale = 1) {
   const int64_t begin = p * panel_width, count = min(panel_width, x.rows - begin), width = round_up(count, lanes);
-  float* panel = data + begin * x.cols;
-  for (int64_t k = 0; k < x.cols; k++) {
-    for (int64_t j = 0; j < count; j++) panel[j] = scale * x.row(begin + j)[k];
+  float* panel = data + begin * words_of<Arithmetic>(x.cols);
+  for (int64_t k = 0; k < x.cols; k += Arithmetic::elements) {
+    const bool pair = k + 1 < x.cols;
+    for (int64_t j = 0; j < count; j++) {
+      const float* element = x.row(begin + j) + k;
+      panel[j] = Arithmetic::word(scale * element[0], pair ? scale * element[1] : 0);
+    }
     for (int64_t j = count; j < width; j++) panel[j] = 0;
     panel += width;
   }
 }
 
-// Rows begin..end of B = diag(scales) X, of every panel: one walk over x. Without scales, X.
+// Rows begin..end of B = diag(scales) X, of every panel: one walk over x. Without scales, X. begin is even.
+template <class Arithmetic = Float32>
 inline void pack_columns(ConstMatrix x, int64_t begin, int64_t end, float* data, const float* scales = nullptr) {
-  for (int64_t k = begin; k < end; k++) {
+  for (int64_t k = begin; k < end; k += Arithmetic::elements) {
     for (int64_t p = 0; p < x.cols; p += panel_width) {
       const int64_t count = min(panel_width, x.cols - p), width = round_up(count, lanes);
-      float* row = data + p * x.rows + k * width;
-      for (int64_t j = 0; j < width; j += lanes) {
-        store(row + j, load_first(count - j, x.row(k) + p + j) * (scales ? scales[k] : 1.0f));
-      }
+      float* row = data + p * words_of<Arithmetic>(x.rows) + k / Arithmetic::elements * width;
+      const auto scaled = [&](int64_t i, int64_t j) {
+        return i < end ? load_first(count - j, x.row(i) + p + j) * (scales ? scales[i] : 1.0f) : F{};
+      };
+      for (int64_t j = 0; j < width; j += lanes) store(row + j, Arithmetic::words(scaled(k, j), scaled(k + 1, j)));
     }
   }
 }
 
 // Floats that the packed form takes.
-inline int64_t packed_size(int64_t depth, int64_t columns) { return depth * round_up(columns, lanes); }
+template <class Arithmetic = Float32>
+inline int64_t packed_size(int64_t depth, int64_t columns) {
+  return words_of<Arithmetic>(depth) * round_up(columns, lanes);
+}
 
 // ------------------------------------------------------------------------------------------------------------- tile
 

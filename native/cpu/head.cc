@@ -44,9 +44,10 @@ struct LinearFree {
 };
 using LinearPointer = std::unique_ptr<Linear, LinearFree>;
 
-Status pack(Context& context, const float* weight, const float* bias, int64_t out, int64_t in, LinearPointer& linear) {
+Status pack(Context& context, const float* weight, const float* bias, int64_t out, int64_t in, LinearPointer& linear,
+            decltype(&linear_pack) pack_one = linear_pack) {
   Linear* packed = nullptr;
-  DESAP_TRY(linear_pack(context, {weight, out, in, in}, bias, &packed));
+  DESAP_TRY(pack_one(context, {weight, out, in, in}, bias, &packed));
   linear.reset(packed);
   return {};
 }
@@ -112,12 +113,13 @@ Status Head::create(Context& context, const HeadConfig& config, const HeadWeight
   RotatedReadOut read_out = rotate_read_out(config, weights, context.pool.threads());
   DESAP_TRY(pack(context, read_out.weight.data(), read_out.bias.data(), width, width, state->w_read_out));
   auto rotation = std::make_shared<Rotation>();
-  DESAP_TRY(pack(context, read_out.rotation.data(), nullptr, size, size, rotation->text));
+  // Text and embeddings are turned in float32 at every precision.
+  DESAP_TRY(pack(context, read_out.rotation.data(), nullptr, size, size, rotation->text, linear_pack_float32));
   Floats back(read_out.rotation.size());
   for (int64_t i = 0; i < size; i++) {
     for (int64_t j = 0; j < size; j++) back[static_cast<size_t>(j * size + i)] = read_out.rotation[static_cast<size_t>(i * size + j)];
   }
-  DESAP_TRY(pack(context, back.data(), nullptr, size, size, rotation->embedding));
+  DESAP_TRY(pack(context, back.data(), nullptr, size, size, rotation->embedding, linear_pack_float32));
   state->rotation = std::move(rotation);
   read_out.weight = read_out.rotation = {};
   state->read_out = std::move(read_out);
@@ -158,7 +160,7 @@ const void* Analysis::features() const { return state_->features; }
 const AnalyzeTimings& Analysis::timings() const { return state_->timings; }
 
 Status Analysis::read_embedding(float* out) const {
-  Context context(*state_->kernels, 1);  // the caller's own: any thread may ask
+  Context context(*state_->kernels, 1, false);  // the caller's own: any thread may ask
   const int64_t size = state_->config.embedding;
   return linear(context, {state_->embedding.data(), state_->tokens, size, size}, *state_->rotation->embedding,
                 {out, state_->tokens, size, size});

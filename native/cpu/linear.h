@@ -12,37 +12,64 @@ namespace DESAP_ISA {
 constexpr int64_t linear_rows = 48;     // a multiple of every tile's rows
 constexpr int64_t linear_depth = 1280;  // 48 x 1280 floats are 240 KB
 
-Status linear_pack(Context& context, ConstMatrix weight, const float* bias, Linear** linear) {
-  const int64_t columns = round_up(weight.rows, lanes);
-  const size_t floats = static_cast<size_t>(columns * weight.cols + columns);
+template <class Arithmetic>
+Status linear_pack_as(Context& context, ConstMatrix weight, const float* bias, Linear** linear) {
+  const int64_t columns = round_up(weight.rows, lanes), size = packed_size<Arithmetic>(weight.cols, weight.rows);
   Linear* packed = new (std::nothrow) Linear;
-  float* data = packed ? static_cast<float*>(allocate_memory(floats * sizeof(float))) : nullptr;
+  float* data = packed ? static_cast<float*>(allocate_memory(static_cast<size_t>(size + columns) * sizeof(float))) : nullptr;
   if (!data) {
     delete packed;
     return out_of_memory("weight");
   }
-  *packed = {weight.cols, weight.rows, columns, panel_width, data, data + columns * weight.cols};
-  context.pool.parallel_for(blocks_of(weight.rows, panel_width), [&](int64_t p, int) { pack_rows(weight, p, data); });
+  *packed = {weight.cols, weight.rows, columns, panel_width, Arithmetic::elements == 2, data, data + size};
+  context.pool.parallel_for(blocks_of(weight.rows, panel_width), [&](int64_t p, int) { pack_rows<Arithmetic>(weight, p, data); });
   for (int64_t j = 0; j < columns; j++) packed->bias[j] = bias && j < weight.rows ? bias[j] : 0;
   *linear = packed;
   return {};
 }
 
-Status linear(Context& context, ConstMatrix x, const Linear& weight, Matrix y) {
-  if (weight.panel != panel_width) return {Code::internal, "weight", -1};  // packed for another instruction set
-  const int64_t panels = blocks_of(weight.out, panel_width);
+// x: words.
+template <class Arithmetic>
+void multiply_linear(Context& context, ConstMatrix x, const Linear& weight, Matrix y) {
+  const int64_t panels = blocks_of(weight.out, panel_width), words = words_of<Arithmetic>(weight.in);
   const Blocks blocks(x.rows, linear_rows);
   context.pool.parallel_for(blocks.count * panels, [&](int64_t task, int) {
     const int64_t b = task / panels, i = blocks.begin(b), j = task % panels * panel_width;
     const int64_t columns = min(panel_width, weight.out - j), width = round_up(columns, lanes);
-    const float* panel = weight.data + j * weight.in;
+    const float* panel = weight.data + j * words;
     float* c = y.row(i) + j;
-    for (int64_t k = 0; k < weight.in; k += linear_depth) {
+    for (int64_t k = 0; k < words; k += linear_depth) {
       const float* init = k == 0 ? weight.bias + j : c;
-      multiply_panel({min(linear_depth, weight.in - k), x.row(i) + k, x.ld, 1, panel + k * width, init, k == 0 ? 0 : y.ld, c, y.ld},
-                     blocks.size(b), columns);
+      const int64_t depth = min(linear_depth, words - k), init_ld = k == 0 ? 0 : y.ld;
+      multiply_panel<Arithmetic>({depth, x.row(i) + k, x.ld, 1, panel + k * width, init, init_ld, c, y.ld}, blocks.size(b), columns);
     }
   });
+}
+
+Status linear_pack(Context& context, ConstMatrix weight, const float* bias, [[maybe_unused]] bool bfloat16, Linear** linear) {
+#if defined(DESAP_BF16)
+  if (bfloat16) return linear_pack_as<BFloat16>(context, weight, bias, linear);
+#endif
+  return linear_pack_as<Float32>(context, weight, bias, linear);
+}
+
+Status linear(Context& context, ConstMatrix x, const Linear& weight, Matrix y) {
+  if (weight.panel != panel_width) return {Code::internal, "weight", -1};  // packed for another instruction set
+#if defined(DESAP_BF16)
+  if (weight.bfloat16) {
+    Scratch scratch(context.arena);
+    const int64_t words = words_of<BFloat16>(x.cols), ld = padded_ld(words);
+    const Matrix rounded{scratch.floats(x.rows * ld), x.rows, words, ld};
+    if (scratch.failed()) return out_of_memory("linear");
+    context.pool.parallel_for(row_tasks(x.rows), [&](int64_t task, int) {
+      const int64_t i = task * rows_per_task, rows = min(rows_per_task, x.rows - i);
+      bfloat16_rows({x.row(i), rows, x.cols, x.ld}, rounded.row(i), ld);
+    });
+    multiply_linear<BFloat16>(context, rounded, weight, y);
+    return {};
+  }
+#endif
+  multiply_linear<Float32>(context, x, weight, y);
   return {};
 }
 

@@ -1,10 +1,11 @@
 #include "weights.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <system_error>
 #include <thread>
+
+#include "../fold.h"
+#include "../in_parallel.h"
 
 namespace desap::cuda {
 namespace {
@@ -21,30 +22,13 @@ int exponent_for(double x, int top, int limit) {
   return std::clamp(top - exponent, -limit, limit);
 }
 
-// body(i) for every i < count, on several threads where there is much to do.
-template <class Body>
-void in_parallel(int64_t count, double work, const Body& body) {
-  std::atomic<int64_t> next{0};
-  const auto run = [&] {
-    for (int64_t i; (i = next++) < count;) body(i);
-  };
-  std::vector<std::thread> helpers;
-  const unsigned threads = work < 1e7 ? 1 : std::min(16u, std::thread::hardware_concurrency());
-  helpers.reserve(threads);
-  try {
-    while (helpers.size() + 1 < threads) helpers.emplace_back(run);
-  } catch (const std::system_error&) {  // the system starts no more
-  }
-  run();
-  for (std::thread& helper : helpers) helper.join();
-}
-
 // y [m, n] = a [m, k] b [k, n] in float64. Four rows at a time, so that each row of b is read and widened once for all four;
 // the accumulators of one block stay in the first-level cache.
 Doubles product(const Doubles& a, const float* b, int64_t m, int64_t k, int64_t n) {
   constexpr int64_t group = 4, block = 256;
   Doubles y(static_cast<size_t>(m * n));
-  in_parallel((m + group - 1) / group, static_cast<double>(m) * static_cast<double>(k * n), [&](int64_t task) {
+  const unsigned threads = static_cast<double>(m) * static_cast<double>(k * n) < 1e7 ? 1 : std::thread::hardware_concurrency();
+  in_parallel((m + group - 1) / group, std::min(16u, threads), [&](int64_t task) {
     const int64_t begin = task * group, rows = std::min(group, m - begin);
     for (int64_t column = 0; column < n; column += block) {
       const int64_t width = std::min(block, n - column);
@@ -63,33 +47,6 @@ Doubles product(const Doubles& a, const float* b, int64_t m, int64_t k, int64_t 
   });
   return y;
 }
-
-// Subtracts from every row (of `rows`, each `cols` long) the mean of its elements.
-void centre_rows(Doubles& x, int64_t rows, int64_t cols) {
-  for (int64_t i = 0; i < rows; i++) {
-    double* row = x.data() + i * cols;
-    double mean = 0;
-    for (int64_t j = 0; j < cols; j++) mean += row[j] / static_cast<double>(cols);
-    for (int64_t j = 0; j < cols; j++) row[j] -= mean;
-  }
-}
-
-// A layer behind a layer norm with the norm's affine part folded in: W diag(gamma), b + W beta.
-struct Folded {
-  Folded(const float* weight, const float* bias, const float* gamma, const float* beta, int64_t width)
-      : w(static_cast<size_t>(width * width)), b(static_cast<size_t>(width)) {
-    for (int64_t i = 0; i < width; i++) {
-      double sum = bias[i];
-      for (int64_t j = 0; j < width; j++) {
-        const double element = weight[i * width + j];
-        w[static_cast<size_t>(i * width + j)] = element * gamma[j];
-        sum += element * beta[j];
-      }
-      b[static_cast<size_t>(i)] = sum;
-    }
-  }
-  Doubles w, b;
-};
 
 }  // namespace
 
@@ -167,20 +124,21 @@ Status PackedHead::pack(Lane& lane, Precision precision, const HeadConfig& confi
     const float* const matrices[][2] = {
         {weights.q_weight, weights.q_bias}, {weights.v_weight, weights.v_bias}, {weights.k_weight, weights.k_bias}};
     for (int block = 0; block < 3; block++) {
-      const Folded layer(matrices[block][0], matrices[block][1], weights.ln1_weight, weights.ln1_bias, width);
+      const FoldedLayer layer =
+          fold_norm(matrices[block][0], matrices[block][1], weights.ln1_weight, weights.ln1_bias, width, width);
       for (int64_t h = 0; h < heads; h++) {
         double bound = 0;
         for (int64_t c = h * size; c < (h + 1) * size; c++) {
           double square = 0;
-          for (int64_t j = 0; j < width; j++) square += std::pow(layer.w[static_cast<size_t>(c * width + j)], 2);
-          const double offset = std::fabs(layer.b[static_cast<size_t>(c)]);
+          for (int64_t j = 0; j < width; j++) square += std::pow(layer.weight[static_cast<size_t>(c * width + j)], 2);
+          const double offset = std::fabs(layer.bias[static_cast<size_t>(c)]);
           bound = std::max(bound, std::sqrt(static_cast<double>(width) * square) + offset);
         }
         const int exponent = exponent_for(bound, 14, 60);
         exponents[block].push_back(exponent);
         for (int64_t c = 0; c < size; c++) {
           const int64_t from = h * size + c, to = block * inner + h * padded_size + c;
-          rows.set(to, layer.w.data() + from * width, layer.b[static_cast<size_t>(from)], exponent);
+          rows.set(to, layer.weight.data() + from * width, layer.bias[static_cast<size_t>(from)], exponent);
         }
       }
     }
@@ -209,15 +167,10 @@ Status PackedHead::pack(Lane& lane, Precision precision, const HeadConfig& confi
   }
 
   // M = W_vis diag(gamma) C; C W_o and M W_o, C b_o and M b_o; shift = W_vis beta.
-  Doubles projected(static_cast<size_t>(outputs * width)), shift_(static_cast<size_t>(outputs));
-  for (int64_t e = 0; e < outputs; e++) {
-    for (int64_t j = 0; j < width; j++) {
-      const double element = weights.visual_projection[e * width + j];
-      projected[static_cast<size_t>(e * width + j)] = element * weights.post_norm_weight[j];
-      shift_[static_cast<size_t>(e)] += element * weights.post_norm_bias[j];
-    }
-  }
-  centre_rows(projected, outputs, width);
+  FoldedLayer visual =
+      fold_norm(weights.visual_projection, nullptr, weights.post_norm_weight, weights.post_norm_bias, outputs, width);
+  Doubles& projected = visual.weight;
+  centre_rows({projected.data(), outputs, width, width});
   {
     HostLayer rows(squared + outputs, width);
     Doubles mean(static_cast<size_t>(width)), row(static_cast<size_t>(width));
@@ -252,7 +205,7 @@ Status PackedHead::pack(Lane& lane, Precision precision, const HeadConfig& confi
     }
   }
   for (int exponent : exponents[v]) small.push_back(static_cast<float>(std::ldexp(1.0, -exponent)));
-  small.insert(small.end(), shift_.begin(), shift_.end());
+  small.insert(small.end(), visual.bias.begin(), visual.bias.end());
   const size_t bytes = small.size() * sizeof(float);
   DESAP_TRY(lane.card->status(vectors.allocate(lane.card, static_cast<int64_t>(bytes)), "device memory"));
   lane.queue.note(cudaMemcpyAsync(vectors.data(), small.data(), bytes, cudaMemcpyHostToDevice, lane.queue.stream));

@@ -106,7 +106,7 @@ void run(Isa isa, int threads, int rounds) {
 int main(int argc, char** argv) {
   using namespace desap;
   const int rounds = argc > 1 ? std::max(3, std::atoi(argv[1])) : 25;
-  Isa isas[4];
+  Isa isas[isa_count];
   const int count = supported_isas(isas);
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   for (int i = 0; i < count; i++) {

@@ -1,5 +1,6 @@
 // The 16 lanes of the AVX-512 kernels, compiled for AVX2: the compiler makes each vector of two registers. A machine without
-// AVX-512 tests with it everything about that source but the instructions themselves: lane counts, tails, tiles, panels.
+// AVX-512 tests with it everything about that source but the instructions themselves: lane counts, tails, tiles, panels. Products
+// of bfloat16 numbers are done as their definition says.
 #include "../cpu/isa.h"
 
 #if defined(__x86_64__)
@@ -11,6 +12,8 @@ DESAP_BEGIN_REGION("avx2,fma,f16c")
 #define DESAP_TILE_ROWS 6
 #define DESAP_TILE_VECTORS 4
 #define DESAP_NARROW_REGISTERS
+#define DESAP_BF16
+#define DESAP_EMULATED_BF16
 
 namespace desap {
 extern const Kernels lanes16_kernels;

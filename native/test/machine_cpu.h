@@ -6,19 +6,26 @@
 
 namespace desap::test {
 
-inline Machine machine_of(const std::string& name, const Kernels& kernels) {
+// bfloat16: 8 bits of an operand where float32 has 24.
+inline Machine machine_of(const std::string& name, bool bfloat16) {
   Machine machine;
-  machine.name = name;
-  for (int threads : {1, 2, 3, 5}) machine.contexts.emplace_back(new Context(kernels, threads), context_destroy);
+  machine.name = name + (bfloat16 ? ", bfloat16 operands" : "");
+  machine.precision = bfloat16 ? Precision::bf16 : Precision::strict;
+  machine.operand_error = bfloat16 ? 3200 : 1;
   return machine;
 }
 
-inline Machine machine_of(Isa isa) {
-  Machine machine;
-  machine.name = isa_name(isa);
+inline Machine machine_of(const std::string& name, const Kernels& kernels, bool bfloat16) {
+  Machine machine = machine_of(name, bfloat16);
+  for (int threads : {1, 2, 3, 5}) machine.contexts.emplace_back(new Context(kernels, threads, bfloat16), context_destroy);
+  return machine;
+}
+
+inline Machine machine_of(Isa isa, bool bfloat16) {
+  Machine machine = machine_of(isa_name(isa), bfloat16);
   for (int threads : {1, 2, 3, 5}) {
     Context* context = nullptr;
-    if (check(context_create({threads, isa}, &context).good(), "context"))
+    if (check(context_create({threads, isa, bfloat16}, &context).good(), "context"))
       machine.contexts.emplace_back(context, context_destroy);
   }
   return machine;

@@ -11,12 +11,14 @@ int main(int argc, char** argv) {
   using namespace desap;
   using namespace desap::test;
   const char* wanted = argc > 1 ? argv[1] : nullptr;
-  Isa isas[4];
+  Isa isas[isa_count];
   const int count = supported_isas(isas);
   for (int i = 0; i < count; i++) {
-    run_cases(machine_of(isas[i]), wanted);
+    run_cases(machine_of(isas[i], false), wanted);
+    if (has_bfloat16(isas[i])) run_cases(machine_of(isas[i], true), wanted);
 #if defined(__x86_64__)
-    if (isas[i] == Isa::avx2) run_cases(machine_of("avx512's 16 lanes on avx2", lanes16_kernels), wanted);
+    if (isas[i] != Isa::avx2) continue;
+    for (bool bfloat16 : {false, true}) run_cases(machine_of("avx512's 16 lanes on avx2", lanes16_kernels, bfloat16), wanted);
 #endif
   }
   return report();
