@@ -120,7 +120,7 @@ export class Pruner implements Disposable {
   ) {}
 
   /**
-   * Loads a head onto a device.
+   * Loads a head onto a device. Folding and packing its weights takes some tenths of a second, on the device's own threads.
    *
    * @param source path or bytes of a `.safetensors` head (see `desap extract`), or the weights themselves
    * @throws DesapError `ERR_FILE`, `ERR_SHAPE`, `ERR_VALUE`, `ERR_NOT_FINITE` for the head; `ERR_DEVICE_UNAVAILABLE` with the
@@ -133,9 +133,17 @@ export class Pruner implements Disposable {
   ): Promise<Pruner> {
     const isFile = typeof source === 'string' || source instanceof Uint8Array || source instanceof ArrayBuffer;
     const weights = isFile ? await loadHead(source) : checkHead(source);
-    const { driver, made, fallback } = openDevice(options, (driver) => driver.createHead(weights));
     const { width, heads, embedding, classToken } = weights;
-    return new Pruner(driver, made, { width, heads, embedding, classToken }, createBackend(driver, fallback));
+    let device = openDevice(options);
+    for (;;) {
+      const { driver, fallback } = device;
+      try {
+        const head = await driver.createHead(weights);
+        return new Pruner(driver, head, { width, heads, embedding, classToken }, createBackend(driver, fallback));
+      } catch (error) {
+        device = device.instead(error);
+      }
+    }
   }
 
   /** The device in words; `fallback` of {@link Pruner.backend} says why `auto` took it. */

@@ -29,7 +29,7 @@ describe('createCpuDriver', () => {
     const driver = createCpuDriver({ threads: 1, names: { hidden: 'hiddenStates' } });
     const images = [small.waves(17, 32), small.waves(17, 32)];
     images[1].data[3 * 32 + 5] = Number.NaN;
-    const own = driver.createHead(small.smallHead());
+    const own = await driver.createHead(small.smallHead());
     const failure = expect.objectContaining({
       name: 'DesapError',
       code: 'ERR_NOT_FINITE',
@@ -41,7 +41,7 @@ describe('createCpuDriver', () => {
     expect(() => own.analyze([images[1]], small.analyzeRequest, true)).toThrow(/^hiddenStates: got NaN/);
     driver.dispose();
     driver.dispose();
-    expect(() => driver.createHead(small.smallHead())).toThrow(/context: used after dispose/);
+    await expect(driver.createHead(small.smallHead())).rejects.toThrow(/context: used after dispose/);
   });
 
   it('checks again what reaches the addon', () => {

@@ -14,7 +14,7 @@ const gc = runInNewContext('gc') as () => void;
 const addon = loadCpuAddon();
 const driver = createCpuDriver({ threads: 2 });
 const weights = randomHead(1, { width: 32, heads: 2, embedding: 16 });
-const head = driver.createHead(weights);
+const head = await driver.createHead(weights);
 afterAll(() => driver.dispose());
 
 const request = { encoding: 'qq', intermediates: false } as const;
@@ -119,7 +119,7 @@ describe('HostBuffer', () => {
 
     // and the kernels read it there: no copy between the encoder and the analysis
     const llava = randomHead(2, { width: dims[2], heads: 4, embedding: 16, classToken: false });
-    const encoder = driver.createHead(llava);
+    const encoder = await driver.createHead(llava);
     const hidden = { data: buffer.float32(), half: false, rows: dims[1], cols: dims[2] };
     const [analysis] = await encoder.analyze([hidden], request, false);
     expect(analysis.featuresAddress).toBe(buffer.address);

@@ -12,7 +12,7 @@ setFlagsFromString('--expose-gc');
 const gc = runInNewContext('gc') as () => void;
 
 const context = small.openContext();
-const head = context.createHead(small.smallHead());
+const head = await context.createHead(small.smallHead());
 const matrix = (data: Float32Array | Uint16Array, rows = 17, cols = 32): FloatMatrix => ({
   data,
   half: false,
@@ -91,6 +91,22 @@ describe('an asynchronous call has taken what it needs when it returns', () => {
     busy.dispose();
   });
 
+  it('the weights of a head are among it', async () => {
+    const { busy, work } = busyContext(1);
+    const weights = small.smallHead();
+    const order: string[] = [];
+    const creating = busy.createHead(weights).finally(() => order.push('head'));
+    work.finally(() => order.push('work'));
+    weights.q.weight.fill(0);
+    structuredClone(null, { transfer: [weights.visualProjection.buffer as ArrayBuffer] });
+    order.push('spoilt');
+    const [image] = await (await creating).analyze([small.waves(17, 32)], small.analyzeRequest, true);
+    expect(order).toEqual(['spoilt', 'work', 'head']);
+    expect(image.embedding()).toEqual(analysis.embedding());
+    expect(image.saliency()).toEqual(analysis.saliency());
+    busy.dispose();
+  });
+
   it('a synchronous call reads shared memory and any offset', () => {
     const memory = new Float32Array(new SharedArrayBuffer(600 * 4), 20, 544);
     memory.set(source);
@@ -152,7 +168,7 @@ describe('dispose', () => {
     ];
     for (const order of orders) {
       const { busy, work } = busyContext();
-      const mine = busy.createHead(small.smallHead());
+      const mine = await busy.createHead(small.smallHead());
       const buffer = new small.addon.HostBuffer(544 * 4);
       const memory = new Float32Array(buffer.arrayBuffer);
       memory.set(small.wave(544));
@@ -161,6 +177,7 @@ describe('dispose', () => {
       const pruning = image.prune(question, false);
       const analyses = mine.analyze([matrix(memory), matrix(memory)], small.analyzeRequest, false);
       const prunings = mine.prune([matrix(memory), matrix(memory)], [question, question], pruneAll, false);
+      const creating = busy.createHead(small.smallHead());
       const things = [busy, mine, image, buffer];
       for (const which of order) things[which].dispose();
       for (const thing of things) thing.dispose();
@@ -170,10 +187,12 @@ describe('dispose', () => {
       const [first, second] = await analyses;
       expect(first.embedding()).toEqual(analysis.embedding());
       expect(second.saliency()).toEqual(analysis.saliency());
+      const late = await creating;
       await Promise.all([work, heavy]);
       expect(() => busy.run('unitRows', { x: small.waves(1, 4) }, true)).toThrow(disposed);
       expect(() => busy.createHead(small.smallHead())).toThrow(disposed);
       expect(() => mine.analyze([matrix(small.wave(544))], small.analyzeRequest, false)).toThrow(disposed);
+      expect(() => late.analyze([matrix(small.wave(544))], small.analyzeRequest, false)).toThrow(disposed);
       expect(() => image.prune(question, false)).toThrow(disposed);
       expect(() => image.embedding()).toThrow(disposed);
       // The maps of an analysis outlive its device; computing needs the device.
@@ -183,11 +202,10 @@ describe('dispose', () => {
   });
 
   it('is not needed: forgotten objects with work in flight are collected after it', async () => {
-    const results = (() => {
+    const results = await (async () => {
       const forgotten = small.openContext();
-      const [image] = forgotten
-        .createHead(small.smallHead())
-        .analyze([small.waves(17, 32)], small.analyzeRequest, true) as never[];
+      const mine = await forgotten.createHead(small.smallHead());
+      const [image] = mine.analyze([small.waves(17, 32)], small.analyzeRequest, true) as never[];
       return [
         forgotten.run('attention', small.longJob(), false),
         (image as typeof analysis).prune(question, false),
@@ -322,7 +340,7 @@ describe('a call that no check stands before', () => {
 
   it('survives a property that disposes of everything', async () => {
     const busy = small.openContext();
-    const mine = busy.createHead(small.smallHead());
+    const mine = await busy.createHead(small.smallHead());
     const [image] = await mine.analyze([x], small.analyzeRequest, true);
     const trap = {
       ...question,

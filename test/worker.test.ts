@@ -19,7 +19,7 @@ const ended = (worker: Worker) => new Promise<number>((resolve) => worker.once('
 describe('worker threads', () => {
   it('compute what the main thread computes, several at once', async () => {
     const context = small.openContext();
-    const head = context.createHead(small.smallHead());
+    const head = await context.createHead(small.smallHead());
     const [analysis] = await head.analyze([small.waves(17, 32)], { encoding: 'qq', intermediates: false }, true);
     const want = await analysis.prune(small.pruneRequest(small.waves(5, 16), 4), true);
     const workers = Array.from({ length: 4 }, () => start('prune'));

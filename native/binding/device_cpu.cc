@@ -1,4 +1,4 @@
-// The CPU as a device: its instruction sets and threads. Options: { threads, isa }.
+// The CPU as a device: its instruction sets and threads. Options: { threads, isa, bfloat16 }.
 #include <utility>
 #include <vector>
 
@@ -34,9 +34,13 @@ Isa isa_of(const Napi::Value& value) {
 const char* const kind = "cpu";
 
 void add_exports(Napi::Env env, Napi::Object exports) {
-  const Napi::Array names = Napi::Array::New(env);
-  for (const Isa isa : isas()) names.Set(names.Length(), isa_name(isa));
+  const Napi::Array names = Napi::Array::New(env), bfloat16 = Napi::Array::New(env);
+  for (const Isa isa : isas()) {
+    names.Set(names.Length(), isa_name(isa));
+    if (has_bfloat16(isa)) bfloat16.Set(bfloat16.Length(), isa_name(isa));
+  }
   exports.Set("isas", names);
+  exports.Set("bfloat16Isas", bfloat16);
 }
 
 Opened open(const Napi::Value& options) {
@@ -46,7 +50,7 @@ Opened open(const Napi::Value& options) {
   Opened opened;
   opened.description = std::string("CPU, ") + isa_name(isa) + ", " + std::to_string(threads) +
                        (threads == 1 ? " thread" : " threads");
-  const Status status = context_create({threads, isa}, &opened.context);
+  const Status status = context_create({threads, isa, arguments.boolean("bfloat16")}, &opened.context);
   if (!status.good()) throw from_status(status);
   return opened;
 }

@@ -16,8 +16,9 @@ namespace {
 
 class CreateJob : public Job {
  public:
-  CreateJob(const std::shared_ptr<Executor>& executor, const HeadConfig& config, const HeadWeights& weights)
-      : executor_(executor), config_(config), weights_(weights) {}
+  CreateJob(const std::shared_ptr<Executor>& executor, const HeadConfig& config, const HeadWeights& weights,
+            std::vector<Hold> holds)
+      : executor_(executor), config_(config), weights_(weights), holds_(std::move(holds)) {}
 
   Status run(Context& context) override { return Head::create(context, config_, weights_, &head_); }
 
@@ -29,6 +30,7 @@ class CreateJob : public Job {
   const std::shared_ptr<Executor> executor_;
   const HeadConfig config_;
   const HeadWeights weights_;
+  const std::vector<Hold> holds_;  // of the weights
   std::shared_ptr<Head> head_;
 };
 
@@ -193,11 +195,15 @@ Napi::Value create_head_object(Napi::Env env, const std::shared_ptr<Executor>& e
   layer("postNorm", width, &weights.post_norm_weight, &weights.post_norm_bias);
   entries.push_back({arguments.vector("visualProjection"), config.embedding * width, &weights.visual_projection});
 
-  MemoryReader memory(env, Access::in_place);
+  MemoryReader reader(env, Access::held);
+  std::vector<Hold> holds;
   for (const Entry& entry : entries) {
-    *entry.data = static_cast<const float*>(memory.float32(entry.argument.name, entry.argument.data, entry.size).data);
+    Memory memory = reader.float32(entry.argument.name, entry.argument.data, entry.size);
+    *entry.data = static_cast<const float*>(memory.data);
+    holds.push_back(std::move(memory.hold));
   }
-  return executor->run(env, {std::make_unique<CreateJob>(executor, config, weights), Napi::Object()});
+  auto job = std::make_unique<CreateJob>(executor, config, weights, std::move(holds));
+  return executor->submit(env, {std::move(job), Napi::Object::New(env)});
 }
 
 Napi::Function HeadObject::define(Napi::Env env) {

@@ -9,7 +9,7 @@
 
 namespace desap {
 
-// Packs the weights (HeadWeights of src/head.ts). Throws Fault.
+// A promise of the head that a job makes of the weights (HeadWeights of src/head.ts). Throws Fault.
 Napi::Value create_head_object(Napi::Env, const std::shared_ptr<Executor>&, const Napi::Value& weights);
 
 class HeadObject : public Napi::ObjectWrap<HeadObject> {

@@ -121,8 +121,10 @@ DESAP_CASE(read_out_rotates_at_any_scale) {
 }
 
 DESAP_CASE(read_out_rotates_what_has_no_full_rank) {
-  for (const auto& [width, embedding] : {std::pair<int64_t, int64_t>{70, 40}, {40, 70}, {64, 64}}) {
-    const auto row = [width = width](RandomWeights& w, int64_t e) { return w.projection.data() + e * width; };
+  const int64_t shapes[][2] = {{70, 40}, {40, 70}, {64, 64}};
+  for (const auto& shape : shapes) {
+    const int64_t width = shape[0], embedding = shape[1];
+    const auto row = [&](RandomWeights& w, int64_t e) { return w.projection.data() + e * width; };
     const auto run = [&](const char* what, const std::function<void(RandomWeights&)>& change) {
       RandomWeights w = random_weights(width, embedding);
       change(w);

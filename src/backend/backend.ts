@@ -310,6 +310,6 @@ export function createBackend(driver: Driver, fallback: string | null): Backend 
  * @throws DesapError `ERR_DEVICE_UNAVAILABLE` with the reason; `ERR_VALUE` for unknown options
  */
 export function openBackend(options: DeviceOptions = {}): Backend {
-  const { driver, fallback } = openDevice(options, () => null);
+  const { driver, fallback } = openDevice(options);
   return createBackend(driver, fallback);
 }

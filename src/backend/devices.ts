@@ -70,49 +70,68 @@ function describeCuda(): DeviceReport[] {
   });
 }
 
-/** A device, and what was made on it. `fallback` says why `auto` took a slower one. */
-export interface OpenedDevice<T> {
+/** An open device. */
+export interface OpenedDevice {
   readonly driver: Driver;
-  readonly made: T;
+  /** Why `auto` passed over faster ones. */
   readonly fallback: string | null;
+  /** Frees this device, which threw `error`, and opens the next of `auto`; throws `error` where that is no way out. */
+  instead(error: unknown): OpenedDevice;
 }
 
-/** Opens a device and makes something on it, for example a head; `auto` goes on where a card cannot do either. */
-export function openDevice<T>(options: DeviceOptions, make: (driver: Driver) => T): OpenedDevice<T> {
+interface Candidate {
+  open(): Driver;
+  /** Why `auto` passes it over after this error; null: it does not. */
+  passedOver(error: DesapError): string | null;
+}
+
+export function openDevice(options: DeviceOptions): OpenedDevice {
   const { device = 'auto', threads, isa } = options;
   const precision = oneOf('precision', options.precision ?? 'strict', PRECISIONS);
-  const cuda = (index?: number) => making(createCudaDriver({ device: index, precision }), make);
-  const cpu = () => making(createCpuDriver({ threads, isa }), make);
-  const reference = () => making(createReferenceDriver(), make);
-  if (device === 'reference') return { ...reference(), fallback: null };
-  if (device === 'cpu') return { ...cpu(), fallback: null };
-  if (device === 'cuda') return { ...cuda(), fallback: null };
-  const index = /^cuda:(\d+)$/.exec(device)?.[1];
-  if (index !== undefined) return { ...cuda(Number(index)), fallback: null };
-  if (device !== 'auto')
-    throw invalid('ERR_VALUE', 'device', device, "'auto', 'cpu', 'cuda', 'cuda:<index>' or 'reference'");
-
-  let passed: string;
-  try {
-    return { ...cuda(), fallback: null };
-  } catch (error) {
+  const cuda = (index?: number): Candidate => ({
+    open: () => createCudaDriver({ device: index, precision }),
     // Out of memory, a head that the card cannot take, or no card at all: the CPU may do.
-    if (!(error instanceof DesapError) || error.code === 'ERR_INTERNAL') throw error;
-    passed = error.code === 'ERR_DEVICE_UNAVAILABLE' ? error.message : `cuda: ${error.message}`;
+    passedOver: ({ code, message }) => {
+      if (code === 'ERR_INTERNAL') return null;
+      return code === 'ERR_DEVICE_UNAVAILABLE' ? message : `cuda: ${message}`;
+    },
+  });
+  const cpu: Candidate = {
+    open: () => createCpuDriver({ threads, isa }),
+    passedOver: ({ code, message }) => (code === 'ERR_DEVICE_UNAVAILABLE' && isa === undefined ? message : null),
+  };
+  const reference: Candidate = { open: createReferenceDriver, passedOver: () => null };
+  const index = /^cuda:(\d+)$/.exec(device)?.[1];
+  if (index !== undefined) return openFirst([cuda(Number(index))]);
+  switch (device) {
+    case 'auto':
+      return openFirst([cuda(), cpu, reference]);
+    case 'cuda':
+      return openFirst([cuda()]);
+    case 'cpu':
+      return openFirst([cpu]);
+    case 'reference':
+      return openFirst([reference]);
   }
-  try {
-    return { ...cpu(), fallback: passed };
-  } catch (error) {
-    if ((error as DesapError).code !== 'ERR_DEVICE_UNAVAILABLE' || isa !== undefined) throw error;
-    return { ...reference(), fallback: `${passed}; ${(error as Error).message}` };
-  }
+  throw invalid('ERR_VALUE', 'device', device, "'auto', 'cpu', 'cuda', 'cuda:<index>' or 'reference'");
 }
 
-function making<T>(driver: Driver, make: (driver: Driver) => T): { driver: Driver; made: T } {
+/** Opens the first candidate that opens; `passed` says why those before it were not taken. */
+function openFirst([candidate, ...others]: readonly Candidate[], passed: readonly string[] = []): OpenedDevice {
+  const next = (error: unknown): OpenedDevice => {
+    const reason = error instanceof DesapError && others.length > 0 ? candidate.passedOver(error) : null;
+    if (reason === null) throw error;
+    return openFirst(others, [...passed, reason]);
+  };
+  let driver: Driver;
   try {
-    return { driver, made: make(driver) };
+    driver = candidate.open();
   } catch (error) {
-    driver.dispose();
-    throw error;
+    return next(error);
   }
+  const instead = (error: unknown) => {
+    driver.dispose();
+    return next(error);
+  };
+  return { driver, fallback: passed.join('; ') || null, instead };
 }

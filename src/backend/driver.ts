@@ -21,7 +21,8 @@ export interface Driver {
   readonly precision: 'float64' | 'float32' | Precision;
   /** Runs one kernel; with `sync` in place and at once, otherwise without blocking the event loop. */
   run<K extends KernelName>(kernel: K, args: KernelArguments[K], sync: boolean): MaybePromise<KernelResults[K]>;
-  createHead(weights: HeadWeights): DriverHead;
+  /** Packs a head's weights, which it copies first, without blocking the event loop. */
+  createHead(weights: HeadWeights): Promise<DriverHead>;
   /** Frees threads and memory once the work in flight has ended. */
   dispose(): void;
 }

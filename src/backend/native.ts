@@ -80,8 +80,8 @@ export function wrapDriver(native: NativeContext, precision: Driver['precision']
     description: native.description,
     precision,
     run: (kernel, args, sync) => guard(() => native.run(kernel, args, sync)),
-    createHead: (weights) => {
-      const head = guard(() => native.createHead(weights));
+    createHead: async (weights) => {
+      const head = await guard(() => native.createHead(weights));
       return {
         analyze: (images, request, sync) => guard(() => wrapAll(head.analyze(images, request, sync), guard)),
         prune: (images, requests, options, sync) => guard(() => head.prune(images, requests, options, sync)),

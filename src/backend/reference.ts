@@ -85,7 +85,7 @@ export function createReferenceDriver(): Driver {
     description: 'JavaScript reference, float64',
     precision: 'float64',
     run,
-    createHead: (weights) => new ReferenceHead(weights),
+    createHead: async (weights) => new ReferenceHead(weights),
     dispose: () => {
       alive = false;
     },
