@@ -1,7 +1,8 @@
 /** What the tests share: devices under test, seeded data, error measures. */
 import { existsSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { findCudaAddon } from '../src/backend/cuda.js';
+import { loadAddon } from '../src/backend/native.js';
 import { type Backend, type DeviceOptions, devices, openBackend } from '../src/index.js';
 import { uniform } from '../src/onnx/pixels.js';
 import { float32, type Tensor } from '../src/tensor.js';
@@ -21,6 +22,16 @@ export function provideCuda(): 'cuda' | 'cuda emulated' {
   if (!existsSync(EMULATED)) throw new Error(`there is no ${EMULATED}; npm run build:simt makes it`);
   process.env.DESAP_CUDA_ADDON = EMULATED;
   return 'cuda emulated';
+}
+
+/**
+ * From now on the CPU of this process multiplies bfloat16 numbers: with this processor's instruction, or as its definition says
+ * (`npm run build:simt`). Comes before the addon's first use. Returns how to call it.
+ */
+export function provideBfloat16(): 'cpu' | 'cpu emulated' {
+  if (loadAddon(ROOT).bfloat16Isas.length > 0) return 'cpu';
+  process.env.DESAP_PREBUILD = dirname(dirname(dirname(EMULATED)));
+  return 'cpu emulated';
 }
 
 /**

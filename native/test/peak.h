@@ -1,4 +1,4 @@
-// The processor's own multiply-add peak, which kernels are measured against.
+// The processor's own float32 multiply-add peak, which kernels are measured against.
 //
 // The loop runs at 2 multiply-adds per vector register and clock cycle whether it has 8 or 14 accumulators; what moves between calls is
 // the clock itself. A share of the peak is therefore taken from a peak that was measured next to the kernel.
@@ -40,7 +40,7 @@ DESAP_PEAK(scalar, 4, , "w")
 
 inline double peak_of_one(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512) return peak_avx512();
+  if (isa == Isa::avx512 || isa == Isa::avx512bf16) return peak_avx512();
   if (isa == Isa::avx2) return peak_avx2();
 #endif
   (void)isa;

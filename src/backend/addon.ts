@@ -23,10 +23,12 @@ interface Addon<Options> {
   hostMemory(): { blocks: number; bytes: number; pooledBlocks: number; pooledBytes: number };
 }
 
-export interface CpuAddon extends Addon<{ threads: number; isa: string }> {
+export interface CpuAddon extends Addon<{ threads: number; isa: string; bfloat16: boolean }> {
   readonly kind: 'cpu';
   /** Instruction sets that this binary holds and this machine runs, best first. */
   readonly isas: readonly string[];
+  /** Those among them that multiply bfloat16 numbers. */
+  readonly bfloat16Isas: readonly string[];
 }
 
 export interface CudaAddon extends Addon<{ device: number; precision: string; lanes: number }> {

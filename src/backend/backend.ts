@@ -107,7 +107,7 @@ export interface Backend extends AsyncKernels, Disposable {
   readonly kind: Driver['kind'];
   /** In words: instruction set and threads, or the card. */
   readonly description: string;
-  /** Arithmetic of the matrix products: `float64` (reference), `float32` (CPU), or what a card was asked for. */
+  /** Arithmetic of the matrix products: `float64` (reference), `float32` (CPU), or the coarser one that was accepted. */
   readonly precision: Driver['precision'];
   /** Why `device: 'auto'` did not take a faster device; null where there was none to prefer. */
   readonly fallback: string | null;

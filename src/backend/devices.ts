@@ -13,23 +13,24 @@ import { createReferenceDriver } from './reference.js';
 export type Device = 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | 'reference';
 
 /** An instruction set of the CPU device. */
-export type Isa = 'scalar' | 'neon' | 'avx2' | 'avx512';
+export type Isa = 'scalar' | 'neon' | 'neonbf16' | 'avx2' | 'avx512' | 'avx512bf16';
 
 export interface DeviceOptions {
   /** Default `auto`. */
   device?: Device;
   /**
-   * The coarsest arithmetic that the caller accepts. It decides how a card multiplies matrices; everything else, and all sums,
-   * are float32 there:
+   * The coarsest arithmetic that the caller accepts in products of matrices; everything else, and all sums, are float32:
    *
-   * - `strict` (default): operands split into two float16 numbers each, about float32. Scores and maps are within 1e-4 of
-   *   the exact ones (of the largest magnitude in a tensor), as on the CPU, and the same tokens are kept.
-   * - `fast`: operands rounded to float16 (11 bits).
-   * - `bf16`: operands rounded to bfloat16 (8 bits).
+   * - `strict` (default) or `fp32`, two names of one: float32 on the CPU; on a card operands split into two float16 numbers
+   *   each, about float32. Scores and maps are within 1e-4 of the exact ones (of the largest magnitude in a tensor), and the
+   *   same tokens are kept.
+   * - `fast`: operands rounded to float16 (11 bits) on a card.
+   * - `bf16`: operands rounded to bfloat16 (8 bits), on a card and on processors that multiply them (`avx512bf16`, `neonbf16`).
    *
-   * The CPU computes in float32 and the reference in float64 whatever this says.
+   * What a device has no faster arithmetic for, it computes as finely as it can; `precision` of a backend or pruner tells.
+   * The reference computes in float64 whatever this says.
    */
-  precision?: Precision;
+  precision?: Precision | 'fp32';
   /** CPU threads, the calling one counted; default: the available ones, at most 16. Results do not depend on it. */
   threads?: number;
   /** CPU instruction set; default: the best that this machine runs. */
@@ -38,7 +39,7 @@ export interface DeviceOptions {
 
 /** One line of {@link devices}: each card has its own. */
 export type DeviceReport =
-  | { device: 'cpu'; available: true; description: string; isas: readonly string[] }
+  | { device: 'cpu'; available: true; description: string; isas: readonly string[]; bfloat16: boolean }
   | ({ device: `cuda:${number}`; available: true; description: string } & Omit<CudaDevice, 'index'>)
   | { device: 'reference'; available: true; description: string }
   | { device: 'cpu' | 'cuda'; available: false; reason: string };
@@ -54,8 +55,9 @@ export function devices(): DeviceReport[] {
 
 function describeCpu(): DeviceReport {
   try {
-    const { isas } = loadCpuAddon();
-    return { device: 'cpu', available: true, description: `native kernels, ${isas[0]}`, isas };
+    const { isas, bfloat16Isas } = loadCpuAddon();
+    const bfloat16 = bfloat16Isas.length > 0;
+    return { device: 'cpu', available: true, description: `native kernels, ${isas[0]}`, isas, bfloat16 };
   } catch (error) {
     return { device: 'cpu', available: false, reason: (error as Error).message };
   }
@@ -87,7 +89,8 @@ interface Candidate {
 
 export function openDevice(options: DeviceOptions): OpenedDevice {
   const { device = 'auto', threads, isa } = options;
-  const precision = oneOf('precision', options.precision ?? 'strict', PRECISIONS);
+  const accepted = oneOf('precision', options.precision ?? 'strict', [...PRECISIONS, 'fp32'] as const);
+  const precision = accepted === 'fp32' ? 'strict' : accepted;
   const cuda = (index?: number): Candidate => ({
     open: () => createCudaDriver({ device: index, precision }),
     // Out of memory, a head that the card cannot take, or no card at all: the CPU may do.
@@ -97,7 +100,7 @@ export function openDevice(options: DeviceOptions): OpenedDevice {
     },
   });
   const cpu: Candidate = {
-    open: () => createCpuDriver({ threads, isa }),
+    open: () => createCpuDriver({ threads, isa, precision }),
     passedOver: ({ code, message }) => (code === 'ERR_DEVICE_UNAVAILABLE' && isa === undefined ? message : null),
   };
   const reference: Candidate = { open: createReferenceDriver, passedOver: () => null };

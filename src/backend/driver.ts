@@ -9,7 +9,7 @@ import type { FloatData, FloatMatrix } from '../tensor.js';
 
 export type MaybePromise<T> = T | Promise<T>;
 
-/** Arithmetic of a card, from the finest to the coarsest. */
+/** Arithmetic of the matrix products, from the finest to the coarsest. */
 export const PRECISIONS = ['strict', 'fast', 'bf16'] as const;
 export type Precision = (typeof PRECISIONS)[number];
 

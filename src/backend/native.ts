@@ -5,7 +5,7 @@ import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { DesapError, type DesapErrorCode, invalid, notFinite } from '../errors.js';
 import type { CpuAddon, NativeContext } from './addon.js';
-import type { Driver, DriverAnalysis, DriverError, DriverHead, MaybePromise } from './driver.js';
+import type { Driver, DriverAnalysis, DriverError, DriverHead, MaybePromise, Precision } from './driver.js';
 
 /** More threads than this serve no image. */
 const MAXIMUM_THREADS = 256;
@@ -53,22 +53,28 @@ export function loadAddon(root: string): CpuAddon {
  * Opens the CPU device.
  *
  * @param options `threads`: 1 to 256, default the available ones, at most 16; `isa`: default the best of this machine;
- *   `names`: words for the native side's names of inputs in messages
+ *   `precision`: `bf16` takes effect where the instruction set multiplies such numbers, otherwise it is float32; `names`: words for the native side's names of inputs in messages
  * @throws DesapError `ERR_VALUE`, `ERR_DEVICE_UNAVAILABLE`, `ERR_OUT_OF_MEMORY`
  */
 export function createCpuDriver(
-  options: { threads?: number; isa?: string; names?: Readonly<Record<string, string>> } = {},
+  options: { threads?: number; isa?: string; precision?: Precision; names?: Readonly<Record<string, string>> } = {},
 ): Driver {
   const addon = loadCpuAddon();
-  const { threads = Math.min(availableParallelism(), DEFAULT_THREADS), isa = addon.isas[0], names = {} } = options;
+  const {
+    threads = Math.min(availableParallelism(), DEFAULT_THREADS),
+    isa = addon.isas[0],
+    precision,
+    names = {},
+  } = options;
   if (!Number.isInteger(threads) || threads < 1 || threads > MAXIMUM_THREADS)
     throw invalid('ERR_VALUE', 'threads', threads, `an integer from 1 to ${MAXIMUM_THREADS}`);
   if (!addon.isas.includes(isa))
     throw invalid('ERR_DEVICE_UNAVAILABLE', 'isa', isa, `one that this machine runs: ${addon.isas.join(', ')}`);
+  const bfloat16 = precision === 'bf16' && addon.bfloat16Isas.includes(isa);
   const guard = guarding(names);
   return wrapDriver(
-    guard(() => new addon.Context({ threads, isa })),
-    'float32',
+    guard(() => new addon.Context({ threads, isa, bfloat16 })),
+    bfloat16 ? 'bf16' : 'float32',
     guard,
   );
 }

@@ -13,12 +13,21 @@ export function withDevice(command: Command): Command {
   return command
     .option('--device <name>', 'auto, cpu, cuda, cuda:<index> or reference', device, 'auto')
     .addOption(
-      new Option('--precision <name>', 'coarsest arithmetic of a card')
-        .choices(['strict', 'fast', 'bf16'])
+      new Option('--precision <name>', 'coarsest arithmetic of matrix products')
+        .choices(['fp32', 'strict', 'fast', 'bf16'])
         .default('strict'),
     )
     .option('--threads <count>', 'CPU threads', positive)
-    .addOption(new Option('--isa <name>', 'CPU instruction set').choices(['scalar', 'neon', 'avx2', 'avx512']));
+    .addOption(
+      new Option('--isa <name>', 'CPU instruction set').choices([
+        'scalar',
+        'neon',
+        'neonbf16',
+        'avx2',
+        'avx512',
+        'avx512bf16',
+      ]),
+    );
 }
 
 /** What {@link withDevice} has read. */

@@ -1,6 +1,6 @@
 /** What each precision costs on the example model: kept patches and answers of 100 questions, against the expected ones. */
 import { describe, expect, it } from 'vitest';
-import { measurePrecision, PRECISIONS } from '../../bench/precision.js';
+import { CARD_PRECISIONS, runExpectedItems } from '../../bench/precision.js';
 import { provideCuda } from '../support.js';
 
 const device = provideCuda();
@@ -12,9 +12,10 @@ const LIMITS = {
   bf16: { same: 60, overlap: 0.94, answers: 95 },
 } as const;
 
-describe.each(PRECISIONS)(`${device} %s`, (precision) => {
+describe.each(CARD_PRECISIONS)(`${device} %s`, (precision) => {
   it('keeps the expected patches', { timeout: 300_000 }, async () => {
-    const { same, overlap, answers } = await measurePrecision(precision);
+    const { agreement } = await runExpectedItems({ device: 'cuda', precision });
+    const { same, overlap, answers } = agreement;
     expect(same).toBeGreaterThanOrEqual(LIMITS[precision].same);
     expect(overlap).toBeGreaterThanOrEqual(LIMITS[precision].overlap);
     expect(answers).toBeGreaterThanOrEqual(LIMITS[precision].answers);
