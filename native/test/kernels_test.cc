@@ -1,4 +1,6 @@
 // Every kernel against float64, on shapes that no tile, vector or panel divides.
+#include <cmath>
+#include <iterator>
 #include <limits>
 
 #include "harness.h"
@@ -266,6 +268,79 @@ DESAP_CASE(attention_large_scores) {
   Floats s(static_cast<size_t>(tokens));
   saliency(machine.one(), Rows(q, tokens, size), Rows(q, tokens, size), 1, false, s.data());
   check_close(s, reference::saliency(operand, operand, 1, false), machine.tolerance(1e-5), "column mean of them");
+}
+
+// A matrix with itself: the block edges of gaussian.h, heads whose last vector is not full.
+DESAP_CASE(attention_of_itself) {
+  for (int64_t tokens : {1, 2, 15, 47, 48, 65, 95, 96, 97, 143, 144, 145, 241, 257, 577}) {
+    for (int64_t size : {16, 20, 64, 80}) {
+      const int64_t heads = tokens > 200 ? 1 : 2, width = heads * size;
+      if (!machine.affords(static_cast<double>(tokens * tokens * width))) continue;
+      Random random(static_cast<uint64_t>(tokens * 100 + size));
+      const Floats q = random.floats(tokens * width), v = random.floats(tokens * width);
+      const Floats y = machine.same<float>(shape({tokens, heads, size}), [&](Context& context) {
+        Rows out(tokens, width, 1);
+        const Rows queries(q, tokens, width, 3), values(v, tokens, width, 2);
+        check(attention(context, queries, queries, values, heads, out).good(), "status");
+        return out.dense();
+      });
+      const Array operand(q, tokens, width);
+      check_close(y, reference::attention(operand, operand, {v, tokens, width}, heads).data, machine.tolerance(5e-6),
+                  shape({tokens, heads, size}));
+    }
+  }
+}
+
+// Heads below and beyond the range of the Gaussian form (s_ii up to 116): rows of any length beside the longest, which small
+// rows may weigh most. An exponent of size s carries a rounding error of s 2^-24.
+DESAP_CASE(attention_range) {
+  if (machine.precision != Precision::strict) return;  // operands of 16 bits resolve no such exponents
+  const int64_t tokens = 130, size = 32;
+  const double largest[] = {0, 1e-30, 60, 115, 118, 250, 700, 3000};  // of q_i . q_i / sqrt(dh), per head
+  const int64_t heads = static_cast<int64_t>(std::size(largest)), width = heads * size;
+  Random random(21);
+  Floats q(static_cast<size_t>(tokens * width)), v = random.floats(tokens * width);
+  for (int64_t h = 0; h < heads; h++) {
+    Floats rows = random.floats(tokens * size);
+    double most = 0;
+    for (int64_t i = 0; i < tokens; i++) {
+      const float length = i % 5 == 0 ? 1.0f : std::fabs(random.uniform());
+      double square = 0;
+      for (int64_t d = 0; d < size; d++) {
+        float& x = rows[static_cast<size_t>(i * size + d)];
+        x *= length;
+        square += static_cast<double>(x) * x;
+      }
+      most = std::fmax(most, square / std::sqrt(static_cast<double>(size)));
+    }
+    const float scale = static_cast<float>(std::sqrt(largest[h] / most));
+    for (int64_t i = 0; i < tokens; i++) {
+      for (int64_t d = 0; d < size; d++) q[static_cast<size_t>(i * width + h * size + d)] = rows[static_cast<size_t>(i * size + d)] * scale;
+    }
+  }
+  const auto attend = [&](const Floats& operand) {
+    return machine.same<float>("range", [&](Context& context) {
+      Rows out(tokens, width);
+      const Rows queries(operand, tokens, width), values(v, tokens, width);
+      check(attention(context, queries, queries, values, heads, out).good(), "status");
+      return out.data;
+    });
+  };
+  const Floats y = attend(q);
+  const Array operand(q, tokens, width);
+  const Doubles expected = reference::attention(operand, operand, {v, tokens, width}, heads).data;
+  const auto of_head = [&](const auto& x, int64_t h) {
+    std::decay_t<decltype(x)> part;
+    for (int64_t i = 0; i < tokens; i++) part.insert(part.end(), x.begin() + i * width + h * size, x.begin() + i * width + (h + 1) * size);
+    return part;
+  };
+  for (int64_t h = 0; h < heads; h++) {
+    check_close(of_head(y, h), of_head(expected, h), machine.tolerance(2e-6 + 2 * largest[h] * 0x1p-24), "s_ii up to " + std::to_string(largest[h]));
+  }
+
+  q[static_cast<size_t>(7 * width + 2 * size)] = NAN;  // reaches its own head only
+  const Floats again = attend(q);
+  for (int64_t h = 0; h < heads; h++) check((of_head(again, h) == of_head(y, h)) == (h != 2), "a number that is none, head " + std::to_string(h));
 }
 
 // One head of width 1, key 0 at 0: the weight of key 1 is e^x / (1 + e^x), which shows the exponential alone. Its argument
