@@ -4,7 +4,8 @@
 //   M_T[i,j] = beta_j / T   softmax_i(w)_ij        each text token spreads over the patches
 //   task_i   = 1/T sum_j (M_V + M_T)_ij m_ij
 //
-// Vectors run along the text, padded to whole vectors; blocks of patches are the unit of work. The softmax over patches
+// alpha is a column of the same product: the query is one more row of the text. Vectors run along the text, padded to whole
+// vectors; blocks of patches are the unit of work. The softmax over patches
 // needs all of them, hence three passes over m: largest w per column, sum of weights per column, then everything else.
 // Columns are reduced per block of align_rows patches and then over the blocks in order.
 // Exponents are of 2 (z and w times log2 e).
@@ -19,11 +20,12 @@ constexpr int64_t align_rows = 48;  // a multiple of every tile's rows
 Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float* query, const float* global,
              Alignment alignment, float lambda, float* task, AlignmentMatrices matrices) {
   const int64_t patches = visual.rows, words = text.rows, size = visual.cols;
-  const int64_t ld = round_up(words, lanes), blocks = blocks_of(patches, align_rows);
+  const int64_t ld = round_up(words + 1, lanes), blocks = blocks_of(patches, align_rows);
   const float infinity = __builtin_inff(), scale = lambda * log2_e;
 
   Scratch scratch(context.arena);
-  float* packed = scratch.floats(packed_size(size, words));
+  const Matrix columns{scratch.floats((words + 1) * size), words + 1, size, size};  // the text and the query
+  float* packed = scratch.floats(packed_size(size, words + 1));
   float* m = scratch.floats(patches * ld);
   float* zeros = scratch.floats(ld);
   float* alpha = scratch.floats(patches);
@@ -33,7 +35,10 @@ Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float
   float* highest = scratch.floats(ld);
   if (scratch.failed()) return out_of_memory("align");
 
-  for (int64_t p = 0; p < blocks_of(words, panel_width); p++) pack_rows(text, p, packed);
+  for (int64_t j = 0; j <= words; j++) {
+    std::memcpy(columns.row(j), j < words ? text.row(j) : query, static_cast<size_t>(size) * sizeof(float));
+  }
+  for (int64_t p = 0; p < blocks_of(words + 1, panel_width); p++) pack_rows(columns, p, packed);
   std::memset(zeros, 0, static_cast<size_t>(ld) * sizeof(float));
   const auto clamp = [&](float x) { return alignment == Alignment::fcma_clamped && x < 0 ? 0 : x; };
   for (int64_t j = 0; j < ld; j++) beta[j] = j < words ? clamp(dot(text.row(j), global, size)) : 0;
@@ -46,11 +51,10 @@ Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float
   // m, alpha, and per block the largest w of each column
   for_blocks([&](int64_t b, int64_t begin, int64_t end) {
     for (int64_t j = 0; j < ld; j += panel_width) {
-      const int64_t columns = min(panel_width, ld - j);
       float* c = m + begin * ld + j;
-      multiply_panel({size, visual.row(begin), visual.ld, 1, packed + j * size, zeros, 0, c, ld}, end - begin, columns);
+      multiply_panel({size, visual.row(begin), visual.ld, 1, packed + j * size, zeros, 0, c, ld}, end - begin, min(panel_width, ld - j));
     }
-    for (int64_t i = begin; i < end; i++) alpha[i] = clamp(dot(visual.row(i), query, size));
+    for (int64_t i = begin; i < end; i++) alpha[i] = clamp(m[i * ld + words]);
     for (int64_t j = 0; j < ld; j += lanes) {
       F top = broadcast(-infinity);
       for (int64_t i = begin; i < end; i++) top = max(top, load(m + i * ld + j) * (scale * alpha[i]));

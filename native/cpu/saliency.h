@@ -7,7 +7,7 @@
 // Without, every row counts and there is no N x N buffer: a block of rows keeps its weights for all keys until its sums are
 // known, and then gives each key its shares. Rows are added up in groups of fixed number, each by one thread in order, and the
 // groups in order.
-// Numerics: a key's N shares are summed per block of 48 rows first, so that the error of the float32 sum stays near 1e-6 at
+// Numerics: a key's N shares are summed per block of 24 rows first, so that the error of the float32 sum stays near 1e-6 at
 // N = 16384. Heads are added in order.
 #pragma once
 
@@ -94,43 +94,45 @@ Status folded_saliency(Context& context, ConstMatrix x, const float* q, const fl
 }
 
 constexpr int64_t saliency_groups = 4;  // of a head's rows
+constexpr int64_t saliency_rows = 24;  // of a block: 24 x 4096 weights are 400 KB
+constexpr int64_t saliency_size = saliency_rows * score_ld;
 
 Status mean_row_saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t heads, float* saliency) {
   const int64_t tokens = k.rows, ld = round_up(tokens, lanes), key_blocks = blocks_of(tokens, score_keys);
-  const int64_t group_rows = round_up(blocks_of(tokens, saliency_groups), score_rows), groups = blocks_of(tokens, group_rows);
-  const int64_t keys_size = packed_keys_size(k, heads), thread_size = key_blocks * score_size;
+  const int64_t group_rows = round_up(blocks_of(tokens, saliency_groups), saliency_rows), groups = blocks_of(tokens, group_rows);
+  const int64_t keys_size = packed_keys_size(k, heads), thread_size = key_blocks * saliency_size;
   const float scale = score_scale(q.cols / heads);
   Scratch scratch(context.arena);
   float* keys = scratch.floats(heads * keys_size);
   float* columns = scratch.floats(heads * groups * ld);  // of each key: the weight that it receives from a group's rows
   float* weights = scratch.floats(context.pool.threads() * thread_size);
-  float* factors = scratch.floats(context.pool.threads() * key_blocks * score_rows);
+  float* factors = scratch.floats(context.pool.threads() * key_blocks * saliency_rows);
   if (scratch.failed()) return out_of_memory("saliency");
 
   pack_keys(context, k, heads, keys);
   context.pool.parallel_for(heads * groups, [&](int64_t task, int thread) {
     const int64_t head = task / groups, begin = task % groups * group_rows, end = min(begin + group_rows, tokens);
     const ConstMatrix queries = head_columns(q, heads, head);
-    float* factor = factors + thread * key_blocks * score_rows;  // of a block's weights, for each row
+    float* factor = factors + thread * key_blocks * saliency_rows;  // of a block's weights, for each row
     float* total = columns + task * ld;
     for (int64_t j = 0; j < ld; j += lanes) store(total + j, F{});
-    for (int64_t i = begin; i < end; i += score_rows) {
-      const int64_t rows = min(score_rows, end - i);
-      RunningSoftmax softmax[score_rows];
+    for (int64_t i = begin; i < end; i += saliency_rows) {
+      const int64_t rows = min(saliency_rows, end - i);
+      RunningSoftmax softmax[saliency_rows];
       for (int64_t b = 0; b < key_blocks; b++) {
         const int64_t j = b * score_keys, count = min(score_keys, tokens - j);
-        float* scores = weights + thread * thread_size + b * score_size;
+        float* scores = weights + thread * thread_size + b * saliency_size;
         score_block(queries, i, rows, keys + head * keys_size, j, count, scores);
         for (int64_t r = 0; r < rows; r++) {
           advance(softmax[r], scale, scores + r * score_ld, count);
           weigh(softmax[r], scale, scores + r * score_ld, count);
-          factor[b * score_rows + r] = softmax[r].shift;
+          factor[b * saliency_rows + r] = softmax[r].shift;
         }
       }
       for (int64_t b = 0; b < key_blocks; b++) {
         const int64_t j = b * score_keys, count = min(score_keys, tokens - j);
-        const float* scores = weights + thread * thread_size + b * score_size;
-        float* of_row = factor + b * score_rows;
+        const float* scores = weights + thread * thread_size + b * saliency_size;
+        float* of_row = factor + b * saliency_rows;
         for (int64_t r = 0; r < rows; r++) of_row[r] = exp2(of_row[r] - softmax[r].shift) / softmax[r].sum;
         for (int64_t c = 0; c < count; c += lanes) {
           F part{};
