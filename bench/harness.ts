@@ -53,13 +53,21 @@ export function spread(samples: readonly number[]): Spread {
   return { median: at(0.5), low: at(0.1), high: at(0.9) };
 }
 
+/** Quotients of numbers that were sampled in the same rounds. */
+export function ratios(numerators: readonly number[], denominators: readonly number[]): Spread {
+  return spread(numerators.map((numerator, round) => numerator / denominators[round]));
+}
+
+/** How often a sample has to repeat a call that is too short for the clock. Runs it once. */
+export function repeatsOf(run: () => unknown): number {
+  const start = performance.now();
+  run();
+  return Math.max(1, Math.ceil(MIN_SAMPLE_MS / (performance.now() - start)));
+}
+
 /** Runs a benchmark: every round times each contender once, repeating calls that are too short for the clock. */
 export function measure({ name, shape, flops, contenders }: Benchmark, rounds: number): Result {
-  const repeats = contenders.map(({ run }) => {
-    const start = performance.now();
-    run();
-    return Math.max(1, Math.ceil(MIN_SAMPLE_MS / (performance.now() - start)));
-  });
+  const repeats = contenders.map(({ run }) => repeatsOf(run));
   const times = contenders.map((): number[] => []);
   for (let round = 0; round < rounds; round++)
     contenders.forEach(({ run }, c) => {
@@ -69,7 +77,7 @@ export function measure({ name, shape, flops, contenders }: Benchmark, rounds: n
     });
   const rows = contenders.map(({ name: contender }, c) => {
     const ms = spread(times[c]);
-    const ratio = spread(times[c].map((time, round) => times[0][round] / time));
+    const ratio = ratios(times[0], times[c]);
     return { contender, ms, ratio, gflops: flops > 0 ? flops / ms.median / 1e6 : null };
   });
   return { name, shape, rounds, rows };
@@ -124,8 +132,8 @@ export function machine() {
   };
 }
 
-const number = (x: number) => (x >= 100 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) : x.toPrecision(3));
-const range = ({ median, low, high }: Spread) => `${number(median)} (${number(low)} - ${number(high)})`;
+export const number = (x: number) => (x >= 100 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) : x.toPrecision(3));
+export const range = ({ median, low, high }: Spread) => `${number(median)} (${number(low)} - ${number(high)})`;
 
 /** Results as a Markdown table. */
 export function table(results: readonly Result[]): string {

@@ -65,7 +65,7 @@ template <class Arithmetic>
 Status attention_as(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y) {
   const int64_t tokens = q.rows, padded = round_up(tokens, lanes);
   const bool itself = q.data == k.data && q.ld == k.ld;
-  const auto part = [&](auto x, int64_t h) { return decltype(x){x.data + h * (x.cols / heads), x.rows, x.cols / heads, x.ld}; };
+  const auto part = [&](auto x, int64_t h) { return head_columns(x, heads, h); };
   Scratch scratch(context.arena);
   float* most = scratch.floats(heads);  // of h (gaussian.h)
   float* half = scratch.floats(itself ? heads * padded : 0);

@@ -12,7 +12,8 @@ constexpr int64_t score_keys = 256;  // a multiple of every panel's width
 constexpr int64_t score_ld = score_keys + 16;
 constexpr int64_t score_size = score_rows * score_ld;
 
-inline ConstMatrix head_columns(ConstMatrix x, int64_t heads, int64_t head) {
+template <class T>
+inline MatrixOf<T> head_columns(MatrixOf<T> x, int64_t heads, int64_t head) {
   const int64_t size = x.cols / heads;
   return {x.data + head * size, x.rows, size, x.ld};
 }

@@ -1,0 +1,87 @@
+/** Who competes: our head, ONNX Runtime's, and the JavaScript reference. Each computes the same from the same memory. */
+import { InferenceSession } from 'onnxruntime-node';
+import { type DeviceOptions, devices, type HeadWeights, Pruner } from '../../src/index.js';
+import { atRest } from '../../src/runtimes/session.js';
+import type { Tensor } from '../../src/tensor.js';
+import { tensor } from '../data.js';
+import { LLAVA } from '../harness.js';
+import { GRAPH_NAMES, type GraphName, headGraph } from './graphs.js';
+
+/** What all have to agree on, as plain numbers. */
+export interface Outcome {
+  readonly indices: readonly number[];
+  readonly assignment: readonly number[];
+  readonly tokens: Float32Array;
+}
+
+export interface Contestant {
+  readonly name: string;
+  readonly threads: number;
+  /** Runs once; what it returns is awaited. */
+  run(): unknown;
+  /** Runs once, for its results. */
+  outcome(): Promise<Outcome>;
+}
+
+/** One image and one question. */
+export interface Question {
+  readonly hidden: Tensor;
+  readonly text: Tensor;
+  readonly keep: number;
+}
+
+/** Seeds with no near tie: at both cuts the scores differ by 0.7 % of the largest or more. */
+export const question = (): Question => ({
+  hidden: tensor(27, LLAVA.tokens, LLAVA.width),
+  text: tensor(28, LLAVA.text, LLAVA.embedding),
+  keep: LLAVA.keep,
+});
+
+/** Our head. */
+export async function ours(
+  name: string,
+  weights: HeadWeights,
+  { hidden, text, keep }: Question,
+  options: DeviceOptions,
+): Promise<Contestant> {
+  const pruner = await Pruner.load(weights, options);
+  const run = () => pruner.pruneSync(hidden, text, { keep });
+  const outcome = async () => {
+    const { indices, assignment, tokens } = run();
+    return { indices: [...indices], assignment: [...assignment], tokens: tokens.data as Float32Array };
+  };
+  return { name, threads: options.threads ?? 1, run, outcome };
+}
+
+/** A graph in ONNX Runtime. Its threads rest between its runs, as they must not compete with the next contestant's. */
+export async function onnxRuntime(
+  name: string,
+  graph: Uint8Array,
+  { hidden, text }: Question,
+  threads: number,
+): Promise<Contestant> {
+  const session = await InferenceSession.create(graph, atRest({ intraOpNumThreads: threads }));
+  const run = () => session.run({ hidden, text });
+  const outcome = async () => {
+    const { indices, assignment, tokens } = await run();
+    const numbers = ({ data }: { data: unknown }) => Array.from(data as BigInt64Array, Number);
+    return { indices: numbers(indices), assignment: numbers(assignment), tokens: tokens.data as Float32Array };
+  };
+  return { name, threads, run, outcome };
+}
+
+/** The graphs for a question, by name. */
+export function graphsFor(
+  weights: HeadWeights,
+  { hidden, text, keep }: Question,
+): [name: GraphName, graph: Uint8Array][] {
+  const shape = { tokens: hidden.dims[0], text: text.dims[0], keep };
+  return GRAPH_NAMES.map((name) => [name, headGraph(name, weights, shape)]);
+}
+
+/** Instruction sets of this machine, best first. */
+export function instructionSets(): readonly string[] {
+  const cpu = devices().find(({ device }) => device === 'cpu');
+  if (!cpu?.available || !('isas' in cpu)) throw new Error('the CPU addon is not available');
+  return cpu.isas as readonly string[];
+}
