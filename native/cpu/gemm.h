@@ -99,7 +99,7 @@ struct Operands {
 
 constexpr int per_line = lanes < 16 ? 16 / lanes : 1;  // vectors of a cache line
 
-// `count` tiles below each other. B is fetched 16 steps ahead, since the processor by itself stops at the end of a page. One call
+// `count` tiles below each other. B is fetched 64 steps ahead, since the processor by itself stops at the end of a page. One call
 // for all of them: between tiles that are called one by one the units would idle for some 50 cycles, an eighth of a tile of
 // depth 64.
 template <class Arithmetic, int rows, int vectors>
@@ -115,7 +115,7 @@ void tiles(Operands t, int64_t count) {
     const float* b = t.b;
     for (const float* end = b + t.depth * vectors * lanes; b != end; b += vectors * lanes, a += t.a_step) {
       F column[vectors];
-      DESAP_UNROLL for (int v = 0; v < vectors; v += per_line) __builtin_prefetch(b + (16 * vectors + v) * lanes);
+      DESAP_UNROLL for (int v = 0; v < vectors; v += per_line) __builtin_prefetch(b + (64 * vectors + v) * lanes);
       DESAP_UNROLL for (int v = 0; v < vectors; v++) column[v] = load(b + v * lanes);
       DESAP_UNROLL for (int r = 0; r < rows; r++) {
         const F x = broadcast(a[r * t.a_ld]);

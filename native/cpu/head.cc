@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "memory.h"
 
 namespace desap {
 namespace {
@@ -52,6 +53,11 @@ Status pack(Context& context, const float* weight, const float* bias, int64_t ou
   return {};
 }
 
+struct MemoryFree {
+  void operator()(float* memory) const { free_memory(memory); }
+};
+using Memory = std::unique_ptr<float, MemoryFree>;
+
 using Floats = std::vector<float>;
 
 struct Rounded {
@@ -88,7 +94,9 @@ struct Head::State {
   std::shared_ptr<const Rotation> rotation;
   LinearPointer w_out;      // for Intermediates::attention
 
-  Status analyze(Context&, const HiddenStates&, Encoding, const Intermediates&, std::unique_ptr<Analysis::State>*) const;
+  // results: where the analysis may lie that ends with the call; null: in memory of its own.
+  Status analyze(Context&, const HiddenStates&, Encoding, const Intermediates&, Scratch* results,
+                 std::unique_ptr<Analysis::State>*) const;
 };
 
 Head::Head(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -139,15 +147,16 @@ struct Analysis::State {
   Hold hold;                     // of `features`, when they are the caller's memory
   std::vector<float> own;        // otherwise: every row (half) or the patch rows (no hold)
   const float* features;         // [P, D]
-  std::vector<float> embedding;  // [N, E], A_d U
-  std::vector<float> saliency;   // [P]
-  std::vector<float> global;     // [E], v_s U
+  Memory results;                // holds the three below, unless they lie in the scratch of a call that keeps nothing
+  float* embedding;              // [N, E], A_d U
+  float* saliency;               // [P]
+  float* global;                 // [E], v_s U
   AnalyzeTimings timings;
 
   int64_t patches() const { return tokens - (config.class_token ? 1 : 0); }
   ConstMatrix visual() const {
     const int64_t size = config.embedding;
-    return {embedding.data() + (tokens - patches()) * size, patches(), size, size};
+    return {embedding + (tokens - patches()) * size, patches(), size, size};
   }
 };
 
@@ -162,28 +171,35 @@ const AnalyzeTimings& Analysis::timings() const { return state_->timings; }
 Status Analysis::read_embedding(float* out) const {
   Context context(*state_->kernels, 1, false);  // the caller's own: any thread may ask
   const int64_t size = state_->config.embedding;
-  return linear(context, {state_->embedding.data(), state_->tokens, size, size}, *state_->rotation->embedding,
+  return linear(context, {state_->embedding, state_->tokens, size, size}, *state_->rotation->embedding,
                 {out, state_->tokens, size, size});
 }
 Status Analysis::read_saliency(float* out) const {
-  std::copy(state_->saliency.begin(), state_->saliency.end(), out);
+  std::copy_n(state_->saliency, state_->patches(), out);
   return {};
 }
 
 Status Head::State::analyze(Context& context, const HiddenStates& hidden, Encoding encoding, const Intermediates& copies,
-                            std::unique_ptr<Analysis::State>* analysis) const {
+                            Scratch* results, std::unique_ptr<Analysis::State>* analysis) const {
   const int64_t tokens = hidden.tokens, width = config.width;
   auto result = std::make_unique<Analysis::State>();
   result->config = config;
   result->rotation = rotation;
   result->kernels = context.kernels;
   result->tokens = tokens;
-  result->embedding.resize(static_cast<size_t>(tokens * config.embedding));
-  result->saliency.resize(static_cast<size_t>(result->patches()));
-  result->global.resize(static_cast<size_t>(config.embedding));
+  const int64_t patches = result->patches(), size = config.embedding;
+  if (const int64_t floats = tokens * size + patches + size; results) {
+    result->embedding = results->floats(floats);
+  } else {
+    result->results.reset(static_cast<float*>(allocate_memory(static_cast<size_t>(floats) * sizeof(float))));
+    result->embedding = result->results.get();
+  }
+  if (!result->embedding) return out_of_memory("analyze");
+  result->saliency = result->embedding + tokens * size;
+  result->global = result->saliency + patches;
   Stopwatch watch;
 
-  const int64_t skipped = (tokens - result->patches()) * width;
+  const int64_t skipped = (tokens - patches) * width;
   const float* x = static_cast<const float*>(hidden.data);
   if (hidden.half) {
     result->own.resize(static_cast<size_t>(tokens * width));
@@ -218,9 +234,9 @@ Status Head::State::analyze(Context& context, const HiddenStates& hidden, Encodi
   result->timings.project = watch.lap();
 
   if (reads_k) {
-    DESAP_TRY(saliency(context, q, k, config.heads, config.class_token, result->saliency.data()));
+    DESAP_TRY(saliency(context, q, k, config.heads, config.class_token, result->saliency));
   } else {
-    DESAP_TRY(context.kernels->folded_saliency(context, normal, q.data, k_weight.data(), config.heads, result->saliency.data()));
+    DESAP_TRY(context.kernels->folded_saliency(context, normal, q.data, k_weight.data(), config.heads, result->saliency));
   }
   result->timings.saliency = watch.lap();
 
@@ -239,20 +255,20 @@ Status Head::State::analyze(Context& context, const HiddenStates& hidden, Encodi
     DESAP_TRY(linear(context, attended, *w_out, projected));
     copy_rows(projected, copies.attention);
   }
-  const Matrix embedding{result->embedding.data(), tokens, config.embedding, config.embedding};
+  const Matrix embedding{result->embedding, tokens, size, size};
   DESAP_TRY(linear(context, attended, *w_read_out, projected));
   DESAP_TRY(rename(context.kernels->rotated_read_out(context, projected, read_out, config.epsilon, embedding), "hidden"));
 
-  float* global = result->global.data();
+  const Matrix global{result->global, 1, size, size};
   if (config.class_token) {
-    std::memcpy(global, embedding.row(0), result->global.size() * sizeof(float));
+    copy_rows({embedding.data, 1, size, size}, global.data);
   } else {  // the sum has the direction of the mean
+    std::fill_n(global.data, size, 0.0f);
     for (int64_t i = 0; i < tokens; i++) {
-      for (int64_t e = 0; e < config.embedding; e++) global[e] += embedding.row(i)[e];
+      for (int64_t e = 0; e < size; e++) global.data[e] += embedding.row(i)[e];
     }
-    for (int64_t e = 0; e < config.embedding; e++) global[e] /= static_cast<float>(tokens);
-    const Matrix row{global, 1, config.embedding, config.embedding};
-    DESAP_TRY(unit_rows(context, row, row));
+    for (int64_t e = 0; e < size; e++) global.data[e] /= static_cast<float>(tokens);
+    DESAP_TRY(unit_rows(context, global, global));
   }
   result->timings.read_out = watch.lap();
 
@@ -266,7 +282,7 @@ Status Head::analyze(Context& context, const HiddenStates* images, int64_t count
   for (int64_t i = 0; i < count; i++) {
     std::unique_ptr<Analysis::State> state;
     const Intermediates wanted = copies ? copies[i] : Intermediates{};
-    DESAP_TRY(of_image(state_->analyze(context, images[i], encoding, wanted, &state), i, count));
+    DESAP_TRY(of_image(state_->analyze(context, images[i], encoding, wanted, nullptr, &state), i, count));
     results.emplace_back(new Analysis(std::move(state)));
   }
   std::move(results.begin(), results.end(), analyses);
@@ -309,7 +325,7 @@ Status Analysis::prune(Context& context, const PruneRequest& request, const Prun
   }
   DESAP_TRY(linear(context, unit, *state_->rotation->text, rotated));
   const ConstMatrix text{rotated.data, words, size, rotated.ld};
-  DESAP_TRY(align(context, state_->visual(), text, rotated.row(words), state_->global.data(), request.alignment, request.lambda,
+  DESAP_TRY(align(context, state_->visual(), text, rotated.row(words), state_->global, request.alignment, request.lambda,
                   task,
                   {output.matrices.similarity ? similarity : nullptr,
                    output.matrices.visual_alignment ? visual_alignment : nullptr,
@@ -317,7 +333,7 @@ Status Analysis::prune(Context& context, const PruneRequest& request, const Prun
   PruneTimings times;
   times.align = watch.lap();
 
-  const float* saliency = request.saliency ? request.saliency : state_->saliency.data();
+  const float* saliency = request.saliency ? request.saliency : state_->saliency;
   const Status ranked = top_k(context, task, nullptr, patches, task_keep, by_task);
   if (ranked.code == Code::not_finite) return {Code::internal, "task", ranked.where};
   DESAP_TRY(ranked);
@@ -366,8 +382,9 @@ Status Head::prune(Context& context, const HiddenStates* images, int64_t count, 
   for (int64_t i = 0; i < count; i++) {
     HiddenStates hidden = images[i];
     if (!hidden.hold) hidden.hold = Hold(Hold(), hidden.data);  // the caller keeps the rows until this returns: no copy
+    Scratch results(context.arena);
     std::unique_ptr<Analysis::State> state;
-    DESAP_TRY(of_image(state_->analyze(context, hidden, encoding, {}, &state), i, count));
+    DESAP_TRY(of_image(state_->analyze(context, hidden, encoding, {}, &results, &state), i, count));
     const Analysis analysis(std::move(state));
     PruneTimings* const timings = prune_timings ? prune_timings + i : nullptr;
     DESAP_TRY(of_image(analysis.prune(context, requests[i], outputs[i], timings), i, count));
