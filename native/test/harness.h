@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <string>
@@ -172,6 +173,13 @@ struct Rows {
   int64_t rows, cols, ld;
   Floats data;
 };
+
+// "577 x 16 x 64"
+inline std::string shape(std::initializer_list<int64_t> sizes) {
+  std::string text;
+  for (int64_t size : sizes) text += (text.empty() ? "" : " x ") + std::to_string(size);
+  return text;
+}
 
 inline Floats concatenate(std::initializer_list<Floats> parts) {
   Floats all;

@@ -5,6 +5,7 @@
 #include "../head.h"
 #include "golden.h"
 #include "harness.h"
+#include "reference_head.h"
 
 namespace desap::test {
 namespace {
@@ -123,6 +124,45 @@ DESAP_CASE(head_golden) {
     check(pruned.assignment == integers(e.golden, "output.assignment"), what + " assignment");
     check(pruned.counts == integers(e.golden, "output.count"), what + " count");
     check(Ints(pruned.source.begin(), pruned.source.end()) == integers(e.golden, "output.source"), what + " source");
+  }
+}
+
+// Widths that no vector divides, more and fewer outputs than inputs, heads of odd size, and heads whose queries are too long for
+// the Gaussian form of the attention.
+DESAP_CASE(head_shapes) {
+  const HeadShape shapes[] = {
+      {97, 48, 3, 20, true, 5, 9},   {50, 33, 3, 60, true, 4, 7},  {33, 40, 5, 40, false, 3, 6},
+      {2, 21, 3, 22, true, 1, 1},    {65, 64, 2, 1, true, 6, 8},   {20, 4, 4, 7, false, 2, 3},
+  };
+  for (const HeadShape& s : shapes) {
+    for (float gain : {1.0f, 40.0f}) {
+      if (gain > 1 && machine.precision != Precision::strict) continue;  // operands of 16 bits resolve no such scores
+      RandomWeights weights(s);
+      for (int64_t i = 0; i < s.width / s.heads * s.width; i++) weights.q[static_cast<size_t>(i)] *= gain;  // the first head's
+      const RandomImages images(s, 1);
+      const std::string what = shape({s.tokens, s.width, s.heads, s.embedding}) + (gain > 1 ? ", long queries" : "");
+      const HeadReference expected = head_reference(weights, s, images.image(0), images.text.data(), Encoding::qq);
+      const Floats all = machine.same<float>(what, [&](Context& context) {
+        std::shared_ptr<Head> head;
+        check(Head::create(context, weights.config, weights.weights(), &head).good(), "create");
+        const size_t size = static_cast<size_t>(s.tokens * s.width);
+        Floats attended(size), projected(size), embedding(static_cast<size_t>(s.tokens * s.embedding));
+        Floats saliency(static_cast<size_t>(s.patches()));
+        std::shared_ptr<Analysis> analysis;
+        const Intermediates copies{attended.data(), projected.data()};
+        check(head->analyze(context, images.states().data(), 1, Encoding::qq, &copies, &analysis).good(), "analyze");
+        check(analysis->read_embedding(embedding.data()).good() && analysis->read_saliency(saliency.data()).good(), "read");
+        Answers answers(s, 1);
+        check(analysis->prune(context, images.requests()[0], answers.outputs()[0], nullptr).good(), "prune");
+        return concatenate({attended, projected, embedding, saliency, answers.task});
+      });
+      const double tolerance = machine.tolerance(gain > 1 ? 1e-4 : 2e-5);
+      auto at = all.begin();
+      for (const Doubles* part : {&expected.context, &expected.attention, &expected.embedding, &expected.saliency, &expected.task}) {
+        check_close(Floats(at, at + static_cast<int64_t>(part->size())), *part, tolerance, what, part == &expected.task ? 1e-3 : 0);
+        at += static_cast<int64_t>(part->size());
+      }
+    }
   }
 }
 

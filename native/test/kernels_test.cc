@@ -14,12 +14,6 @@ using reference::Array;
 const float infinity = std::numeric_limits<float>::infinity();
 const int64_t tokens_list[] = {1, 2, 17, 33, 65, 97, 145, 257, 577};
 
-std::string shape(std::initializer_list<int64_t> sizes) {
-  std::string text;
-  for (int64_t size : sizes) text += (text.empty() ? "" : " x ") + std::to_string(size);
-  return text;
-}
-
 Floats ones_with(int64_t size, int64_t at, float value) {
   Floats x(static_cast<size_t>(size), 1.0f);
   for (size_t i = 0; i < x.size(); i += 3) x[i] = -0.5f;
