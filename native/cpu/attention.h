@@ -4,7 +4,7 @@
 // ordinary way is one pass over the keys per block of rows (the shape of flash attention): a block of scores is made,
 // turned into weights against the largest score so far, and multiplied with its values; when the largest score grows,
 // what was summed so far is scaled down. Scratch is one head's keys and values, and a block of scores and of outputs per thread.
-// Numerics: float32 products in ascending order; weights below 2^-126 of the largest are 0.
+// Numerics: float32 products in ascending order; weights below 2^-126 of the largest may be anything below that.
 #pragma once
 
 namespace desap {

@@ -16,12 +16,6 @@ using reference::Array;
 
 const float infinity = std::numeric_limits<float>::infinity();
 
-std::string shape(std::initializer_list<int64_t> sizes) {
-  std::string text;
-  for (int64_t size : sizes) text += (text.empty() ? "" : " x ") + std::to_string(size);
-  return text;
-}
-
 bool same_bits(const Floats& a, const Floats& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
