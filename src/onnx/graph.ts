@@ -13,6 +13,9 @@ interface Sources {
 
 const NOTHING: Sources = { floats: false, integers: false };
 
+/** Operators whose result depends on the shape of their input only. */
+const MEASURES: ReadonlySet<string> = new Set(['Shape', 'Size']);
+
 /**
  * A graph that can be walked both ways. Value names serve as keys only; nothing is concluded from what they say.
  */
@@ -52,7 +55,8 @@ export class Graph {
 
   private describe(node: OnnxNode): void {
     const reads = [...node.inputs, ...node.captures].filter((value) => value !== '');
-    const from = reads.map((value) => this.sources.get(value) ?? NOTHING);
+    // How many pixels or ids there are says nothing of what they are.
+    const from = MEASURES.has(node.op) ? [] : reads.map((value) => this.sources.get(value) ?? NOTHING);
     const sources = { floats: from.some((s) => s.floats), integers: from.some((s) => s.integers) };
     // Random numbers read nothing and are not constant; no exporter of an encoder writes them.
     const isConstant = node.op === 'Constant' || (reads.length > 0 && reads.every((value) => this.fixed.has(value)));
