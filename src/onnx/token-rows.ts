@@ -43,13 +43,26 @@ export function tokenRows(graph: Graph, norms: Norms, value: string, width: numb
       if (node.op === 'Transpose' && node.attributes.get('perm')?.ints?.[0] !== 0) turns++;
       at = graph.origin(node.inputs[0]);
     } else if (node !== undefined && slicesOf(graph, node)?.length === 0) at = graph.origin(node.inputs[0]);
+    else if (node?.op === 'Slice') return found(cutOut(graph, node, tokenRows(graph, norms, node.inputs[0], width)));
     else return found(node !== undefined && PICKS.has(node.op) ? { ...PATCHES, parts: null } : PATCHES);
   }
 }
 
+/** The rows of a sequence that a Slice takes: some learnt ones from the first on, or all from one on. */
+function cutOut(graph: Graph, node: OnnxNode, rows: TokenRows): TokenRows {
+  const range = sliced(graph, node, rows.batchFirst ? 1 : 0);
+  if (range === 'other axis') return rows;
+  const [head, ...rest] = rows.parts ?? [];
+  const count = head === undefined || head === 'patches' ? 0 : (head.learnt ?? 1);
+  if (range === null || range.first < 0 || count === 0) return { ...rows, parts: null };
+  if (range.isTail && range.first === count) return { ...rows, parts: rest };
+  const isHead = range.first === 0 && range.single && count === 1;
+  return { ...rows, parts: isHead ? [head] : null };
+}
+
 const ADDS = new Set(['Add', 'Sum', 'Mul', 'Div', 'BiasAdd']);
 const VIEWS = new Set(['Reshape', 'Transpose', 'Squeeze', 'Unsqueeze', 'Flatten']);
-const PICKS = new Set(['Slice', 'Gather', 'GatherND', 'GatherElements', 'Split', 'ScatterND', 'Where', 'Pad']);
+const PICKS = new Set(['Gather', 'GatherND', 'GatherElements', 'Split', 'ScatterND', 'Where', 'Pad']);
 
 function joined(graph: Graph, norms: Norms, { inputs }: OnnxNode, width: number): TokenRows {
   const isLearnt = (input: string) => !graph.sourcesOf(input).floats;
