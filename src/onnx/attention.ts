@@ -1,13 +1,14 @@
-import type { Graph } from './graph.js';
-import { type Linear, type Linears, type Matrix, type Part, unquantized, type Vector } from './linear.js';
+import { MOVES } from './constants.js';
+import { describeNode, type Graph } from './graph.js';
+import { type Linear, type Linears, type Matrix, outputs, type Part, unquantized, type Vector } from './linear.js';
 import type { OnnxNode } from './messages.js';
 import type { Norm, Norms } from './norm.js';
+import { slicesOf } from './slice.js';
 import {
   ahead,
   contextAhead,
   type Factor,
   isAttentionSoftmax,
-  SHAPERS,
   type Softmax,
   scoresBehind,
   softmaxAt,
@@ -52,11 +53,13 @@ interface Operand {
   readonly heads: HeadShape;
 }
 
-/** What target shapes say about the heads: their count, or the extent of one. */
+/** What target shapes say about the heads: the extent of one, or extents one of which is their count. */
 interface HeadShape {
-  readonly count: number | null;
+  readonly counts: readonly number[];
   readonly extent: number | null;
 }
+
+const NO_SHAPE: HeadShape = { counts: [], extent: null };
 
 /** An attention core: the values that go in and come out, before projections are looked for. */
 interface Core {
@@ -101,18 +104,19 @@ function readBlock(graph: Graph, linears: Linears, norms: Norms, at: Softmax | O
   if ('op' in at && !FUSED.has(at.op))
     return `the operator ${at.op} is not one that is read: take an export that is not optimised for a GPU`;
   const core = 'op' in at ? fusedCore(graph, linears, at) : softmaxCore(graph, linears, at);
-  if (core === null) return 'its queries, keys or values are no projections of the layer input';
+  if (typeof core === 'string') return core;
   const { q, k, v } = core;
-  const shared = graph.origin(q.input);
-  if (shared !== graph.origin(k.input) || shared !== graph.origin(v.input))
+  // Layers that take [N, batch, D] turn what the norm writes first.
+  const shared = graph.unmoved(q.input);
+  if (shared !== graph.unmoved(k.input) || shared !== graph.unmoved(v.input))
     return 'its queries, keys and values project different values';
   const norm = norms.behind(shared);
-  if (norm === undefined) return 'what it projects is not the result of a layer norm';
+  if (norm === undefined) return `what it projects is not the result of a layer norm${writtenBy(graph, shared)}`;
   // Its residual connection reads the same value, so even a fused norm hands it out.
   const { input } = norm;
   if (input === null) return 'what its layer norm normalises is used nowhere else';
   const out = linearAhead(graph, linears, core.context);
-  if (out === null) return 'no linear layer follows it';
+  if (out === null) return `no linear layer follows it${writtenBy(graph, core.context)}`;
   const width = norm.weight.dims[0];
   const heads = core.heads ?? headCount(width, q.heads) ?? headCount(width, k.heads) ?? headCount(width, v.heads);
   const scale = (headExtent: number) => product(graph, core.factors, headExtent);
@@ -129,68 +133,157 @@ function readBlock(graph: Graph, linears: Linears, norms: Norms, at: Softmax | O
   };
 }
 
-function softmaxCore(graph: Graph, linears: Linears, { input, output }: Softmax): Core | null {
+/** " (from the operator ...)", for messages. */
+function writtenBy(graph: Graph, value: string): string {
+  const node = graph.producer(value);
+  return node === undefined ? '' : ` (it comes from ${describeNode(node)})`;
+}
+
+function softmaxCore(graph: Graph, linears: Linears, { input, output }: Softmax): Core | string {
   const scores = scoresBehind(graph, input);
   const context = contextAhead(graph, output);
-  if (scores === null || context === null) return null;
-  const [q, k, v] = [scores.node.inputs[0], scores.node.inputs[1], context.inputs[1]].map((value) =>
-    operandBehind(graph, linears, value),
-  );
-  if (q === null || k === null || v === null) return null;
+  if (scores === null || context === null) return 'its softmax stands between no two products';
+  const operands = operandsBehind(graph, linears, [...scores.node.inputs.slice(0, 2), context.inputs[1]]);
+  if (typeof operands === 'string') return operands;
+  const { q, k, v } = operands;
   const factors = [...scores.factors, ...q.factors, ...k.factors];
   return { q, k, v, factors, heads: null, context: context.outputs[0] };
 }
 
-/** From an operand of an attention product back to the linear layer that makes it. */
-function operandBehind(graph: Graph, linears: Linears, value: string): Operand | null {
+/** Queries, keys and values, each back to its projection; or what stood in the way. */
+function operandsBehind(
+  graph: Graph,
+  linears: Linears,
+  values: readonly string[],
+): Record<'q' | 'k' | 'v', Operand> | string {
+  const [q, k, v] = ['queries', 'keys', 'values'].map((what, i) => {
+    const operand = values[i] ? operandBehind(graph, linears, values[i]) : null;
+    if (operand === null) return `it has no ${what} of its own`;
+    return 'projection' in operand
+      ? operand
+      : `its ${what} are no projection of the layer input: ${describeNode(operand)} makes them`;
+  });
+  for (const operand of [q, k, v]) if (typeof operand === 'string') return operand;
+  return { q, k, v } as Record<'q' | 'k' | 'v', Operand>;
+}
+
+/** From an operand of an attention product back to the linear layer that makes it; null at a graph input, else the node that stood in the way. */
+function operandBehind(graph: Graph, linears: Linears, value: string): Operand | OnnxNode | null {
   const factors: Factor[] = [];
-  let heads: HeadShape = { count: null, extent: null };
-  let part: Part | null = null;
+  let heads = NO_SHAPE;
+  let part: Part | Range | null = null;
+  let bias: Vector | null = null;
   for (let at = value; ; ) {
     const linear = linears.behind(at);
-    if (linear !== undefined) return { projection: projection(linear, part), input: linear.input, factors, heads };
     const source = graph.origin(at);
     const node = graph.producer(source);
+    if (linear !== undefined) {
+      const made = projection(linear, part, bias);
+      return made === null ? (node as OnnxNode) : { projection: made, input: linear.input, factors, heads };
+    }
     if (node === undefined) return null;
     const scaled = throughFactor(graph, node);
-    if (scaled !== null) {
+    const added = constantAdded(graph, node);
+    const own = partOf(graph, node, source);
+    if (scaled !== null && bias === null) {
       factors.push(scaled.factor);
       at = scaled.next;
-      continue;
-    }
-    if (node.op === 'Reshape') heads = mergeHeads(heads, graph.constants.entries(node.inputs[1]));
-    else if (node.op === 'Split') part = { index: node.outputs.indexOf(source), count: node.outputs.length };
-    else if (node.op === 'Gather') part = packedPart(graph, node);
-    else if (!SHAPERS.has(node.op)) return null;
-    if (node.op === 'Gather' && part === null) return null;
-    at = node.inputs[0];
+    } else if (added !== null && bias === null) {
+      bias = added.bias;
+      at = added.next;
+    } else if (own !== null && part === null) {
+      part = own;
+      at = node.inputs[0];
+    } else if (MOVES.has(node.op) || slicesOf(graph, node)?.length === 0) {
+      if (node.op === 'Reshape') heads = nearest(heads, headShape(graph, node.inputs[1]));
+      at = node.inputs[0];
+    } else return node;
   }
 }
 
-/** The pick of queries, keys or values (0, 1, 2) from one packed projection. */
-function packedPart(graph: Graph, gather: OnnxNode): Part | null {
-  const indices = graph.constants.numbers(gather.inputs[1]);
-  return indices?.length === 1 && indices[0] >= 0 && indices[0] < 3 ? { index: indices[0], count: 3 } : null;
+/** Outputs of a packed projection from one on and up to another. */
+interface Range {
+  readonly start: number;
+  readonly end: number;
 }
 
-function projection(linear: Linear, part: Part | null): Projection {
-  const { weight, bias, alpha, beta, quantized, op } = linear;
-  return { weight: weight && { ...weight, part }, bias: bias && { ...bias, part }, alpha, beta, quantized, op };
+/** The pick of queries, keys or values from one packed projection, by the operator that makes it. */
+function partOf(graph: Graph, node: OnnxNode, output: string): Part | Range | null {
+  if (node.op === 'Split') {
+    const sizes =
+      node.attributes.get('split')?.ints ?? (node.inputs[1] ? graph.constants.numbers(node.inputs[1]) : null);
+    const isEven = sizes === null || sizes.every((size) => size === sizes[0]);
+    return isEven && node.outputs.length > 1
+      ? { index: node.outputs.indexOf(output), count: node.outputs.length }
+      : null;
+  }
+  if (node.op === 'Gather') {
+    const indices = graph.constants.numbers(node.inputs[1]);
+    return indices?.length === 1 ? third(indices[0]) : null;
+  }
+  const ranges = slicesOf(graph, node);
+  if (ranges?.length !== 1 || ranges[0].step !== 1) return null;
+  // One of three (torch.unbind), or a range of channels.
+  const [{ start, end }] = ranges;
+  return end - start === 1 || start === -1 ? third(start) : start >= 0 && end > start ? { start, end } : null;
 }
 
-/** What a target shape adds: [batch, tokens, H, dh] or [batch * H, tokens, dh]. */
-function mergeHeads(known: HeadShape, shape: readonly (number | null)[] | null): HeadShape {
-  if (shape === null || shape.length < 3) return known;
-  const positive = (entry: number | null) => (entry !== null && entry > 0 ? entry : null);
-  const count = shape.length === 4 ? positive(shape[2]) : null;
-  const extent = positive(shape[shape.length - 1]);
-  // The first one met stands nearest to the attention: behind it, packed projections have shapes of their own.
-  return { count: known.count ?? count, extent: known.extent ?? extent };
+/** The `index`-th of three, counted from the end when it is negative. */
+function third(index: number): Part | null {
+  const at = index < 0 ? index + 3 : index;
+  return at >= 0 && at < 3 ? { index: at, count: 3 } : null;
 }
 
-function headCount(width: number, { count, extent }: HeadShape): number | null {
-  if (extent !== null && width % extent === 0) return width / extent;
-  return count !== null && width % count === 0 ? count : null;
+/** A vector that is added: its elements in the order of the projection's outputs, whatever axes stand between. */
+function constantAdded(graph: Graph, node: OnnxNode): { bias: Vector; next: string } | null {
+  if (node.op !== 'Add') return null;
+  for (const [constant, next] of [node.inputs, [...node.inputs].reverse()]) {
+    const tensor = graph.isConstant(constant) && !graph.isConstant(next) ? graph.tensor(constant) : null;
+    if (tensor !== null) return { bias: { tensor, part: null }, next };
+  }
+  return null;
+}
+
+/** A projection out of a linear layer; null when its parts do not fit together. */
+function projection(linear: Linear, picked: Part | Range | null, later: Vector | null): Projection | null {
+  const { weight, alpha, beta, quantized, op } = linear;
+  if (later !== null && linear.bias !== null) return null;
+  let part = picked;
+  if (part !== null && 'end' in part) {
+    // How many parts there are takes the layer's outputs, which a quantised weight does not show: queries, keys, values.
+    const total = weight === null ? null : outputs(weight);
+    const size = (total === null ? part.end : Math.min(part.end, total)) - part.start;
+    const [index, count] = [part.start / size, total === null ? 3 : total / size];
+    if (!Number.isInteger(index) || !Number.isInteger(count)) return null;
+    part = { index, count };
+  }
+  const bias = later ?? (linear.bias && { ...linear.bias, part });
+  return { weight: weight && { ...weight, part }, bias, alpha, beta: later === null ? beta : 1, quantized, op };
+}
+
+/** What a target shape says: [batch, tokens, H, dh], [batch, H, tokens, dh], [batch * H, tokens, dh], or with 3 for packed ones. */
+function headShape(graph: Graph, target: string): HeadShape {
+  const shape = graph.constants.entries(target);
+  if (shape === null || shape.length < 3) return NO_SHAPE;
+  const positive = (entry: number | null) => (entry !== null && entry > 0 ? [entry] : []);
+  const [extent = null] = positive(shape[shape.length - 1]);
+  const share = extent === null ? graph.constants.lastShare(target) : null;
+  if (share !== null) return { counts: [share], extent: null };
+  return { counts: shape.length === 4 ? shape.slice(1, 3).flatMap(positive) : [], extent };
+}
+
+/** The first one met stands nearest to the attention: behind it, packed projections have shapes of their own. */
+function nearest(known: HeadShape, next: HeadShape): HeadShape {
+  return {
+    counts: known.counts.length > 0 ? known.counts : next.counts,
+    extent: known.extent ?? next.extent,
+  };
+}
+
+function headCount(width: number, { counts, extent }: HeadShape): number | null {
+  if (extent !== null && width % extent === 0 && extent < width) return width / extent;
+  const fitting = [...new Set(counts)].filter((count) => width % count === 0);
+  return fitting.length === 1 ? fitting[0] : null;
 }
 
 function product(graph: Graph, factors: readonly Factor[], headExtent: number): number | null {
@@ -205,17 +298,18 @@ function product(graph: Graph, factors: readonly Factor[], headExtent: number): 
 }
 
 /** The fused operators: com.microsoft.MultiHeadAttention, Attention and QAttention, and Attention of ONNX operator set 23. */
-function fusedCore(graph: Graph, linears: Linears, node: OnnxNode): Core | null {
+function fusedCore(graph: Graph, linears: Linears, node: OnnxNode): Core | string {
   const { inputs, attributes } = node;
   const heads = attributes.get('num_heads')?.i ?? attributes.get('q_num_heads')?.i ?? null;
   const own: Factor = { value: attributes.get('scale')?.f || null, divides: false };
-  const shape: HeadShape = { count: heads, extent: null };
+  const shape: HeadShape = { counts: heads === null ? [] : [heads], extent: null };
   if (node.domain !== '' && node.op !== 'MultiHeadAttention') {
     const quantized = node.op === 'QAttention';
     const sizes = attributes.get('qkv_hidden_sizes')?.ints;
     const weight = graph.tensor(inputs[1]);
     const bias = inputs[2] ? graph.tensor(inputs[2]) : null;
-    if (weight?.dims.length !== 2 || sizes?.some((size) => size !== sizes[0])) return null;
+    if (weight?.dims.length !== 2 || sizes?.some((size) => size !== sizes[0]))
+      return `${describeNode(node)} has no constant packed weight of equal parts`;
     const [q, k, v] = [0, 1, 2].map((index): Operand => {
       const part = { index, count: 3 };
       const packed: Matrix = { tensor: weight, layout: 'in-out', part };
@@ -229,8 +323,9 @@ function fusedCore(graph: Graph, linears: Linears, node: OnnxNode): Core | null 
     });
     return { q, k, v, factors: [own], heads, context: node.outputs[0] };
   }
-  const [q, k, v] = inputs.slice(0, 3).map((value) => (value ? operandBehind(graph, linears, value) : null));
-  if (!q || !k || !v) return null;
+  const operands = operandsBehind(graph, linears, inputs);
+  if (typeof operands === 'string') return operands;
+  const { q, k, v } = operands;
   const tensor = node.op === 'MultiHeadAttention' && inputs[3] ? graph.tensor(inputs[3]) : null;
   const biased = (operand: Operand, index: number): Operand =>
     tensor === null
@@ -248,7 +343,7 @@ function fusedCore(graph: Graph, linears: Linears, node: OnnxNode): Core | null 
 
 /** The first linear layer that a value goes through, past operators that only move elements or quantise them. */
 function linearAhead(graph: Graph, linears: Linears, value: string): Linear | null {
-  const passed = new Set([...SHAPERS, 'DynamicQuantizeLinear', 'QuantizeLinear']);
+  const passed = new Set([...MOVES, 'DynamicQuantizeLinear', 'QuantizeLinear']);
   const node = ahead(
     graph,
     value,

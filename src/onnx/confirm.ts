@@ -6,12 +6,14 @@ import { floatData, halfToFloat, type TensorLike } from '../tensor.js';
 import { relativeError } from './compare.js';
 import { cut, type EditedGraph, type OrtModule, openGraph } from './edit.js';
 import type { ModelSource } from './model.js';
-import { trialPixels } from './pixels.js';
+import { trialPixels, uniform } from './pixels.js';
+import { positionCount } from './positions.js';
 import { toleranceOf } from './precision.js';
-import type { ReadOut } from './read-out.js';
+import { DataType } from './proto.js';
+import { beforePicks } from './read-out.js';
 import { attentionRows, readOutRow } from './recompute.js';
-import { floatPixels, HIDDEN_STATES, toFloat, towerGraph } from './split.js';
-import { readTower, type TowerStructure } from './tower.js';
+import { batchFirst, floatPixels, HIDDEN_STATES, IMAGE_FEATURES, PATCHES, toFloat, towerGraph } from './split.js';
+import { type Projector, readOutOf, readTower, type TowerStructure } from './tower.js';
 import { type GraphNode, newNode } from './write.js';
 
 export interface ConfirmOptions {
@@ -40,11 +42,14 @@ export interface TowerConfirmation {
 const ATTENTION = 'desap.attention';
 const LAST_HIDDEN = 'desap.last_hidden';
 const EMBEDDING = 'desap.embedding';
+const EMBEDDED = 'desap.embedded';
+const FEATURES = 'desap.features';
 
 /**
  * Runs a CLIP vision model on one image and recomputes its last attention and its read-out from the head, in float64:
  * a wrong orientation, head count, scale or weight shows. (What does not show: a factor that moved between q and k.)
- * Eight rows of the attention are compared; each depends on every weight of it.
+ * Eight rows of the attention are compared; each depends on every weight of it. Two images are embedded: the class token's row
+ * has to be the only one that no image changes.
  *
  * @param ort the onnxruntime-node module
  * @param visionModel the CLIP `vision_model.onnx` that the head belongs to
@@ -58,7 +63,9 @@ export async function confirmHead(
   { pixelValues, session }: ConfirmOptions = {},
 ): Promise<HeadConfirmation> {
   const tower = readTower(visionModel, 'visionModel');
-  const values = await headValues(ort, tower, head, feed(ort, pixelValues ?? trialPixels(tower)), session);
+  const pixels = feed(ort, pixelValues ?? trialPixels(tower));
+  const values = await headValues(ort, tower, head, pixels, session);
+  await confirmRows(ort, tower, pixels, session);
   return compareHead(tower, head, values);
 }
 
@@ -106,6 +113,7 @@ export async function confirmBoth(
   const clip = readTower(visionModel, 'visionModel');
   const pixels = feed(ort, pixelValues ?? trialPixels(clip));
   const wanted = await headValues(ort, clip, head, pixels, session);
+  await confirmRows(ort, clip, pixels, session);
   compareHead(clip, head, wanted);
   const got = await runOpen(llava, pixels);
   compareTowers(llava.structure, got[HIDDEN_STATES], clip, wanted[HIDDEN_STATES]);
@@ -135,21 +143,17 @@ async function headValues(
     outputs: [HIDDEN_STATES, ATTENTION, LAST_HIDDEN, EMBEDDING],
     nodes: [
       ...nodes,
-      toFloat(tower.hidden, HIDDEN_STATES),
+      ...batchFirst(tower, tower.hidden, HIDDEN_STATES),
       ...sumNodes(out.laterBias === null ? [out.output] : [out.output, out.laterBias], ATTENTION),
-      ...sumNodes(readOut.norm.summands, LAST_HIDDEN),
+      // All rows, though the file may pick one first: which row it picks is to show.
+      ...sumNodes(
+        readOut.norm.summands.map((value) => beforePicks(graph, value).value),
+        LAST_HIDDEN,
+      ),
       toFloat(readOut.projection.output, EMBEDDING),
     ],
   });
   return run(ort, tower, edited, pixels, session);
-}
-
-function readOutOf({ graph, readOut }: TowerStructure): ReadOut {
-  if (readOut !== null) return readOut;
-  throw new DesapError(
-    'ERR_GRAPH',
-    `${graph.model.name}: looked for a visual projection of the norm of one row at the end of the graph; found none. Confirm a head with the CLIP vision_model.onnx`,
-  );
 }
 
 function compareHead(
@@ -158,9 +162,18 @@ function compareHead(
   values: Readonly<Record<string, Tensor>>,
 ): HeadConfirmation {
   const { graph } = tower;
-  const hidden = firstImage(values[HIDDEN_STATES]);
-  const rows = sampled(hidden.rows);
-  const attended = relativeError(attentionRows(head, hidden, rows).data, pick(firstImage(values[ATTENTION]), rows));
+  const [images, count] = values[HIDDEN_STATES].dims;
+  const states = values[HIDDEN_STATES].data as Float32Array;
+  const hidden = { data: states.subarray(0, count * head.width), rows: count, cols: head.width };
+  const rows = sampled(count);
+  // Between the layers the rows lie as the file has them, in whatever shape.
+  const stride = tower.batchFirst ? 1 : images;
+  const attention = pick(
+    values[ATTENTION].data as Float32Array,
+    head.width,
+    rows.map((row) => row * stride),
+  );
+  const attended = relativeError(attentionRows(head, hidden, rows).data, attention);
   const embedding = head.classToken
     ? relativeError(
         readOutRow(head, firstRow(values[LAST_HIDDEN], head.width)).data,
@@ -228,12 +241,6 @@ async function runOpen({ structure, session }: OpenTower, pixels: Tensor): Promi
   }
 }
 
-/** The first image's rows of [batch, N, D], or of [N, D]. */
-function firstImage({ data, dims }: Tensor): NumberMatrix {
-  const [rows, cols] = dims.slice(-2);
-  return { data: (data as Float32Array).subarray(0, rows * cols), rows, cols };
-}
-
 function firstRow({ data }: Tensor, cols: number): NumberMatrix {
   return { data: (data as Float32Array).subarray(0, cols), rows: 1, cols };
 }
@@ -247,11 +254,120 @@ function sampled(count: number): number[] {
   return Array.from({ length: samples }, (_, i) => Math.floor((i * count) / samples));
 }
 
-function pick({ data, cols }: NumberMatrix, rows: readonly number[]): Float64Array {
+function pick(data: Float32Array, cols: number, rows: readonly number[]): Float64Array {
   return Float64Array.from(
     { length: rows.length * cols },
     (_, i) => data[rows[Math.floor(i / cols)] * cols + (i % cols)],
   );
+}
+
+/**
+ * Embeds two images: the rows that are the same for both are learnt ones, and the class token's has to be the only one.
+ * @throws DesapError `ERR_GRAPH` for registers, a class token in another place, or none where one was read
+ */
+async function confirmRows(
+  ort: OrtModule,
+  tower: TowerStructure,
+  pixels: Tensor,
+  session: InferenceSession.SessionOptions | undefined,
+): Promise<void> {
+  const { graph, blocks, classToken, width } = tower;
+  const { inputs, nodes } = floatPixels(tower);
+  const embedded = cut(graph.model, {
+    inputs,
+    outputs: [EMBEDDED],
+    nodes: [...nodes, ...batchFirst(tower, blocks[0].input, EMBEDDED)],
+  });
+  const random = uniform(2);
+  const other = Float32Array.from(pixels.data as Float32Array, () => 2 * random() - 1);
+  const open = { structure: tower, session: await openGraph(ort, embedded, session) };
+  try {
+    const [a, b] = [
+      await runOpen(open, pixels),
+      await runOpen(open, feed(ort, { data: other, dims: pixels.dims })),
+    ].map((outputs) => outputs[EMBEDDED]);
+    const rows = Array.from({ length: a.dims[1] }, (_, row) => row);
+    const row = ({ data }: Tensor, at: number) => (data as Float32Array).subarray(at * width, (at + 1) * width);
+    const learnt = rows.filter((at) => relativeError(row(a, at), row(b, at)) <= SAME_ROW);
+    const wanted = classToken ? '0' : '';
+    if (learnt.join() === wanted) return;
+    throw new DesapError(
+      'ERR_GRAPH',
+      `${graph.model.name}: looked for patch rows behind ${classToken ? 'one class token' : 'no class token'}; found ` +
+        `${learnt.length === 0 ? 'no row' : `the rows ${learnt.join(', ')}`} of ${rows.length} that the image has no part in`,
+    );
+  } finally {
+    await open.session.release();
+  }
+}
+
+/** Rows that no image changes differ by less: each is computed from the same numbers. */
+const SAME_ROW = 1e-6;
+
+/**
+ * Runs a LLaVA file's own way from the hidden states to its features, on random rows, against the projector by itself: which rows it
+ * takes, in what order, and that it works on each row alone. The tower has no part in it.
+ *
+ * Nothing is run when the file does not say how many rows there are.
+ *
+ * @param projector the open `projectorGraph`
+ * @throws DesapError `ERR_GRAPH` when they differ
+ */
+export async function confirmProjector(
+  ort: OrtModule,
+  { structure, session: projector }: OpenTower,
+  options?: InferenceSession.SessionOptions,
+): Promise<void> {
+  const { graph, blocks, hidden, width, projector: parts } = structure;
+  const tokens = positionCount(graph, blocks[0].norm.output, width);
+  if (tokens === null) return;
+  const { model } = graph;
+  const { output, dropsClassToken } = parts as Projector;
+  const fed = `${HIDDEN_STATES}.fed`;
+  const perm = structure.batchFirst ? [0, 1, 2] : [1, 0, 2];
+  const { inputs, nodes } = floatPixels(structure);
+  const whole = cut(model, {
+    inputs: [...inputs, { name: HIDDEN_STATES, type: DataType.float }],
+    outputs: [FEATURES],
+    nodes: [
+      ...nodes,
+      newNode({ op: 'Transpose', inputs: [HIDDEN_STATES], outputs: [fed], attributes: { perm: { ints: perm } } }),
+      newNode({ op: 'Cast', inputs: [fed], outputs: [hidden], attributes: { to: { i: graph.elementType(hidden) } } }),
+      toFloat(output, FEATURES),
+    ],
+  });
+  const random = uniform(3);
+  const rows = Float32Array.from({ length: tokens * width }, () => 2 * random() - 1);
+  const session = await openGraph(ort, whole, options);
+  const fail = (got: string, cause?: unknown) =>
+    new DesapError(
+      'ERR_GRAPH',
+      `${model.name}: looked for a projector that works on each patch by itself, in their order; ${got}`,
+      { cause },
+    );
+  try {
+    const feeds: Record<string, Tensor> = { [HIDDEN_STATES]: new ort.Tensor('float32', rows, [1, tokens, width]) };
+    const { pixels } = structure;
+    // A shape may be computed from the image's.
+    if (session.inputNames.includes(pixels.name)) feeds[pixels.name] = feed(ort, trialPixels(structure));
+    const wanted = (await session.run(feeds))[FEATURES];
+    const patches = rows.subarray(dropsClassToken ? width : 0);
+    const dims = [1, patches.length / width, width];
+    const got = (await projector.run({ [PATCHES]: new ort.Tensor('float32', patches, dims) }))[IMAGE_FEATURES];
+    const error = relativeError(got.data as Float32Array, wanted.data as Float32Array);
+    const tolerance = toleranceOf(graph, output, hidden);
+    if (!(error <= tolerance))
+      throw fail(
+        got.data.length === wanted.data.length
+          ? `found features that differ by ${error.toExponential(1)} relative to the largest, wanted at most ${tolerance}`
+          : `found features [${wanted.dims.join(', ')}] of hidden states [1, ${tokens}, ${width}]`,
+      );
+  } catch (cause) {
+    if (cause instanceof DesapError) throw cause;
+    throw fail(`onnxruntime does not run it: ${(cause as Error).message.split('\n').join(' ')}`, cause);
+  } finally {
+    await session.release();
+  }
 }
 
 /** Nodes that hand out a sum of values as float32 under another name. */

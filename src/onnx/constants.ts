@@ -1,14 +1,27 @@
 import type { OnnxNode } from './messages.js';
 import { type StoredTensor, smallValues } from './stored-tensor.js';
 
-/** Nodes whose output is their first input, element for element. */
-export const PASS: ReadonlySet<string> = new Set(['Identity', 'Cast', 'Dropout']);
+/** Operators whose result is their first input, element for element. */
+export const PASS: ReadonlySet<string> = new Set(['Identity', 'Cast', 'CastLike', 'Dropout']);
+
+/** Operators that move elements or repeat them, and change none. */
+export const MOVES: ReadonlySet<string> = new Set([
+  'Reshape',
+  'Transpose',
+  'Squeeze',
+  'Unsqueeze',
+  'Flatten',
+  'Expand',
+]);
 
 /** `factor * extent ** power`, where `extent` is the last extent of some tensor. */
 interface Monomial {
   readonly factor: number;
   readonly power: number;
 }
+
+/** The rank of [batch, H, tokens, dh], whose last extent scales are computed from. */
+const ATTENTION_RANK = 4;
 
 /** Axes, target shapes and scalars are shorter. */
 const MAX_ENTRIES = 128;
@@ -19,7 +32,11 @@ const MAX_ENTRIES = 128;
 export class Constants {
   private readonly lists = new Map<string, readonly (number | null)[]>();
   private readonly monomials = new Map<string, Monomial>();
-  private readonly shapes = new Set<string>();
+  /** Values that hold the shape of a tensor, and that tensor's rank where it can be told. */
+  private readonly shapes = new Map<string, number | null>();
+  private readonly ranks = new Map<string, number>();
+  /** The last of the values that a shape was joined from. */
+  private readonly lastEntries = new Map<string, string>();
 
   constructor(tensors: Iterable<StoredTensor>, order: readonly OnnxNode[]) {
     for (const tensor of tensors) this.define(tensor.name, smallValues(tensor));
@@ -49,6 +66,17 @@ export class Constants {
     return monomial === undefined ? null : monomial.factor * lastExtent ** monomial.power;
   }
 
+  /**
+   * The whole number that the last extent of a tensor is divided by in the last entry of a computed shape: the head count, where
+   * an export computes `dh` as `D / H`. Null when the entry is anything else.
+   */
+  lastShare(shape: string): number | null {
+    const last = this.lastEntries.get(shape);
+    const monomial = last === undefined ? undefined : this.monomials.get(last);
+    const share = monomial?.power === 1 ? Math.round(1 / monomial.factor) : 0;
+    return share > 1 && Math.abs(share * (monomial as Monomial).factor - 1) < 1e-6 ? share : null;
+  }
+
   private define(value: string, entries: readonly (number | null)[] | null | undefined): void {
     if (!entries || entries.length > MAX_ENTRIES) return;
     this.lists.set(value, entries);
@@ -58,18 +86,29 @@ export class Constants {
   private read({ op, inputs, outputs, attributes }: OnnxNode): void {
     const [a, b] = inputs;
     const [output] = outputs;
+    const rank =
+      op === 'Transpose'
+        ? attributes.get('perm')?.ints?.length
+        : op === 'Reshape'
+          ? this.lists.get(b)?.length
+          : PASS.has(op)
+            ? this.ranks.get(a)
+            : undefined;
+    if (rank !== undefined) this.ranks.set(output, rank);
     const isView = PASS.has(op) || op === 'Unsqueeze' || op === 'Squeeze' || op === 'Reshape';
     if (isView) {
       // A scalar made into a vector: one entry, whether it is known or not.
       this.define(output, this.lists.get(a) ?? (op === 'Unsqueeze' ? [null] : null));
-      if (this.shapes.has(a)) this.shapes.add(output);
+      const rank = this.shapes.get(a);
+      if (rank !== undefined) this.shapes.set(output, rank);
     } else if (op === 'Constant') {
       const { i, f, t, ints } = constantOf(attributes);
       this.define(output, t ? smallValues(t) : (ints ?? (i !== undefined ? [i] : f !== undefined ? [f] : null)));
     } else if (op === 'Concat') {
       this.define(output, concatenated(inputs.map((input) => this.lists.get(input) ?? [null])));
+      this.lastEntries.set(output, inputs[inputs.length - 1]);
     } else if (op === 'Shape') {
-      this.shapes.add(output);
+      this.shapes.set(output, this.ranks.get(a) ?? null);
     }
     const monomial = isView ? this.monomials.get(a) : this.compute(op, a, b);
     if (monomial !== undefined) this.monomials.set(output, monomial);
@@ -77,9 +116,10 @@ export class Constants {
 
   private compute(op: string, a: string, b: string): Monomial | undefined {
     const [x, y] = [this.monomials.get(a), this.monomials.get(b)];
-    if ((op === 'Gather' || op === 'Slice') && this.shapes.has(a)) {
+    const rank = this.shapes.get(a);
+    if ((op === 'Gather' || op === 'Slice') && rank !== undefined) {
       const start = this.numbers(b)?.[0];
-      return start === -1 || start === 3 ? { factor: 1, power: 1 } : undefined;
+      return start === -1 || start === (rank ?? ATTENTION_RANK) - 1 ? { factor: 1, power: 1 } : undefined;
     }
     if (x === undefined) return undefined;
     if (op === 'Sqrt') return power(x, 0.5);

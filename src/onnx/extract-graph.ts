@@ -5,7 +5,7 @@ import type { Linear, Matrix, Vector } from './linear.js';
 import { inputs, outputs } from './linear.js';
 import type { ModelSource, OnnxModel } from './model.js';
 import type { Norm } from './norm.js';
-import { readTower } from './tower.js';
+import { readOutOf, readTower } from './tower.js';
 import { readFloats, readMatrix, readVector } from './weights.js';
 
 /**
@@ -15,15 +15,12 @@ import { readFloats, readMatrix, readVector } from './weights.js';
  * @throws DesapError `ERR_GRAPH` when a part is missing or quantised
  */
 export async function headFromGraph(source: ModelSource, heads?: number): Promise<HeadWeights> {
-  const { graph, blocks, width, classToken, readOut } = readTower(source, 'visionModel');
+  const tower = readTower(source, 'visionModel');
+  const { graph, blocks, width, classToken } = tower;
   const { model } = graph;
   const last = blocks[blocks.length - 1];
   const missing = (what: string) => new DesapError('ERR_GRAPH', `${model.name}: ${what}`);
-  if (readOut === null)
-    throw missing(
-      'looked for a visual projection of the norm of one row at the end of the graph; found none. ' +
-        'A LLaVA vision_encoder lacks the last CLIP layer: take the head from the CLIP vision_model.onnx, or from a safetensors file',
-    );
+  const readOut = readOutOf(tower);
   const { norm, q, k, v, out } = last;
   const layers: [string, Projection | Linear][] = [
     ...Object.entries({ q, k, v, out }),

@@ -1,5 +1,5 @@
 import { DesapError } from '../errors.js';
-import { Constants, PASS } from './constants.js';
+import { Constants, MOVES, PASS } from './constants.js';
 import type { OnnxNode } from './messages.js';
 import type { OnnxModel } from './model.js';
 import { DataType, isFloat } from './proto.js';
@@ -54,7 +54,7 @@ export class Graph {
   }
 
   private describe(node: OnnxNode): void {
-    const reads = [...node.inputs, ...node.captures].filter((value) => value !== '');
+    const reads = read(node);
     // How many pixels or ids there are says nothing of what they are.
     const from = MEASURES.has(node.op) ? [] : reads.map((value) => this.sources.get(value) ?? NOTHING);
     const sources = { floats: from.some((s) => s.floats), integers: from.some((s) => s.integers) };
@@ -101,14 +101,23 @@ export class Graph {
     return at;
   }
 
+  /** A value as it was before its elements were only moved, repeated or cast. */
+  unmoved(value: string): string {
+    let at = this.origin(value);
+    for (let node = this.producer(at); node !== undefined && MOVES.has(node.op); node = this.producer(at))
+      at = this.origin(node.inputs[0]);
+    return at;
+  }
+
   /** The nodes that read a value, also behind Identity, Cast and Dropout, each with the name under which it reads it. */
   users(value: string): { node: OnnxNode; as: string }[] {
     const found: { node: OnnxNode; as: string }[] = [];
     const open = [value];
     for (let at = open.pop(); at !== undefined; at = open.pop())
       for (const node of this.consumers(at)) {
-        if (PASS.has(node.op)) open.push(node.outputs[0]);
-        else found.push({ node, as: at });
+        if (PASS.has(node.op)) {
+          if (node.inputs[0] === at) open.push(node.outputs[0]);
+        } else found.push({ node, as: at });
       }
     return found;
   }
@@ -146,10 +155,20 @@ export class Graph {
 const TYPED_BY: Readonly<Record<string, number>> = {
   DequantizeLinear: 1,
   Where: 1,
+  CastLike: 1,
   MatMulIntegerToFloat: 2,
   GatherBlockQuantized: 2,
   QAttention: 3,
 };
+
+/** The values that have a part in what a node computes: CastLike takes no more than a type from its second input. */
+function read(node: OnnxNode): string[] {
+  const inputs = node.op === 'CastLike' ? node.inputs.slice(0, 1) : [...node.inputs, ...node.captures];
+  return inputs.filter((value) => value !== '');
+}
+
+/** A node in words, for messages: its operator and its name, or what it writes. */
+export const describeNode = ({ op, name, outputs }: OnnxNode): string => `${op} "${name || outputs[0]}"`;
 
 /** Nodes in topological order, with all that they read from (depth first, without recursion: graphs are deep). */
 export function sorted<N extends Pick<OnnxNode, 'inputs' | 'captures'>>(

@@ -1,3 +1,4 @@
+import { MOVES } from './constants.js';
 import type { Graph } from './graph.js';
 import type { OnnxNode } from './messages.js';
 
@@ -50,7 +51,7 @@ export function scoresBehind(graph: Graph, value: string): { node: OnnxNode; fac
     // One side is the mask; the product of queries and keys is on the other.
     else if (node.op === 'Add') open.push(...node.inputs.map((at) => ({ at, factors })));
     else if (node.op === 'Where') open.push(...node.inputs.slice(1).map((at) => ({ at, factors })));
-    else if (SHAPERS.has(node.op)) open.push({ at: node.inputs[0], factors });
+    else if (MOVES.has(node.op)) open.push({ at: node.inputs[0], factors });
   }
   return null;
 }
@@ -59,7 +60,7 @@ export function scoresBehind(graph: Graph, value: string): { node: OnnxNode; fac
 export function contextAhead(graph: Graph, value: string): OnnxNode | null {
   const isContext = (node: OnnxNode, as: string) =>
     isProduct(node) && node.inputs[0] === as && !graph.isConstant(node.inputs[1]);
-  return ahead(graph, value, isContext, ({ op }) => SHAPERS.has(op) || op === 'Where');
+  return ahead(graph, value, isContext, ({ op }) => MOVES.has(op) || op === 'Where');
 }
 
 /** The first node that a value goes into and that is wanted, past nodes that let it through. */
@@ -80,9 +81,6 @@ export function ahead(
     }
   return null;
 }
-
-/** Operators that move elements and change none. */
-export const SHAPERS = new Set(['Reshape', 'Transpose', 'Squeeze', 'Unsqueeze', 'Flatten', 'Expand']);
 
 /** A Mul or Div by a scalar: the value that is scaled and the factor. */
 export function throughFactor(graph: Graph, node: OnnxNode): { next: string; factor: Factor } | null {

@@ -1,6 +1,9 @@
 import { DesapError } from '../errors.js';
+import { MOVES } from './constants.js';
 import { type Cut, cut, type EditedGraph } from './edit.js';
+import { ancestors, type Graph } from './graph.js';
 import { DataType } from './proto.js';
+import type { StoredTensor } from './stored-tensor.js';
 import type { TowerStructure } from './tower.js';
 import { type GraphNode, newNode, renamed } from './write.js';
 
@@ -18,8 +21,18 @@ export function towerGraph(tower: TowerStructure): EditedGraph {
   return cut(tower.graph.model, {
     inputs,
     outputs: [HIDDEN_STATES],
-    nodes: [...nodes, toFloat(tower.hidden, HIDDEN_STATES)],
+    nodes: [...nodes, ...batchFirst(tower, tower.hidden, HIDDEN_STATES)],
   });
+}
+
+/** Nodes that hand out hidden states of any layer as float32 [batch, N, D]. */
+export function batchFirst(tower: TowerStructure, value: string, as: string): GraphNode[] {
+  if (tower.batchFirst) return [toFloat(value, as)];
+  const turned = `${as}.turned`;
+  return [
+    newNode({ op: 'Transpose', inputs: [value], outputs: [turned], attributes: { perm: { ints: [1, 0, 2] } } }),
+    toFloat(turned, as),
+  ];
 }
 
 const PIXELS = 'desap.pixels';
@@ -35,7 +48,7 @@ export function floatPixels({ graph, pixels }: TowerStructure): Required<Pick<Cu
 
 /** A node that hands out a value as float32 under another name. */
 export function toFloat(value: string, as: string): GraphNode {
-  return newNode({ op: 'Cast', inputs: [value], outputs: [as], attributes: { to: { i: DataType.float } } });
+  return cast(value, as, DataType.float);
 }
 
 /**
@@ -44,23 +57,81 @@ export function toFloat(value: string, as: string): GraphNode {
  *
  * @throws DesapError `ERR_GRAPH` when the file has no projector
  */
-export function projectorGraph({ graph, projector }: TowerStructure): EditedGraph {
+export function projectorGraph({ graph, projector, width }: TowerStructure): EditedGraph {
   const { model } = graph;
   if (projector === null)
     throw new DesapError(
       'ERR_GRAPH',
       `${model.name}: looked for a projector (linear layers behind the hidden states); found none`,
     );
-  const { patches, output } = projector;
-  const restore = newNode({
-    op: 'Cast',
-    inputs: [PATCHES],
-    outputs: [patches],
-    attributes: { to: { i: graph.elementType(patches) } },
-  });
+  const { patches, result } = projector;
   return cut(model, {
     inputs: [{ name: PATCHES, type: DataType.float }],
     outputs: [IMAGE_FEATURES],
-    nodes: [restore, toFloat(output, IMAGE_FEATURES)],
+    nodes: [
+      ...asRows(width),
+      cast(ROWS, patches, graph.elementType(patches)),
+      ...shapeless(graph, patches, result),
+      toFloat(result, PROJECTED),
+      ...inShapeOfPatches(),
+    ],
   });
+}
+
+const ROWS = 'desap.patch_rows';
+const PROJECTED = 'desap.projected_rows';
+
+/** The patches as [rows, D]: what a Gemm takes, and every other operator of a projector too. */
+function asRows(width: number): GraphNode[] {
+  return [
+    newNode({
+      op: 'Constant',
+      inputs: [],
+      outputs: [`${ROWS}.shape`],
+      attributes: { value: { t: int64([-1, width]) } },
+    }),
+    newNode({ op: 'Reshape', inputs: [PATCHES, `${ROWS}.shape`], outputs: [ROWS] }),
+  ];
+}
+
+/**
+ * The operators between two values that only change the shape, as operators that do not: exporters write the patch count of
+ * their trial image into shapes, and rows are rows whatever their count.
+ */
+function shapeless(graph: Graph, from: string, to: string): GraphNode[] {
+  const behind = new Set([from]);
+  const needed = new Set(ancestors(graph, to, from));
+  const nodes: GraphNode[] = [];
+  for (const node of graph.order) {
+    if (!needed.has(node) || !node.inputs.some((input) => behind.has(input))) continue;
+    for (const output of node.outputs) behind.add(output);
+    if (MOVES.has(node.op) && behind.has(node.inputs[0]))
+      nodes.push(newNode({ op: 'Identity', inputs: [node.inputs[0]], outputs: [node.outputs[0]] }));
+  }
+  return nodes;
+}
+
+/** Rows [rows, W] in the shape that the patches have, with W in place of D. */
+function inShapeOfPatches(): GraphNode[] {
+  const [shape, lead, target] = ['patches_shape', 'leading_shape', 'features_shape'].map((name) => `desap.${name}`);
+  const constant = (name: string, values: number[]) =>
+    newNode({ op: 'Constant', inputs: [], outputs: [name], attributes: { value: { t: int64(values) } } });
+  return [
+    constant(`${lead}.from`, [0]),
+    constant(`${lead}.to`, [-1]),
+    constant(`${target}.width`, [-1]),
+    newNode({ op: 'Shape', inputs: [PATCHES], outputs: [shape] }),
+    newNode({ op: 'Slice', inputs: [shape, `${lead}.from`, `${lead}.to`], outputs: [lead] }),
+    newNode({ op: 'Concat', inputs: [lead, `${target}.width`], outputs: [target], attributes: { axis: { i: 0 } } }),
+    newNode({ op: 'Reshape', inputs: [PROJECTED, target], outputs: [IMAGE_FEATURES] }),
+  ];
+}
+
+function cast(value: string, as: string, type: number): GraphNode {
+  return newNode({ op: 'Cast', inputs: [value], outputs: [as], attributes: { to: { i: type } } });
+}
+
+function int64(values: readonly number[]): StoredTensor {
+  const bytes = new Uint8Array(BigInt64Array.from(values, BigInt).buffer);
+  return { name: '', type: DataType.int64, dims: [values.length], data: { bytes } };
 }

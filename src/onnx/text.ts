@@ -1,34 +1,36 @@
 import { DesapError } from '../errors.js';
+import type { NumberMatrix } from '../kernels/numeric.js';
 import { findBlocks } from './attention.js';
 import { cut, type EditedGraph } from './edit.js';
-import { ancestors, Graph } from './graph.js';
+import { ancestors, describeNode, Graph } from './graph.js';
 import { Linears } from './linear.js';
-import type { OnnxNode, OnnxValue } from './messages.js';
+import type { OnnxNode } from './messages.js';
 import { type ModelSource, readModel } from './model.js';
 import { Norms } from './norm.js';
 import { positionCount } from './positions.js';
-import { DataType } from './proto.js';
+import { isFloat } from './proto.js';
 import { findReadOut, type ReadOut } from './read-out.js';
 import { toFloat } from './split.js';
-import { operators } from './tower.js';
+import { pickedBy, type TokenInputs, tokenInputs } from './token-inputs.js';
+import { because, operators } from './tower.js';
+import { readFloats } from './weights.js';
 import { newNode, renamed } from './write.js';
 
 /** What a structural search found in the graph of a CLIP text tower. No name in the file had a part in it. */
-export interface TextStructure {
+export interface TextStructure extends TokenInputs {
   readonly graph: Graph;
-  /** The graph input that takes token ids: [batch, T]. */
-  readonly ids: OnnxValue;
-  /** Further integer inputs (attention mask), the same shape. */
-  readonly masks: readonly OnnxValue[];
   /** Final norm, text projection, and what picks the end-of-text row between them. */
   readonly readOut: ReadOut;
   /** Tokens that the position embedding has rows for; null when it was not found. */
   readonly contextLength: number | null;
+  /** What enters the first layer: token and position embeddings. */
+  readonly embedded: string;
 }
 
 /** Names of the values that {@link textGraph} hands out. */
 export const TEXT_TOKENS = 'desap.text_tokens';
 export const TEXT_EMBEDDING = 'desap.text_embedding';
+export const TEXT_EMBEDDED = 'desap.text_embedded';
 
 /**
  * Describes the text tower of an ONNX file: a CLIP `text_model.onnx` with projection, from any exporter.
@@ -48,42 +50,46 @@ export function readText(source: ModelSource, name?: string): TextStructure {
   if (block === undefined)
     throw fail(
       'a self-attention layer behind a layer norm that depends on token ids',
-      `${search.cores} attention cores, ${search.blocks.length} layers in all, and the operators ${operators(model)}`,
+      `${search.cores} attention cores${because(search)}, ${search.blocks.length} layers in all, and the operators ${operators(model)}`,
     );
-  const readOut = model.outputs
+  const found = model.outputs
     .filter((output) => isText(output.name))
     .map((output) => findReadOut(graph, linears, norms, output.name))
-    .find((found) => found !== null);
-  if (!readOut)
-    throw fail('a text projection of one row at the end of the graph', 'none: take an export with text_embeds');
-  if (!readOut.normFirst) throw fail('a final norm of all rows', 'one that follows the choice of the end-of-text row');
-  const needed = ancestors(graph, readOut.projection.output);
-  const isPick = ({ op }: OnnxNode) => op === 'Gather' || op === 'GatherBlockQuantized';
-  const embeddings = needed.filter((node) => isPick(node) && graph.tensor(node.inputs[0])?.dims.length === 2);
-  const used = new Set(needed.flatMap((node) => node.inputs));
-  const inputs = model.inputs.filter((input) => used.has(input.name));
-  const ids = inputs.find((input) => embeddings.some((node) => graph.origin(node.inputs[1]) === input.name));
-  if (ids === undefined)
+    .filter((one) => one !== null);
+  const readOut = found.find((one): one is ReadOut => !('op' in one));
+  if (readOut === undefined) {
+    const more = found.find((one): one is OnnxNode => 'op' in one);
     throw fail(
-      'a token embedding that an input picks rows of',
-      `the inputs ${inputs.map((input) => input.name).join(', ') || 'none'}`,
+      'a text projection of one row at the end of the graph',
+      more === undefined ? 'none: take an export with text_embeds' : `${describeNode(more)} behind it`,
     );
-  const masks = inputs.filter((input) => input !== ids);
+  }
+  if (!readOut.normFirst) throw fail('a final norm of all rows', 'one that follows the choice of the end-of-text row');
+  if (!readOut.picks.some((node) => node.inputs.slice(1).some(isText)))
+    throw fail(
+      'the row of the end-of-text token, which the ids tell',
+      'one row for every text, as towers that read a text to its end have it (SigLIP): this is no CLIP text tower',
+    );
+  const inputs = tokenInputs(graph, readOut.projection.output, readOut.picks);
+  const apart = new Set([inputs.ids, ...inputs.types].map(({ name: input }) => input));
+  const fixed = inputs.ids.dims?.[1];
   return {
     graph,
-    ids,
-    masks,
+    ...inputs,
     readOut,
-    contextLength: positionCount(graph, block.norm.output, block.norm.weight.dims[0]),
+    embedded: block.input,
+    contextLength:
+      positionCount(graph, block.norm.output, block.norm.weight.dims[0], apart) ??
+      (typeof fixed === 'number' ? fixed : null),
   };
 }
 
 /**
  * The text tower with one row for each token. In: the file's own inputs, one text at a time. Out: `desap.text_tokens`
  * [T, E], the final norm's rows times the text projection, and `desap.text_embedding` [1, E], the row that the file picks;
- * both float32.
+ * where positions are fed, `desap.text_embedded` [1, T, D] too, what enters the first layer. All float32.
  */
-export function textGraph({ graph, readOut }: TextStructure): EditedGraph {
+export function textGraph({ graph, readOut, positions, embedded }: TextStructure): EditedGraph {
   const { norm, projection } = readOut;
   // The nodes of the projection are run a second time, on all rows: this holds for quantised ones too.
   const between = ancestors(graph, projection.output).filter((node) => !node.outputs.includes(projection.input));
@@ -95,7 +101,7 @@ export function textGraph({ graph, readOut }: TextStructure): EditedGraph {
   });
   const rename = (value: string) => (behind.has(value) ? `desap.rows.${value}` : value);
   return cut(graph.model, {
-    outputs: [TEXT_TOKENS, TEXT_EMBEDDING],
+    outputs: [TEXT_TOKENS, TEXT_EMBEDDING, ...(positions.length > 0 ? [TEXT_EMBEDDED] : [])],
     nodes: [
       newNode({ op: 'Flatten', inputs: [norm.output], outputs: ['desap.rows'], attributes: { axis: { i: 2 } } }),
       newNode({
@@ -107,9 +113,22 @@ export function textGraph({ graph, readOut }: TextStructure): EditedGraph {
       ...replayed.map((node) => renamed(node, rename)),
       toFloat(rename(projection.output), TEXT_TOKENS),
       toFloat(projection.output, TEXT_EMBEDDING),
+      ...(positions.length > 0 ? [toFloat(embedded, TEXT_EMBEDDED)] : []),
     ],
   });
 }
 
-/** Whether token ids are given as 64-bit numbers. */
-export const isInt64 = (value: OnnxValue): boolean => value.type === DataType.int64;
+/**
+ * The table that fed positions pick their rows of, [N, D] float32, to check by what they pick; null when nothing is fed, or the
+ * table is quantised.
+ */
+export async function positionTable({ graph, positions, readOut }: TextStructure): Promise<NumberMatrix | null> {
+  const names = positions.map(({ name }) => name);
+  for (const node of ancestors(graph, readOut.norm.output)) {
+    const tensor = names.includes(pickedBy(graph, node) ?? '') ? graph.tensor(node.inputs[0]) : null;
+    if (tensor === null || !isFloat(tensor.type)) continue;
+    const [rows, cols] = tensor.dims;
+    return { data: await readFloats(graph.model, tensor), rows, cols };
+  }
+  return null;
+}

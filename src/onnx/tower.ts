@@ -1,17 +1,20 @@
 import { DesapError } from '../errors.js';
-import { type Block, findBlocks } from './attention.js';
-import { ancestors, Graph } from './graph.js';
+import { type Block, type BlockSearch, findBlocks } from './attention.js';
+import { describeNode, Graph } from './graph.js';
 import { type Linear, Linears } from './linear.js';
 import type { OnnxNode, OnnxValue } from './messages.js';
 import { type ModelSource, type OnnxModel, readModel } from './model.js';
 import { Norms } from './norm.js';
 import { beforePicks, findReadOut, linearBehind, type ReadOut } from './read-out.js';
+import { hasClassToken, rowsTaken, tokenRows } from './token-rows.js';
 
 /** The projector of a LLaVA vision encoder: linear layers with activations between, applied to each patch row. */
 export interface Projector {
-  /** The value that its first layer takes: [batch, K, D], patch rows only. */
+  /** The value that its first layer takes, in whatever shape the file has it: patch rows only. */
   readonly patches: string;
-  /** The graph output that it makes: [batch, K, width of the language model]. */
+  /** What its last layer makes of them, before the file puts it into the shape of its output. */
+  readonly result: string;
+  /** The graph output that it makes. */
   readonly output: string;
   readonly layers: readonly Linear[];
   /** Whether row 0 is cut off in front of it. */
@@ -32,10 +35,14 @@ export interface TowerStructure {
   readonly hidden: string;
   /** D. */
   readonly width: number;
-  /** Whether row 0 of the hidden states is the class token. */
+  /** Whether row 0 of the hidden states is the class token. All other rows are patches. */
   readonly classToken: boolean;
+  /** Whether the hidden states lie as [batch, N, D] in the file; otherwise as [N, batch, D]. */
+  readonly batchFirst: boolean;
   /** Post norm and visual projection (CLIP), or null. */
   readonly readOut: ReadOut | null;
+  /** Why there is no read-out that can be used although one was found, or null. */
+  readonly readOutRefused: string | null;
   /** The projector (LLaVA), or null. */
   readonly projector: Projector | null;
 }
@@ -52,44 +59,88 @@ export function readTower(source: ModelSource, name?: string): TowerStructure {
   const linears = new Linears(graph);
   const norms = new Norms(graph);
   const search = findBlocks(graph, linears, norms);
-  const blocks = search.blocks.filter((block) => graph.sourcesOf(block.out.output).floats);
+  const blocks = search.blocks.filter((block) => isVisual(graph, block.out.output));
   const last = blocks.at(-1);
   if (last === undefined) {
-    const reasons = search.refused.length > 0 ? ` (${[...new Set(search.refused)].join('; ')})` : '';
     throw new DesapError(
       'ERR_GRAPH',
-      `${model.name}: looked for a self-attention layer behind a layer norm that depends on an image; found ${search.cores} attention cores${reasons}, ` +
+      `${model.name}: looked for a self-attention layer behind a layer norm that depends on an image; found ${search.cores} attention cores${because(search)}, ` +
         `${search.blocks.length} layers in all, and the operators ${operators(model)}`,
     );
   }
   const width = last.norm.weight.dims[0];
-  const readOut = first(
-    model.outputs,
-    (output) => findReadOut(graph, linears, norms, output.name),
-    ({ norm }) => norm.weight.dims[0] === width,
-  );
-  const projector =
-    readOut === null
-      ? first(model.outputs, (output) => findProjector(graph, linears, norms, output.name, width))
-      : null;
-  const hidden = projector === null ? last.input : beforePicks(graph, projector.patches).value;
-  const classToken =
-    prependsConstant(graph, hidden) ||
-    (readOut !== null && picksFirstRow(graph, readOut.picks)) ||
-    projector?.dropsClassToken === true;
-  return { graph, pixels: pixelInput(graph), blocks, hidden, width, classToken, readOut, projector };
+  const { readOut, refused: readOutRefused } = visualReadOut(graph, linears, norms, width);
+  const isProjected = readOut === null && readOutRefused === null;
+  const projector = isProjected ? firstProjector(graph, linears, norms, width) : null;
+  const rows = tokenRows(graph, norms, blocks[0].input, width);
+  const picks = readOut?.picks ?? projector?.picks ?? null;
+  const taken = picks && rowsTaken(graph, picks, rows.batchFirst);
+  const dropsClassToken = taken?.single === false && taken.first === 1;
+  return {
+    graph,
+    pixels: pixelInput(graph),
+    blocks,
+    hidden: projector?.hidden ?? last.input,
+    width,
+    classToken: hasClassToken(graph, rows, taken),
+    batchFirst: rows.batchFirst,
+    readOut,
+    readOutRefused,
+    projector: projector && { ...projector.parts, dropsClassToken },
+  };
 }
 
-function first<T, R>(
-  items: readonly T[],
-  find: (item: T) => R | null,
-  accept: (found: R) => boolean = () => true,
-): R | null {
-  for (const item of items) {
-    const found = find(item);
-    if (found !== null && accept(found)) return found;
+function firstProjector(graph: Graph, linears: Linears, norms: Norms, width: number): FoundProjector | null {
+  for (const { name } of graph.model.outputs) {
+    const found = isVisual(graph, name) ? findProjector(graph, linears, norms, name, width) : null;
+    if (found !== null) return found;
   }
   return null;
+}
+
+/** Whether the image has a part in a value. */
+function isVisual(graph: Graph, value: string): boolean {
+  return graph.sourcesOf(value).floats;
+}
+
+/** The one read-out among the outputs of the visual tower, or why it is none that a head can be made of. */
+function visualReadOut(
+  graph: Graph,
+  linears: Linears,
+  norms: Norms,
+  width: number,
+): { readOut: ReadOut | null; refused: string | null } {
+  const found = new Map<Linear, { output: string; readOut: ReadOut }>();
+  let refused: string | null = null;
+  for (const { name } of graph.model.outputs) {
+    const readOut = isVisual(graph, name) ? findReadOut(graph, linears, norms, name) : null;
+    if (readOut === null) continue;
+    if ('op' in readOut)
+      refused ??= `the output "${name}" is more than a norm and a projection of one row: ${describeNode(readOut)} stands behind them`;
+    else if (readOut.norm.weight.dims[0] === width) found.set(readOut.projection, { output: name, readOut });
+  }
+  const [first, ...others] = found.values();
+  if (others.length > 0) {
+    const names = [first, ...others].map(({ output }) => `"${output}"`).join(', ');
+    return { readOut: null, refused: `the outputs ${names} are different projections of one row, wanted one` };
+  }
+  return first === undefined ? { readOut: null, refused } : { readOut: first.readOut, refused: null };
+}
+
+/**
+ * The read-out of a CLIP tower.
+ * @throws DesapError `ERR_GRAPH` when there is none, with what the file may be instead
+ */
+export function readOutOf({ graph, readOut, readOutRefused, projector }: TowerStructure): ReadOut {
+  if (readOut !== null) return readOut;
+  const advice =
+    projector !== null
+      ? 'A LLaVA vision_encoder lacks the last CLIP layer: take the head from the CLIP vision_model.onnx, or from a safetensors file. Confirm a head with the CLIP vision_model.onnx'
+      : 'A CLIP vision model with projection has one; towers of other kinds (a CLIPVisionModel, SigLIP, DINOv2, ViT) have none';
+  throw new DesapError(
+    'ERR_GRAPH',
+    `${graph.model.name}: looked for a visual projection of the norm of one row at the end of the graph; ${readOutRefused ?? `found none. ${advice}`}`,
+  );
 }
 
 function pixelInput(graph: Graph): OnnxValue {
@@ -103,20 +154,37 @@ function pixelInput(graph: Graph): OnnxValue {
   return images[0];
 }
 
+/** A projector, the hidden states behind which it stands, and the operators that take its rows, the last one first. */
+interface FoundProjector {
+  readonly parts: Omit<Projector, 'dropsClassToken'>;
+  readonly hidden: string;
+  readonly picks: readonly OnnxNode[];
+}
+
 /** Linear layers back from a graph output to rows of width D that no norm stands between. */
-function findProjector(graph: Graph, linears: Linears, norms: Norms, output: string, width: number): Projector | null {
+function findProjector(
+  graph: Graph,
+  linears: Linears,
+  norms: Norms,
+  output: string,
+  width: number,
+): FoundProjector | null {
+  const behind = beforePicks(graph, output);
   const layers: Linear[] = [];
-  let linear = linearBehind(graph, linears, beforePicks(graph, output).value);
+  let linear = linearBehind(graph, linears, behind.value);
   while (linear !== null) {
     layers.unshift(linear);
     linear = linearBehind(graph, linears, linear.input);
   }
   if (layers.length === 0) return null;
-  const patches = layers[0].input;
-  const { value, picks } = beforePicks(graph, patches);
-  if (norms.behind(value) !== undefined || !isSum(graph, value)) return null;
+  const { value: hidden, picks } = beforePicks(graph, layers[0].input);
+  if (norms.behind(hidden) !== undefined || !isSum(graph, hidden)) return null;
   if (layers[0].weight !== null && !layers[0].weight.tensor.dims.includes(width)) return null;
-  return { patches, output, layers, dropsClassToken: picks.some((pick) => dropsFirstRow(graph, pick)) };
+  // A row that is dropped behind the projector might as well have been dropped in front of it.
+  const dropped = behind.picks.filter(({ op }) => op === 'Gather' || op === 'Slice');
+  const patches = graph.unmoved(layers[0].input);
+  const parts = { patches, result: behind.value, output, layers };
+  return { parts, hidden, picks: [...dropped, ...picks] };
 }
 
 /** Whether a value is a residual sum: of an Add, or handed out by a fused layer norm. */
@@ -125,54 +193,10 @@ function isSum(graph: Graph, value: string): boolean {
   return node?.op === 'Add' || (node?.op === 'SkipLayerNormalization' && node.outputs[3] === value);
 }
 
-/** Whether a node cuts off row 0 of [batch, N, D]. */
-function dropsFirstRow(graph: Graph, node: OnnxNode): boolean {
-  if (node.op === 'Gather') return onTokenAxis(node) && graph.constants.numbers(node.inputs[1])?.[0] === 1;
-  if (node.op !== 'Slice') return false;
-  const starts = node.attributes.get('starts')?.ints ?? graph.constants.numbers(node.inputs[1]) ?? [];
-  const axes = node.attributes.get('axes')?.ints ??
-    (node.inputs[3] ? graph.constants.numbers(node.inputs[3]) : null) ?? [...starts.keys()];
-  return axes.some((axis, i) => (axis === 1 || axis === -2) && starts[i] === 1);
+/** Why attention cores were left out, in brackets, for messages. */
+export function because({ refused }: BlockSearch): string {
+  return refused.length > 0 ? ` (${[...new Set(refused)].slice(0, 3).join('; ')})` : '';
 }
-
-/** Whether row 0 of [batch, N, D] is picked. */
-function picksFirstRow(graph: Graph, picks: readonly OnnxNode[]): boolean {
-  return picks.some((node) => {
-    if (node.op === 'Gather') return onTokenAxis(node) && graph.constants.numbers(node.inputs[1])?.join() === '0';
-    if (node.op !== 'Slice') return false;
-    const [starts, ends] = [graph.constants.numbers(node.inputs[1]), graph.constants.numbers(node.inputs[2])];
-    const axes = (node.inputs[3] ? graph.constants.numbers(node.inputs[3]) : null) ?? [];
-    return axes.some((axis, i) => (axis === 1 || axis === -2) && starts?.[i] === 0 && ends?.[i] === 1);
-  });
-}
-
-function onTokenAxis(gather: OnnxNode): boolean {
-  const axis = gather.attributes.get('axis')?.i ?? 0;
-  return axis === 1 || axis === -2;
-}
-
-/** Whether the tokens were joined from patches and one constant row, which a Concat along the token axis shows. */
-function prependsConstant(graph: Graph, hidden: string): boolean {
-  for (const node of ancestors(graph, hidden)) {
-    const axis = node.attributes.get('axis')?.i;
-    if (node.op !== 'Concat' || (axis !== 1 && axis !== -2)) continue;
-    if (node.inputs.some((input) => isLearnt(graph, input))) return true;
-  }
-  return false;
-}
-
-/** Whether a value is a constant that is repeated for each image of the batch, or one as it is. */
-function isLearnt(graph: Graph, value: string): boolean {
-  let at = graph.origin(value);
-  while (!graph.isConstant(at)) {
-    const node = graph.producer(at);
-    if (node === undefined || !REPEATS.has(node.op)) return false;
-    at = graph.origin(node.inputs[0]);
-  }
-  return true;
-}
-
-const REPEATS = new Set(['Expand', 'Tile', 'Reshape', 'Unsqueeze', 'Transpose']);
 
 /** The operators of a model by frequency, for messages; with what to do about those that hide the rest. */
 export function operators({ nodes }: OnnxModel): string {

@@ -13,6 +13,7 @@ import {
   type TensorLike,
   type TextTokens,
 } from '../index.js';
+import { confirmProjector } from '../onnx/confirm.js';
 import {
   type EditedGraph,
   HIDDEN_STATES,
@@ -101,6 +102,8 @@ export class PrunedVision {
     private readonly ort: OrtModule,
     private readonly tower: InferenceSession,
     private readonly projector: InferenceSession,
+    /** Whether the file itself leaves the class token out of its features. */
+    private readonly dropsClassToken: boolean,
     private readonly encoding: AnalyzeOptions['encoding'],
     /** Default of the option `keep`. */
     readonly keep: number | undefined,
@@ -127,7 +130,8 @@ export class PrunedVision {
     return allOrNone(async (opened) => {
       const open = async (graph: EditedGraph) =>
         opened(await openGraph(ort, graph, options.session), (part) => part.release());
-      const session = await open(towerGraph(structure));
+      const [session, projectorSession] = [await open(towerGraph(structure)), await open(projector)];
+      await confirmProjector(ort, { structure, session: projectorSession }, options.session);
       const head = pruner
         ? null
         : await towerHead(ort, visionEncoder, { structure, session }, { ...options, clip: clip as string });
@@ -137,7 +141,8 @@ export class PrunedVision {
         clip === undefined ? null : opened(await openText({ ...options, clip, ort }), (text) => text.dispose()),
         ort,
         session,
-        await open(projector),
+        projectorSession,
+        structure.classToken && structure.projector?.dropsClassToken === true,
         options.encoding,
         options.keep,
       );
@@ -203,17 +208,17 @@ export class PrunedVision {
   }
 
   /**
-   * All patches, as the user's own file encodes them: no analysis, no pruning.
+   * All rows, as the user's own file encodes them: no analysis, no pruning.
    *
    * @param pixelValues [1, 3, H, W], float32
-   * @returns features [1, P, W]
+   * @returns features [1, P, W]; [1, P + 1, W], the class token's first, of a file that has it among its features
    * @throws DesapError `ERR_SHAPE`
    */
   async encodeAll(pixelValues: Tensor): Promise<Tensor> {
     const { memory, hidden } = await this.#hidden(pixelValues);
     try {
       const width = hidden.dims[2];
-      const rows = hidden.dims[1] - Number(this.pruner.head.classToken);
+      const rows = hidden.dims[1] - Number(this.dropsClassToken);
       const data = (hidden.data as Float32Array).subarray(-rows * width);
       return await this.project({ data, dims: [rows, width] });
     } finally {

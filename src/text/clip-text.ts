@@ -4,7 +4,16 @@ import { relativeError } from '../onnx/compare.js';
 import { type OrtModule, openGraph } from '../onnx/edit.js';
 import type { ModelSource } from '../onnx/model.js';
 import { toleranceOf } from '../onnx/precision.js';
-import { isInt64, readText, TEXT_EMBEDDING, TEXT_TOKENS, type TextStructure, textGraph } from '../onnx/text.js';
+import { DataType } from '../onnx/proto.js';
+import {
+  positionTable,
+  readText,
+  TEXT_EMBEDDED,
+  TEXT_EMBEDDING,
+  TEXT_TOKENS,
+  type TextStructure,
+  textGraph,
+} from '../onnx/text.js';
 import { optional } from '../optional.js';
 import { assertAlive, float32, oneOf, type Tensor } from '../tensor.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
@@ -81,11 +90,12 @@ export class ClipText {
       structure.contextLength ?? Number.POSITIVE_INFINITY,
       tokenizer.maxLength ?? Number.POSITIVE_INFINITY,
     );
-    const special = tokenizer.start.length + 1;
+    // The special tokens, and one that says something.
+    const special = tokenizer.start.length + 2;
     if (!(length > special && Number.isFinite(length)))
       throw new DesapError(
         'ERR_GRAPH',
-        `${structure.graph.model.name}: got a context of ${length} tokens, wanted more than the ${special} special ones`,
+        `${structure.graph.model.name}: got a context of ${length} tokens, wanted more than ${special}`,
       );
     const session = await openGraph(runtime, textGraph(structure), options);
     const text = new ClipText(session, runtime, structure, tokenizer, length, longText);
@@ -155,41 +165,78 @@ export class ClipText {
     };
   }
 
-  /** Runs the tower on one sequence and returns its rows [T, E], and the row that the file itself picks. */
-  private async run(ids: readonly number[]): Promise<{ rows: Float32Array; picked: Float32Array; width: number }> {
+  /** Runs the tower on one sequence. */
+  private async run(ids: readonly number[]): Promise<Rows> {
     const { structure, ort, session, tokenizer } = this;
     // An export for one length only takes end tokens as padding; their rows come after the first end and are dropped.
     const fixed = structure.ids.dims?.[1];
     const total = typeof fixed === 'number' && fixed > ids.length ? fixed : ids.length;
     const feeds: Record<string, Tensor> = {};
-    const feed = (input: TextStructure['ids'], value: (i: number) => number) => {
+    const feed = ({ name, type }: TextStructure['ids'], value: (i: number) => number) => {
       const values = Array.from({ length: total }, (_, i) => value(i));
-      feeds[input.name] = isInt64(input)
-        ? new ort.Tensor('int64', BigInt64Array.from(values, BigInt), [1, total])
-        : new ort.Tensor('int32', Int32Array.from(values), [1, total]);
+      feeds[name] = integers(ort, type, values);
     };
     feed(structure.ids, (i) => ids[i] ?? tokenizer.end);
     for (const mask of structure.masks) feed(mask, (i) => (i < ids.length ? 1 : 0));
-    const outputs = await session.run(feeds);
+    for (const positions of structure.positions) feed(positions, (i) => i);
+    for (const types of structure.types) feed(types, () => 0);
+    const outputs = await session.run(feeds).catch((cause: Error) => {
+      const { name } = structure.graph.model;
+      const text = cause.message.split('\n').join(' ');
+      throw new DesapError('ERR_GRAPH', `${name}: onnxruntime does not run it on ${total} tokens: ${text}`, { cause });
+    });
     const tokens = outputs[TEXT_TOKENS];
     const width = tokens.dims[1];
     const rows = (tokens.data as Float32Array).slice(0, ids.length * width);
-    return { rows, picked: outputs[TEXT_EMBEDDING].data as Float32Array, width };
+    const picked = outputs[TEXT_EMBEDDING].data as Float32Array;
+    return { rows, picked, width, embedded: (outputs[TEXT_EMBEDDED]?.data as Float32Array | undefined) ?? null };
   }
 
+  /** One text and the same with a token more, checked by what each says of the other and of the file. */
   private async confirm(): Promise<void> {
     const { start, end } = this.tokenizer;
-    const sample = upToEnd(this.tokenizer.content('a photo'), end);
-    const { rows, picked, width } = await this.run([...start, ...sample, end]);
-    const error = relativeError(rows.subarray(-width), picked);
+    const [word = end] = upToEnd(this.tokenizer.content('a photo'), end);
+    const once = await this.run([...start, word, end]);
+    const twice = await this.run([...start, word, word, end]);
     const { graph, readOut } = this.structure;
-    // Rows and embedding are one computation up to the final norm.
-    const tolerance = toleranceOf(graph, readOut.projection.output, readOut.norm.output);
-    if (!(error <= tolerance))
-      throw new DesapError(
+    const fail = (what: string, error: number, tolerance: number, advice: string) =>
+      new DesapError(
         'ERR_GRAPH',
-        `${graph.model.name}: the projected end-of-text row differs from the file's own text embedding: got a relative error of ` +
-          `${error.toExponential(1)}, wanted at most ${tolerance}. Tokenizer and model may not belong together`,
+        `${graph.model.name}: ${what}: got a relative error of ${error.toExponential(1)}, wanted at most ${tolerance}. ${advice}`,
+      );
+
+    // Rows and embedding are one computation up to the final norm.
+    const { width } = once;
+    const tolerance = toleranceOf(graph, readOut.projection.output, readOut.norm.output);
+    const error = relativeError(once.rows.subarray(-width), once.picked);
+    if (!(error <= tolerance))
+      throw fail(
+        'the projected end-of-text row differs from the file’s own text embedding',
+        error,
+        tolerance,
+        'Tokenizer and model may not belong together',
+      );
+
+    // CLIP reads from the left: what follows changes no row.
+    const rounding = toleranceOf(graph, readOut.projection.output);
+    const shared = (start.length + 1) * width;
+    const change = relativeError(twice.rows.subarray(0, shared), once.rows.subarray(0, shared));
+    if (!(change <= rounding))
+      throw fail('the rows of a text depend on what follows it', change, rounding, 'This is no CLIP text tower');
+
+    // The same token in two places: what enters the first layer differs by the rows of the position embedding.
+    const table = await positionTable(this.structure);
+    if (table === null || twice.embedded === null) return;
+    const step = (data: ArrayLike<number>, cols: number, at: number) =>
+      Float64Array.from({ length: cols }, (_, c) => data[(at + 1) * cols + c] - data[at * cols + c]);
+    const [got, wanted] = [twice.embedded, table.data].map((data) => step(data, table.cols, start.length));
+    const moved = relativeError(got, wanted);
+    if (!(moved <= rounding))
+      throw fail(
+        'its tokens do not stand at the positions 0, 1, 2, ...',
+        moved,
+        rounding,
+        'Take an export without position_ids',
       );
   }
 
@@ -203,6 +250,26 @@ export class ClipText {
   [Symbol.asyncDispose](): Promise<void> {
     return this.dispose();
   }
+}
+
+/** What the tower says of one sequence of T tokens. */
+interface Rows {
+  /** [T, E] */
+  readonly rows: Float32Array;
+  /** The row that the file itself picks, [E]. */
+  readonly picked: Float32Array;
+  /** E. */
+  readonly width: number;
+  /** What enters the first layer, [T, D]; null unless positions are fed. */
+  readonly embedded: Float32Array | null;
+}
+
+/** Whole numbers as [1, T], in the type that an input has. */
+function integers(ort: OrtModule, type: number, values: readonly number[]): Tensor {
+  const dims = [1, values.length];
+  if (type === DataType.int64) return new ort.Tensor('int64', BigInt64Array.from(values, BigInt), dims);
+  if (type === DataType.bool) return new ort.Tensor('bool', Uint8Array.from(values), dims);
+  return new ort.Tensor('int32', Int32Array.from(values), dims);
 }
 
 /** CLIP pads with its end token and reads a text up to the first one. */
