@@ -1,0 +1,238 @@
+"""Exporters, and the tools that people put behind them. Each writes a file; `runs_like` says whether the file is what the model is."""
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import io
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+warnings.filterwarnings("ignore")
+logging.disable(logging.WARNING)
+onnxruntime.set_default_logger_severity(4)
+
+
+def versions(*packages):
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+
+
+class Broken(Exception):
+    """A tool failed, or wrote a file that ONNX Runtime does not open or that computes something else."""
+
+
+@contextlib.contextmanager
+def quiet():
+    """What tools print is not shown; what they raise is Broken."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            yield
+        except Broken:
+            raise
+        except Exception as error:
+            raise Broken(f"{type(error).__name__}: {error}".splitlines()[0][:200]) from error
+
+
+@dataclass
+class Graph:
+    """What is exported: a module, its inputs by name, the names of its outputs, and its free axes by input."""
+
+    module: torch.nn.Module
+    inputs: dict[str, torch.Tensor]
+    outputs: list[str]
+    free: dict[str, dict[int, str]]
+
+
+@dataclass(frozen=True)
+class Exporter:
+    form: str
+    opset: int
+    dynamo: bool = False
+    options: tuple = ()
+
+    @property
+    def name(self):
+        return "torch.onnx dynamo" if self.dynamo else "torch.onnx TorchScript"
+
+    @property
+    def versions(self):
+        return versions("torch", "transformers")
+
+    def write(self, graph: Graph, path: Path):
+        module, args = graph.module.eval(), tuple(graph.inputs.values())
+        shared = {
+            "input_names": list(graph.inputs),
+            "output_names": graph.outputs,
+            "opset_version": self.opset,
+            **dict(self.options),
+        }
+        if self.dynamo:
+            shapes = tuple({axis: torch.export.Dim.DYNAMIC for axis in graph.free.get(name, {})} for name in graph.inputs)
+            takes = inspect.signature(module.forward).parameters.values()
+            if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in takes):
+                shapes = (shapes,)
+            shared |= {"dynamic_shapes": shapes, "external_data": False}
+        else:
+            shared["dynamic_axes"] = graph.free
+        with torch.no_grad(), quiet():
+            torch.onnx.export(module, args, str(path), dynamo=self.dynamo, **shared)
+        without_traces(path)
+        runs_like(graph, path)
+
+
+def torchscript(opset, form="", **options):
+    return Exporter(form or f"opset {opset}", opset, False, tuple(options.items()))
+
+
+def dynamo(opset, form="", **options):
+    return Exporter(form or f"opset {opset}", opset, True, tuple(options.items()))
+
+
+def without_traces(path):
+    """Takes out where the exporter was when it wrote a node: half of a small file, and paths of this machine."""
+    model = onnx.load(path)
+    model.doc_string = ""
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
+        del value.metadata_props[:]
+    onnx.save(model, path)
+
+
+def run_file(path, inputs):
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        taken = {
+            value.name: inputs[value.name].numpy().astype(np.float16)
+            if value.type == "tensor(float16)"
+            else inputs[value.name].numpy()
+            for value in session.get_inputs()
+        }
+        return session.run(None, taken)
+    except Exception as error:
+        raise Broken(str(error).splitlines()[0]) from error
+
+
+def runs_like(graph, path, tolerance=1e-4):
+    """Raises Broken unless a file's first output is the module's."""
+    with torch.no_grad():
+        wanted = graph.module(*graph.inputs.values())
+    wanted = (wanted[0] if isinstance(wanted, (tuple, list)) else wanted).numpy().astype(np.float64)
+    got = run_file(path, graph.inputs)[0].astype(np.float64)
+    error = np.abs(got.reshape(wanted.shape) - wanted).max() / np.abs(wanted).max()
+    if not error <= tolerance:
+        raise Broken(f"differs from PyTorch by {error:.1e}")
+
+
+# Tools: each takes the path of a file and writes another. What a tool allows itself in rounding is its tolerance.
+
+
+@dataclass(frozen=True)
+class Tool:
+    name: str
+    form: str
+    versions: str
+    run: object
+    tolerance: float = 1e-4
+
+    def write(self, source: Path, path: Path, graph: Graph):
+        with quiet():
+            self.run(source, path, graph)
+        runs_like(graph, path, self.tolerance)
+
+
+def _onnxsim(source, path, graph):
+    import onnxsim
+
+    model, ok = onnxsim.simplify(onnx.load(source))
+    if not ok:
+        raise Broken("onnxsim says that its file is not the same")
+    onnx.save(model, path)
+
+
+def _onnxslim(source, path, graph):
+    import onnxslim
+
+    onnx.save(onnxslim.slim(onnx.load(source)), path)
+
+
+def _runtime(level):
+    def run(source, path, graph):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+
+    return run
+
+
+def _optimizer(kind, level):
+    def run(source, path, graph):
+        from onnxruntime.transformers import optimizer
+
+        shape = {"num_heads": 0, "hidden_size": 0}
+        model = optimizer.optimize_model(str(source), model_type=kind, opt_level=level, **shape)
+        model.save_model_to_file(str(path))
+
+    return run
+
+
+def _float16(module, keep):
+    def run(source, path, graph):
+        convert = importlib.import_module(module).convert_float_to_float16
+        onnx.save(convert(onnx.load(source), keep_io_types=keep), path)
+
+    return run
+
+
+def _dynamic8(kind, **options):
+    def run(source, path, graph):
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantize_dynamic(str(source), str(path), weight_type=QuantType[kind], **options)
+
+    return run
+
+
+def _blocks4(source, path, graph):
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quantizer = MatMulNBitsQuantizer(onnx.load(source), block_size=32, is_symmetric=True, accuracy_level=4)
+    quantizer.process()
+    onnx.save(quantizer.model.model, path)
+
+
+ONNX = versions("onnx")
+RUNTIME = versions("onnxruntime")
+ONNXSIM = Tool("onnxsim", "", versions("onnxsim"), _onnxsim)
+ONNXSLIM = Tool("onnxslim", "", versions("onnxslim"), _onnxslim)
+RUNTIME_LEVELS = [
+    Tool("ONNX Runtime, saved", level.lower(), RUNTIME, _runtime(level)) for level in ("BASIC", "EXTENDED", "ALL")
+]
+OPTIMIZERS = [
+    Tool("onnxruntime.transformers optimizer", f"{kind}, level {level}", RUNTIME, _optimizer(kind, level))
+    for kind, level in (("clip", 0), ("clip", 1), ("vit", 0), ("bert", 2))
+]
+EXACT = [ONNXSIM, ONNXSLIM, *RUNTIME_LEVELS, *OPTIMIZERS]
+HALF = [
+    Tool("float16", "onnxruntime.transformers, io kept", RUNTIME, _float16("onnxruntime.transformers.float16", True), 2e-2),
+    Tool("float16", "onnxruntime.transformers, io float16", RUNTIME, _float16("onnxruntime.transformers.float16", False), 2e-2),
+]
+if importlib.util.find_spec("onnxconverter_common"):
+    HALF.append(
+        Tool("float16", "onnxconverter-common, io kept", versions("onnxconverter-common"), _float16("onnxconverter_common.float16", True), 2e-2)
+    )
+BYTES = [
+    Tool("q8 dynamic", "unsigned", RUNTIME, _dynamic8("QUInt8"), 0.5),
+    Tool("q8 dynamic", "signed, per channel", RUNTIME, _dynamic8("QInt8", per_channel=True), 0.5),
+]
+BLOCKS = [Tool("q4 MatMulNBits", "symmetric, accuracy 4", RUNTIME, _blocks4, 0.8)]
