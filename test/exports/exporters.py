@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import io
 import logging
@@ -140,9 +139,13 @@ def runs_like(graph, path, tolerance=1e-4):
 class Tool:
     name: str
     form: str
-    versions: str
+    packages: tuple
     run: object
     tolerance: float = 1e-4
+
+    @property
+    def versions(self):
+        return versions(*self.packages)
 
     def write(self, source: Path, path: Path, graph: Graph):
         with quiet():
@@ -211,28 +214,24 @@ def _blocks4(source, path, graph):
     onnx.save(quantizer.model.model, path)
 
 
-ONNX = versions("onnx")
-RUNTIME = versions("onnxruntime")
-ONNXSIM = Tool("onnxsim", "", versions("onnxsim"), _onnxsim)
-ONNXSLIM = Tool("onnxslim", "", versions("onnxslim"), _onnxslim)
+ONNXSIM = Tool("onnxsim", "", ("onnxsim",), _onnxsim)
+ONNXSLIM = Tool("onnxslim", "", ("onnxslim",), _onnxslim)
 RUNTIME_LEVELS = [
-    Tool("ONNX Runtime, saved", level.lower(), RUNTIME, _runtime(level)) for level in ("BASIC", "EXTENDED", "ALL")
+    Tool("ONNX Runtime, saved", level.lower(), ("onnxruntime",), _runtime(level)) for level in ("BASIC", "EXTENDED", "ALL")
 ]
 OPTIMIZERS = [
-    Tool("onnxruntime.transformers optimizer", f"{kind}, level {level}", RUNTIME, _optimizer(kind, level))
+    Tool("onnxruntime.transformers optimizer", f"{kind}, level {level}", ("onnxruntime",), _optimizer(kind, level))
     for kind, level in (("clip", 0), ("clip", 1), ("vit", 0), ("bert", 2))
 ]
 EXACT = [ONNXSIM, ONNXSLIM, *RUNTIME_LEVELS, *OPTIMIZERS]
+RUNTIME_HALF, CONVERTER_HALF = "onnxruntime.transformers.float16", "onnxconverter_common.float16"
 HALF = [
-    Tool("float16", "onnxruntime.transformers, io kept", RUNTIME, _float16("onnxruntime.transformers.float16", True), 2e-2),
-    Tool("float16", "onnxruntime.transformers, io float16", RUNTIME, _float16("onnxruntime.transformers.float16", False), 2e-2),
+    Tool("float16", "onnxruntime.transformers, io kept", ("onnxruntime",), _float16(RUNTIME_HALF, True), 2e-2),
+    Tool("float16", "onnxruntime.transformers, io float16", ("onnxruntime",), _float16(RUNTIME_HALF, False), 2e-2),
+    Tool("float16", "onnxconverter-common, io kept", ("onnxconverter-common",), _float16(CONVERTER_HALF, True), 2e-2),
 ]
-if importlib.util.find_spec("onnxconverter_common"):
-    HALF.append(
-        Tool("float16", "onnxconverter-common, io kept", versions("onnxconverter-common"), _float16("onnxconverter_common.float16", True), 2e-2)
-    )
 BYTES = [
-    Tool("q8 dynamic", "unsigned", RUNTIME, _dynamic8("QUInt8"), 0.5),
-    Tool("q8 dynamic", "signed, per channel", RUNTIME, _dynamic8("QInt8", per_channel=True), 0.5),
+    Tool("q8 dynamic", "unsigned", ("onnxruntime",), _dynamic8("QUInt8"), 0.5),
+    Tool("q8 dynamic", "signed, per channel", ("onnxruntime",), _dynamic8("QInt8", per_channel=True), 0.5),
 ]
-BLOCKS = [Tool("q4 MatMulNBits", "symmetric, accuracy 4", RUNTIME, _blocks4, 0.8)]
+BLOCKS = [Tool("q4 MatMulNBits", "symmetric, accuracy 4", ("onnxruntime",), _blocks4, 0.8)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from oracle import head_values
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
@@ -135,7 +136,9 @@ def clip_tower(model, seed, size, keeps=None):
 
 def text_rows(model, tokenizer):
     """Ids and rows [T, E] of the texts, as Hugging Face's text tower has them before normalisation."""
-    tower, projection = exact(model.text_model), model.text_projection.weight.double()
+    # Masks of transformers 4 overflow in float64: there, the rows are of float32.
+    tower = exact(model.text_model) if transformers.__version__ >= "5" else model.text_model
+    projection = model.text_projection.weight.to(tower.final_layer_norm.weight.dtype)
     values = {}
     for i, text in enumerate(TEXTS):
         ids = tokenizer.encode(text).ids
