@@ -14,7 +14,9 @@ from pathlib import Path
 
 from exporters import quiet, versions, without_traces
 from models import clip, clip_tower, save_tokenizer, text_rows
+from optimum.exporters.onnx import export as onnx_export
 from optimum.exporters.onnx import main_export
+from optimum.exporters.onnx.model_configs import CLIPTextWithProjectionOnnxConfig, CLIPVisionModelOnnxConfig
 from suite import Suite
 from transformers import CLIPImageProcessor, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
@@ -41,6 +43,36 @@ def export(suite, name, model, task, opset, form, cases):
         suite.add(name + suffix, kind, path, exporter="optimum main_export", versions=VERSIONS, form=f"{form}, {task}, opset {opset or 'default'}", **fields)
 
 
+class VisionConfig(CLIPVisionModelOnnxConfig):
+    """optimum has none with the projection; this is how the scripts for Transformers.js describe it."""
+
+    @property
+    def outputs(self):
+        return {"image_embeds": {0: "batch_size"}, "last_hidden_state": {0: "batch_size"}}
+
+
+def towers(suite, model, head, text):
+    """Each tower with its projection, in a file of its own."""
+    vision = CLIPVisionModelWithProjection(model.config.vision_config)
+    vision.vision_model, vision.visual_projection = model.vision_model, model.visual_projection
+    words = CLIPTextModelWithProjection(model.config.text_config)
+    words.text_model, words.text_projection = model.text_model, model.text_projection
+    for name, tower, config, kind, fields in (
+        ("vision", vision, VisionConfig, "head", {**head, "dynamic": True}),
+        ("text", words, CLIPTextWithProjectionOnnxConfig, "text", text),
+    ):
+        for opset in (14, 17, 18):
+
+            def write(path, tower=tower, config=config, opset=opset):
+                with quiet():
+                    onnx_export(tower, config(tower.config, task="feature-extraction"), path, opset=opset)
+                without_traces(path)
+
+            path = suite.write(f"{name}_{opset}", write)
+            if path is not None:
+                suite.add(f"{name}_{opset}", kind, path, exporter="optimum export", versions=VERSIONS, form=f"CLIP {name} with projection, opset {opset}", **fields)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="folder to write")
@@ -57,13 +89,7 @@ def main():
             for opset in (None, 14, 18):
                 short = f"whole_{widths}_{task.split('-')[0]}_{opset or 'default'}"
                 export(suite, short, model, task, opset, f"whole CLIP, widths {widths}", [("", "head", head), ("_text", "text", text)])
-    vision = CLIPVisionModelWithProjection(model.config.vision_config)
-    vision.vision_model, vision.visual_projection = model.vision_model, model.visual_projection
-    words = CLIPTextModelWithProjection(model.config.text_config)
-    words.text_model, words.text_projection = model.text_model, model.text_projection
-    for opset in (14, 18):
-        export(suite, f"vision_{opset}", vision, "feature-extraction", opset, "CLIP vision", [("", "head", {**head, "dynamic": True})])
-        export(suite, f"text_{opset}", words, "feature-extraction", opset, "CLIP text", [("", "text", text)])
+    towers(suite, model, head, text)
     suite.close()
 
 
