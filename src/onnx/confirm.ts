@@ -99,7 +99,7 @@ export interface OpenTower {
 
 /**
  * {@link confirmHead} and {@link confirmTower} on one image, with one session for the CLIP file and no further one for the
- * tower: no weight is loaded twice.
+ * tower: no weight of a layer is loaded twice.
  *
  * @throws DesapError as both of them
  */
