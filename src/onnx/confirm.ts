@@ -99,7 +99,7 @@ export interface OpenTower {
 
 /**
  * {@link confirmHead} and {@link confirmTower} on one image, with one session for the CLIP file and no further one for the
- * tower: no weight is loaded twice.
+ * tower: no weight of a layer is loaded twice.
  *
  * @throws DesapError as both of them
  */
@@ -262,8 +262,10 @@ function pick(data: Float32Array, cols: number, rows: readonly number[]): Float6
 }
 
 /**
- * Embeds two images: the rows that are the same for both are learnt ones, and the class token's has to be the only one.
- * @throws DesapError `ERR_GRAPH` for registers, a class token in another place, or none where one was read
+ * Embeds some images. The rows that are the same for two of them are learnt ones: the class token's has to be the only one. And
+ * the second patch of the first line of the image has to be the second patch row.
+ *
+ * @throws DesapError `ERR_GRAPH` for registers, a class token in another place or none where one was read, and patches in another order
  */
 async function confirmRows(
   ort: OrtModule,
@@ -271,7 +273,7 @@ async function confirmRows(
   pixels: Tensor,
   session: InferenceSession.SessionOptions | undefined,
 ): Promise<void> {
-  const { graph, blocks, classToken, width } = tower;
+  const { graph, blocks, width } = tower;
   const { inputs, nodes } = floatPixels(tower);
   const embedded = cut(graph.model, {
     inputs,
@@ -279,23 +281,36 @@ async function confirmRows(
     nodes: [...nodes, ...batchFirst(tower, blocks[0].input, EMBEDDED)],
   });
   const random = uniform(2);
-  const other = Float32Array.from(pixels.data as Float32Array, () => 2 * random() - 1);
   const open = { structure: tower, session: await openGraph(ort, embedded, session) };
+  const classTokens = Number(tower.classToken);
+  const fail = (looked: string, found: string) =>
+    new DesapError('ERR_GRAPH', `${graph.model.name}: looked for ${looked}; found ${found}`);
   try {
-    const [a, b] = [
-      await runOpen(open, pixels),
-      await runOpen(open, feed(ort, { data: other, dims: pixels.dims })),
-    ].map((outputs) => outputs[EMBEDDED]);
-    const rows = Array.from({ length: a.dims[1] }, (_, row) => row);
-    const row = ({ data }: Tensor, at: number) => (data as Float32Array).subarray(at * width, (at + 1) * width);
-    const learnt = rows.filter((at) => relativeError(row(a, at), row(b, at)) <= SAME_ROW);
-    const wanted = classToken ? '0' : '';
-    if (learnt.join() === wanted) return;
-    throw new DesapError(
-      'ERR_GRAPH',
-      `${graph.model.name}: looked for patch rows behind ${classToken ? 'one class token' : 'no class token'}; found ` +
+    const embed = async (image: Float32Array) => {
+      const { data, dims } = (await runOpen(open, feed(ort, { data: image, dims: pixels.dims })))[EMBEDDED];
+      return Array.from({ length: dims[1] }, (_, at) => (data as Float32Array).subarray(at * width, (at + 1) * width));
+    };
+    const image = pixels.data as Float32Array;
+    const rows = await embed(image);
+    const others = await embed(image.map(() => 2 * random() - 1));
+    const learnt = [...rows.keys()].filter((at) => relativeError(others[at], rows[at]) <= SAME_ROW);
+    if (learnt.join() !== (classTokens === 1 ? '0' : ''))
+      throw fail(
+        `patch rows behind ${classTokens === 1 ? 'one class token' : 'no class token'}`,
         `${learnt.length === 0 ? 'no row' : `the rows ${learnt.join(', ')}`} of ${rows.length} that the image has no part in`,
+      );
+
+    const grid = Math.sqrt(rows.length - classTokens);
+    const [height, side] = pixels.dims.slice(-2);
+    if (!Number.isInteger(grid) || grid < 2) return;
+    const inSecondPatch = (x: number, y: number) => y < height / grid && x >= side / grid && x < (2 * side) / grid;
+    const changed = await embed(
+      image.map((value, i) => (inSecondPatch(i % side, Math.floor(i / side) % height) ? value + 1 : value)),
     );
+    const change = changed.map((row, at) => relativeError(row, rows[at]));
+    const most = change.indexOf(Math.max(...change));
+    if (most !== classTokens + 1)
+      throw fail('patches line by line', `the second patch of the image in row ${most}, wanted ${classTokens + 1}`);
   } finally {
     await open.session.release();
   }
@@ -351,16 +366,24 @@ export async function confirmProjector(
     // A shape may be computed from the image's.
     if (session.inputNames.includes(pixels.name)) feeds[pixels.name] = feed(ort, trialPixels(structure));
     const wanted = (await session.run(feeds))[FEATURES];
-    const patches = rows.subarray(dropsClassToken ? width : 0);
-    const dims = [1, patches.length / width, width];
-    const got = (await projector.run({ [PATCHES]: new ort.Tensor('float32', patches, dims) }))[IMAGE_FEATURES];
-    const error = relativeError(got.data as Float32Array, wanted.data as Float32Array);
+    const wide = wanted.dims[wanted.dims.length - 1];
+    const count = tokens - Number(dropsClassToken);
+    if (wanted.data.length !== count * wide)
+      throw fail(`found features [${wanted.dims.join(', ')}] of hidden states [1, ${tokens}, ${width}]`);
+    // All rows but the first, the last one first: no row may depend on its place, or on how many there are.
+    const order = Array.from({ length: count - 1 }, (_, i) => count - 1 - i);
+    const picked = pick(
+      rows,
+      width,
+      order.map((row) => row + Number(dropsClassToken)),
+    );
+    const patches = new ort.Tensor('float32', Float32Array.from(picked), [1, order.length, width]);
+    const got = (await projector.run({ [PATCHES]: patches }))[IMAGE_FEATURES].data as Float32Array;
+    const error = relativeError(got, pick(wanted.data as Float32Array, wide, order));
     const tolerance = toleranceOf(graph, output, hidden);
     if (!(error <= tolerance))
       throw fail(
-        got.data.length === wanted.data.length
-          ? `found features that differ by ${error.toExponential(1)} relative to the largest, wanted at most ${tolerance}`
-          : `found features [${wanted.dims.join(', ')}] of hidden states [1, ${tokens}, ${width}]`,
+        `found features that differ by ${error.toExponential(1)} relative to the largest, wanted at most ${tolerance}`,
       );
   } catch (cause) {
     if (cause instanceof DesapError) throw cause;

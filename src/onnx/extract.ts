@@ -23,7 +23,8 @@ export type HeadSource =
 
 /**
  * Takes the weights that DeSAP needs (last attention, its norm, post norm, visual projection) out of a CLIP export.
- * In a graph they are found by structure; follow with `confirmHead`, which compares numbers.
+ * In a graph they are found by structure; follow with `confirmHead`, which compares numbers. A layer scale behind the output
+ * projection (open_clip, timm) is no part of a head: the decoupled attention ends with the projection (eq. 2).
  *
  * @throws DesapError `ERR_FILE` for an unusable file; `ERR_GRAPH` when the graph lacks a part, or its weights are
  *   quantised; `ERR_VALUE` without a head count; the errors of `checkHead`

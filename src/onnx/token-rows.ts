@@ -4,12 +4,15 @@ import type { OnnxNode } from './messages.js';
 import type { Norms } from './norm.js';
 import { slicesOf } from './slice.js';
 
-/** Some rows of a token sequence: learnt ones (class token, registers; null when their count cannot be told), or the patches. */
-type Rows = { readonly learnt: number | null } | 'patches';
+/**
+ * Some rows of a token sequence: learnt ones (class token, registers; null when their count cannot be told), the patches, or some
+ * of them or in another order.
+ */
+type Rows = { readonly learnt: number | null } | 'patches' | 'cut or reordered patches';
 
 /** What the rows of a token sequence are, and how they lie. */
 export interface TokenRows {
-  /** In the order of the rows; null when something reorders or drops them on the way. */
+  /** In the order of the rows; null when that cannot be told. */
   readonly parts: readonly Rows[] | null;
   /** Whether the sequence lies as [batch, N, D]; otherwise as [N, batch, D]. */
   readonly batchFirst: boolean;
@@ -53,11 +56,12 @@ function cutOut(graph: Graph, node: OnnxNode, rows: TokenRows): TokenRows {
   const range = sliced(graph, node, rows.batchFirst ? 1 : 0);
   if (range === 'other axis') return rows;
   const [head, ...rest] = rows.parts ?? [];
-  const count = head === undefined || head === 'patches' ? 0 : (head.learnt ?? 1);
-  if (range === null || range.first < 0 || count === 0) return { ...rows, parts: null };
+  if (range === null || head === undefined) return { ...rows, parts: null };
+  if (typeof head === 'string') return { ...rows, parts: ['cut or reordered patches'] };
+  const count = head.learnt ?? 1;
   if (range.isTail && range.first === count) return { ...rows, parts: rest };
   const isHead = range.first === 0 && range.single && count === 1;
-  return { ...rows, parts: isHead ? [head] : null };
+  return { ...rows, parts: isHead ? [head] : ['cut or reordered patches'] };
 }
 
 const ADDS = new Set(['Add', 'Sum', 'Mul', 'Div', 'BiasAdd']);
@@ -72,9 +76,9 @@ function joined(graph: Graph, norms: Norms, { inputs }: OnnxNode, width: number)
       : tokenRows(graph, norms, input, width),
   );
   const parts = rows.some((row) => row.parts === null) ? null : rows.flatMap((row) => row.parts ?? []);
-  // Where two parts of the image are joined, neither is the patches in their order.
-  const images = parts?.filter((part) => part === 'patches').length;
   const image = rows[inputs.findIndex((input) => !isLearnt(input))] ?? PATCHES;
+  // Where two parts of the image are joined, neither is the patches in their order.
+  const images = parts?.filter((part) => typeof part === 'string').length;
   return { parts: images === 1 ? parts : null, batchFirst: image.batchFirst };
 }
 
@@ -165,9 +169,11 @@ export function hasClassToken(graph: Graph, { parts }: TokenRows, takenBy: RowsT
   const { name } = graph.model;
   const refuse = (found: string) =>
     new DesapError('ERR_GRAPH', `${name}: looked for patch rows behind at most one class token; found ${found}`);
-  const learnt = parts?.filter((part) => part !== 'patches') ?? [];
-  if (learnt.length > 1 || (learnt.length === 1 && (parts?.[0] !== learnt[0] || (learnt[0].learnt ?? 1) > 1)))
-    throw refuse((parts as readonly Rows[]).map(describeRows).join(', '));
+  const learnt = parts?.filter((part) => typeof part === 'object') ?? [];
+  const isLearntFirst =
+    learnt.length === 0 || (learnt.length === 1 && parts?.[0] === learnt[0] && (learnt[0].learnt ?? 1) === 1);
+  if (parts !== null && !(isLearntFirst && parts.at(-1) === 'patches'))
+    throw refuse(parts.map(describeRows).join(', ') || 'no rows');
   if (takenBy?.single && takenBy.first !== 0)
     throw refuse(`a read-out of row ${takenBy.first < 0 ? 'N' : ''}${takenBy.first}`);
   if (takenBy && !takenBy.single && (!takenBy.isTail || takenBy.first < 0 || takenBy.first > 1))
@@ -178,4 +184,4 @@ export function hasClassToken(graph: Graph, { parts }: TokenRows, takenBy: RowsT
 }
 
 const describeRows = (rows: Rows): string =>
-  rows === 'patches' ? 'patches' : rows.learnt === 1 ? '1 learnt row' : `${rows.learnt ?? 'some'} learnt rows`;
+  typeof rows === 'string' ? rows : rows.learnt === 1 ? '1 learnt row' : `${rows.learnt ?? 'some'} learnt rows`;
