@@ -14,14 +14,14 @@ from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 SIZE, WIDTH, KEEPS = 40, 44, [2, 6]
 
 
-def llava_of(model, seed, **config):
-    """A `LlavaForConditionalGeneration` around a CLIP's vision tower."""
+def llava_of(model, seed, *, vocabulary=99, image=98, layers=1, layer=-2, **config):
+    """A `LlavaForConditionalGeneration` around a CLIP's vision tower; `image` is the id of the image token."""
     vision = copy.deepcopy(model.config.vision_config)
     text = LlamaConfig(
-        hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, vocab_size=99, head_dim=22
+        hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2, vocab_size=vocabulary, head_dim=22
     )
     made = LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, image_token_index=98, vision_feature_layer=config.pop("layer", -2), **config)
+        LlavaConfig(vision_config=vision, text_config=text, image_token_id=image, vision_feature_layer=layer, **config)
     )
     randomise(made, seed + 5)
     made.model.vision_tower.load_state_dict(model.vision_model.state_dict())
@@ -74,8 +74,7 @@ def encoder_graph(module, free=True):
 
 def expected(suite, name, model, llava, tower, rows, question):
     """Features of all patches and of the kept ones, in float64."""
-    weights = {key: value.detach().double().numpy() for key, value in tower.weights.items()}
-    analysis = Analysis(tower.hidden, weights, tower.heads, tower.eps)
+    analysis = analysis_of(tower)
     projector = exact(llava.model.multi_modal_projector)
     project = lambda patches: projector(torch.from_numpy(np.ascontiguousarray(patches))).detach().numpy()
     values = {"pixels": tower.pixels.numpy(), "hidden": tower.hidden, "features": project(analysis.patches)}
@@ -164,7 +163,11 @@ def rounded(suite, short, graph, exporter, fields, tower):
         suite.add(name, "llava", path, exporter=tool.name, versions=f"{tool.versions}, {exporter.versions}", form=f"LLaVA vision encoder, {exporter.name} {exporter.form}, {tool.form}", **fields, expected=suite.expect(name, values), tolerance=tolerance)
 
 
-def clearly(tower, rows):
+def analysis_of(tower):
     weights = {key: value.detach().double().numpy() for key, value in tower.weights.items()}
-    analysis = Analysis(tower.hidden, weights, tower.heads, tower.eps)
+    return Analysis(tower.hidden, weights, tower.heads, tower.eps)
+
+
+def clearly(tower, rows):
+    analysis = analysis_of(tower)
     return min(analysis.choose(rows, keep)[3] for keep in KEEPS) >= MARGIN

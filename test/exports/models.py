@@ -118,7 +118,7 @@ HF_HEAD = {
 }
 
 
-def clip_tower(model, seed, size, keeps=None):
+def clip_tower(model, seed, size, keeps=None, pixels=None):
     """The head of Hugging Face's CLIP vision tower."""
     vision, config = model.vision_model, model.vision_model.config
     layer = vision.encoder.layers[-1]
@@ -128,24 +128,24 @@ def clip_tower(model, seed, size, keeps=None):
         weights |= {f"{name}.weight": part.weight, f"{name}.bias": part.bias}
     weights |= {"post_ln.weight": vision.post_layernorm.weight, "post_ln.bias": vision.post_layernorm.bias}
     weights["visual_projection.weight"] = model.visual_projection.weight
-    pixels = image(size, seed + 1000)
+    pixels = image(size, seed + 1000) if pixels is None else pixels
     tower = exact(vision)
     hidden = last_input(tower, tower.encoder.layers[-1], pixels.double())
     return Tower(weights, config.num_attention_heads, config.layer_norm_eps, pixels, hidden, keeps or [2, 7, 16])
 
 
-def text_rows(model, tokenizer):
+def text_rows(model, tokenizer, texts=TEXTS):
     """Ids and rows [T, E] of the texts, as Hugging Face's text tower has them before normalisation."""
     # Masks of transformers 4 overflow in float64: there, the rows are of float32.
     tower = exact(model.text_model) if transformers.__version__ >= "5" else model.text_model
     projection = model.text_projection.weight.to(tower.final_layer_norm.weight.dtype)
     values = {}
-    for i, text in enumerate(TEXTS):
+    for i, text in enumerate(texts):
         ids = tokenizer.encode(text).ids
         with torch.no_grad():
             states = tower(input_ids=torch.tensor([ids])).last_hidden_state[0]
             values |= {f"ids.{i}": np.array(ids), f"rows.{i}": (states @ projection.T).numpy()}
-    return values, {"texts": json.dumps(TEXTS)}
+    return values, {"texts": json.dumps(texts)}
 
 
 # CLIP's byte-level BPE with a small vocabulary: all bytes, all bytes at a word's end, some merges, two special tokens.

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import io
+import logging
 import time
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from graphs import Graph
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-OPSET = 18
+logging.disable(logging.INFO)
+
+# The first that has 4-bit numbers; every ONNX Runtime that the package takes reads it.
+OPSET = 21
 SUFFIX = {"fp32": "", "q8": "_quantized", "q4": "_q4"}
 BLOCK = 32
 
@@ -99,7 +103,9 @@ def bytes8(source, path, outside):
         source, path, weight_type=QuantType.QUInt8, op_types_to_quantize=["MatMul", "Gemm", "Gather"], use_external_data_format=outside
     )
     if outside:
-        save(onnx.load(path), path, outside)
+        model = onnx.load(path)
+        path.with_name(f"{path.name}.data").unlink()
+        save(model, path, outside)
 
 
 def blocks4(source, path, outside):
