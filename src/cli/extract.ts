@@ -5,6 +5,7 @@ import { DesapError } from '../errors.js';
 import { isFile } from '../files.js';
 import { type HeadWeights, saveHead } from '../index.js';
 import { confirmHead, extractHead } from '../onnx/index.js';
+import { findClipFile } from '../runtimes/clip-folder.js';
 import { loadOrt } from '../runtimes/session.js';
 import { positive, print } from './options.js';
 
@@ -44,8 +45,7 @@ async function resolveSource(source: string): Promise<{ weights: string; visionM
   const entry = await stat(source).catch(() => null);
   if (!entry) throw new DesapError('ERR_FILE', `${source}: got no such file or folder, wanted a CLIP model`);
   const folder = entry.isDirectory() ? source : dirname(source);
-  const candidate = join(folder, 'onnx', 'vision_model.onnx');
-  const visionModel = (await isFile(candidate)) ? candidate : null;
+  const visionModel = await findClipFile(folder, 'vision');
   if (!entry.isDirectory())
     return source.endsWith('.onnx') ? { weights: source, visionModel: source } : { weights: source, visionModel };
   if (visionModel) return { weights: visionModel, visionModel };
@@ -53,7 +53,7 @@ async function resolveSource(source: string): Promise<{ weights: string; visionM
     if (await isFile(join(source, name))) return { weights: join(source, name), visionModel: null };
   throw new DesapError(
     'ERR_FILE',
-    `${source}: got neither onnx/vision_model.onnx nor model.safetensors, wanted a CLIP folder`,
+    `${source}: got neither onnx/vision_model.onnx nor model.onnx nor model.safetensors, wanted a CLIP folder`,
   );
 }
 

@@ -1,4 +1,3 @@
-import { join } from 'node:path';
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
 import { isFile, requireFolder } from '../files.js';
@@ -27,6 +26,7 @@ import {
 } from '../onnx/index.js';
 import { Tensor } from '../tensor.js';
 import { ClipText, type LongText } from '../text/clip-text.js';
+import { clipFile } from './clip-folder.js';
 import { type HiddenMemory, hiddenMemory } from './hidden-memory.js';
 import { checkQuestion } from './question.js';
 import { allOrNone, atRest, loadOrt } from './session.js';
@@ -34,7 +34,8 @@ import { requireFit, towerHead } from './tower-head.js';
 
 export interface PrunedVisionOptions extends DeviceOptions, Pick<AnalyzeOptions, 'encoding'> {
   /**
-   * CLIP folder of the same vision tower: `onnx/text_model.onnx`, `tokenizer.json`, and `onnx/vision_model.onnx` for the head.
+   * CLIP folder of the same vision tower: `onnx/text_model.onnx`, `tokenizer.json`, and `onnx/vision_model.onnx` for the head; or
+   * both towers in one `model.onnx`, as Optimum exports them.
    * Only with a `pruner` may it be left out: questions are then given as tokens that are encoded already.
    */
   clip?: string;
@@ -126,11 +127,17 @@ export class PrunedVision {
       throw new DesapError('ERR_FILE', `${visionEncoder}: got no such file, wanted a LLaVA vision encoder`);
     const structure = readTower(visionEncoder);
     if (pruner) requireFit(pruner.head, structure, visionEncoder);
+    const tower = towerGraph(structure);
+    if (tower.inputs.length !== 1)
+      throw new DesapError(
+        'ERR_GRAPH',
+        `${visionEncoder}: got the inputs ${tower.inputs.join(', ')} of its vision tower, wanted the pixels only`,
+      );
     const projector = projectorGraph(structure);
     return allOrNone(async (opened) => {
       const open = async (graph: EditedGraph) =>
         opened(await openGraph(ort, graph, options.session), (part) => part.release());
-      const [session, projectorSession] = [await open(towerGraph(structure)), await open(projector)];
+      const [session, projectorSession] = [await open(tower), await open(projector)];
       await confirmProjector(ort, { structure, session: projectorSession }, options.session);
       const head = pruner
         ? null
@@ -336,7 +343,7 @@ export class VisionAnalysis implements Disposable {
   }
 }
 
-function openText(options: PrunedVisionOptions & { clip: string }): Promise<ClipText> {
+async function openText(options: PrunedVisionOptions & { clip: string }): Promise<ClipText> {
   const { clip, longText, session, ort } = options;
-  return ClipText.open({ model: join(clip, 'onnx', 'text_model.onnx'), tokenizer: clip, longText, session, ort });
+  return ClipText.open({ model: await clipFile(clip, 'text'), tokenizer: clip, longText, session, ort });
 }

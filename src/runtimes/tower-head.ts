@@ -1,10 +1,9 @@
-import { join } from 'node:path';
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError } from '../errors.js';
-import { isFile } from '../files.js';
 import { type HeadWeights, loadHead } from '../index.js';
 import { confirmBoth, type OpenTower } from '../onnx/confirm.js';
 import { extractHead, type OrtModule, readModel, type TowerStructure } from '../onnx/index.js';
+import { clipFile } from './clip-folder.js';
 
 /** Where the head of a tower comes from. */
 export interface HeadOrigin {
@@ -14,7 +13,7 @@ export interface HeadOrigin {
 }
 
 /**
- * The head for a LLaVA vision tower: the given one, or that of the CLIP folder's `vision_model.onnx`. The CLIP file is run
+ * The head for a LLaVA vision tower: the given one, or that of the CLIP folder's vision tower. The CLIP file is run
  * once, against the head and against the tower. A given head can only be checked by its shape.
  *
  * @throws DesapError `ERR_HEAD_MISMATCH`, `ERR_FILE`, `ERR_GRAPH`
@@ -30,12 +29,7 @@ export async function towerHead(
     requireFit(head, tower.structure, visionEncoder);
     return head;
   }
-  const visionModel = join(clip, 'onnx', 'vision_model.onnx');
-  if (!(await isFile(visionModel)))
-    throw new DesapError(
-      'ERR_FILE',
-      `${visionModel}: got no such file, wanted it or the option head (made by: desap extract)`,
-    );
+  const visionModel = await clipFile(clip, 'vision', ', or the option head (made by: desap extract)');
   const model = readModel(visionModel);
   const head = await extractHead({ visionModel: model });
   await confirmBoth(ort, tower, model, head, { session });
