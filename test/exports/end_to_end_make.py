@@ -41,13 +41,23 @@ def language_tokenizer():
     """Bytes, and the special tokens of LLaVA."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*special, *alphabet])}, [], unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.BPE({token: i for i, token in enumerate([*special, *alphabet])}, [], unk_token="<unk>")
+    )
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", padding_side="left", chat_template=TEMPLATE
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        padding_side="left",
+        chat_template=TEMPLATE,
     )
 
 
@@ -84,7 +94,14 @@ def main():
     clip_words = save_tokenizer(folder / "clip", 77)
     AutoTokenizer.from_pretrained(folder / "clip")
     llava.save_pretrained(folder / "llava")
-    processor = LlavaProcessor(images, words, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=TEMPLATE)
+    processor = LlavaProcessor(
+        images,
+        words,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
     processor.save_pretrained(folder / "llava")
 
     picture = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
@@ -116,7 +133,14 @@ def main():
             "compact": greedy(llava, embeds, compact, compact.shape[1]),
             "original": greedy(llava, embeds, original, len(ids)),
         }
-    expected = {"question": question, "prompt": prompt, "ids": ids.tolist(), "whole": whole, "text": processor.decode(whole, skip_special_tokens=True), "pruned": pruned}
+    expected = {
+        "question": question,
+        "prompt": prompt,
+        "ids": ids.tolist(),
+        "whole": whole,
+        "text": processor.decode(whole, skip_special_tokens=True),
+        "pruned": pruned,
+    }
     (folder / "expected.json").write_text(json.dumps(expected, indent=1))
 
 

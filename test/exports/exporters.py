@@ -74,7 +74,9 @@ class Exporter:
             **dict(self.options),
         }
         if self.dynamo:
-            shapes = tuple({axis: torch.export.Dim.DYNAMIC for axis in graph.free.get(name, {})} for name in graph.inputs)
+            shapes = tuple(
+                {axis: torch.export.Dim.DYNAMIC for axis in graph.free.get(name, {})} for name in graph.inputs
+            )
             takes = inspect.signature(module.forward).parameters.values()
             if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in takes):
                 shapes = (shapes,)
@@ -217,7 +219,8 @@ def _blocks4(source, path, graph):
 ONNXSIM = Tool("onnxsim", "", ("onnxsim",), _onnxsim)
 ONNXSLIM = Tool("onnxslim", "", ("onnxslim",), _onnxslim)
 RUNTIME_LEVELS = [
-    Tool("ONNX Runtime, saved", level.lower(), ("onnxruntime",), _runtime(level)) for level in ("BASIC", "EXTENDED", "ALL")
+    Tool("ONNX Runtime, saved", level.lower(), ("onnxruntime",), _runtime(level))
+    for level in ("BASIC", "EXTENDED", "ALL")
 ]
 OPTIMIZERS = [
     Tool("onnxruntime.transformers optimizer", f"{kind}, level {level}", ("onnxruntime",), _optimizer(kind, level))

@@ -64,7 +64,9 @@ class Whole(nn.Module):
 
 def vision_graph(model, size, free=True):
     batch = {"pixel_values": {0: "batch"}} if free else {}
-    return Graph(Vision(model), {"pixel_values": image(size, 7, 2 if free else 1)}, ["image_embeds", "last_hidden_state"], batch)
+    return Graph(
+        Vision(model), {"pixel_values": image(size, 7, 2 if free else 1)}, ["image_embeds", "last_hidden_state"], batch
+    )
 
 
 def text_inputs(names, length=9, batch=2, dtype=torch.int64):
@@ -122,18 +124,32 @@ def vision_cases(suite, seed):
                 short = f"vision_{name}_{'dy' if exporter.dynamo else 'ts'}{exporter.opset}_{attention}"
                 short += "_raw" if exporter.options else ""
                 suite.export(
-                    short, vision_graph(model, size), exporter, f"CLIP vision, {attention}",
-                    [("", "head", {**fields, "dynamic": True})], tools,
+                    short,
+                    vision_graph(model, size),
+                    exporter,
+                    f"CLIP vision, {attention}",
+                    [("", "head", {**fields, "dynamic": True})],
+                    tools,
                 )
         suite.export(
-            f"vision_{name}_fixed", vision_graph(model, size, free=False), torchscript(17, "opset 17, batch 1"), "CLIP vision, sdpa",
-            [("", "head", fields)], [(ONNXSIM, None), (ONNXSLIM, None)],
+            f"vision_{name}_fixed",
+            vision_graph(model, size, free=False),
+            torchscript(17, "opset 17, batch 1"),
+            "CLIP vision, sdpa",
+            [("", "head", fields)],
+            [(ONNXSIM, None), (ONNXSLIM, None)],
         )
 
 
 def text_cases(suite, seed):
-    for name, context, eos, attention in (("t77", 77, None, "sdpa"), ("t20", 20, None, "eager"), ("legacy", 77, 2, "sdpa")):
-        model = clip(seed + 1, context=context, eos=eos, attention=attention, act="gelu" if name == "t20" else "quick_gelu")
+    for name, context, eos, attention in (
+        ("t77", 77, None, "sdpa"),
+        ("t20", 20, None, "eager"),
+        ("legacy", 77, 2, "sdpa"),
+    ):
+        model = clip(
+            seed + 1, context=context, eos=eos, attention=attention, act="gelu" if name == "t20" else "quick_gelu"
+        )
         tokenizer = save_tokenizer(suite.folder / name, context)
         fields = {"tokenizer": name, "expected": suite.expect(f"text_{name}", *text_rows(model, tokenizer))}
         case = [("", "text", fields)]
@@ -150,14 +166,57 @@ def text_cases(suite, seed):
             suite.export(short, text_graph(model), exporter, subject, case, behind)
         for exporter in (torchscript(17, "opset 17, mask"), dynamo(18, "opset 18, mask")):
             short = f"text_{name}_{'dy' if exporter.dynamo else 'ts'}{exporter.opset}_mask"
-            suite.export(short, text_graph(model, mask), exporter, subject, case, [(ONNXSIM, None), (ONNXSLIM, None), (RUNTIME_LEVELS[2], None)])
-        suite.export(f"text_{name}_int32", text_graph(model, mask, dtype=torch.int32), torchscript(17, "opset 17, mask, int32"), subject, case)
-        suite.export(f"text_{name}_fixed", text_graph(model, fixed=True, length=context, batch=1), torchscript(17, f"opset 17, [1, {context}]"), subject, case, [(ONNXSIM, None)])
-        suite.export(f"text_{name}_fixed_mask", text_graph(model, mask, fixed=True, length=context, batch=1), dynamo(18, f"opset 18, mask, [1, {context}]"), subject, case)
-        for names in (("input_ids", "position_ids"), ("input_ids", "attention_mask", "position_ids"), ("position_ids", "input_ids", "attention_mask")):
+            suite.export(
+                short,
+                text_graph(model, mask),
+                exporter,
+                subject,
+                case,
+                [(ONNXSIM, None), (ONNXSLIM, None), (RUNTIME_LEVELS[2], None)],
+            )
+        suite.export(
+            f"text_{name}_int32",
+            text_graph(model, mask, dtype=torch.int32),
+            torchscript(17, "opset 17, mask, int32"),
+            subject,
+            case,
+        )
+        suite.export(
+            f"text_{name}_fixed",
+            text_graph(model, fixed=True, length=context, batch=1),
+            torchscript(17, f"opset 17, [1, {context}]"),
+            subject,
+            case,
+            [(ONNXSIM, None)],
+        )
+        suite.export(
+            f"text_{name}_fixed_mask",
+            text_graph(model, mask, fixed=True, length=context, batch=1),
+            dynamo(18, f"opset 18, mask, [1, {context}]"),
+            subject,
+            case,
+        )
+        for names in (
+            ("input_ids", "position_ids"),
+            ("input_ids", "attention_mask", "position_ids"),
+            ("position_ids", "input_ids", "attention_mask"),
+        ):
             short = f"text_{name}_" + "_".join(part.split("_")[0] for part in names)
-            suite.export(short, text_graph(model, names), torchscript(17, f"opset 17, inputs {', '.join(names)}"), subject, case, [(ONNXSLIM, None)])
-        suite.export(f"text_{name}_dy18_positions", text_graph(model, ("input_ids", "position_ids")), dynamo(18, "opset 18, inputs input_ids, position_ids"), subject, case)
+            suite.export(
+                short,
+                text_graph(model, names),
+                torchscript(17, f"opset 17, inputs {', '.join(names)}"),
+                subject,
+                case,
+                [(ONNXSLIM, None)],
+            )
+        suite.export(
+            f"text_{name}_dy18_positions",
+            text_graph(model, ("input_ids", "position_ids")),
+            dynamo(18, "opset 18, inputs input_ids, position_ids"),
+            subject,
+            case,
+        )
 
 
 def typed_cases(suite, seed):
@@ -173,7 +232,9 @@ def typed_cases(suite, seed):
     names = ("input_ids", "token_type_ids")
     for exporter in (torchscript(17), dynamo(18)):
         short = f"text_types_{'dy' if exporter.dynamo else 'ts'}{exporter.opset}"
-        suite.export(short, text_graph(model, names, module), exporter, "CLIP text with token types", [("", "text", fields)])
+        suite.export(
+            short, text_graph(model, names, module), exporter, "CLIP text with token types", [("", "text", fields)]
+        )
 
 
 ORDERS = {
@@ -185,24 +246,36 @@ ORDERS = {
 
 def whole_cases(suite, seed):
     tokenizer = save_tokenizer(suite.folder / "t77", 77)
-    for widths, shape in (("same", {"vision": 36, "text": 36, "text_heads": 3}), ("differ", {"vision": 36, "text": 24})):
+    for widths, shape in (
+        ("same", {"vision": 36, "text": 36, "text_heads": 3}),
+        ("differ", {"vision": 36, "text": 24}),
+    ):
         model = clip(seed + 3, **shape)
         tower = clip_tower(model, seed, 32)
         head = tower.fields(suite.expect(f"whole_{widths}", tower.values(seed)))
         text = {"tokenizer": "t77", "expected": suite.expect(f"whole_{widths}_text", *text_rows(model, tokenizer))}
         inputs = text_inputs(("input_ids", "attention_mask"), batch=3)
-        feeds = {"input_ids": inputs["input_ids"], "pixel_values": image(32, 3, 2), "attention_mask": inputs["attention_mask"]}
+        feeds = {
+            "input_ids": inputs["input_ids"],
+            "pixel_values": image(32, 3, 2),
+            "attention_mask": inputs["attention_mask"],
+        }
         free = {
-            "input_ids": {0: "texts", 1: "sequence"}, "pixel_values": {0: "images"}, "attention_mask": {0: "texts", 1: "sequence"},
+            "input_ids": {0: "texts", 1: "sequence"},
+            "pixel_values": {0: "images"},
+            "attention_mask": {0: "texts", 1: "sequence"},
         }
         for order, outputs in ORDERS.items():
             graph = Graph(Whole(model, outputs), feeds, outputs, free)
             for exporter in (torchscript(17), dynamo(18)):
                 tools = [(tool, None) for tool in (ONNXSIM, ONNXSLIM, RUNTIME_LEVELS[1])] if order == "logits" else []
                 suite.export(
-                    f"whole_{widths}_{order}_{'dy' if exporter.dynamo else 'ts'}{exporter.opset}", graph, exporter,
+                    f"whole_{widths}_{order}_{'dy' if exporter.dynamo else 'ts'}{exporter.opset}",
+                    graph,
+                    exporter,
                     f"whole CLIP, widths {widths}, outputs {order}",
-                    [("", "head", {**head, "dynamic": False}), ("_text", "text", text)], tools,
+                    [("", "head", {**head, "dynamic": False}), ("_text", "text", text)],
+                    tools,
                 )
 
 

@@ -4,7 +4,19 @@ import copy
 
 import numpy as np
 import torch
-from exporters import BLOCKS, BYTES, EXACT, HALF, ONNXSIM, ONNXSLIM, RUNTIME_LEVELS, Graph, dynamo, run_file, torchscript
+from exporters import (
+    BLOCKS,
+    BYTES,
+    EXACT,
+    HALF,
+    ONNXSIM,
+    ONNXSLIM,
+    RUNTIME_LEVELS,
+    Graph,
+    dynamo,
+    run_file,
+    torchscript,
+)
 from hugging_face import Text, text_graph, vision_graph
 from models import TEXTS, clip, clip_tower, exact, image, randomise, save_tokenizer, text_rows
 from oracle import MARGIN, Analysis
@@ -18,7 +30,13 @@ def llava_of(model, seed, *, vocabulary=99, image=98, layers=1, layer=-2, **conf
     """A `LlavaForConditionalGeneration` around a CLIP's vision tower; `image` is the id of the image token."""
     vision = copy.deepcopy(model.config.vision_config)
     text = LlamaConfig(
-        hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2, vocab_size=vocabulary, head_dim=22
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=vocabulary,
+        head_dim=22,
     )
     made = LlavaForConditionalGeneration(
         LlavaConfig(vision_config=vision, text_config=text, image_token_id=image, vision_feature_layer=layer, **config)
@@ -109,7 +127,11 @@ def cases(suite, seed):
         for exporter in [*opsets, *[dynamo(opset) for opset in ((18, 21, 23) if attention == "sdpa" else (18,))]]:
             short = f"llava_{'dy' if exporter.dynamo else 'ts'}{exporter.opset}_{attention}"
             graph = encoder_graph(Encoder(llava))
-            tools = [(tool, None) for tool in EXACT] if exporter.form in ("opset 17", "opset 18") and attention == "sdpa" else []
+            tools = (
+                [(tool, None) for tool in EXACT]
+                if exporter.form in ("opset 17", "opset 18") and attention == "sdpa"
+                else []
+            )
             suite.export(short, graph, exporter, f"LLaVA vision encoder, {attention}", case, tools)
             if tools:
                 rounded(suite, short, graph, exporter, fields, tower)
@@ -117,16 +139,43 @@ def cases(suite, seed):
         for exporter in (torchscript(14), dynamo(18)):
             short = f"llava_{form.replace(' ', '_')}_{'dy' if exporter.dynamo else 'ts'}{exporter.opset}"
             tools = [(ONNXSIM, None), (ONNXSLIM, None)] if form == "rows" else []
-            suite.export(short, encoder_graph(Encoder(plain, form)), exporter, f"LLaVA vision encoder, {form}", case, tools)
+            suite.export(
+                short, encoder_graph(Encoder(plain, form)), exporter, f"LLaVA vision encoder, {form}", case, tools
+            )
     for joined in (False, True):
         form = "torch.cat(get_image_features(...))" if joined else "get_image_features(...)[0]"
-        for exporter in (torchscript(14, "opset 14, batch 1"), torchscript(17, "opset 17, batch 1"), dynamo(18, "opset 18, batch 1")):
+        for exporter in (
+            torchscript(14, "opset 14, batch 1"),
+            torchscript(17, "opset 17, batch 1"),
+            dynamo(18, "opset 18, batch 1"),
+        ):
             short = f"llava_{'cat' if joined else 'list'}_{'dy' if exporter.dynamo else 'ts'}{exporter.opset}"
             graph = encoder_graph(ImageFeatures(plain, joined), free=False)
-            suite.export(short, graph, exporter, f"LLaVA, {form}", case, [(ONNXSIM, None), (ONNXSLIM, None), (RUNTIME_LEVELS[1], None)])
+            suite.export(
+                short,
+                graph,
+                exporter,
+                f"LLaVA, {form}",
+                case,
+                [(ONNXSIM, None), (ONNXSLIM, None), (RUNTIME_LEVELS[1], None)],
+            )
     bare = llava_of(model, seed + 1, multimodal_projector_bias=False)
-    suite.export("llava_no_bias", encoder_graph(Encoder(bare)), torchscript(17), "LLaVA vision encoder, projector without bias", [("", "llava", make("llava_no_bias", bare))], [(ONNXSIM, None)])
-    suite.export("llava_fixed", encoder_graph(Encoder(plain), free=False), torchscript(17, "opset 17, batch 1"), "LLaVA vision encoder, sdpa", case, [(ONNXSIM, None)])
+    suite.export(
+        "llava_no_bias",
+        encoder_graph(Encoder(bare)),
+        torchscript(17),
+        "LLaVA vision encoder, projector without bias",
+        [("", "llava", make("llava_no_bias", bare))],
+        [(ONNXSIM, None)],
+    )
+    suite.export(
+        "llava_fixed",
+        encoder_graph(Encoder(plain), free=False),
+        torchscript(17, "opset 17, batch 1"),
+        "LLaVA vision encoder, sdpa",
+        case,
+        [(ONNXSIM, None)],
+    )
     refused(suite, seed, model, plain, right)
 
 
@@ -146,7 +195,13 @@ def refused(suite, seed, model, plain, right):
         exporters = (torchscript(14), dynamo(18)) if name in ("flipped", "dropsthree", "table") else (torchscript(17),)
         for exporter in exporters:
             short = f"llava_{name}_{'dy' if exporter.dynamo else 'ts'}{exporter.opset}"
-            suite.export(short, encoder_graph(module), exporter, f"LLaVA vision encoder, {name.replace('_', ' ')}", [("", "refuse-llava", {**right, "refuse": {"says": f"{short}.onnx"}})])
+            suite.export(
+                short,
+                encoder_graph(module),
+                exporter,
+                f"LLaVA vision encoder, {name.replace('_', ' ')}",
+                [("", "refuse-llava", {**right, "refuse": {"says": f"{short}.onnx"}})],
+            )
 
 
 def rounded(suite, short, graph, exporter, fields, tower):
@@ -160,7 +215,17 @@ def rounded(suite, short, graph, exporter, fields, tower):
         features = run_file(path, {"pixel_values": tower.pixels})[0][0].astype(np.float32)
         values = {"pixels": tower.pixels.numpy(), "features": features}
         tolerance = 2e-2 if tool in HALF else 5e-2
-        suite.add(name, "llava", path, exporter=tool.name, versions=f"{tool.versions}, {exporter.versions}", form=f"LLaVA vision encoder, {exporter.name} {exporter.form}, {tool.form}", **fields, expected=suite.expect(name, values), tolerance=tolerance)
+        suite.add(
+            name,
+            "llava",
+            path,
+            exporter=tool.name,
+            versions=f"{tool.versions}, {exporter.versions}",
+            form=f"LLaVA vision encoder, {exporter.name} {exporter.form}, {tool.form}",
+            **fields,
+            expected=suite.expect(name, values),
+            tolerance=tolerance,
+        )
 
 
 def analysis_of(tower):

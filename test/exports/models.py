@@ -95,17 +95,44 @@ def image(size, seed, batch=1):
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def clip(seed, *, vision=36, text=24, heads=3, text_heads=2, projection=20, size=32, patch=8, eps=1e-5, act="quick_gelu",
-         context=77, eos=None, attention="sdpa", layers=2):
+def clip(
+    seed,
+    *,
+    vision=36,
+    text=24,
+    heads=3,
+    text_heads=2,
+    projection=20,
+    size=32,
+    patch=8,
+    eps=1e-5,
+    act="quick_gelu",
+    context=77,
+    eos=None,
+    attention="sdpa",
+    layers=2,
+):
     """A `CLIPModel` of Hugging Face."""
     shared = {"num_hidden_layers": layers, "hidden_act": act, "layer_norm_eps": eps, "projection_dim": projection}
     config = CLIPConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=vision, intermediate_size=2 * vision, num_attention_heads=heads, image_size=size, patch_size=patch, **shared
+            hidden_size=vision,
+            intermediate_size=2 * vision,
+            num_attention_heads=heads,
+            image_size=size,
+            patch_size=patch,
+            **shared,
         ).to_dict(),
         text_config=CLIPTextConfig(
-            hidden_size=text, intermediate_size=2 * text, num_attention_heads=text_heads, vocab_size=len(VOCABULARY),
-            max_position_embeddings=context, bos_token_id=len(VOCABULARY) - 2, eos_token_id=eos or len(VOCABULARY) - 1, pad_token_id=1, **shared,
+            hidden_size=text,
+            intermediate_size=2 * text,
+            num_attention_heads=text_heads,
+            vocab_size=len(VOCABULARY),
+            max_position_embeddings=context,
+            bos_token_id=len(VOCABULARY) - 2,
+            eos_token_id=eos or len(VOCABULARY) - 1,
+            pad_token_id=1,
+            **shared,
         ).to_dict(),
         projection_dim=projection,
     )
@@ -114,7 +141,11 @@ def clip(seed, *, vision=36, text=24, heads=3, text_heads=2, projection=20, size
 
 
 HF_HEAD = {
-    "ln1": "layer_norm1", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "out": "self_attn.out_proj",
+    "ln1": "layer_norm1",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "out": "self_attn.out_proj",
 }
 
 
@@ -172,7 +203,9 @@ def bpe():
     vocab, merges = VOCABULARY, PAIRS
     start, end = "<|startoftext|>", "<|endoftext|>"
     tokenizer = Tokenizer(
-        models.BPE(vocab, merges, unk_token=end, continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False)
+        models.BPE(
+            vocab, merges, unk_token=end, continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False
+        )
     )
     tokenizer.add_special_tokens([AddedToken(start, special=True), AddedToken(end, special=True)])
     tokenizer.normalizer = normalizers.Sequence(
@@ -194,8 +227,14 @@ def save_tokenizer(folder: Path, context):
     tokenizer = bpe()
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
-        "tokenizer_class": "CLIPTokenizer", "model_max_length": context, "do_lower_case": True, "errors": "replace",
-        "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": context,
+        "do_lower_case": True,
+        "errors": "replace",
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
     return tokenizer

@@ -64,7 +64,15 @@ class OddTower(nn.Module):
 
 
 ODD = (
-    "registers", "class token last", "patches reversed", "row 1", "mean of patches", "tanh", "probe first", "projection with bias", "two layers",
+    "registers",
+    "class token last",
+    "patches reversed",
+    "row 1",
+    "mean of patches",
+    "tanh",
+    "probe first",
+    "projection with bias",
+    "two layers",
 )
 
 
@@ -94,7 +102,13 @@ def cases(suite, seed):
     refuse_head = [("", "refuse-head", anything)]
     for odd in ODD:
         for exporter in (torchscript(17), dynamo(18)):
-            suite.export(short(odd, exporter), vision_graph(OddTower(clip(seed), odd, seed)), exporter, f"CLIP vision, {odd}", refuse_head)
+            suite.export(
+                short(odd, exporter),
+                vision_graph(OddTower(clip(seed), odd, seed)),
+                exporter,
+                f"CLIP vision, {odd}",
+                refuse_head,
+            )
     for name, module in relatives(seed).items():
         for exporter in (torchscript(17), dynamo(18)):
             suite.export(short(name, exporter), vision_graph(module), exporter, name, refuse_head)
@@ -105,7 +119,14 @@ def cases(suite, seed):
 
 def relatives(seed):
     """Towers of other models: no projection, no class token, another read-out."""
-    shared = {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 72, "image_size": SIZE, "patch_size": 8}
+    shared = {
+        "hidden_size": 36,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 72,
+        "image_size": SIZE,
+        "patch_size": 8,
+    }
     models = {
         "CLIPVisionModel": First(CLIPVisionModel(clip(seed).config.vision_config), "pooler_output"),
         "CLIPForImageClassification": First(CLIPForImageClassification(clip(seed).config), "logits"),
@@ -117,7 +138,13 @@ def relatives(seed):
 
 
 def siglip(shared):
-    text = {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 72, "projection_size": 36}
+    text = {
+        "hidden_size": 36,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 72,
+        "projection_size": 36,
+    }
     return SiglipConfig(
         vision_config=SiglipVisionConfig(**shared).to_dict(),
         text_config=SiglipTextConfig(vocab_size=len(VOCABULARY), max_position_embeddings=64, **text).to_dict(),
@@ -127,7 +154,14 @@ def siglip(shared):
 def siglip_text(suite, seed):
     """Bidirectional, made for texts padded to its context, last row read out, projection with a bias: no CLIP text."""
     save_tokenizer(suite.folder / "t64", 64)
-    shared = {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 72, "image_size": SIZE, "patch_size": 8}
+    shared = {
+        "hidden_size": 36,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 72,
+        "image_size": SIZE,
+        "patch_size": 8,
+    }
     model = randomise(SiglipModel(siglip(shared)), seed)
     fields = {"tokenizer": "t64", "expected": suite.expect("odd_none", {"none": [0.0]}, {"texts": "[]"})}
     for form, free, length in (("free length", True, 9), ("fixed length", False, 64)):
@@ -135,7 +169,13 @@ def siglip_text(suite, seed):
             inputs = text_inputs(("input_ids",), length=length, batch=2 if free else 1)
             axes = {"input_ids": {0: "batch", 1: "sequence"}} if free else {}
             graph = Graph(First(model.text_model, "pooler_output", ("input_ids",)), inputs, ["text_embeds"], axes)
-            suite.export(short(f"siglip text {form}", exporter), graph, exporter, f"SigLIP text, {form}", [("", "refuse-text", fields)])
+            suite.export(
+                short(f"siglip text {form}", exporter),
+                graph,
+                exporter,
+                f"SigLIP text, {form}",
+                [("", "refuse-text", fields)],
+            )
 
 
 class LayerScale(nn.Module):
@@ -155,7 +195,13 @@ def layer_scale(suite, seed):
         layer.self_attn = randomise(LayerScale(layer.self_attn, 36), seed + i)
     for exporter in (torchscript(17), dynamo(18)):
         fields = clip_tower(clip(seed), seed, SIZE).fields("expected/odd.safetensors")
-        suite.export(short("layer scale", exporter), vision_graph(Vision(model)), exporter, "CLIP vision, layer scale", [("", "refuse-head", fields)])
+        suite.export(
+            short("layer scale", exporter),
+            vision_graph(Vision(model)),
+            exporter,
+            "CLIP vision, layer scale",
+            [("", "refuse-head", fields)],
+        )
 
 
 class ChineseWhole(nn.Module):
@@ -183,8 +229,22 @@ def chinese(suite, seed):
     head = tower.fields(suite.expect("odd_chinese", tower.values(seed)))
     text = {"tokenizer": tokenizer, "expected": "expected/odd_none.safetensors"}
     made = text_inputs(("input_ids", "attention_mask"))
-    feeds = {"input_ids": made["input_ids"], "pixel_values": image(SIZE, 3, 2), "attention_mask": made["attention_mask"]}
-    free = {"input_ids": {0: "texts", 1: "sequence"}, "pixel_values": {0: "images"}, "attention_mask": {0: "texts", 1: "sequence"}}
+    feeds = {
+        "input_ids": made["input_ids"],
+        "pixel_values": image(SIZE, 3, 2),
+        "attention_mask": made["attention_mask"],
+    }
+    free = {
+        "input_ids": {0: "texts", 1: "sequence"},
+        "pixel_values": {0: "images"},
+        "attention_mask": {0: "texts", 1: "sequence"},
+    }
     for exporter in (torchscript(17), dynamo(18)):
         graph = Graph(ChineseWhole(model), feeds, ["text_embeds", "image_embeds"], free)
-        suite.export(short("chinese", exporter), graph, exporter, "whole Chinese-CLIP, one width", [("", "head", head), ("_text", "refuse-text", text)])
+        suite.export(
+            short("chinese", exporter),
+            graph,
+            exporter,
+            "whole Chinese-CLIP, one width",
+            [("", "head", head), ("_text", "refuse-text", text)],
+        )

@@ -32,7 +32,9 @@ def export(suite, name, model, task, opset, form, cases):
         save_tokenizer(folder, 77)
         CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
         with quiet():
-            main_export(str(folder), folder / "onnx", task=task, opset=opset, do_validation=False, library_name="transformers")
+            main_export(
+                str(folder), folder / "onnx", task=task, opset=opset, do_validation=False, library_name="transformers"
+            )
         shutil.move(folder / "onnx" / "model.onnx", path)
         without_traces(path)
 
@@ -40,7 +42,15 @@ def export(suite, name, model, task, opset, form, cases):
     if path is None:
         return
     for suffix, kind, fields in cases:
-        suite.add(name + suffix, kind, path, exporter="optimum main_export", versions=VERSIONS, form=f"{form}, {task}, opset {opset or 'default'}", **fields)
+        suite.add(
+            name + suffix,
+            kind,
+            path,
+            exporter="optimum main_export",
+            versions=VERSIONS,
+            form=f"{form}, {task}, opset {opset or 'default'}",
+            **fields,
+        )
 
 
 class VisionConfig(CLIPVisionModelOnnxConfig):
@@ -70,7 +80,15 @@ def towers(suite, model, head, text):
 
             path = suite.write(f"{name}_{opset}", write)
             if path is not None:
-                suite.add(f"{name}_{opset}", kind, path, exporter="optimum export", versions=VERSIONS, form=f"CLIP {name} with projection, opset {opset}", **fields)
+                suite.add(
+                    f"{name}_{opset}",
+                    kind,
+                    path,
+                    exporter="optimum export",
+                    versions=VERSIONS,
+                    form=f"CLIP {name} with projection, opset {opset}",
+                    **fields,
+                )
 
 
 def main():
@@ -80,7 +98,10 @@ def main():
     options = parser.parse_args()
     suite = Suite(options.out)
     tokenizer = save_tokenizer(suite.folder / "t77", 77)
-    for widths, shape in (("same", {"vision": 36, "text": 36, "text_heads": 3}), ("differ", {"vision": 36, "text": 24})):
+    for widths, shape in (
+        ("same", {"vision": 36, "text": 36, "text_heads": 3}),
+        ("differ", {"vision": 36, "text": 24}),
+    ):
         model = clip(options.seed, **shape)
         tower = clip_tower(model, options.seed, 32)
         head = tower.fields(suite.expect(f"whole_{widths}", tower.values(options.seed)))
@@ -88,7 +109,15 @@ def main():
         for task in ("feature-extraction", "zero-shot-image-classification"):
             for opset in (None, 14, 18):
                 short = f"whole_{widths}_{task.split('-')[0]}_{opset or 'default'}"
-                export(suite, short, model, task, opset, f"whole CLIP, widths {widths}", [("", "head", head), ("_text", "text", text)])
+                export(
+                    suite,
+                    short,
+                    model,
+                    task,
+                    opset,
+                    f"whole CLIP, widths {widths}",
+                    [("", "head", head), ("_text", "text", text)],
+                )
     towers(suite, model, head, text)
     suite.close()
 

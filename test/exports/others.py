@@ -45,7 +45,12 @@ def packed(block, projection, post, eps=1e-5):
 
 
 def pixels_graph(module, batch, free):
-    return Graph(module, {"pixel_values": image(SIZE, 7, batch)}, ["image_embeds"], {"pixel_values": {0: "batch"}} if free else {})
+    return Graph(
+        module,
+        {"pixel_values": image(SIZE, 7, batch)},
+        ["image_embeds"],
+        {"pixel_values": {0: "batch"}} if free else {},
+    )
 
 
 def ids_graph(module, free):
@@ -74,10 +79,22 @@ def open_clip_cases(suite, seed):
 
     library = ("open_clip_torch", "timm")
     tokenizer = save_tokenizer(suite.folder / "t77", 77)
-    for form, quick, options in (("quick_gelu", True, {}), ("gelu", False, {}), ("average pool", False, {"pool_type": "avg"}), ("layer scale", False, {"ls_init_value": 0.5})):
+    for form, quick, options in (
+        ("quick_gelu", True, {}),
+        ("gelu", False, {}),
+        ("average pool", False, {"pool_type": "avg"}),
+        ("layer scale", False, {"ls_init_value": 0.5}),
+    ):
         model = open_clip.CLIP(
             embed_dim=24,
-            vision_cfg={"image_size": SIZE, "patch_size": 8, "width": WIDTH, "layers": 2, "head_width": WIDTH // HEADS, **options},
+            vision_cfg={
+                "image_size": SIZE,
+                "patch_size": 8,
+                "width": WIDTH,
+                "layers": 2,
+                "head_width": WIDTH // HEADS,
+                **options,
+            },
             text_cfg={"context_length": 77, "vocab_size": len(VOCABULARY), "width": 32, "heads": 2, "layers": 2},
             quick_gelu=quick,
         )
@@ -86,7 +103,9 @@ def open_clip_cases(suite, seed):
         pixels = image(SIZE, seed)
         blocks = exact(visual)
         hidden = last_input(blocks, blocks.transformer.resblocks[-1], pixels.double())
-        tower = Tower(packed(visual.transformer.resblocks[-1], visual.proj, visual.ln_post), HEADS, 1e-5, pixels, hidden)
+        tower = Tower(
+            packed(visual.transformer.resblocks[-1], visual.proj, visual.ln_post), HEADS, 1e-5, pixels, hidden
+        )
         stem = f"openclip_{form.replace(' ', '_')}"
         right = not options
         expected = suite.expect(stem, tower.values(seed) if right else {"pixels": pixels.numpy()})
@@ -94,20 +113,50 @@ def open_clip_cases(suite, seed):
         fixed = [("", "head", tower.fields(expected))]
         for exporter in (torchscript(14), torchscript(17), dynamo(18), dynamo(23)):
             tools = TOOLS if quick and exporter.opset in (17, 18) else []
-            suite.export(short(stem, exporter), pixels_graph(Encode(model, "encode_image"), 2, True), named(exporter, library), f"open_clip vision, {form}", case, tools)
+            suite.export(
+                short(stem, exporter),
+                pixels_graph(Encode(model, "encode_image"), 2, True),
+                named(exporter, library),
+                f"open_clip vision, {form}",
+                case,
+                tools,
+            )
         if not right:
             continue
         for exporter in (torchscript(17, "opset 17, batch 1"), dynamo(18, "opset 18, batch 1")):
-            suite.export(short(stem, exporter, "_fixed"), pixels_graph(Encode(model, "encode_image"), 1, False), named(exporter, library), f"open_clip vision, {form}", fixed, TOOLS[:1])
+            suite.export(
+                short(stem, exporter, "_fixed"),
+                pixels_graph(Encode(model, "encode_image"), 1, False),
+                named(exporter, library),
+                f"open_clip vision, {form}",
+                fixed,
+                TOOLS[:1],
+            )
         text = exact(model)
-        rows = lambda ids: text.ln_final(text.transformer(text.token_embedding(ids) + text.positional_embedding, attn_mask=text.attn_mask)) @ text.text_projection
+        rows = lambda ids: (
+            text.ln_final(
+                text.transformer(text.token_embedding(ids) + text.positional_embedding, attn_mask=text.attn_mask)
+            )
+            @ text.text_projection
+        )
         fields = {"tokenizer": "t77", "expected": suite.expect(f"{stem}_text", *rows_of(tokenizer, rows))}
         for exporter in (torchscript(14), torchscript(17), dynamo(18), dynamo(23)):
             for free in (True, False):
                 suffix = "" if free else "_fixed"
-                form_of = named(exporter, library) if free else named(type(exporter)(f"{exporter.form}, [1, 77]", exporter.opset, exporter.dynamo), library)
+                form_of = (
+                    named(exporter, library)
+                    if free
+                    else named(type(exporter)(f"{exporter.form}, [1, 77]", exporter.opset, exporter.dynamo), library)
+                )
                 tools = TOOLS if quick and exporter.opset in (17, 18) else []
-                suite.export(short(f"{stem}_text", exporter, suffix), ids_graph(Encode(model, "encode_text"), free), form_of, f"open_clip text, {form}", [("", "text", fields)], tools)
+                suite.export(
+                    short(f"{stem}_text", exporter, suffix),
+                    ids_graph(Encode(model, "encode_text"), free),
+                    form_of,
+                    f"open_clip text, {form}",
+                    [("", "text", fields)],
+                    tools,
+                )
 
 
 def timm_cases(suite, seed):
@@ -115,10 +164,22 @@ def timm_cases(suite, seed):
     from timm.layers import set_fused_attn
 
     library = ("timm",)
-    base = {"img_size": SIZE, "patch_size": 8, "embed_dim": WIDTH, "depth": 2, "num_heads": HEADS, "num_classes": 24, "pre_norm": True}
+    base = {
+        "img_size": SIZE,
+        "patch_size": 8,
+        "embed_dim": WIDTH,
+        "depth": 2,
+        "num_heads": HEADS,
+        "num_classes": 24,
+        "pre_norm": True,
+    }
     variants = {
-        "ViT, fused": ({}, True), "ViT": ({}, False), "ViT, qk-norm": ({"qk_norm": True}, True), "ViT, biased head": ({"biased": True}, True),
-        "ViT, registers": ({"reg_tokens": 4}, True), "ViT, average pool": ({"global_pool": "avg", "fc_norm": False}, True),
+        "ViT, fused": ({}, True),
+        "ViT": ({}, False),
+        "ViT, qk-norm": ({"qk_norm": True}, True),
+        "ViT, biased head": ({"biased": True}, True),
+        "ViT, registers": ({"reg_tokens": 4}, True),
+        "ViT, average pool": ({"global_pool": "avg", "fc_norm": False}, True),
     }
     for form, (options, fused) in variants.items():
         set_fused_attn(fused)
@@ -135,7 +196,11 @@ def timm_cases(suite, seed):
         for name, weight, bias in zip("qkv", block.attn.qkv.weight.chunk(3), block.attn.qkv.bias.chunk(3)):
             weights |= {f"{name}.weight": weight, f"{name}.bias": bias}
         weights |= {"out.weight": block.attn.proj.weight, "out.bias": block.attn.proj.bias}
-        weights |= {"post_ln.weight": model.norm.weight, "post_ln.bias": model.norm.bias, "visual_projection.weight": model.head.weight}
+        weights |= {
+            "post_ln.weight": model.norm.weight,
+            "post_ln.bias": model.norm.bias,
+            "visual_projection.weight": model.head.weight,
+        }
         right = form in ("ViT, fused", "ViT")
         tower = Tower(weights, HEADS, 1e-6, pixels, hidden)
         stem = "timm_" + form.lower().replace(",", "").replace(" ", "_").replace("-", "_")
@@ -145,7 +210,14 @@ def timm_cases(suite, seed):
             if not right and exporter.opset == 23:
                 continue
             tools = TOOLS if form == "ViT, fused" and exporter.opset != 23 else []
-            suite.export(short(stem, exporter), pixels_graph(model, 2, True), named(exporter, library), f"timm {form}", case, tools)
+            suite.export(
+                short(stem, exporter),
+                pixels_graph(model, 2, True),
+                named(exporter, library),
+                f"timm {form}",
+                case,
+                tools,
+            )
     set_fused_attn(True)
 
 
@@ -177,24 +249,51 @@ def openai_cases(suite, seed):
         visual, pixels = model.visual, image(SIZE, seed)
         copy = exact_openai(visual)
         hidden = last_input(copy, copy.transformer.resblocks[-1], pixels.double(), batch_first=False)
-        tower = Tower(packed(visual.transformer.resblocks[-1], visual.proj, visual.ln_post), width // 64, 1e-5, pixels, hidden)
+        tower = Tower(
+            packed(visual.transformer.resblocks[-1], visual.proj, visual.ln_post), width // 64, 1e-5, pixels, hidden
+        )
         stem = f"openai_{width}"
         expected = suite.expect(stem, tower.values(seed))
         for exporter in (torchscript(14), torchscript(17), dynamo(18), dynamo(23)):
             for free in (False, True):
                 # TorchScript computes the heads of a free batch from the batch itself.
                 fields = tower.fields(expected, dynamic=free, passHeads=free and not exporter.dynamo)
-                form = exporter if free else type(exporter)(f"{exporter.form}, batch 1", exporter.opset, exporter.dynamo)
-                suite.export(short(stem, exporter, "" if free else "_fixed"), pixels_graph(Encode(model, "encode_image"), 2 if free else 1, free), named(form, library), f"OpenAI CLIP vision, {width} wide", [("", "head", fields)], TOOLS if width == 64 and exporter.opset in (17, 18) else [])
+                form = (
+                    exporter if free else type(exporter)(f"{exporter.form}, batch 1", exporter.opset, exporter.dynamo)
+                )
+                suite.export(
+                    short(stem, exporter, "" if free else "_fixed"),
+                    pixels_graph(Encode(model, "encode_image"), 2 if free else 1, free),
+                    named(form, library),
+                    f"OpenAI CLIP vision, {width} wide",
+                    [("", "head", fields)],
+                    TOOLS if width == 64 and exporter.opset in (17, 18) else [],
+                )
         if width != 64:
             continue
         text = exact_openai(model)
-        rows = lambda ids: text.ln_final(text.transformer((text.token_embedding(ids) + text.positional_embedding).permute(1, 0, 2)).permute(1, 0, 2)) @ text.text_projection
+        rows = lambda ids: (
+            text.ln_final(
+                text.transformer((text.token_embedding(ids) + text.positional_embedding).permute(1, 0, 2)).permute(
+                    1, 0, 2
+                )
+            )
+            @ text.text_projection
+        )
         fields = {"tokenizer": "t77", "expected": suite.expect(f"{stem}_text", *rows_of(tokenizer, rows))}
         for exporter in (torchscript(14), torchscript(17), dynamo(18)):
             for free in (False, True):
-                form = exporter if free else type(exporter)(f"{exporter.form}, [1, 77]", exporter.opset, exporter.dynamo)
-                suite.export(short(f"{stem}_text", exporter, "" if free else "_fixed"), ids_graph(Encode(model, "encode_text"), free), named(form, library), "OpenAI CLIP text", [("", "text", fields)], TOOLS if exporter.opset == 17 else [])
+                form = (
+                    exporter if free else type(exporter)(f"{exporter.form}, [1, 77]", exporter.opset, exporter.dynamo)
+                )
+                suite.export(
+                    short(f"{stem}_text", exporter, "" if free else "_fixed"),
+                    ids_graph(Encode(model, "encode_text"), free),
+                    named(form, library),
+                    "OpenAI CLIP text",
+                    [("", "text", fields)],
+                    TOOLS if exporter.opset == 17 else [],
+                )
 
 
 def cases(suite, seed):

@@ -54,7 +54,16 @@ class Suite:
         how = f"{exporter} {form}; {versions}"
         model = str(path.relative_to(self.folder))
         self.cases.append(
-            {"name": name, "kind": kind, "model": model, "how": how, "exporter": exporter, "versions": versions, "form": form, **fields}
+            {
+                "name": name,
+                "kind": kind,
+                "model": model,
+                "how": how,
+                "exporter": exporter,
+                "versions": versions,
+                "form": form,
+                **fields,
+            }
         )
 
     def export(self, name, graph: Graph, exporter, subject, cases, tools=()):
@@ -67,7 +76,9 @@ class Suite:
             return
         for suffix, kind, fields in cases:
             form = f"{subject}, {exporter.form}"
-            self.add(name + suffix, kind, source, exporter=exporter.name, versions=exporter.versions, form=form, **fields)
+            self.add(
+                name + suffix, kind, source, exporter=exporter.name, versions=exporter.versions, form=form, **fields
+            )
         for tool, override in tools:
             short = re.sub("[^a-z0-9]+", "_", f"{tool.name} {tool.form}".lower()).strip("_")
             path = self.write(f"{name}_{short}", lambda path, tool=tool: tool.write(source, path, graph))
@@ -75,7 +86,15 @@ class Suite:
                 continue
             for suffix, kind, fields in override or cases:
                 form = ", ".join(filter(None, [subject, f"{exporter.name} {exporter.form}", tool.form]))
-                self.add(f"{name}_{short}{suffix}", kind, path, exporter=tool.name, versions=f"{tool.versions}, {exporter.versions}", form=form, **fields)
+                self.add(
+                    f"{name}_{short}{suffix}",
+                    kind,
+                    path,
+                    exporter=tool.name,
+                    versions=f"{tool.versions}, {exporter.versions}",
+                    form=form,
+                    **fields,
+                )
 
     def close(self):
         (self.folder / "manifest.json").write_text(json.dumps(self.cases, indent=1))

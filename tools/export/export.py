@@ -27,7 +27,13 @@ def main():
     parser.add_argument("source", help="folder or id of a LLaVA or a CLIP")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--dtype", nargs="+", choices=list(SUFFIX), default=["fp32"], help="default: fp32")
-    parser.add_argument("--inline-limit", type=int, default=LIMIT, metavar="BYTES", help="weights above it lie beside their graph (default: 1.9 GB)")
+    parser.add_argument(
+        "--inline-limit",
+        type=int,
+        default=LIMIT,
+        metavar="BYTES",
+        help="weights above it lie beside their graph (default: 1.9 GB)",
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
 
@@ -38,13 +44,17 @@ def main():
         raise SystemExit(f"{options.source}: got a model of type {config.model_type}, wanted llava or clip")
     (options.out / "onnx").mkdir(parents=True, exist_ok=True)
     graphs, files = made(source, config)
-    outside = [name for graph in graphs for name in write(graph, options.out / "onnx", options.dtype, options.inline_limit)]
+    outside = [
+        name for graph in graphs for name in write(graph, options.out / "onnx", options.dtype, options.inline_limit)
+    ]
     if outside:
         files["config.json"]["transformers.js_config"] = {"use_external_data_format": dict.fromkeys(outside, True)}
     tokenizer(source, options.out)
     for name, content in files.items():
         (options.out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    print(f"{options.out}: {', '.join(sorted(str(path.relative_to(options.out)) for path in options.out.rglob('*') if path.is_file()))}")
+    print(
+        f"{options.out}: {', '.join(sorted(str(path.relative_to(options.out)) for path in options.out.rglob('*') if path.is_file()))}"
+    )
 
 
 def local(source):
@@ -60,7 +70,9 @@ def llava(source, config):
     """Graphs and JSON files of a LLaVA."""
     layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
     if (layer, strategy) != (-2, "default"):
-        raise SystemExit(f"vision_feature_layer, vision_feature_select_strategy: got {layer}, {strategy}, wanted -2, default: DeSAP is defined there")
+        raise SystemExit(
+            f"vision_feature_layer, vision_feature_select_strategy: got {layer}, {strategy}, wanted -2, default: DeSAP is defined there"
+        )
     if config.vision_config.model_type != "clip_vision_model":
         raise SystemExit(f"vision_config.model_type: got {config.vision_config.model_type}, wanted clip_vision_model")
     model = LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval()

@@ -121,7 +121,13 @@ def llava_graphs(model):
     }
     embedding = model.model.language_model.embed_tokens
     return [
-        Graph("vision_encoder", VisionEncoder(model), pixels(model.config.vision_config), ["image_features"], {"pixel_values": {0: "images"}}),
+        Graph(
+            "vision_encoder",
+            VisionEncoder(model),
+            pixels(model.config.vision_config),
+            ["image_features"],
+            {"pixel_values": {0: "images"}},
+        ),
         Graph("embed_tokens", embedding, ids(text.vocab_size), ["inputs_embeds"], {"input_ids": batch}),
         Graph("decoder_model_merged", Decoder(model), inputs, ["logits", *(f"present.{name}" for name in names)], free),
     ]
@@ -131,6 +137,12 @@ def clip_graphs(model):
     text = model.config.text_config
     batch = {0: "batch_size", 1: "sequence_length"}
     return [
-        Graph("vision_model", ClipVision(model), pixels(model.config.vision_config), ["image_embeds"], {"pixel_values": {0: "batch_size"}}),
+        Graph(
+            "vision_model",
+            ClipVision(model),
+            pixels(model.config.vision_config),
+            ["image_embeds"],
+            {"pixel_values": {0: "batch_size"}},
+        ),
         Graph("text_model", ClipText(model), ids(text.vocab_size), ["text_embeds"], {"input_ids": batch}),
     ]

@@ -24,10 +24,7 @@ BLOCK = 32
 
 
 def write(graph: Graph, folder: Path, dtypes, limit):
-    """
-    All precisions of one graph. Returns the names of files whose weights lie beside them: those above `limit` bytes.
-    """
-    outside = []
+    """All precisions of one graph, weights beside it where they are above `limit` bytes. Returns the names of files with weights beside them."""
     start = time.time()
     plain = folder / f"{graph.name}.onnx"
     export(graph, plain, graph.bytes > limit)
@@ -42,14 +39,11 @@ def write(graph: Graph, folder: Path, dtypes, limit):
         path = folder / f"{graph.name}{SUFFIX[dtype]}.onnx"
         {"q8": bytes8, "q4": blocks4}[dtype](plain, path, graph.bytes > limit)
         report(path, start, difference(graph, path))
-    for dtype in {"fp32", *dtypes}:
-        path = folder / f"{graph.name}{SUFFIX[dtype]}.onnx"
-        if data_of(path).exists():
-            outside.append(path.name)
     if "fp32" not in dtypes:
         plain.unlink()
         data_of(plain).unlink(missing_ok=True)
-    return [name for name in outside if (folder / name).exists()]
+    paths = [folder / f"{graph.name}{SUFFIX[dtype]}.onnx" for dtype in dtypes]
+    return [path.name for path in paths if data_of(path).exists()]
 
 
 def data_of(path: Path) -> Path:
@@ -57,10 +51,14 @@ def data_of(path: Path) -> Path:
     return path.with_name(f"{path.name}_data")
 
 
-def save(model, path: Path, outside):
-    """One file, or a graph and its weights; small tensors (shapes, scales) stay in the graph."""
-    data_of(path).unlink(missing_ok=True)
-    onnx.save(model, path, save_as_external_data=outside, all_tensors_to_one_file=True, location=data_of(path).name, size_threshold=1024)
+def moved(model, path: Path, written: Path):
+    """Gives a file of weights the name where Transformers.js looks for it; nothing is read into memory."""
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = data_of(path).name
+    written.rename(data_of(path))
+    onnx.save(model, path)
 
 
 def export(graph: Graph, path: Path, outside):
@@ -80,13 +78,17 @@ def export(graph: Graph, path: Path, outside):
             dynamic_shapes=shapes,
             verbose=False,
         )
-    model = program.model_proto
-    named_axes(model, graph)
-    save(model, path, outside)
+    program.save(path, external_data=outside)
+    model = onnx.load(path, load_external_data=False)
+    tidy(model, graph)
+    if outside:
+        moved(model, path, path.with_name(f"{path.name}.data"))
+    else:
+        onnx.save(model, path)
 
 
-def named_axes(model, graph):
-    """Free axes get names that say what they are; the exporter numbers them."""
+def tidy(model, graph):
+    """Free axes get names that say what they are (the exporter numbers them); where the exporter was when it wrote a node is left out."""
     for value in model.graph.input:
         for axis, name in graph.free.get(value.name, {}).items():
             value.type.tensor_type.shape.dim[axis].dim_param = name
@@ -98,23 +100,35 @@ def named_axes(model, graph):
 
 def bytes8(source, path, outside):
     """Products with weights of 8 bits and activations that are quantised as they come, and the embedding's rows."""
-    data_of(path).unlink(missing_ok=True)
     quantize_dynamic(
-        source, path, weight_type=QuantType.QUInt8, op_types_to_quantize=["MatMul", "Gemm", "Gather"], use_external_data_format=outside
+        source,
+        path,
+        weight_type=QuantType.QUInt8,
+        op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+        use_external_data_format=outside,
     )
     if outside:
-        model = onnx.load(path)
-        path.with_name(f"{path.name}.data").unlink()
-        save(model, path, outside)
+        moved(onnx.load(path, load_external_data=False), path, path.with_name(f"{path.name}.data"))
 
 
 def blocks4(source, path, outside):
     """Weights of 4 bits in blocks of 32, symmetric; activations stay float32."""
     quantizer = MatMulNBitsQuantizer(
-        onnx.load(source), block_size=BLOCK, is_symmetric=True, op_types_to_quantize=("MatMul", "Gather"), quant_axes=(("MatMul", 0), ("Gather", 1))
+        onnx.load(source),
+        block_size=BLOCK,
+        is_symmetric=True,
+        op_types_to_quantize=("MatMul", "Gather"),
+        quant_axes=(("MatMul", 0), ("Gather", 1)),
     )
     quantizer.process()
-    save(quantizer.model.model, path, outside)
+    data_of(path).unlink(missing_ok=True)
+    onnx.save(
+        quantizer.model.model,
+        path,
+        save_as_external_data=outside,
+        all_tensors_to_one_file=True,
+        location=data_of(path).name,
+    )
 
 
 def difference(graph: Graph, path: Path):
@@ -130,4 +144,7 @@ def difference(graph: Graph, path: Path):
 
 def report(path: Path, start, error):
     size = path.stat().st_size + (data_of(path).stat().st_size if data_of(path).exists() else 0)
-    print(f"{path.name}: {size / 1e6:.1f} MB, {time.time() - start:.0f} s, differs from PyTorch by {error:.1e}", flush=True)
+    print(
+        f"{path.name}: {size / 1e6:.1f} MB, {time.time() - start:.0f} s, differs from PyTorch by {error:.1e}",
+        flush=True,
+    )
