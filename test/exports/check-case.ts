@@ -238,6 +238,7 @@ async function checkText(check: Check): Promise<void> {
     session: SESSION,
   });
   try {
+    if (check.texts.length === 0) check.failures.push('accepted, and there are no expected rows: wanted a refusal');
     for (const [i, sentence] of check.texts.entries()) {
       const encoded = await text.encode(sentence);
       check.equal(`ids of text ${i}`, encoded.ids, check.integers(`ids.${i}`));

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """
-Makes a tiny `LlavaForConditionalGeneration` and the `CLIPModel` whose vision tower it has, with random weights, as `save_pretrained` writes them,
-and what Hugging Face answers to a question about a picture: with all visual tokens, and fed with those that DeSAP keeps. end-to-end.mjs runs this,
-then tools/export on both folders.
+Makes a tiny `LlavaForConditionalGeneration` and the `CLIPModel` whose vision tower it has, with random weights, as
+`save_pretrained` writes them, and what Hugging Face answers to a question about a picture: with all visual tokens, and fed
+with those that DeSAP keeps. end-to-end.mjs runs this, then tools/export on both folders.
 
     python end_to_end_make.py folder [--seed 12]
 """

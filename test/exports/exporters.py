@@ -1,4 +1,6 @@
-"""Exporters, and the tools that people put behind them. Each writes a file; `runs_like` says whether the file is what the model is."""
+"""
+Exporters, and the tools that people put behind them. Each writes a file; `runs_like` says whether the file is what the model is.
+"""
 
 import contextlib
 import importlib

@@ -2,7 +2,7 @@
 
 import torch
 from exporters import BLOCKS, BYTES, EXACT, HALF, ONNXSIM, ONNXSLIM, RUNTIME_LEVELS, Graph, dynamo, torchscript
-from models import VOCABULARY, clip, clip_tower, exact, image, randomise, save_tokenizer, text_rows
+from models import VOCABULARY, clip, clip_tower, image, randomise, save_tokenizer, text_rows
 from torch import nn
 
 END = len(VOCABULARY) - 1

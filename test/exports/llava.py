@@ -1,4 +1,7 @@
-"""LLaVA's vision encoder (`LlavaForConditionalGeneration` of Hugging Face) in the forms that export scripts write it, with the CLIP folder behind it."""
+"""
+LLaVA's vision encoder (`LlavaForConditionalGeneration` of Hugging Face) in the forms that export scripts write it, with the
+CLIP folder behind it.
+"""
 
 import copy
 
@@ -17,7 +20,7 @@ from exporters import (
     run_file,
     torchscript,
 )
-from hugging_face import Text, text_graph, vision_graph
+from hugging_face import text_graph, vision_graph
 from models import TEXTS, clip, clip_tower, exact, image, randomise, save_tokenizer, text_rows
 from oracle import MARGIN, Analysis
 from torch import nn
@@ -42,8 +45,10 @@ def llava_of(model, seed, *, vocabulary=99, image=98, layers=1, layer=-2, **conf
         LlavaConfig(vision_config=vision, text_config=text, image_token_id=image, vision_feature_layer=layer, **config)
     )
     randomise(made, seed + 5)
-    made.model.vision_tower.load_state_dict(model.vision_model.state_dict())
-    made.model.vision_tower.config._attn_implementation = model.vision_model.config._attn_implementation
+    # In transformers 4 the tower is one module further in.
+    tower = made.model.vision_tower
+    getattr(tower, "vision_model", tower).load_state_dict(model.vision_model.state_dict())
+    tower.config._attn_implementation = model.vision_model.config._attn_implementation
     return made.eval()
 
 
@@ -180,7 +185,7 @@ def cases(suite, seed):
 
 
 def refused(suite, seed, model, plain, right):
-    """Files whose rows are not the patches of the state before CLIP's last layer, in order: each would give wrong tokens in silence."""
+    """Files whose rows are not, in order, the patches before CLIP's last layer: each would give wrong tokens in silence."""
     table = Encoder(plain, "table")
     table.table = nn.Parameter(torch.randn(25, WIDTH, generator=torch.Generator().manual_seed(seed)))
     subjects = {

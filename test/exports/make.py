@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """
-Makes tiny CLIP and LLaVA files with random weights by real exporters and tools, and what PyTorch expects of each, for `npx tsx test/exports/check.ts`.
+Makes tiny CLIP and LLaVA files with random weights by real exporters and tools, and what PyTorch expects of each, for
+check.ts.
 
     python -m venv venv && venv/bin/pip install -r test/exports/requirements.txt
     venv/bin/python test/exports/make.py --out exports-out [--seed 12] [--only vision_a llava]
 
-Nothing is downloaded but the packages. A file that its own tool broke (ONNX Runtime does not open it, or computes something else) is no case;
-broken.json lists those.
+Nothing is downloaded but the packages. A file that its own tool broke (ONNX Runtime does not open it, or computes something
+else) is no case; broken.json lists those.
 """
 
 import argparse

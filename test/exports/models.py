@@ -181,7 +181,11 @@ def text_rows(model, tokenizer, texts=TEXTS):
 
 # CLIP's byte-level BPE with a small vocabulary: all bytes, all bytes at a word's end, some merges, two special tokens.
 
-MERGES = "p h|ph o|t o</w>|pho to</w>|c a|ca t</w>|d o|do g</w>|o f</w>|t h|th e</w>|i s</w>|w o|o d</w>|wo od</w>|l e|f e|le f|fe n|c e</w>|fen ce</w>|w h|wh a|wha t</w>|o r</w>|b a|ba l|m e|me t|met a|a l</w>|lef t</w>|c o|co l"
+MERGES = (
+    "p h|ph o|t o</w>|pho to</w>|c a|ca t</w>|d o|do g</w>|o f</w>|t h|th e</w>|"
+    "i s</w>|w o|o d</w>|wo od</w>|l e|f e|le f|fe n|c e</w>|fen ce</w>|w h|wh a|"
+    "wha t</w>|o r</w>|b a|ba l|m e|me t|met a|a l</w>|lef t</w>|c o|co l"
+)
 
 
 def vocabulary():

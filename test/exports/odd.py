@@ -3,7 +3,7 @@
 import torch
 from exporters import Exporter, Graph, dynamo, torchscript
 from hugging_face import Vision, text_inputs
-from models import VOCABULARY, clip, clip_tower, image, randomise, save_tokenizer, text_rows
+from models import VOCABULARY, clip, clip_tower, image, randomise, save_tokenizer
 from torch import nn
 from transformers import (
     ChineseCLIPConfig,
@@ -189,7 +189,7 @@ class LayerScale(nn.Module):
 
 
 def layer_scale(suite, seed):
-    """Rows that are scaled behind the output projection: the head has no place for that, and its attention is compared in front of it."""
+    """Rows that are scaled behind the output projection: the head has no place for that."""
     model = clip(seed)
     for i, layer in enumerate(model.vision_model.encoder.layers):
         layer.self_attn = randomise(LayerScale(layer.self_attn, 36), seed + i)

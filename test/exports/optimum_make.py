@@ -10,7 +10,6 @@ The same environment runs `make.py --groups hugging_face llava`, for the attenti
 
 import argparse
 import shutil
-from pathlib import Path
 
 from exporters import quiet, versions, without_traces
 from models import clip, clip_tower, save_tokenizer, text_rows

@@ -1,4 +1,4 @@
-"""DeSAP's head in numpy and float64: what is kept of an image for a text, written from the paper's equations and from nothing else."""
+"""DeSAP's head in numpy and float64: what is kept of an image for a text. Written from the paper's equations alone."""
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def heads_of(x, heads):
 
 
 class Analysis:
-    """What does not depend on the text: embedding A_d [N, E], saliency [P], of hidden states [N, D] with a class token in row 0."""
+    """What no text changes: embedding A_d [N, E], saliency [P], of hidden states [N, D] with a class token in row 0."""
 
     def __init__(self, hidden, weights, heads, eps):
         hidden = np.asarray(hidden, np.float64)
@@ -55,7 +55,7 @@ class Analysis:
         return ((visual + textual) * m).mean(1)
 
     def choose(self, text, keep):
-        """Eq. 5 and merging. Returns kept, source (0 task, 1 saliency), tokens [K, D], and how far the closest decision was from the other way."""
+        """Eq. 5 and merging: kept, source (0 task, 1 saliency), tokens [K, D], and by how much the closest decision fell."""
         task = self.task(text)
         by_task = int(np.floor(keep * 0.5 + 0.5))
         order = np.argsort(-task, kind="stable")

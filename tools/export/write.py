@@ -1,4 +1,4 @@
-"""Writes graphs: float32 by torch.onnx, q8 and q4 by ONNX Runtime's quantisers, weights beside the graph where it would be too large."""
+"""Writes graphs: float32 by torch.onnx, q8 and q4 by ONNX Runtime's quantisers; large weights lie beside their graph."""
 
 import contextlib
 import inspect
@@ -24,7 +24,7 @@ BLOCK = 32
 
 
 def write(graph: Graph, folder: Path, dtypes, limit):
-    """All precisions of one graph, weights beside it where they are above `limit` bytes. Returns the names of files with weights beside them."""
+    """All precisions of one graph. Weights above `limit` bytes lie beside it; returns the names of such files."""
     start = time.time()
     plain = folder / f"{graph.name}.onnx"
     export(graph, plain, graph.bytes > limit)
@@ -88,7 +88,7 @@ def export(graph: Graph, path: Path, outside):
 
 
 def tidy(model, graph):
-    """Free axes get names that say what they are (the exporter numbers them); where the exporter was when it wrote a node is left out."""
+    """Free axes get names that say what they are (the exporter numbers them); traces of the exporter go."""
     for value in model.graph.input:
         for axis, name in graph.free.get(value.name, {}).items():
             value.type.tensor_type.shape.dim[axis].dim_param = name
