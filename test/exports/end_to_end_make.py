@@ -58,6 +58,7 @@ def language_tokenizer():
         unk_token="<unk>",
         padding_side="left",
         chat_template=TEMPLATE,
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
