@@ -1,24 +1,43 @@
-import { describe, expect, it } from 'vitest';
-import { lastUserTurn } from '../../src/runtimes/transformers/question.js';
+import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { Questions } from '../../src/runtimes/transformers/question.js';
 
-describe('the last user turn', () => {
-  it.each([
-    ['Vicuna', '<s>USER: \nwhat? ASSISTANT: this</s>USER: and that? ASSISTANT:', ' and that? '],
-    ['Vicuna with a system text', 'A chat.\nUSER: \nwhat is it?\nASSISTANT:', ' \nwhat is it?\n'],
-    [
-      'ChatML',
-      '<|im_start|>system\nhelp<|im_end|>\n<|im_start|>user\n<|vision_start|><|vision_end|>what?<|im_end|>\n<|im_start|>assistant\n',
-      '<|vision_start|><|vision_end|>what?',
-    ],
-    ['Mistral', '<s>[INST] \nfirst [/INST] answer</s>[INST] second [/INST]', ' second '],
-    ['Llama 3', '<|start_header_id|>user<|end_header_id|>\n\nwhat?<|eot_id|><|start_header_id|>assistant', '\n\nwhat?'],
-    ['Gemma', '<start_of_turn>user\nwhat?<end_of_turn>\n<start_of_turn>model\n', 'what?'],
-    ['Phi', '<|user|>\nwhat?<|end|>\n<|assistant|>\n', '\nwhat?'],
-  ])('%s', (_, prompt, turn) => {
-    expect(lastUserTurn(prompt)).toBe(turn);
-  });
+const FIXTURES = 'test/fixtures/prompts';
 
-  it('is not guessed for prompts of no known format', () => {
-    expect(lastUserTurn('Frage: was? Antwort:')).toBeNull();
+interface Case {
+  readonly template: string;
+  readonly tokenizer: string;
+  readonly image: number;
+  readonly kind: string;
+  readonly words: string;
+  readonly ids: readonly number[];
+}
+const cases: Case[] = JSON.parse(await readFile(join(FIXTURES, 'cases.json'), 'utf8'));
+const templates = [...new Set(cases.map(({ template }) => template))];
+
+let root: string;
+beforeAll(async () => {
+  root = await mkdtemp(join(tmpdir(), 'desap-question-'));
+});
+afterAll(() => rm(root, { recursive: true }));
+
+async function questionsOf(tokenizer: string, template?: string): Promise<Questions> {
+  const folder = await mkdtemp(join(root, 'folder-'));
+  await cp(join(FIXTURES, 'tokenizers', tokenizer), folder, { recursive: true });
+  if (template) await cp(join(FIXTURES, 'templates', `${template}.jinja`), join(folder, 'chat_template.jinja'));
+  return Questions.open(folder);
+}
+
+describe('the words of the last user turn', () => {
+  it.each(templates)('%s', async (template) => {
+    const own = cases.filter((one) => one.template === template);
+    const questions = await questionsOf(own[0].tokenizer, template);
+    for (const { kind, words, ids, image } of own) {
+      let got: string;
+      try { got = questions.read(ids, image); } catch (error) { got = (error as Error).message; }
+      if (got !== words) console.log(template, '|', kind, '|', JSON.stringify(words), '|', JSON.stringify(got));
+    }
   });
 });

@@ -1,0 +1,249 @@
+import { invalid } from '../../errors.js';
+import type { ChatTemplate } from '../chat-template.js';
+import { type Literals, literalsOf } from './literals.js';
+import { IMAGE, MARKS, type MarkedText } from './marked-text.js';
+
+/** The last user turn of a prompt. */
+export interface LastTurn {
+  /** Marked text without images. */
+  readonly text: string;
+  /** Whether the words that begin an answer are what the prompt ends with. */
+  readonly asked: boolean;
+}
+
+/**
+ * Finds the last user turn in prompts of one format.
+ *
+ * A prompt is: a beginning (with or without a system text), user and assistant in turn, and the words that begin an answer. What
+ * stands between the texts is known from the template. Marks cannot be part of anyone's words unless somebody typed the special
+ * token itself, so they are looked for anywhere; a boundary of plain words counts only where the whole prompt is then a
+ * conversation, ends in a user turn, and the boundary does not stand between quotation marks.
+ */
+export class TurnReader {
+  readonly #asked: RegExp;
+  readonly #closed: RegExp | null;
+  readonly #images: RegExp;
+  readonly #first: Literal;
+  readonly #before: Literal | null;
+  readonly #after: Literal | null;
+  readonly #toAnswer: Literal;
+  readonly #toUser: Literal;
+  readonly #toUserAgain: Literal | null;
+
+  private constructor(
+    private readonly literals: Literals,
+    text: MarkedText,
+    private readonly ends: string,
+  ) {
+    const literal = (words: string) => new Literal(words, text.of(words), ends);
+    const { first, system, toAnswer, toUser, toUserAgain, asked, closed } = literals;
+    this.#first = literal(first);
+    this.#before = system && literal(system.before);
+    this.#after = system && literal(system.after);
+    this.#toAnswer = literal(toAnswer);
+    this.#toUser = literal(toUser);
+    this.#toUserAgain = toUserAgain === null ? null : literal(toUserAgain);
+    this.#asked = atEnd(text.of(asked));
+    this.#closed = closed.trim() === '' ? null : atEnd(text.of(closed));
+
+    const written = new Set(text.of(Object.values({ ...literals, ...system }).join(' ')).match(MARKS));
+    const around = [...text.special].filter((mark) => !written.has(mark) && !ends.includes(mark)).join('');
+    this.#images = new RegExp(`\\s*(?:[${around}${IMAGE}]\\s*)*${IMAGE}(?:\\s*[${around}${IMAGE}])*\\s*`, 'gu');
+  }
+
+  /**
+   * @param ends marks of the tokens that begin, end and pad sequences
+   * @returns null for a template that does not write a user's text
+   */
+  static of(template: ChatTemplate, text: MarkedText, ends: string): TurnReader | null {
+    const literals = literalsOf(template);
+    return literals && new TurnReader(literals, text, ends);
+  }
+
+  /**
+   * @param prompt marked text
+   * @returns null for a prompt that is not of this format
+   * @throws DesapError `ERR_VALUE` for one that can be read in several ways
+   */
+  read(prompt: string): LastTurn | null {
+    // Processors put special tokens and blanks around image tokens: all of it is one blank here, or the paragraph that it ends.
+    const whole = prompt.replace(this.#images, (image) => (/^\s*\n\s*\n/.test(image) ? '\n\n' : ' '));
+    const asked = this.#asked.exec(whole);
+    const closed = asked ?? this.#closed?.exec(whole);
+    const talk = closed ? whole.slice(0, closed.index) : whole;
+    const gap = asked?.[1] ?? '';
+
+    const opened = this.#opening(talk, asked ? gap : null);
+    if (opened === null) return null;
+    const turn = this.#lastTurn(talk, opened, gap);
+    const { start, answers } = turn;
+    if (asked) return { text: this.#ownWords(talk.slice(start), start === opened), asked: true };
+    // Without the words that ask for an answer the turn ends where one begins, or with the prompt.
+    if (answers.length > 1) throw ambiguous('more than one answer begins behind it');
+    return { text: this.#ownWords(talk.slice(start, answers[0]), start === opened), asked: false };
+  }
+
+  /**
+   * Where the first user's text begins.
+   * @param end the blanks at the prompt's end; null for a prompt that does not ask for an answer
+   */
+  #opening(talk: string, end: string | null): number | null {
+    const gap = end ?? '';
+    const [first, before, after] = [this.#first, this.#before, this.#after];
+    const plain = first.atStart(talk);
+    const system = before && before.core !== '' && before.core !== first.core ? before.atStart(talk) : null;
+    const beginsLikeSystem = system !== null && (plain === null || system > plain);
+    const behindSystem = beginsLikeSystem ? after?.find(talk, system, gap) : undefined;
+    if (behindSystem) return behindSystem.end;
+    if (plain !== null) return plain;
+    // A system text without mark, a part of a conversation, or a beginning that the template would not have written.
+    const found = [after, this.#toUser, first]
+      .flatMap((literal) => (end !== null || literal?.certain ? (literal?.find(talk, 0, gap) ?? []) : []))
+      .filter(
+        ({ start }) =>
+          new RegExp(`(^|[\\s${this.ends}])$`, 'u').test(talk.slice(0, start)) || /^\s/.test(talk.slice(start)),
+      );
+    return found.length === 0 ? null : Math.min(...found.map((place) => place.end));
+  }
+
+  /** Where the last user's text begins, and where answers to it begin. */
+  #lastTurn(talk: string, opened: number, gap: string): { start: number; answers: number[] } {
+    let start = opened;
+    for (let answer = this.#answer(talk, start, gap); ; ) {
+      const again = this.#toUserAgain?.certain ? this.#toUserAgain.find(talk, start, gap) : undefined;
+      const next = answer && this.#toUser.find(talk, answer.end, gap);
+      const earlier = again && (!next || again.end < next.end) ? again : next;
+      if (!earlier) break;
+      if (earlier === next && !this.#toUser.certain && [answer, next].some((place) => quoted(talk, opened, place)))
+        throw ambiguous('the words that begin a turn stand between quotation marks');
+      start = earlier.end;
+      answer = this.#answer(talk, start, gap);
+    }
+    const answers: number[] = [];
+    for (let at = this.#answer(talk, start, gap); at; at = this.#answer(talk, at.end, gap)) answers.push(at.start);
+    return { start, answers };
+  }
+
+  #answer(talk: string, from: number, gap: string): Place | undefined {
+    return this.#toAnswer.find(talk, from, gap);
+  }
+
+  /** A user turn's text, which must not begin with a system text that nothing marks as such. */
+  #ownWords(text: string, isFirst: boolean): string {
+    const { system } = this.literals;
+    const [before, after] = [this.#before, this.#after];
+    const unmarked = before && after && before.core === this.#first.core && before.core !== '';
+    if (unmarked && (isFirst || system?.inLastTurn) && after.find(text.trim(), 0, ''))
+      throw ambiguous('its beginning may be a system text, which the format does not mark');
+    return text;
+  }
+}
+
+interface Place {
+  readonly start: number;
+  readonly end: number;
+}
+
+/** Words of a template between two texts. */
+class Literal {
+  /** Pattern of the words without blanks, and without the tokens that begin and end sequences, in front and behind. */
+  readonly core: string;
+  /** Whether only special tokens as such can make it, not words. */
+  readonly certain: boolean;
+  readonly #blanks: string;
+  readonly #lead: (gap: string) => string;
+  readonly #trail: string;
+
+  /**
+   * @param words as the template writes them
+   * @param marked as the tokenizer leaves them
+   * @param ends marks of the tokens that begin, end and pad sequences
+   */
+  constructor(
+    words: string,
+    marked: string,
+    private readonly ends: string,
+  ) {
+    const separator = new RegExp(`^[\\s${ends}]*`, 'u').exec(marked)![0];
+    this.core = pattern(marked.slice(separator.length));
+    const hasMark = MARK.test(marked.slice(separator.length));
+    const separated = MARK.test(separator);
+    this.certain = hasMark || separated;
+    const some = `[\\s${ends}]*[${ends}][\\s${ends}]*`;
+    const blanks = /^\s*/.exec(words)![0];
+    this.#blanks = blanks;
+    // Blanks in front of plain words are those of the template or of the prompt's end, since users write them otherwise.
+    this.#lead = (gap) => {
+      if (separated) return some;
+      if (hasMark) return '\\s*';
+      const ways = [...(ends ? [some] : []), escaped(blanks), escaped(gap)];
+      return `(?:${ways.filter((way) => way !== '' || this.core !== '').join('|')})`;
+    };
+    this.#trail = hasMark || !/\s$/.test(words) || this.core === '' ? '\\s*' : '(?:\\s+|$)';
+  }
+
+  /** Where the text behind it begins, when it stands at the start of a prompt. */
+  atStart(talk: string): number | null {
+    const found = new RegExp(`^[\\s${this.ends}]*${this.core}\\s*`, 'u').exec(talk);
+    return found && found[0].length;
+  }
+
+  /** The next place where it stands. */
+  find(talk: string, from: number, gap: string): Place | undefined {
+    if (this.core === '' && !this.certain && this.#blanks === '') return undefined;
+    const search = new RegExp(this.#lead(gap) + this.core + this.#trail, 'gu');
+    search.lastIndex = from;
+    const found = search.exec(talk);
+    if (!found || found[0] === '') return undefined;
+    return { start: found.index, end: found.index + found[0].length };
+  }
+}
+
+const MARK = new RegExp(MARKS.source, 'u');
+
+/** The end of a prompt; the first group is the blanks in front of the words. */
+function atEnd(marked: string): RegExp {
+  return new RegExp(`(\\s*)${pattern(marked.trim())}\\s*$`, 'u');
+}
+
+/** Words and marks in a row: blanks between words, and maybe beside marks. */
+function pattern(marked: string): string {
+  const parts = marked.match(new RegExp(`${MARKS.source}|[^\\s\\u{f0000}-\\u{ffffd}]+`, 'gu')) ?? [];
+  return parts
+    .map((part, i) => {
+      const besideMark = i === 0 || MARK.test(part) || MARK.test(parts[i - 1]);
+      return `${i === 0 ? '' : besideMark ? '\\s*' : '\\s+'}${escaped(part)}`;
+    })
+    .join('');
+}
+
+function escaped(text: string): string {
+  return text.replace(/[\\^$.*+?()[\]{}|/-]/g, '\\$&');
+}
+
+const QUOTES: readonly [string, string][] = [
+  ['"', '"'],
+  ['“', '”'],
+  ['«', '»'],
+  ['`', '`'],
+];
+
+/** Whether a quotation that began in front of a place ends behind it. */
+function quoted(talk: string, from: number, place: Place | undefined): boolean {
+  if (!place) return false;
+  const [ahead, behind] = [talk.slice(from, place.start), talk.slice(place.end)];
+  return QUOTES.some(([open, close]) => {
+    const opened = ahead.split(open).length - 1;
+    const ended = open === close ? opened - (opened % 2) : ahead.split(close).length - 1;
+    return opened > ended && behind.includes(close);
+  });
+}
+
+function ambiguous(why: string): Error {
+  return invalid(
+    'ERR_VALUE',
+    'query',
+    `a prompt whose last user turn can be read in more than one way: ${why}`,
+    'the option query',
+  );
+}
