@@ -35,15 +35,15 @@ type Stored = string | null | Record<string, string> | readonly { name: string; 
  * @throws DesapError `ERR_FILE` for a file that is not JSON
  */
 export async function chatTemplates(folder: string, names: Readonly<Record<string, string>>): Promise<ChatTemplate[]> {
+  const made = (path: string, text: string | null) => (text ? new JinjaTemplate(path, text, names) : null);
   const inJson = async (name: string): Promise<ChatTemplate | null> => {
     const path = join(folder, name);
     const stored = (await readJsonIfThere<{ chat_template?: Stored }>(path))?.chat_template;
-    const text = defaultOf(stored ?? null);
-    return text === null ? null : new JinjaTemplate(path, text, names);
+    return made(path, defaultOf(stored ?? null));
   };
   const inFile = async (name: string): Promise<ChatTemplate | null> => {
     const path = join(folder, name);
-    return (await isFile(path)) ? new JinjaTemplate(path, await readText(path), names) : null;
+    return made(path, (await isFile(path)) ? await readText(path) : null);
   };
   const found = [
     await inJson('processor_config.json'),

@@ -1,6 +1,7 @@
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Tokenizer } from '@huggingface/tokenizers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Questions } from '../../src/runtimes/transformers/question.js';
 
@@ -9,8 +10,10 @@ const FIXTURES = 'test/fixtures/prompts';
 interface Case {
   readonly template: string;
   readonly tokenizer: string;
+  /** Id of the image token. */
   readonly image: number;
   readonly kind: string;
+  /** The last user turn. */
   readonly words: string;
   readonly ids: readonly number[];
 }
@@ -23,21 +26,177 @@ beforeAll(async () => {
 });
 afterAll(() => rm(root, { recursive: true }));
 
-async function questionsOf(tokenizer: string, template?: string): Promise<Questions> {
-  const folder = await mkdtemp(join(root, 'folder-'));
-  await cp(join(FIXTURES, 'tokenizers', tokenizer), folder, { recursive: true });
-  if (template) await cp(join(FIXTURES, 'templates', `${template}.jinja`), join(folder, 'chat_template.jinja'));
-  return Questions.open(folder);
+/** Reads prompts that are given as text with the questions of a folder. */
+class Reader {
+  private constructor(
+    readonly questions: Questions,
+    private readonly tokenizer: Tokenizer,
+  ) {}
+
+  /** @param template name of a fixture, or the template itself */
+  static async of(name: string, template?: string): Promise<Reader> {
+    const folder = await mkdtemp(join(root, 'folder-'));
+    await cp(join(FIXTURES, 'tokenizers', name), folder, { recursive: true });
+    const own = template && templates.includes(template) ? await templateOf(template) : template;
+    if (own !== undefined) await writeFile(join(folder, 'chat_template.jinja'), own);
+    const read = async (file: string) => JSON.parse(await readFile(join(folder, file), 'utf8'));
+    const tokenizer = new Tokenizer(await read('tokenizer.json'), await read('tokenizer_config.json'));
+    return new Reader(await Questions.open(folder), tokenizer);
+  }
+
+  read(prompt: string, image = '<image>'): string {
+    const { ids } = this.tokenizer.encode(prompt, { add_special_tokens: !/^<(s|bos)>/.test(prompt) });
+    return this.questions.read(ids, this.tokenizer.token_to_id(image)!);
+  }
 }
 
-describe('the words of the last user turn', () => {
+function templateOf(name: string): Promise<string> {
+  return readFile(join(FIXTURES, 'templates', `${name}.jinja`), 'utf8');
+}
+
+const REFUSED = { code: 'ERR_VALUE', message: expect.stringMatching(/^query: .*the option query/) };
+
+/** A system text is not marked in these, so that a paragraph of the user's could be one. */
+const UNMARKED: Record<string, (one: Case) => boolean> = {
+  'mistral-v3': ({ kind, words }) => kind.startsWith('system') || words.includes('\n\n'),
+  'gemma-parts': ({ kind, words }) => kind === 'system' || (kind === 'one turn' && words.includes('\n\n')),
+};
+
+describe('the user’s words in prompts of Hugging Face’s processor', () => {
   it.each(templates)('%s', async (template) => {
     const own = cases.filter((one) => one.template === template);
-    const questions = await questionsOf(own[0].tokenizer, template);
-    for (const { kind, words, ids, image } of own) {
-      let got: string;
-      try { got = questions.read(ids, image); } catch (error) { got = (error as Error).message; }
-      if (got !== words) console.log(template, '|', kind, '|', JSON.stringify(words), '|', JSON.stringify(got));
+    const { questions } = await Reader.of(own[0].tokenizer, template);
+    for (const one of own) {
+      const read = () => questions.read(one.ids, one.image);
+      if (UNMARKED[template]?.(one)) expect(read, JSON.stringify(one)).toThrow(/query: .*system text/);
+      // Phi's tokens take the blank behind them: it is not among the ids.
+      else expect(read(), one.kind).toBe(template === 'phi-3' ? one.words.replace(/(<\|user\|>) /, '$1') : one.words);
     }
+    expect(own.length).toBeGreaterThan(10);
+  });
+
+  it('whatever the words are: no template’s own, and none of another’s', () => {
+    const kinds = new Set(cases.map(({ kind }) => kind));
+    expect([...kinds].sort()).toEqual([
+      'one turn',
+      'special tokens as words',
+      'system',
+      'system, three turns',
+      'two turns',
+    ]);
+  });
+});
+
+describe('prompts that were written by hand', () => {
+  it.each([
+    ['an image in front', '<image>\nUSER: what is it?\nASSISTANT:', 'what is it?'],
+    ['lines', 'USER: <image>\nwhat is it?\nASSISTANT:', 'what is it?'],
+    ['a system text', 'A chat.\nUSER: <image>\nwhat is it?\nASSISTANT:', 'what is it?'],
+    ['a system text on the line', 'A chat. USER: <image>\nwho is the USER: bob? ASSISTANT:', 'who is the USER: bob?'],
+    ['end tokens', '<s>USER: <image>\nwhat? ASSISTANT: this</s>USER: and that? ASSISTANT:', 'and that?'],
+    ['no end tokens', 'USER: <image>\nwhat? ASSISTANT: this USER: and that? ASSISTANT:', 'and that?'],
+    ['several lines', 'USER: <image>\nwhat?\nASSISTANT: this\nUSER: and that?\nASSISTANT:', 'and that?'],
+    ['two images', 'USER: <image>\nthe left<image>or the right? ASSISTANT:', 'the left or the right?'],
+    ['the image behind', 'USER: what is it?\n<image> ASSISTANT:', 'what is it?'],
+    ['a beginning of the answer', 'USER: <image>\nwhat is it? ASSISTANT: It is', 'what is it?'],
+    ['no answer asked for', 'USER: <image>\nwhat is it?', 'what is it?'],
+    ['the end of an answer in front', 'it is a star</s>USER: <image>\nand that? ASSISTANT:', 'and that?'],
+    [
+      'a pasted log',
+      'USER: <image>\nis\nUSER: a\nASSISTANT: b\nUSER: c\nright? ASSISTANT:',
+      'is\nUSER: a\nASSISTANT: b\nUSER: c\nright?',
+    ],
+    ['another format', '[INST] <image>\nwhat is it? [/INST]', 'what is it?'],
+    ['another format with a system text', '<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n<image>\nwhat? [/INST]', 'what?'],
+  ])('LLaVA-1.5, %s', async (_, prompt, words) => {
+    expect((await Reader.of('llama', 'llava-1.5')).read(prompt)).toBe(words);
+  });
+
+  it.each([
+    [
+      'no line ends',
+      '<|im_start|>system\nAnswer.<|im_end|><|im_start|>user\n<image>\nwhat?<|im_end|><|im_start|>assistant\n',
+      'what?',
+    ],
+    [
+      'an answer begun',
+      '<|im_start|>user\n<image>what?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n',
+      'what?',
+    ],
+    [
+      'an answer in front',
+      ' star.<|im_end|>\n<|im_start|>user\n<image>what?<|im_end|>\n<|im_start|>assistant\n',
+      'what?',
+    ],
+    [
+      'two user turns',
+      '<|im_start|>user\n<image><|im_end|>\n<|im_start|>user\nwhat?<|im_end|>\n<|im_start|>assistant\n',
+      'what?',
+    ],
+    ['a finished answer', '<|im_start|>user\n<image>what?<|im_end|>\n<|im_start|>assistant\nthis<|im_end|>\n', 'what?'],
+    ['no end', '<|im_start|>user\n<image>\nwhat?', 'what?'],
+    [
+      'a typed answer',
+      '<|im_start|>user\n<image>a<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>assistant\n',
+      'a<|im_end|>\n<|im_start|>assistant\nb',
+    ],
+  ])('ChatML, %s', async (_, prompt, words) => {
+    for (const template of ['chatml-text', 'llava-onevision'])
+      expect((await Reader.of('chatml', template)).read(prompt), template).toBe(words);
+  });
+
+  it.each([
+    ['llama', 'USER: <image>\nwhat? ASSISTANT: this</s>USER: and "ASSISTANT: x"? ASSISTANT:', 'and "ASSISTANT: x"?'],
+    [
+      'chatml',
+      '<|im_start|>system\nhelp<|im_end|>\n<|im_start|>user\n<|vision_start|><image><|vision_end|>what?<|im_end|>\n<|im_start|>assistant\n',
+      'what?',
+    ],
+    ['llama', '<s>[INST] <image>\nfirst [/INST] answer</s>[INST] second [/INST]', 'second'],
+    [
+      'llama3',
+      '<|start_header_id|>user<|end_header_id|>\n\n<image>what?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n',
+      'what?',
+    ],
+    ['gemma', '<start_of_turn>user\n<image>what?<end_of_turn>\n<start_of_turn>model\n', 'what?'],
+    ['phi', '<|user|>\n<image>what?<|end|>\n<|assistant|>\n', 'what?'],
+    ['llama', '<image>\n\nQuestion: what?\n\nAnswer:', 'what?'],
+    ['gemma', '<image><bos>answer en what?', 'answer en what?'],
+  ])('a folder without template (%s): %s', async (tokenizer, prompt, words) => {
+    expect((await Reader.of(tokenizer)).read(prompt)).toBe(words);
+  });
+
+  it('what processors write around images is nobody’s word', async () => {
+    const gemma = await Reader.of('gemma', 'gemma-parts');
+    const turn = (text: string) => `<bos><start_of_turn>user\n${text}<end_of_turn>\n<start_of_turn>model\n`;
+    expect(gemma.read(turn('\n\n<image><image>\n\nwhat?'))).toBe('what?');
+    expect(() => gemma.read(turn('Be brief.\n\n\n\n<image><image>\n\nwhat?'))).toThrow(/system text/);
+    const smol = await Reader.of('smol', 'smolvlm');
+    const tiles = '<fake_token_around_image><image><image>\n<fake_token_around_image><image><fake_token_around_image>';
+    expect(smol.read(`<|im_start|>User:${tiles}what?<end_of_utterance>\nAssistant:`)).toBe('what?');
+  });
+});
+
+describe('is not guessed', () => {
+  it.each([
+    ['a conversation in quotation marks', 'USER: <image>\nis "a ASSISTANT: b USER: c" right? ASSISTANT:'],
+    [
+      'a conversation that an answer quotes',
+      'USER: <image>\nwhat? ASSISTANT: “a USER: b” ASSISTANT: c USER: d? ASSISTANT:',
+    ],
+    ['an answer that names the user', 'USER: <image>\nwhat? ASSISTANT: a USER: b. USER: and that? ASSISTANT:'],
+    ['two answers begun', 'USER: <image>\nwhat? ASSISTANT: a ASSISTANT: b'],
+    ['no known format', 'Frage: <image> was? Antwort:'],
+    ['no text', 'USER: <image>\n ASSISTANT:'],
+  ])('%s', async (_, prompt) => {
+    const reader = await Reader.of('llama', 'llava-1.5');
+    expect(() => reader.read(prompt)).toThrow(expect.objectContaining(REFUSED));
+  });
+
+  it('by a template that does not write the user’s text', async () => {
+    const reader = await Reader.of('chatml', "{{ messages[0]['role'] }}");
+    expect(() => reader.read('<image>what?')).toThrow(expect.objectContaining(REFUSED));
+    const chat = '<|im_start|>user\n<image>what?<|im_end|>\n<|im_start|>assistant\n';
+    expect(reader.read(chat)).toBe('what?');
   });
 });

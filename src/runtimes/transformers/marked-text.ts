@@ -11,6 +11,8 @@ export class MarkedText {
   readonly #special = new Set<string>();
   /** An ordinary token to decode behind, since decoders drop the blank in front of a first token. */
   readonly #guard: number[];
+  /** Whether the tokenizer puts a blank in front of a text, and of a text behind an added token, as SentencePiece does. */
+  readonly #prepends: { readonly first: boolean; readonly behindMark: boolean };
 
   constructor(private readonly files: Pick<TextFiles, 'tokenizer' | 'addedTokens'>) {
     // Some tokenizers add runs of blanks, which templates and users write as ordinary text.
@@ -24,6 +26,9 @@ export class MarkedText {
     this.#guard = this.encode('a')
       .filter((id) => !this.#marks.has(id))
       .slice(-1);
+    this.#prepends = { first: false, behindMark: false };
+    const behind = this.of(`${marked[0]?.content ?? ''}a`);
+    this.#prepends = { first: this.of('a').startsWith(' '), behindMark: behind.slice(IMAGE.length).startsWith(' ') };
   }
 
   /** Ids of a text, without what the tokenizer puts around a sequence. */
@@ -34,16 +39,23 @@ export class MarkedText {
   /** Ids as marked text, with {@link IMAGE} for each `imageToken`. */
   decode(ids: readonly number[], imageToken?: number): string {
     let [text, run]: [string, number[]] = ['', []];
+    const flush = () => {
+      const prepended = text === '' ? this.#prepends.first : this.#prepends.behindMark;
+      const words = this.#words(run);
+      text += prepended && words.startsWith(' ') ? words.slice(1) : words;
+      run = [];
+    };
     for (const id of ids) {
       const mark = id === imageToken ? IMAGE : this.#marks.get(id);
       if (mark === undefined) {
         run.push(id);
         continue;
       }
-      text += this.#words(run) + mark;
-      run = [];
+      flush();
+      text += mark;
     }
-    return text + this.#words(run);
+    flush();
+    return text;
   }
 
   /** A text as its ids read: with marks, and as the tokenizer's normaliser leaves it. */

@@ -52,7 +52,8 @@ export class Questions {
       unasked ??= turn;
     }
     if (unasked !== null || this.#hasTemplate) return unasked;
-    return { text: prompt.replaceAll(IMAGE, ' '), asked: false };
+    const isWords = (mark: string) => mark !== IMAGE && !this.#text.special.has(mark);
+    return { text: prompt.replace(MARKS, (mark) => (isWords(mark) ? mark : ' ')), asked: false };
   }
 
   /**

@@ -20,7 +20,7 @@ export interface LastTurn {
  * conversation, ends in a user turn, and the boundary does not stand between quotation marks.
  */
 export class TurnReader {
-  readonly #asked: RegExp;
+  readonly #asked: RegExp | null;
   readonly #closed: RegExp | null;
   readonly #images: RegExp;
   readonly #first: Literal;
@@ -44,7 +44,7 @@ export class TurnReader {
     this.#toUser = literal(toUser);
     this.#toUserAgain = toUserAgain === null ? null : literal(toUserAgain);
     this.#asked = atEnd(text.of(asked));
-    this.#closed = closed.trim() === '' ? null : atEnd(text.of(closed));
+    this.#closed = atEnd(text.of(closed));
 
     const written = new Set(text.of(Object.values({ ...literals, ...system }).join(' ')).match(MARKS));
     const around = [...text.special].filter((mark) => !written.has(mark) && !ends.includes(mark)).join('');
@@ -68,15 +68,14 @@ export class TurnReader {
   read(prompt: string): LastTurn | null {
     // Processors put special tokens and blanks around image tokens: all of it is one blank here, or the paragraph that it ends.
     const whole = prompt.replace(this.#images, (image) => (/^\s*\n\s*\n/.test(image) ? '\n\n' : ' '));
-    const asked = this.#asked.exec(whole);
-    const closed = asked ?? this.#closed?.exec(whole);
-    const talk = closed ? whole.slice(0, closed.index) : whole;
+    const asked = this.#asked?.exec(whole);
+    const end = asked ?? this.#closed?.exec(whole);
+    const talk = end ? whole.slice(0, end.index) : whole;
     const gap = asked?.[1] ?? '';
 
     const opened = this.#opening(talk, asked ? gap : null);
     if (opened === null) return null;
-    const turn = this.#lastTurn(talk, opened, gap);
-    const { start, answers } = turn;
+    const { start, answers } = this.#lastTurn(talk, opened, gap);
     if (asked) return { text: this.#ownWords(talk.slice(start), start === opened), asked: true };
     // Without the words that ask for an answer the turn ends where one begins, or with the prompt.
     if (answers.length > 1) throw ambiguous('more than one answer begins behind it');
@@ -91,7 +90,7 @@ export class TurnReader {
     const gap = end ?? '';
     const [first, before, after] = [this.#first, this.#before, this.#after];
     const plain = first.atStart(talk);
-    const system = before && before.core !== '' && before.core !== first.core ? before.atStart(talk) : null;
+    const system = before && before.core !== '' && before.core !== first.core ? before.atStart(talk, true) : null;
     const beginsLikeSystem = system !== null && (plain === null || system > plain);
     const behindSystem = beginsLikeSystem ? after?.find(talk, system, gap) : undefined;
     if (behindSystem) return behindSystem.end;
@@ -99,11 +98,16 @@ export class TurnReader {
     // A system text without mark, a part of a conversation, or a beginning that the template would not have written.
     const found = [after, this.#toUser, first]
       .flatMap((literal) => (end !== null || literal?.certain ? (literal?.find(talk, 0, gap) ?? []) : []))
-      .filter(
-        ({ start }) =>
-          new RegExp(`(^|[\\s${this.ends}])$`, 'u').test(talk.slice(0, start)) || /^\s/.test(talk.slice(start)),
-      );
+      .filter(({ start }) => this.#isApart(talk, start));
     return found.length === 0 ? null : Math.min(...found.map((place) => place.end));
+  }
+
+  /** Whether a blank, or the end of a sequence, or nothing at all, parts a place from what is in front of it. */
+  #isApart(talk: string, at: number): boolean {
+    const blank = `[\\s${this.ends}]`;
+    return (
+      new RegExp(`(^|${blank})$`, 'u').test(talk.slice(0, at)) || new RegExp(`^${blank}`, 'u').test(talk.slice(at))
+    );
   }
 
   /** Where the last user's text begins, and where answers to it begin. */
@@ -119,6 +123,8 @@ export class TurnReader {
       start = earlier.end;
       answer = this.#answer(talk, start, gap);
     }
+    if (start !== opened && !this.#toUser.certain && this.#toUser.find(talk, start, gap))
+      throw ambiguous('the words that begin a user turn stand in it once more');
     const answers: number[] = [];
     for (let at = this.#answer(talk, start, gap); at; at = this.#answer(talk, at.end, gap)) answers.push(at.start);
     return { start, answers };
@@ -132,7 +138,7 @@ export class TurnReader {
   #ownWords(text: string, isFirst: boolean): string {
     const { system } = this.literals;
     const [before, after] = [this.#before, this.#after];
-    const unmarked = before && after && before.core === this.#first.core && before.core !== '';
+    const unmarked = before && after && before.core === this.#first.core;
     if (unmarked && (isFirst || system?.inLastTurn) && after.find(text.trim(), 0, ''))
       throw ambiguous('its beginning may be a system text, which the format does not mark');
     return text;
@@ -150,7 +156,9 @@ class Literal {
   readonly core: string;
   /** Whether only special tokens as such can make it, not words. */
   readonly certain: boolean;
-  readonly #blanks: string;
+  /** Blanks in front, as the template writes them, and behind, as the tokenizer leaves them. */
+  readonly #blanks: { readonly ahead: string; readonly behind: string };
+  readonly #hasMark: boolean;
   readonly #lead: (gap: string) => string;
   readonly #trail: string;
 
@@ -167,30 +175,35 @@ class Literal {
     const separator = new RegExp(`^[\\s${ends}]*`, 'u').exec(marked)![0];
     this.core = pattern(marked.slice(separator.length));
     const hasMark = MARK.test(marked.slice(separator.length));
+    this.#hasMark = hasMark;
     const separated = MARK.test(separator);
     this.certain = hasMark || separated;
     const some = `[\\s${ends}]*[${ends}][\\s${ends}]*`;
-    const blanks = /^\s*/.exec(words)![0];
-    this.#blanks = blanks;
+    const [ahead, behind] = [/^\s*/.exec(words)![0], /\s*$/.exec(marked)![0]];
+    this.#blanks = { ahead, behind };
     // Blanks in front of plain words are those of the template or of the prompt's end, since users write them otherwise.
     this.#lead = (gap) => {
       if (separated) return some;
       if (hasMark) return '\\s*';
-      const ways = [...(ends ? [some] : []), escaped(blanks), escaped(gap)];
-      return `(?:${ways.filter((way) => way !== '' || this.core !== '').join('|')})`;
+      if (this.core === '') return escaped(ahead);
+      return `(?:${[...(ends ? [some] : []), escaped(ahead), escaped(gap)].join('|')})`;
     };
     this.#trail = hasMark || !/\s$/.test(words) || this.core === '' ? '\\s*' : '(?:\\s+|$)';
   }
 
-  /** Where the text behind it begins, when it stands at the start of a prompt. */
-  atStart(talk: string): number | null {
-    const found = new RegExp(`^[\\s${this.ends}]*${this.core}\\s*`, 'u').exec(talk);
-    return found && found[0].length;
+  /**
+   * Where the text behind it begins, when it stands at the start of a prompt.
+   * @param exact whether plain words are followed by the template's own blanks
+   */
+  atStart(talk: string, exact = false): number | null {
+    const trail = exact && !this.#hasMark ? escaped(this.#blanks.behind) : '\\s*';
+    const found = new RegExp(`^[\\s${this.ends}]*${this.core}${trail}`, 'u').exec(talk);
+    return found === null ? null : found[0].length;
   }
 
   /** The next place where it stands. */
   find(talk: string, from: number, gap: string): Place | undefined {
-    if (this.core === '' && !this.certain && this.#blanks === '') return undefined;
+    if (this.core === '' && !this.certain && this.#blanks.ahead === '') return undefined;
     const search = new RegExp(this.#lead(gap) + this.core + this.#trail, 'gu');
     search.lastIndex = from;
     const found = search.exec(talk);
@@ -201,8 +214,9 @@ class Literal {
 
 const MARK = new RegExp(MARKS.source, 'u');
 
-/** The end of a prompt; the first group is the blanks in front of the words. */
-function atEnd(marked: string): RegExp {
+/** The end of a prompt; the first group is the blanks in front of the words. Null where there are no words. */
+function atEnd(marked: string): RegExp | null {
+  if (marked.trim() === '') return null;
   return new RegExp(`(\\s*)${pattern(marked.trim())}\\s*$`, 'u');
 }
 
