@@ -82,13 +82,18 @@ class JinjaTemplate implements ChatTemplate {
 }
 
 /**
- * How a folder without any template is to be asked for a prompt.
- * @throws DesapError `ERR_FILE`
+ * The template that is preferred in a folder.
+ * @throws DesapError `ERR_FILE` for a folder without one, with the places where it was looked for
  */
-export function requireTemplate(folder: string, templates: readonly ChatTemplate[]): ChatTemplate {
-  if (templates.length > 0) return templates[0];
+export function requireTemplate(folder: string, [preferred]: readonly ChatTemplate[]): ChatTemplate {
+  if (preferred) return preferred;
   throw new DesapError(
     'ERR_FILE',
     `${folder}: got no chat template (in processor_config.json, chat_template.json, chat_template.jinja or tokenizer_config.json), wanted one (of several with names, one that is named default), or the option prompt, for example 'USER: {image}\\n{question} ASSISTANT:'`,
   );
+}
+
+/** Whether a template that wants contents as a text was given parts, and has printed them as they stand. */
+export function writesParts(rendered: string): boolean {
+  return /(["'])type\1\s*:/.test(rendered);
 }

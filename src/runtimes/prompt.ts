@@ -1,5 +1,5 @@
 import { DesapError, invalid } from '../errors.js';
-import type { ChatTemplate, Message } from './chat-template.js';
+import { type ChatTemplate, type Message, writesParts } from './chat-template.js';
 
 /** A prompt as text: `{image}` stands for the picture, `{question}` for the question. */
 export type PromptForm = string;
@@ -56,9 +56,4 @@ export function templatePrompt(template: ChatTemplate, imageToken: string): Prom
 
 function count(text: string, part: string): number {
   return text.split(part).length - 1;
-}
-
-/** Whether a template that wants a text has written a list of parts as such. */
-export function writesParts(rendered: string): boolean {
-  return /(["'])type\1\s*:/.test(rendered);
 }

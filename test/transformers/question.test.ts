@@ -166,6 +166,16 @@ describe('prompts that were written by hand', () => {
     expect((await Reader.of(tokenizer)).read(prompt)).toBe(words);
   });
 
+  it('a beginning that changes from day to day', async () => {
+    const dated = (await templateOf('llama-3')).replace(
+      '{% for',
+      "<|start_header_id|>system<|end_header_id|>\n\nToday: {{ strftime_now('%d %b %Y') }}<|eot_id|>{% for",
+    );
+    const head = (role: string) => `<|start_header_id|>${role}<|end_header_id|>\n\n`;
+    const prompt = `${head('system')}Today: 01 Jan 2001<|eot_id|>${head('user')}<image>\nwhat?<|eot_id|>${head('assistant')}`;
+    expect((await Reader.of('llama3', dated)).read(prompt)).toBe('what?');
+  });
+
   it('what processors write around images is nobody’s word', async () => {
     const gemma = await Reader.of('gemma', 'gemma-parts');
     const turn = (text: string) => `<bos><start_of_turn>user\n${text}<end_of_turn>\n<start_of_turn>model\n`;

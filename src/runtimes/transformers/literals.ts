@@ -1,5 +1,4 @@
-import type { ChatTemplate, ContentPart, Message } from '../chat-template.js';
-import { writesParts } from '../prompt.js';
+import { type ChatTemplate, type ContentPart, type Message, writesParts } from '../chat-template.js';
 
 /** What a chat template writes around the texts of a conversation, learned by rendering conversations of known words. */
 export interface Literals {
