@@ -96,6 +96,15 @@ describe('prompts that were written by hand', () => {
     ['end tokens', '<s>USER: <image>\nwhat? ASSISTANT: this</s>USER: and that? ASSISTANT:', 'and that?'],
     ['no end tokens', 'USER: <image>\nwhat? ASSISTANT: this USER: and that? ASSISTANT:', 'and that?'],
     ['several lines', 'USER: <image>\nwhat?\nASSISTANT: this\nUSER: and that?\nASSISTANT:', 'and that?'],
+    ['an inch', 'USER: <image>\nis it 5" tall? ASSISTANT: yes USER: and wide? ASSISTANT:', 'and wide?'],
+    ['inches and end tokens', 'USER: <image>\n5" tall? ASSISTANT: 5"</s>USER: and wide? ASSISTANT:', 'and wide?'],
+    [
+      'end tokens, and words like roles',
+      'USER: <image>\nwho? ASSISTANT: it says USER: bob</s>USER: is USER: bob there? ASSISTANT:',
+      'is USER: bob there?',
+    ],
+    ['roles without blanks', 'USER: <image>\nis ASSISTANT:a USER:b right? ASSISTANT:', 'is ASSISTANT:a USER:b right?'],
+    ['an end token in front', 'USER: <image>\n</s> is what? ASSISTANT:', '</s> is what?'],
     ['two images', 'USER: <image>\nthe left<image>or the right? ASSISTANT:', 'the left or the right?'],
     ['the image behind', 'USER: what is it?\n<image> ASSISTANT:', 'what is it?'],
     ['a beginning of the answer', 'USER: <image>\nwhat is it? ASSISTANT: It is', 'what is it?'],
@@ -166,6 +175,19 @@ describe('prompts that were written by hand', () => {
     expect((await Reader.of(tokenizer)).read(prompt)).toBe(words);
   });
 
+  it('templates that take parts from users and texts from assistants, without blanks behind roles', async () => {
+    const template =
+      "{% for m in messages %}{% if m['role'] == 'user' %}Q:{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}" +
+      "{% endif %}{% endfor %}\n{% else %}A:{{ m['content'].strip() }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}";
+    const reader = await Reader.of('chatml', template);
+    expect(reader.read('Q:<image>what?\nA:this\nQ:and "A:that"?\nA:')).toBe('and "A:that"?');
+  });
+
+  it('letters for private use are no special tokens', async () => {
+    const prompt = '<|im_start|>user\n<image>a \u{f0002} b<|im_end|>\n<|im_start|>assistant\n';
+    expect((await Reader.of('chatml', 'chatml-text')).read(prompt)).toBe('a \ufffd b');
+  });
+
   it('a beginning that changes from day to day', async () => {
     const dated = (await templateOf('llama-3')).replace(
       '{% for',
@@ -196,6 +218,8 @@ describe('is not guessed', () => {
     ],
     ['an answer that names the user', 'USER: <image>\nwhat? ASSISTANT: a USER: b. USER: and that? ASSISTANT:'],
     ['two answers begun', 'USER: <image>\nwhat? ASSISTANT: a ASSISTANT: b'],
+    ['a mention of the user', 'tell me about USER: <image> things'],
+    ['a word that ends like a role', 'superUSER: <image>\nwhat? ASSISTANT:'],
     ['no known format', 'Frage: <image> was? Antwort:'],
     ['no text', 'USER: <image>\n ASSISTANT:'],
   ])('%s', async (_, prompt) => {
@@ -208,5 +232,6 @@ describe('is not guessed', () => {
     expect(() => reader.read('<image>what?')).toThrow(expect.objectContaining(REFUSED));
     const chat = '<|im_start|>user\n<image>what?<|im_end|>\n<|im_start|>assistant\n';
     expect(reader.read(chat)).toBe('what?');
+    expect((await Reader.of('chatml', 'no-roles')).read(chat)).toBe('what?');
   });
 });

@@ -91,13 +91,12 @@ export class TurnReader {
     const [first, before, after] = [this.#first, this.#before, this.#after];
     const plain = first.atStart(talk);
     const system = before && before.core !== '' && before.core !== first.core ? before.atStart(talk, true) : null;
-    const beginsLikeSystem = system !== null && (plain === null || system > plain);
-    const behindSystem = beginsLikeSystem ? after?.find(talk, system, gap) : undefined;
+    const behindSystem = system === null ? undefined : after?.find(talk, system, gap);
     if (behindSystem) return behindSystem.end;
     if (plain !== null) return plain;
     // A system text without mark, a part of a conversation, or a beginning that the template would not have written.
     const found = [after, this.#toUser, first]
-      .flatMap((literal) => (end !== null || literal?.certain ? (literal?.find(talk, 0, gap) ?? []) : []))
+      .flatMap((literal) => literal?.find(talk, 0, end) ?? [])
       .filter(({ start }) => this.#isApart(talk, start));
     return found.length === 0 ? null : Math.min(...found.map((place) => place.end));
   }
@@ -112,26 +111,26 @@ export class TurnReader {
 
   /** Where the last user's text begins, and where answers to it begin. */
   #lastTurn(talk: string, opened: number, gap: string): { start: number; answers: number[] } {
+    // Where special tokens end some of the answers, words do not.
+    const certain = this.#toUser.find(talk, opened, null) !== undefined;
+    const toUser = (from: number) => this.#toUser.find(talk, from, certain ? null : gap);
+    const toAnswer = (from: number) => this.#toAnswer.find(talk, from, gap);
     let start = opened;
-    for (let answer = this.#answer(talk, start, gap); ; ) {
-      const again = this.#toUserAgain?.certain ? this.#toUserAgain.find(talk, start, gap) : undefined;
-      const next = answer && this.#toUser.find(talk, answer.end, gap);
+    for (;;) {
+      const answer = toAnswer(start);
+      const next = answer && toUser(answer.end);
+      const again = this.#toUserAgain?.find(talk, start, null);
       const earlier = again && (!next || again.end < next.end) ? again : next;
       if (!earlier) break;
-      if (earlier === next && !this.#toUser.certain && [answer, next].some((place) => quoted(talk, opened, place)))
+      if (!certain && [answer, next].some((place) => quoted(talk, opened, place)))
         throw ambiguous('the words that begin a turn stand between quotation marks');
       start = earlier.end;
-      answer = this.#answer(talk, start, gap);
     }
-    if (start !== opened && !this.#toUser.certain && this.#toUser.find(talk, start, gap))
+    if (start !== opened && !certain && toUser(start))
       throw ambiguous('the words that begin a user turn stand in it once more');
     const answers: number[] = [];
-    for (let at = this.#answer(talk, start, gap); at; at = this.#answer(talk, at.end, gap)) answers.push(at.start);
+    for (let at = toAnswer(start); at; at = toAnswer(at.end)) answers.push(at.start);
     return { start, answers };
-  }
-
-  #answer(talk: string, from: number, gap: string): Place | undefined {
-    return this.#toAnswer.find(talk, from, gap);
   }
 
   /** A user turn's text, which must not begin with a system text that nothing marks as such. */
@@ -154,12 +153,10 @@ interface Place {
 class Literal {
   /** Pattern of the words without blanks, and without the tokens that begin and end sequences, in front and behind. */
   readonly core: string;
-  /** Whether only special tokens as such can make it, not words. */
-  readonly certain: boolean;
+  readonly #hasMark: boolean;
+  readonly #separated: boolean;
   /** Blanks in front, as the template writes them, and behind, as the tokenizer leaves them. */
   readonly #blanks: { readonly ahead: string; readonly behind: string };
-  readonly #hasMark: boolean;
-  readonly #lead: (gap: string) => string;
   readonly #trail: string;
 
   /**
@@ -174,21 +171,10 @@ class Literal {
   ) {
     const separator = new RegExp(`^[\\s${ends}]*`, 'u').exec(marked)![0];
     this.core = pattern(marked.slice(separator.length));
-    const hasMark = MARK.test(marked.slice(separator.length));
-    this.#hasMark = hasMark;
-    const separated = MARK.test(separator);
-    this.certain = hasMark || separated;
-    const some = `[\\s${ends}]*[${ends}][\\s${ends}]*`;
-    const [ahead, behind] = [/^\s*/.exec(words)![0], /\s*$/.exec(marked)![0]];
-    this.#blanks = { ahead, behind };
-    // Blanks in front of plain words are those of the template or of the prompt's end, since users write them otherwise.
-    this.#lead = (gap) => {
-      if (separated) return some;
-      if (hasMark) return '\\s*';
-      if (this.core === '') return escaped(ahead);
-      return `(?:${[...(ends ? [some] : []), escaped(ahead), escaped(gap)].join('|')})`;
-    };
-    this.#trail = hasMark || !/\s$/.test(words) || this.core === '' ? '\\s*' : '(?:\\s+|$)';
+    this.#hasMark = MARK.test(marked.slice(separator.length));
+    this.#separated = MARK.test(separator);
+    this.#blanks = { ahead: /^\s*/.exec(words)![0], behind: /\s*$/.exec(marked)![0] };
+    this.#trail = this.#hasMark || !/\s$/.test(words) || this.core === '' ? '\\s*' : '(?:\\s+|$)';
   }
 
   /**
@@ -201,14 +187,30 @@ class Literal {
     return found === null ? null : found[0].length;
   }
 
-  /** The next place where it stands. */
-  find(talk: string, from: number, gap: string): Place | undefined {
-    if (this.core === '' && !this.certain && this.#blanks.ahead === '') return undefined;
-    const search = new RegExp(this.#lead(gap) + this.core + this.#trail, 'gu');
+  /**
+   * The next place where it stands.
+   * @param gap blanks that may stand in front of plain words beside the template's own; null to find it only where special tokens
+   *   are part of it, which words cannot be
+   */
+  find(talk: string, from: number, gap: string | null): Place | undefined {
+    const lead = this.#lead(gap);
+    if (lead === null || lead + this.core === '') return undefined;
+    const search = new RegExp(lead + this.core + this.#trail, 'gu');
     search.lastIndex = from;
     const found = search.exec(talk);
-    if (!found || found[0] === '') return undefined;
-    return { start: found.index, end: found.index + found[0].length };
+    return found ? { start: found.index, end: found.index + found[0].length } : undefined;
+  }
+
+  #lead(gap: string | null): string | null {
+    const { ends } = this;
+    const separator = `[\\s${ends}]*[${ends}][\\s${ends}]*`;
+    if (this.#separated) return separator;
+    if (this.#hasMark) return '\\s*';
+    if (this.core === '') return gap === null ? null : escaped(this.#blanks.ahead);
+    const separators = ends === '' ? [] : [separator];
+    if (gap === null) return separators[0] ?? null;
+    // Blanks in front of plain words are those of the template or of the prompt's end, since users write them otherwise.
+    return `(?:${[...separators, escaped(this.#blanks.ahead), escaped(gap)].join('|')})`;
   }
 }
 
