@@ -103,6 +103,11 @@ describe('prompts that were written by hand', () => {
       'USER: <image>\nwho? ASSISTANT: it says USER: bob</s>USER: is USER: bob there? ASSISTANT:',
       'is USER: bob there?',
     ],
+    [
+      'end tokens, and a conversation as words',
+      'USER: <image>\nwho? ASSISTANT: bob</s>USER: is ASSISTANT: a USER: b right? ASSISTANT:',
+      'is ASSISTANT: a USER: b right?',
+    ],
     ['roles without blanks', 'USER: <image>\nis ASSISTANT:a USER:b right? ASSISTANT:', 'is ASSISTANT:a USER:b right?'],
     ['an end token in front', 'USER: <image>\n</s> is what? ASSISTANT:', '</s> is what?'],
     ['two images', 'USER: <image>\nthe left<image>or the right? ASSISTANT:', 'the left or the right?'],
@@ -143,6 +148,7 @@ describe('prompts that were written by hand', () => {
       'what?',
     ],
     ['a finished answer', '<|im_start|>user\n<image>what?<|im_end|>\n<|im_start|>assistant\nthis<|im_end|>\n', 'what?'],
+    ['no answer asked for', '<|im_start|>user\n<image>\nwhat?<|im_end|>\n', 'what?'],
     ['no end', '<|im_start|>user\n<image>\nwhat?', 'what?'],
     [
       'a typed answer',

@@ -11,8 +11,8 @@ export class MarkedText {
   readonly #special = new Set<string>();
   /** An ordinary token to decode behind, since decoders drop the blank in front of a first token. */
   readonly #guard: number[];
-  /** Whether the tokenizer puts a blank in front of a text, and of a text behind an added token, as SentencePiece does. */
-  readonly #prepends: { readonly first: boolean; readonly behindMark: boolean };
+  /** Whether the tokenizer puts a blank in front of a text behind an added token, as SentencePiece did. */
+  readonly #prepends: boolean;
 
   constructor(private readonly files: Pick<TextFiles, 'tokenizer' | 'addedTokens'>) {
     // Some tokenizers add runs of blanks, which templates and users write as ordinary text.
@@ -26,9 +26,10 @@ export class MarkedText {
     this.#guard = this.encode('a')
       .filter((id) => !this.#marks.has(id))
       .slice(-1);
-    this.#prepends = { first: false, behindMark: false };
-    const behind = this.of(`${marked[0]?.content ?? ''}a`);
-    this.#prepends = { first: this.of('a').startsWith(' '), behindMark: behind.slice(IMAGE.length).startsWith(' ') };
+    this.#prepends = false;
+    this.#prepends = this.of(`${marked[0]?.content ?? ''}a`)
+      .slice(IMAGE.length)
+      .startsWith(' ');
   }
 
   /** Ids of a text, without what the tokenizer puts around a sequence. */
@@ -40,9 +41,8 @@ export class MarkedText {
   decode(ids: readonly number[], imageToken?: number): string {
     let [text, run]: [string, number[]] = ['', []];
     const flush = () => {
-      const prepended = text === '' ? this.#prepends.first : this.#prepends.behindMark;
       const words = this.#words(run);
-      text += prepended && words.startsWith(' ') ? words.slice(1) : words;
+      text += this.#prepends && words.startsWith(' ') ? words.slice(1) : words;
       run = [];
     };
     for (const id of ids) {

@@ -119,12 +119,11 @@ export class TurnReader {
     for (;;) {
       const answer = toAnswer(start);
       const next = answer && toUser(answer.end);
-      const again = this.#toUserAgain?.find(talk, start, null);
-      const earlier = again && (!next || again.end < next.end) ? again : next;
-      if (!earlier) break;
+      const turn = next ?? this.#toUserAgain?.find(talk, start, null);
+      if (!turn) break;
       if (!certain && [answer, next].some((place) => quoted(talk, opened, place)))
         throw ambiguous('the words that begin a turn stand between quotation marks');
-      start = earlier.end;
+      start = turn.end;
     }
     if (start !== opened && !certain && toUser(start))
       throw ambiguous('the words that begin a user turn stand in it once more');
@@ -179,10 +178,10 @@ class Literal {
 
   /**
    * Where the text behind it begins, when it stands at the start of a prompt.
-   * @param exact whether plain words are followed by the template's own blanks
+   * @param exact whether the template's own blanks follow
    */
   atStart(talk: string, exact = false): number | null {
-    const trail = exact && !this.#hasMark ? escaped(this.#blanks.behind) : '\\s*';
+    const trail = exact ? escaped(this.#blanks.behind) : '\\s*';
     const found = new RegExp(`^[\\s${this.ends}]*${this.core}${trail}`, 'u').exec(talk);
     return found === null ? null : found[0].length;
   }
