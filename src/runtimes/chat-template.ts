@@ -70,7 +70,8 @@ class JinjaTemplate implements ChatTemplate {
   ) {}
 
   render(messages: readonly Message[], asked: boolean): string {
-    this.#program ??= new Template(this.text);
+    // Line ends are \n in Jinja, whatever the file's own are.
+    this.#program ??= new Template(this.text.replace(/\r\n?/g, '\n'));
     return this.#program.render({
       messages,
       add_generation_prompt: asked,

@@ -51,6 +51,15 @@ describe('prompts have the ids of Hugging Face’s processor', () => {
   });
 });
 
+it('line ends of a template file are one kind, as in Hugging Face’s processor', async () => {
+  const [{ words, ids, image }] = cases.filter(({ template }) => template === 'qwen2-vl');
+  const folder = await folderOf('chatml', {
+    'chat_template.jinja': (await templateOf('qwen2-vl')).replaceAll('\n', '\r\n'),
+    'config.json': { image_token_id: image },
+  });
+  expect((await Chat.open(folder)).prompt(words, 4).ids).toEqual(ids);
+});
+
 describe('where a folder keeps its template', () => {
   const says = (word: string) =>
     `{{ '${word}' }}{% for c in messages[0]['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}`;
