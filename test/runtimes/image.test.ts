@@ -101,7 +101,7 @@ describe('ImageProcessor', () => {
   });
 
   it.each([
-    [{ resample: 4 }],
+    [{ resample: 6 }],
     [{ image_std: [1, 0, 1] }],
     [{ image_mean: [0] }],
     [{ size: 0 }],
