@@ -64,8 +64,16 @@ describe('safetensors', () => {
     ['bytes that are not UTF-8', container('{"\u0000').map((b, i) => (i === 9 ? 0xff : b)), /not JSON/],
     ['an array', container([]), /not a JSON object/],
     ['no type', container({ a: { shape: [1], data_offsets: [0, 1] } }), /tensor a has no type/],
-    ['an unknown type beyond the file', container({ a: { dtype: 'F8', shape: [1], data_offsets: [0, 17] } }), /holds 16/],
-    ['an unknown type with a bad shape', container({ a: { dtype: 'F8', shape: [0.5], data_offsets: [0, 1] } }), /bad shape/],
+    [
+      'an unknown type beyond the file',
+      container({ a: { dtype: 'F8', shape: [1], data_offsets: [0, 17] } }),
+      /holds 16/,
+    ],
+    [
+      'an unknown type with a bad shape',
+      container({ a: { dtype: 'F8', shape: [0.5], data_offsets: [0, 1] } }),
+      /bad shape/,
+    ],
     ['a negative extent', container({ a: { dtype: 'F32', shape: [-1], data_offsets: [0, 4] } }), /bad shape/],
     ['offsets out of order', container({ a: { dtype: 'F32', shape: [1], data_offsets: [8, 4] } }), /lies at 8..4/],
     [
