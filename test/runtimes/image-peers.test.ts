@@ -6,7 +6,7 @@ import { readSafeTensors } from '../../src/safetensors.js';
 
 const FOLDER = 'test/fixtures/images';
 
-/** One line of cases.json; make.py says how it was made. */
+/** One line of cases.jsonl; make.py says how it was made. */
 interface Case {
   readonly file: string;
   readonly config: ImageProcessorConfig;
@@ -17,7 +17,8 @@ interface Case {
   readonly tolerance?: number;
 }
 
-const cases: Case[] = JSON.parse(readFileSync(join(FOLDER, 'cases.json'), 'utf8'));
+const lines = readFileSync(join(FOLDER, 'cases.jsonl'), 'utf8').trim().split('\n');
+const cases: Case[] = lines.map((line) => JSON.parse(line));
 const { tensors } = await readSafeTensors(join(FOLDER, 'expected.safetensors'));
 
 describe("Hugging Face's image processors", () => {

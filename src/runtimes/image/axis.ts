@@ -13,6 +13,12 @@ function cubic(x: number): number {
   return d < 2 ? ((-0.5 * d + 2.5) * d - 4) * d + 2 : 0;
 }
 
+/** A Hamming window over a sinc; Pillow has its two constants in float32. */
+function hamming(x: number): number {
+  if (Math.abs(x) >= 1) return 0;
+  return sinc(x) * (Math.fround(0.54) + Math.fround(0.46) * Math.cos(Math.PI * x));
+}
+
 /** Pillow's resampling numbers, as configurations store them: nearest (no filter), Lanczos, bilinear, bicubic, box, Hamming. */
 const FILTERS: readonly (Filter | null)[] = [
   null,
@@ -20,7 +26,7 @@ const FILTERS: readonly (Filter | null)[] = [
   { support: 1, at: (x) => Math.max(0, 1 - Math.abs(x)) },
   { support: 2, at: cubic },
   { support: 0.5, at: (x) => (x > -0.5 && x <= 0.5 ? 1 : 0) },
-  { support: 1, at: (x) => (Math.abs(x) < 1 ? sinc(x) * (0.54 + 0.46 * Math.cos(Math.PI * x)) : 0) },
+  { support: 1, at: hamming },
 ];
 
 /** The number of Pillow's resampling numbers. */

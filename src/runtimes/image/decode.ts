@@ -1,13 +1,20 @@
+import type { Metadata, Sharp } from 'sharp';
 import { DesapError, invalid } from '../../errors.js';
 import { optional } from '../../optional.js';
 import type { Picture } from './extent.js';
 
-/** The most pixels that a picture may have, as in Pillow: twice 1 GiB / 4 / 3, rounded down. */
+/** The most pixels that a picture may have, as in Pillow: a sixth of 2^30, rounded down. */
 export const MAX_PIXELS = 178_956_970;
 
+/** Pixels of one to four channels, one byte each. */
+export interface Channels extends Picture {
+  readonly channels: number;
+}
+
 /**
- * Decodes an encoded picture as Pillow does for Hugging Face: the numbers of the file without its colour profile, upright (EXIF), RGB.
- * Transparency is dropped, grey is spread, 16 bits become their upper 8, CMYK becomes RGB by the plain formula.
+ * Decodes an encoded picture as Pillow does for Hugging Face: the numbers of the file, whatever its colour profile says, upright, RGB.
+ * Transparency is dropped (in a GIF, where transparent pixels have no colour, they are white), grey is spread, of 16 bits the upper 8
+ * stay, CMYK becomes RGB by the plain formula. Only the chroma of AVIF, which each decoder enlarges in its own way, is another.
  *
  * @param name what the error messages call it
  * @throws DesapError `ERR_FILE` for what is not a picture; `ERR_VALUE` for animations and for more than {@link MAX_PIXELS};
@@ -15,28 +22,34 @@ export const MAX_PIXELS = 178_956_970;
  */
 export async function decode(bytes: Uint8Array, name: string): Promise<Picture> {
   const { default: sharp } = await optional(() => import('sharp'), 'sharp', 'reading pictures');
-  // The limit is checked here, so that the refusal has the numbers.
-  const open = () => sharp(bytes, { failOn: 'error', ignoreIcc: true, limitInputPixels: false }).autoOrient();
+  // The limit is checked below, so that the refusal has the numbers.
+  const open = () => sharp(bytes, { failOn: 'error', ignoreIcc: true, limitInputPixels: false });
   try {
-    const { pages = 1, width, height, space } = await open().metadata();
+    const metadata = await open().metadata();
+    const { pages = 1, width, height, space, format } = metadata;
     if (pages > 1) throw invalid('ERR_VALUE', name, `${pages} frames`, 'a single picture; extract the frame first');
     if (width * height > MAX_PIXELS)
       throw invalid('ERR_VALUE', name, `${width} x ${height} pixels`, `at most ${MAX_PIXELS} pixels`);
-    if (space === 'cmyk') return fromCmyk(await raw(open().pipelineColourspace('cmyk').toColourspace('cmyk')));
-    return rgbOf(await raw(open().toColourspace('srgb').removeAlpha()));
+    const upright = turn(open(), metadata);
+    if (space === 'cmyk') return fromCmyk(await raw(upright.pipelineColourspace('cmyk').toColourspace('cmyk')));
+    const rgb = upright.toColourspace('srgb');
+    return rgbOf(await raw(format === 'gif' ? rgb.flatten({ background: 'white' }) : rgb.removeAlpha()));
   } catch (cause) {
     if (cause instanceof DesapError) throw cause;
-    const reason = (cause as Error).message.split('\\n')[0];
+    const reason = (cause as Error).message.trim().split('\n')[0];
     throw new DesapError('ERR_FILE', `${name}: not a picture that can be read: ${reason}`, { cause });
   }
 }
 
-/** Pixels of one to four channels. */
-export interface Channels extends Picture {
-  readonly channels: number;
+/** Upright by the orientation in EXIF or, where there is none, in XMP: mirrored for 2, 4, 5 and 7, and then turned. */
+function turn(picture: Sharp, { orientation, xmp }: Metadata): Sharp {
+  if (orientation !== undefined) return picture.autoOrient();
+  const other = Number(/tiff:Orientation(?:="|>)([1-8])/.exec(String(xmp ?? ''))?.[1] ?? 1);
+  const degrees = [0, 0, 180, 180, 270, 90, 90, 270][other - 1];
+  return picture.flop([2, 4, 5, 7].includes(other)).rotate(degrees);
 }
 
-async function raw(pipeline: import('sharp').Sharp): Promise<Channels> {
+async function raw(pipeline: Sharp): Promise<Channels> {
   const { data, info } = await pipeline.raw({ depth: 'uchar' }).toBuffer({ resolveWithObject: true });
   return { data, width: info.width, height: info.height, channels: info.channels };
 }
@@ -54,7 +67,7 @@ export function rgbOf({ data, width, height, channels }: Channels): Picture {
   return { data: rgb, width, height };
 }
 
-/** An ink of amount c under black of amount k leaves (1 - c) (1 - k) of the light; in bytes, c (1 - k) is rounded. */
+/** Of the light that black of amount k leaves, 1 - k, an ink of amount c takes the part c: rounded, in bytes. */
 function fromCmyk({ data, width, height }: Picture): Picture {
   const rgb = new Uint8Array(3 * width * height);
   for (let i = 0; i < width * height; i++) {
