@@ -59,38 +59,60 @@ export function resample(canvas: Canvas, target: Extent, region: Region, resampl
 /** Bytes of row y of a picture; the memory may be reused for the next row. */
 type Rows = (y: number) => Uint8Array;
 
+// A resize keeps one colour as it is, so that the background is the same between the two axes as before and after them.
+
 function byRows(picture: Picture, across: Axis, down: Axis, background: Rgb): Uint8Array {
-  const length = 3 * across.first.length;
+  const touched = touchedBy(picture.width, across);
+  const values = new Uint8ClampedArray(3 * touched.axis.first.length);
   const source: Rows = (y) => picture.data.subarray(3 * y * picture.width);
-  const values = new Uint8ClampedArray(length);
-  const rows: Rows = (y) => resizeRow(source(y), across, background, values);
-  const beside = Uint8Array.from({ length }, (_, i) => plain(across, Math.floor(i / 3), background[i % 3]));
-  return resizeColumns(rows, beside, down);
+  const rows: Rows = (y) => resizeRow(source(y), touched.axis, background, values);
+  const columns = resizeColumns(rows, repeat(background, touched.axis.first.length), down);
+  if (values.length === 3 * across.first.length) return columns;
+  const [width, height] = [3 * across.first.length, down.first.length];
+  const data = repeat(background, across.first.length * height);
+  for (let y = 0; y < height; y++)
+    data.set(columns.subarray(y * values.length, (y + 1) * values.length), y * width + 3 * touched.from);
+  return data;
 }
 
 function byColumns(picture: Picture, across: Axis, down: Axis, background: Rgb): Uint8Array {
-  const last = across.first.length - 1;
+  const width = across.first.length;
   const low = across.first[0];
-  const columns = across.first[last] + across.count[last] - low;
-  const source: Rows = (y) =>
-    picture.data.subarray(3 * (y * picture.width + low), 3 * (y * picture.width + low + columns));
-  const beside = Uint8Array.from({ length: 3 * columns }, (_, i) => background[i % 3]);
-  const lower = resizeColumns(source, beside, down);
+  const columns = across.first[width - 1] + across.count[width - 1] - low;
+  const source: Rows = (y) => picture.data.subarray(3 * (y * picture.width + low));
+  const lower = resizeColumns(source, repeat(background, columns), down);
   const shifted = { ...across, first: across.first.map((pixel) => pixel - low) };
-  const data = new Uint8Array(3 * across.first.length * down.first.length);
+  const data = new Uint8Array(3 * width * down.first.length);
   for (let y = 0; y < down.first.length; y++) {
-    const colour = background.map((c) => plain(down, y, c)) as unknown as Rgb;
-    const values = new Uint8ClampedArray(data.buffer, 3 * y * across.first.length, 3 * across.first.length);
-    resizeRow(lower.subarray(3 * y * columns), shifted, colour, values);
+    const values = new Uint8ClampedArray(data.buffer, 3 * y * width, 3 * width);
+    resizeRow(lower.subarray(3 * y * columns), shifted, background, values);
   }
   return data;
 }
 
-/** What a resize makes of one value everywhere: that value, but for the rounding of the weights. */
-function plain({ beside, count, weights, stride }: Axis, i: number, value: number): number {
-  let sum = beside[i];
-  for (let k = i * stride; k < i * stride + count[i]; k++) sum += weights[k];
-  return Math.min(255, (HALF + value * sum) >> BITS);
+/** The target pixels, from `from` on, that any pixel of the picture is part of; the others are background in every row. */
+function touchedBy(pixels: number, axis: Axis): { from: number; axis: Axis } {
+  const { first, count, weights, stride, beside } = axis;
+  const from = Math.max(
+    0,
+    count.findIndex((taps) => taps > 0),
+  );
+  const end = first.indexOf(pixels);
+  const to = end < 0 ? first.length : Math.max(from, end);
+  return {
+    from,
+    axis: {
+      first: first.subarray(from, to),
+      count: count.subarray(from, to),
+      weights: weights.subarray(from * stride, to * stride),
+      stride,
+      beside: beside.subarray(from, to),
+    },
+  };
+}
+
+function repeat(colour: Rgb, pixels: number): Uint8Array {
+  return Uint8Array.from({ length: 3 * pixels }, (_, i) => colour[i % 3]);
 }
 
 /** One row, resized into `values`; `background` is the colour beside the picture. */
