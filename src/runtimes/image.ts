@@ -2,9 +2,10 @@ import { join } from 'node:path';
 import { DesapError, invalid } from '../errors.js';
 import { isFile, readJson } from '../files.js';
 import { Tensor } from '../tensor.js';
-import { type ImageProcessorConfig, type Recipe, readRecipe } from './image/config.js';
+import type { ImageProcessorConfig } from './image/config.js';
 import type { Picture } from './image/extent.js';
 import { compose } from './image/layout.js';
+import { type Recipe, readRecipe } from './image/recipe.js';
 import { type ImageSource, readPicture } from './image/source.js';
 
 export type { ImageProcessorConfig } from './image/config.js';
@@ -17,9 +18,12 @@ export type { ImageSource, Pixels } from './image/source.js';
  * centre-cropped, rescaled, normalised. Of the kinds `CLIPImageProcessor`, `LlavaImageProcessor`, `SiglipImageProcessor`,
  * `ViTImageProcessor`, `ChineseCLIPImageProcessor`, `BitImageProcessor`, `DeiTImageProcessor` and `BlipImageProcessor`; others are refused.
  *
- * Resizing has Pillow's own arithmetic: every pixel is that of Pillow 13. (Older ones do the rows before the columns in every picture,
- * which moves single values of tall pictures by a level or so; so do the processors of torchvision, `...Fast` in version 4.)
- * At most 178 956 970 pixels come in, as with Pillow, and at most 4096 x 4096 go out; only what the crop keeps is computed.
+ * Resizing has Pillow's own arithmetic: every pixel is that of Pillow 13. Where a picture loses more than twice as many rows as columns,
+ * older Pillows differ by a few of the 255 levels, since they take the axes in the other order; so do the processors that resize with
+ * torchvision (`...Fast` in version 4, the default in version 5), which elsewhere differ by one or two levels in a pixel in two hundred.
+ *
+ * At most 178 956 970 pixels come in, as with Pillow, and at most 4096 x 4096 go out. Only what the crop keeps is computed, on the
+ * calling thread: about 0.15 s for a photo of 12 million pixels.
  */
 export class ImageProcessor {
   private constructor(private readonly recipe: Recipe) {}

@@ -1,7 +1,7 @@
 /** Where the pixels of a picture go: on a canvas, which is resized, of which a window is cut. */
 import { invalid } from '../../errors.js';
-import type { Recipe, ResizeRule } from './config.js';
 import type { Extent, Picture } from './extent.js';
+import type { Recipe, ResizeRule } from './recipe.js';
 import { type Canvas, resample } from './resample.js';
 
 /** The most pixels that a result may have: 4096 x 4096. */
@@ -16,7 +16,7 @@ const BLACK = [0, 0, 0] as const;
  * @throws DesapError `ERR_VALUE` for a picture that would become larger than 4096 x 4096 pixels, or nothing
  */
 export function compose(picture: Picture, { square, resize, crop }: Recipe): Picture {
-  const canvas = square ? onSquare(picture, square) : { ...onItself(picture), background: BLACK };
+  const canvas = onCanvas(picture, square);
   const target = resize ? resized(canvas, resize.rule) : canvas;
   const { width, height } = crop ?? target;
   const fits = target.width >= 1 && target.height >= 1 && Math.max(target.width, target.height) <= MAX_COORDINATE;
@@ -45,14 +45,12 @@ export function compose(picture: Picture, { square, resize, crop }: Recipe): Pic
   return { data, width, height };
 }
 
-function onItself(picture: Picture) {
-  return { picture, width: picture.width, height: picture.height, left: 0, top: 0 };
-}
-
-function onSquare(picture: Picture, background: Canvas['background']): Canvas {
+/** In the middle of a square of a colour; without one the canvas is the picture. */
+function onCanvas(picture: Picture, square: Recipe['square']): Canvas {
   const side = Math.max(picture.width, picture.height);
-  const [left, top] = [Math.floor((side - picture.width) / 2), Math.floor((side - picture.height) / 2)];
-  return { picture, width: side, height: side, left, top, background };
+  const { width, height } = square ? { width: side, height: side } : picture;
+  const [left, top] = [Math.floor((width - picture.width) / 2), Math.floor((height - picture.height) / 2)];
+  return { picture, width, height, left, top, background: square ?? BLACK };
 }
 
 /** The size after resizing, rounded as Hugging Face rounds it; the longer edge of a proportional one is cut off, not rounded. */
