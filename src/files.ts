@@ -12,9 +12,14 @@ export async function readBytes(path: string): Promise<Uint8Array> {
   }
 }
 
+/** The text of a whole UTF-8 file. */
+export async function readText(path: string): Promise<string> {
+  return new TextDecoder().decode(await readBytes(path));
+}
+
 /** The object (or array) in a JSON file. */
 export async function readJson<T extends object>(path: string): Promise<T> {
-  const text = new TextDecoder().decode(await readBytes(path));
+  const text = await readText(path);
   let value: unknown;
   try {
     value = JSON.parse(text);
@@ -23,6 +28,11 @@ export async function readJson<T extends object>(path: string): Promise<T> {
   }
   if (typeof value === 'object' && value !== null) return value as T;
   throw new DesapError('ERR_FILE', `${path}: got JSON that is not an object, wanted one`);
+}
+
+/** The same, or null where there is no such file. */
+export async function readJsonIfThere<T extends object>(path: string): Promise<T | null> {
+  return (await isFile(path)) ? readJson<T>(path) : null;
 }
 
 /** Writes a file whole or not at all: into a neighbour first, then renamed over the target. */

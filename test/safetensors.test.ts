@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { formatHead, loadHead, Pruner, saveHead } from '../src/index.js';
-import { formatSafeTensors, parseSafeTensors, toFloat32 } from '../src/safetensors.js';
+import { formatSafeTensors, parseSafeTensors, readSafeTensors, toFloat32 } from '../src/safetensors.js';
 import { randomHead } from './support.js';
 
 const head = randomHead(1, { width: 12, heads: 3, embedding: 8 });
@@ -43,6 +43,18 @@ describe('safetensors', () => {
     );
   });
 
+  it('reads what the safetensors library writes, and refuses other types where they are used', async () => {
+    const { tensors } = await readSafeTensors('test/fixtures/safetensors/other-types.safetensors');
+    for (const name of ['f32', 'f16', 'bf16', 'f64'])
+      expect([...toFloat32(tensors.get(name)!, name)]).toEqual([1.5, -2, 0.25]);
+    expect([...toFloat32(tensors.get('scalar')!)]).toEqual([7]);
+    expect([...toFloat32(tensors.get('empty')!)]).toEqual([]);
+    const others = [...tensors.keys()].filter((name) => !/^(f\d|bf16|scalar|empty)/.test(name));
+    expect(others).toHaveLength(9);
+    for (const name of others)
+      expect(() => toFloat32(tensors.get(name)!, name)).toThrow(expect.objectContaining({ code: 'ERR_DTYPE' }));
+  });
+
   it.each<[string, Uint8Array, RegExp]>([
     ['nothing', new Uint8Array(0), /got 0 bytes/],
     ['five bytes', new Uint8Array(5), /got 5 bytes/],
@@ -51,7 +63,17 @@ describe('safetensors', () => {
     ['no JSON', container('{"a":'), /not JSON/],
     ['bytes that are not UTF-8', container('{"\u0000').map((b, i) => (i === 9 ? 0xff : b)), /not JSON/],
     ['an array', container([]), /not a JSON object/],
-    ['an unknown type', container({ a: { dtype: 'F8', shape: [1], data_offsets: [0, 1] } }), /unknown type F8/],
+    ['no type', container({ a: { shape: [1], data_offsets: [0, 1] } }), /tensor a has no type/],
+    [
+      'an unknown type beyond the file',
+      container({ a: { dtype: 'F8', shape: [1], data_offsets: [0, 17] } }),
+      /holds 16/,
+    ],
+    [
+      'an unknown type with a bad shape',
+      container({ a: { dtype: 'F8', shape: [0.5], data_offsets: [0, 1] } }),
+      /bad shape/,
+    ],
     ['a negative extent', container({ a: { dtype: 'F32', shape: [-1], data_offsets: [0, 4] } }), /bad shape/],
     ['offsets out of order', container({ a: { dtype: 'F32', shape: [1], data_offsets: [8, 4] } }), /lies at 8..4/],
     [
@@ -65,7 +87,7 @@ describe('safetensors', () => {
       container({ a: { dtype: 'F32', shape: [2 ** 40, 2 ** 40], data_offsets: [0, 4] } }),
       /bytes, and lies/,
     ],
-    ['a tensor that is null', container({ a: null }), /unknown type undefined/],
+    ['a tensor that is null', container({ a: null }), /tensor a has no type/],
   ])('refuses %s', (_, bytes, message) => {
     expect(() => parseSafeTensors(bytes, 'x')).toThrow(
       expect.objectContaining({ code: 'ERR_FILE', message: expect.stringMatching(message) }),

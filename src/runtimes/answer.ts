@@ -9,7 +9,7 @@ export interface LlavaOptions extends DeviceOptions {
   clip?: string;
   /** Default of the option `keep` of every answer: a count, a fraction below 1, or `all` (the default). */
   keep?: number | 'all';
-  /** Prompt with `{image}` and `{question}`; default: read from the folder's chat template. */
+  /** Prompt with `{image}` and `{question}`; default: what the folder's chat template writes. */
   prompt?: PromptForm;
   /** Session options of ONNX Runtime, for every session; default: its own, with threads that do not spin between runs. */
   session?: InferenceSession.SessionOptions;

@@ -1,13 +1,14 @@
 import { join } from 'node:path';
 import type { Tokenizer } from '@huggingface/tokenizers';
 import { DesapError, invalid } from '../errors.js';
-import { isFile, readJson } from '../files.js';
-import { optional } from '../optional.js';
-import { type PromptForm, promptForm, writePrompt } from './prompt.js';
+import { readJson, readJsonIfThere } from '../files.js';
+import { requireTemplate } from './chat-template.js';
+import { formPrompt, type PromptForm, type PromptWriter, templatePrompt } from './prompt.js';
+import { readTextFiles } from './text-files.js';
 
 interface GenerationConfig {
-  eos_token_id?: number | number[];
-  max_new_tokens?: number;
+  eos_token_id?: number | number[] | null;
+  max_new_tokens?: number | null;
 }
 
 interface ModelConfig extends GenerationConfig {
@@ -16,11 +17,12 @@ interface ModelConfig extends GenerationConfig {
   text_config?: GenerationConfig;
 }
 
-/** The text side of a LLaVA folder, as its JSON files have it: prompts to token ids, token ids to answers, and when an answer ends. */
+/** The text side of a LLaVA folder, as its files have it: questions to token ids, token ids to answers, and when an answer ends. */
 export class Chat {
   private constructor(
     private readonly tokenizer: Tokenizer,
-    private readonly form: PromptForm,
+    private readonly write: PromptWriter,
+    private readonly startToken: string | undefined,
     private readonly imageToken: string,
     /** The placeholder of one visual token. */
     readonly imageTokenId: number,
@@ -30,37 +32,39 @@ export class Chat {
 
   /**
    * @param form the prompt's form; default: that of the folder's chat template
-   * @throws DesapError `ERR_FILE`, `ERR_MISSING_PACKAGE`
+   * @throws DesapError `ERR_FILE` for missing files, and for a folder whose chat template is missing or of no use; `ERR_VALUE` for a
+   *   form without its parts; `ERR_MISSING_PACKAGE`
    */
   static async open(folder: string, form?: PromptForm): Promise<Chat> {
-    const generationFile = join(folder, 'generation_config.json');
-    const [config, tokenizerFile, tokenizerConfig] = await Promise.all([
+    const [config, given, files] = await Promise.all([
       readJson<ModelConfig>(join(folder, 'config.json')),
-      readJson<object>(join(folder, 'tokenizer.json')),
-      readJson<{ chat_template?: string }>(join(folder, 'tokenizer_config.json')),
+      readJsonIfThere<GenerationConfig>(join(folder, 'generation_config.json')),
+      readTextFiles(folder, 'reading prompts'),
     ]);
-    const generation = (await isFile(generationFile)) ? await readJson<GenerationConfig>(generationFile) : {};
-    const { Tokenizer } = await optional(
-      () => import('@huggingface/tokenizers'),
-      '@huggingface/tokenizers',
-      'reading prompts',
-    );
-    const tokenizer = new Tokenizer(tokenizerFile, tokenizerConfig);
-    const imageTokenId = config.image_token_id ?? config.image_token_index;
+    const { tokenizer, names, templates } = files;
+    const imageTokenId = config.image_token_id ?? config.image_token_index ?? idOf(tokenizer, names.image_token);
     const imageToken = imageTokenId === undefined ? undefined : tokenizer.id_to_token(imageTokenId);
     if (imageTokenId === undefined || imageToken === undefined)
       throw new DesapError(
         'ERR_FILE',
         `${join(folder, 'config.json')}: got image_token_id ${imageTokenId}, wanted the id of a token of tokenizer.json`,
       );
-    const end = generation.eos_token_id ?? config.eos_token_id ?? config.text_config?.eos_token_id ?? [];
+    const end =
+      given?.eos_token_id ??
+      config.eos_token_id ??
+      config.text_config?.eos_token_id ??
+      idOf(tokenizer, names.eos_token) ??
+      [];
     return new Chat(
       tokenizer,
-      form ?? promptForm(tokenizerConfig.chat_template, imageToken),
+      form === undefined
+        ? templatePrompt(requireTemplate(folder, templates), imageToken)
+        : formPrompt(form, imageToken),
+      names.bos_token,
       imageToken,
       imageTokenId,
       new Set([end].flat()),
-      generation.max_new_tokens ?? 128,
+      given?.max_new_tokens ?? 128,
     );
   }
 
@@ -69,7 +73,10 @@ export class Chat {
    * @throws DesapError `ERR_VALUE` when the question brings a placeholder of its own
    */
   prompt(question: string, patches: number): { ids: number[]; at: number } {
-    const { ids } = this.tokenizer.encode(writePrompt(this.form, this.imageToken, question));
+    const text = this.write(question);
+    // A template that writes the start token itself is not to get a second one, as in Hugging Face's processors.
+    const starts = this.startToken !== undefined && text.startsWith(this.startToken);
+    const { ids } = this.tokenizer.encode(text, { add_special_tokens: !starts });
     const at = ids.indexOf(this.imageTokenId);
     if (at < 0 || ids.includes(this.imageTokenId, at + 1))
       throw invalid('ERR_VALUE', 'question', question, `a question without ${this.imageToken}`);
@@ -79,6 +86,11 @@ export class Chat {
 
   /** The text of generated tokens. */
   text(ids: readonly number[]): string {
+    if (ids.length === 0) return '';
     return this.tokenizer.decode([...ids], { skip_special_tokens: true }).trim();
   }
+}
+
+function idOf(tokenizer: Tokenizer, token: string | undefined): number | undefined {
+  return token === undefined ? undefined : tokenizer.token_to_id(token);
 }

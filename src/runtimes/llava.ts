@@ -2,10 +2,12 @@ import { join } from 'node:path';
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
 import { requireFolder } from '../files.js';
+import type { TensorLike } from '../tensor.js';
 import type { Answer, AnswerOptions, AnswerTimings, LlavaOptions, VisualTokens } from './answer.js';
 import { Chat } from './chat.js';
 import { compact } from './compact.js';
 import { Decoder, int64 } from './decoder.js';
+import { isTensor, pixelValues } from './image/pixel-values.js';
 import { ImageProcessor, type ImageSource } from './image.js';
 import { PrunedVision, type VisionAnalysis } from './pruned-vision.js';
 import { checkQuestion } from './question.js';
@@ -74,17 +76,19 @@ export class Llava {
     return this.parts.images;
   }
 
-  /** A picture (path or bytes), or `pixel_values` [1, 3, H, W], for many questions; the encoder runs once for all of them. */
-  async see(image: ImageSource | Tensor): Promise<LlavaImage> {
-    const pixels = typeof image === 'string' || image instanceof Uint8Array ? await this.images.process(image) : image;
-    return new LlavaImage(this, pixels);
+  /**
+   * A picture in any form, or `pixel_values` [1, 3, H, W], for many questions; the encoder runs once for all of them.
+   * @throws DesapError as {@link ImageProcessor.process}; `ERR_SHAPE`, `ERR_DTYPE` for a tensor that is not the pixels of one picture
+   */
+  async see(image: ImageSource | TensorLike): Promise<LlavaImage> {
+    return new LlavaImage(this, isTensor(image) ? pixelValues(image) : await this.images.process(image));
   }
 
   /**
    * Answers one question about one picture.
-   * @throws DesapError as {@link ImageProcessor.process}; `ERR_VALUE` for an empty question, `keep`, `positions`, ...
+   * @throws DesapError as {@link Llava.see}; `ERR_VALUE` for an empty question, `keep`, `positions`, ...
    */
-  async answer(image: ImageSource | Tensor, question: string, options: AnswerOptions = {}): Promise<Answer> {
+  async answer(image: ImageSource | TensorLike, question: string, options: AnswerOptions = {}): Promise<Answer> {
     const seen = await this.see(image);
     try {
       return await seen.answer(question, options);
@@ -103,7 +107,14 @@ export class Llava {
     this.#plain ??= openSession(join(this.folder, 'onnx', 'vision_encoder.onnx'), this.options.session);
     const session = await this.#plain;
     const start = performance.now();
-    const outputs = await session.run({ [session.inputNames[0]]: pixels });
+    const outputs = await session.run({ [session.inputNames[0]]: pixels }).catch((cause: Error) => {
+      const reason = cause.message.split('\n').join(' ');
+      throw new DesapError(
+        'ERR_SHAPE',
+        `image: got ${pixels.type} [${pixels.dims.join(', ')}], which the vision encoder does not take: ${reason}`,
+        { cause },
+      );
+    });
     return { features: outputs[session.outputNames[0]] as Tensor, vision: performance.now() - start };
   }
 

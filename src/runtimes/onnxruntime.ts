@@ -8,7 +8,7 @@ export { ClipText } from '../text/clip-text.js';
 export type { Answer, AnswerOptions, AnswerTimings, LlavaOptions, VisualTokens } from './answer.js';
 export type { CompactOptions, CompactPrompt, KeptPatches, Positions } from './compact.js';
 export { compact } from './compact.js';
-export type { ImageProcessorConfig, ImageSource, Picture } from './image.js';
+export type { ImageProcessorConfig, ImageSource, Picture, Pixels } from './image.js';
 export { ImageProcessor } from './image.js';
 export { Llava, LlavaImage } from './llava.js';
 export type { PromptForm } from './prompt.js';

@@ -101,6 +101,17 @@ describe('Llava', () => {
     await endless.dispose();
   });
 
+  it('opens a folder with its chat template in a file of its own, as transformers 5 saves it', async () => {
+    const saved = join(folder, 'saved');
+    await cp(MODEL, saved, { recursive: true });
+    const { chat_template, ...config } = JSON.parse(await readFile(join(saved, 'tokenizer_config.json'), 'utf8'));
+    await writeFile(join(saved, 'tokenizer_config.json'), JSON.stringify(config));
+    await writeFile(join(saved, 'chat_template.jinja'), chat_template);
+    const other = await Llava.open(saved);
+    expect(await other.answer(PICTURE, QUESTION)).toMatchObject({ text: 'purple', promptTokens: 152 });
+    await other.dispose();
+  });
+
   it.each([
     ['an empty question', '  ', {}, 'ERR_VALUE'],
     ['an image token in the question', 'is <image> there ?', {}, 'ERR_VALUE'],

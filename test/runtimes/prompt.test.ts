@@ -1,40 +1,67 @@
-import { readFile } from 'node:fs/promises';
 import { describe, expect, it } from 'vitest';
-import { promptForm, writePrompt } from '../../src/runtimes/prompt.js';
+import type { ChatTemplate, Message } from '../../src/runtimes/chat-template.js';
+import { formPrompt, templatePrompt } from '../../src/runtimes/prompt.js';
 
-const VICUNA =
-  "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}" +
-  "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}" +
-  "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}{% endfor %}{% endfor %}" +
-  "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}";
-
-describe('promptForm', () => {
-  it('reads the template of the example model', async () => {
-    const { chat_template } = JSON.parse(await readFile('models/tiny-llava/tokenizer_config.json', 'utf8'));
-    expect(promptForm(chat_template, '<image>')).toBe('{image}{question}<ans>');
-  });
-
-  it('knows the form of LLaVA-1.5', () => {
-    expect(promptForm(VICUNA, '<image>')).toBe('USER: {image}\n{question} ASSISTANT:');
-  });
-
-  it.each([
-    [undefined],
-    ['{% if add_generation_prompt %}<|im_start|>assistant{% endif %}'],
-    ["<image>{{ message['role'] }}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"],
-  ])('asks for the form where it cannot tell: %s', (template) => {
-    expect(() => promptForm(template, '<image>')).toThrow(/option prompt/);
-  });
-});
-
-describe('writePrompt', () => {
+describe('formPrompt', () => {
   it('takes the question literally', () => {
-    expect(writePrompt('{image}{question}!', '<image>', "what $& is {image} $'?")).toBe(
+    expect(formPrompt('{image}{question}!', '<image>')("what $& is {image} $'?")).toBe(
       "<image>what $& is {image} $'?!",
     );
   });
 
-  it('refuses a form without its parts', () => {
-    expect(() => writePrompt('{question}', '<image>', 'x')).toThrow(/\{image\}/);
+  it.each([['{question}'], ['{image}'], [5 as never]])('refuses a form without its parts: %s', (form) => {
+    expect(() => formPrompt(form, '<image>')).toThrow(/^prompt: .*\{image\}/);
+  });
+});
+
+describe('templatePrompt', () => {
+  const template = (render: (messages: readonly Message[], asked: boolean) => string): ChatTemplate => ({
+    source: 'folder/chat_template.jinja',
+    render,
+  });
+  const parts = ([{ content }]: readonly Message[]) =>
+    (content as { type: string; text?: string }[]).map((part) => part.text ?? '<image>').join('');
+
+  it('hands parts to a template that writes them', () => {
+    const write = templatePrompt(
+      template((messages, asked) => `${parts(messages)}${asked ? '<ans>' : ''}`),
+      '<image>',
+    );
+    expect(write('what?')).toBe('<image>what?<ans>');
+  });
+
+  it('hands a text to a template that wants one', () => {
+    const write = templatePrompt(
+      template(([{ content }]) => `USER: ${(content as string).trim()} ASSISTANT:`),
+      '<image>',
+    );
+    expect(write('what?')).toBe('USER: <image>\nwhat? ASSISTANT:');
+  });
+
+  it('is not taken in by a template that prints a list as it stands', () => {
+    const printed = template(([{ content }]) =>
+      Array.isArray(content) ? `<image>${JSON.stringify(content)}` : `${content}`,
+    );
+    expect(templatePrompt(printed, '<image>')('what?')).toBe('<image>\nwhat?');
+  });
+
+  it('writes the placeholder into the text where a template writes texts of parts only', () => {
+    const texts = template((messages) => parts(messages).replace(/^<image>(?!\n)/, ''));
+    expect(templatePrompt(texts, '<image>')('what?')).toBe('<image>\nwhat?');
+  });
+
+  it.each([
+    ['no question', () => '<image>', /once each/],
+    ['no picture', () => 'desapquestion', /once each/],
+    [
+      'nothing for a user',
+      () => {
+        throw new Error('only tools');
+      },
+      /only tools/,
+    ],
+  ])('refuses a template that writes %s, by its file', (_, render, reason) => {
+    expect(() => templatePrompt(template(render), '<image>')).toThrow(/^folder\/chat_template\.jinja: .*option prompt/);
+    expect(() => templatePrompt(template(render), '<image>')).toThrow(reason);
   });
 });

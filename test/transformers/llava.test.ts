@@ -308,6 +308,26 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
     await expect(kept(mute, {})).rejects.toMatchObject({ code: 'ERR_VALUE', message: /query/ });
   });
 
+  it('reads no question out of columns that the mask hides', async () => {
+    const [{ input_ids, pixel_values }] = singles;
+    const columns = input_ids.dims[1];
+    // A sentence of words behind the prompt, in place of padding.
+    const hidden = Array.from(tokens(processor, 'is there a ring ?').data as BigInt64Array);
+    const length = columns + hidden.length;
+    const padded = {
+      input_ids: int64([...(input_ids.data as BigInt64Array), ...hidden], [1, length]),
+      attention_mask: int64(
+        Array.from({ length }, (_, i) => Number(i < columns)),
+        [1, length],
+      ),
+      pixel_values,
+    };
+    await model({ ...singles[0], desap: { taskShare: 1 } });
+    const [{ indices }] = pruned;
+    await model({ ...padded, desap: { taskShare: 1 } });
+    expect(pruned[0].indices).toEqual(indices);
+  });
+
   it('works with a pruner of the caller, which stays open', async () => {
     await detach();
     const encoded = await vision.text.encode(QUESTIONS[0]);

@@ -46,7 +46,7 @@ export async function prefill(
   const seen = await family.see(inputs);
   try {
     const images = assign(ids, imageTokenId(model), seen);
-    const kept = await pruneAll(attached, ids, images, options);
+    const kept = await pruneAll(attached, inputs, images, options);
     const stays = new Uint8Array(rows * columns).fill(1);
     for (const [i, { sequence, columns: own }] of images.entries()) {
       for (const column of own) stays[sequence * columns + column] = 0;
@@ -96,14 +96,14 @@ function assign(ids: ModelTensor, token: bigint, seen: readonly SeenImage[]): Im
 
 async function pruneAll(
   attached: Attached,
-  ids: ModelTensor,
+  inputs: ModelInputs,
   images: readonly Image[],
   options: CallOptions,
 ): Promise<KeptTokens[]> {
   const asked = new Map<number, TextTokens | null>();
   const kept: KeptTokens[] = [];
   for (const [i, { sequence, seen }] of images.entries()) {
-    if (!asked.has(sequence)) asked.set(sequence, await question(attached, ids, sequence, options));
+    if (!asked.has(sequence)) asked.set(sequence, await question(attached, inputs, sequence, options));
     const keep = entryOf('keep', options.keep ?? 'all', i, images.length);
     kept.push(await seen.prune(asked.get(sequence) ?? null, { ...options, keep: keep === 'all' ? seen.tokens : keep }));
   }
@@ -120,18 +120,26 @@ async function pruneAll(
 /** The question of one sequence: the given one, or that of its last user turn. */
 async function question(
   { model, family, questions }: Attached,
-  ids: ModelTensor,
+  inputs: ModelInputs,
   sequence: number,
   options: CallOptions,
 ): Promise<TextTokens | null> {
   if (!family.asks(options)) return null;
-  const [rows, columns] = ids.dims;
-  let query: Query | undefined = entryOf('query', options.query, sequence, rows) as Query | undefined;
-  if (query === undefined) {
-    const row = (ids.data as BigInt64Array).subarray(sequence * columns, (sequence + 1) * columns);
-    query = (await questions()).read(Array.from(row, Number), Number(imageTokenId(model)));
-  }
+  const ids = inputs.input_ids as ModelTensor;
+  let query: Query | undefined = entryOf('query', options.query, sequence, ids.dims[0]) as Query | undefined;
+  query ??= (await questions()).read(unpadded(inputs, sequence), Number(imageTokenId(model)));
   return typeof query === 'string' ? family.encodeQuestion(query) : query;
+}
+
+/** The ids of one sequence that its mask does not hide. */
+function unpadded({ input_ids, attention_mask, past_key_values }: ModelInputs, sequence: number): number[] {
+  const [rows, columns] = (input_ids as ModelTensor).dims;
+  const row = ((input_ids as ModelTensor).data as BigInt64Array).subarray(sequence * columns, (sequence + 1) * columns);
+  // With a cache the mask begins with the slots of the cache.
+  const past = past_key_values?.get_seq_length() ?? 0;
+  const mask = attention_mask?.data as BigInt64Array | undefined;
+  const hidden = (column: number) => mask?.[sequence * (past + columns) + past + column] === 0n;
+  return Array.from(row, Number).filter((_, column) => mask?.length !== rows * (past + columns) || !hidden(column));
 }
 
 /** Writes the features of the kept tokens over their placeholders. */

@@ -1,68 +1,40 @@
-import { join } from 'node:path';
 import { DesapError, invalid } from '../../errors.js';
-import { isFile, readJson } from '../../files.js';
-import { optional } from '../../optional.js';
+import { readTextFiles, type TextFiles } from '../text-files.js';
+import { FORMATS } from './formats.js';
+import { IMAGE, MARKS, MarkedText } from './marked-text.js';
+import { type LastTurn, TurnReader } from './turns.js';
 
-/** A user turn in the prompt formats of current models; the text is the first group. The last match is the last turn. */
-const USER_TURNS: readonly RegExp[] = [
-  /<\|im_start\|>\s*user\s(.*?)(?:<\|im_end\|>|$)/gs,
-  /<\|start_header_id\|>user<\|end_header_id\|>(.*?)(?:<\|eot_id\|>|$)/gs,
-  /<start_of_turn>user\s(.*?)(?:<end_of_turn>|$)/gs,
-  /<\|user\|>(.*?)(?:<\|end\|>|<\|assistant\|>|$)/gs,
-  /\[INST\](.*?)(?:\[\/INST\]|$)/gs,
-  /\bUSER:(.*?)(?:\bASSISTANT:|$)/gs,
-];
-
-/** The last user turn of a prompt, without the template's words; null when the prompt is in no known format. */
-export function lastUserTurn(prompt: string): string | null {
-  for (const pattern of USER_TURNS) {
-    const turn = [...prompt.matchAll(pattern)].at(-1)?.[1];
-    if (turn !== undefined) return turn;
-  }
-  return null;
-}
-
-interface TokenizerFile {
-  readonly added_tokens?: readonly { readonly content: string; readonly special?: boolean }[];
-}
-
-/** Reads the question out of a prompt's ids, with the tokenizer of the model's folder. */
+/** Reads the question out of a prompt's ids, with the tokenizer and the chat template of the model's folder. */
 export class Questions {
-  private constructor(
-    private readonly tokenizer: {
-      encode(text: string, options?: object): { ids: number[] };
-      decode(ids: number[], options?: object): string;
-    },
-    private readonly special: readonly string[],
-    /** Whether the chat template writes roles, which a question must not contain. */
-    private readonly hasRoles: boolean,
-  ) {}
+  readonly #text: MarkedText;
+  /** Those of the folder's templates first. */
+  readonly #readers: readonly TurnReader[];
+  readonly #hasTemplate: boolean;
+
+  private constructor({ tokenizer, addedTokens, names, templates }: TextFiles) {
+    const text = new MarkedText({ tokenizer, addedTokens });
+    const around = [names.bos_token, names.eos_token, names.pad_token].map((token) => token ?? '').join('');
+    const ends = [...new Set(`${text.decode(tokenizer.encode('').ids)}${text.of(around)}`.match(MARKS))].join('');
+    this.#text = text;
+    this.#readers = [...templates, ...FORMATS].flatMap((template) => TurnReader.of(template, text, ends) ?? []);
+    this.#hasTemplate = templates.length > 0;
+  }
 
   /** @throws DesapError `ERR_FILE`, `ERR_MISSING_PACKAGE` */
   static async open(folder: string): Promise<Questions> {
-    const { Tokenizer } = await optional(
-      () => import('@huggingface/tokenizers'),
-      '@huggingface/tokenizers',
-      'reading the question out of a prompt',
-    );
-    const file = await readJson<TokenizerFile>(join(folder, 'tokenizer.json'));
-    const config = await readJson<{ chat_template?: unknown }>(join(folder, 'tokenizer_config.json'));
-    const jinja = join(folder, 'chat_template.jinja');
-    const template = JSON.stringify(config.chat_template ?? '') + ((await isFile(jinja)) ? 'role' : '');
-    const special = (file.added_tokens ?? []).filter((token) => token.special).map((token) => token.content);
-    return new Questions(new Tokenizer(file, config), special, template.includes('role'));
+    return new Questions(await readTextFiles(folder, 'reading the question out of a prompt'));
   }
 
   /**
-   * The text of the last user turn: without template, special tokens and image tokens.
-   * @throws DesapError `ERR_VALUE` when it cannot be told from the prompt, or is empty
+   * The user's own words in the last user turn: without the template's words, images, and blanks at both ends.
+   * @param ids a prompt, without padding
+   * @throws DesapError `ERR_VALUE` when they cannot be told from the prompt, or there are none
    */
   read(ids: readonly number[], imageToken: number): string {
-    const words = ids.filter((id) => id !== imageToken);
-    const prompt = this.tokenizer.decode(words, { skip_special_tokens: false });
-    const turn = lastUserTurn(prompt) ?? (this.hasRoles ? null : prompt);
-    const text = this.special.reduce((rest, token) => rest.replaceAll(token, ' '), turn ?? '').trim();
-    if (text !== '') return text;
+    const prompt = this.#text.decode(ids, imageToken);
+    const turn = this.#lastTurn(prompt);
+    const words = this.#text.plain(turn?.text ?? '').trim();
+    if (words !== '') return words;
     throw invalid(
       'ERR_VALUE',
       'query',
@@ -71,12 +43,25 @@ export class Questions {
     );
   }
 
+  /** By the folder's own template; else by the first common format; a folder without template may have prompts without any. */
+  #lastTurn(prompt: string): LastTurn | null {
+    let unasked: LastTurn | null = null;
+    for (const reader of this.#readers) {
+      const turn = reader.read(prompt);
+      if (turn?.asked) return turn;
+      unasked ??= turn;
+    }
+    if (unasked !== null || this.#hasTemplate) return unasked;
+    const isWords = (mark: string) => mark !== IMAGE && !this.#text.special.has(mark);
+    return { text: prompt.replace(MARKS, (mark) => (isWords(mark) ? mark : ' ')), asked: false };
+  }
+
   /**
    * Ids of a text without special tokens.
    * @throws DesapError `ERR_VALUE` when there are none
    */
   encode(text: string): number[] {
-    const { ids } = this.tokenizer.encode(text, { add_special_tokens: false });
+    const ids = this.#text.encode(text);
     if (ids.length > 0) return ids;
     throw new DesapError('ERR_VALUE', 'query: got a text without tokens, wanted a question');
   }

@@ -1,0 +1,100 @@
+import { join } from 'node:path';
+import { Template } from '@huggingface/jinja';
+import { DesapError } from '../errors.js';
+import { isFile, readJsonIfThere, readText } from '../files.js';
+
+/** A part of a message, as processors take them. */
+export type ContentPart = { readonly type: 'image' } | { readonly type: 'text'; readonly text: string };
+
+export interface Message {
+  readonly role: 'system' | 'user' | 'assistant';
+  /** Templates of processors take parts, those of plain tokenizers a text. */
+  readonly content: string | readonly ContentPart[];
+}
+
+/** Writes a conversation as the text that a model was trained on. */
+export interface ChatTemplate {
+  /** Where it stands, for messages. */
+  readonly source: string;
+  /**
+   * @param asked whether the words that begin an answer follow (`add_generation_prompt`)
+   * @throws Error what the template itself raises, for example for roles that it does not take
+   */
+  render(messages: readonly Message[], asked: boolean): string;
+}
+
+/** A template as JSON files hold it: one text, or several with names. */
+type Stored = string | null | Record<string, string> | readonly { name: string; template: string }[];
+
+/**
+ * The chat templates of a model folder, in the order in which Hugging Face's processors and tokenizers prefer them:
+ * `processor_config.json`, `chat_template.json`, `chat_template.jinja` (of `additional_chat_templates/` the one named default), and
+ * `tokenizer_config.json`. Of several with names it is the one named `default`.
+ *
+ * @param names what templates know special tokens by: `bos_token` and so on
+ * @throws DesapError `ERR_FILE` for a file that is not JSON
+ */
+export async function chatTemplates(folder: string, names: Readonly<Record<string, string>>): Promise<ChatTemplate[]> {
+  const made = (path: string, text: string | null) => (text ? new JinjaTemplate(path, text, names) : null);
+  const inJson = async (name: string): Promise<ChatTemplate | null> => {
+    const path = join(folder, name);
+    const stored = (await readJsonIfThere<{ chat_template?: Stored }>(path))?.chat_template;
+    return made(path, defaultOf(stored ?? null));
+  };
+  const inFile = async (name: string): Promise<ChatTemplate | null> => {
+    const path = join(folder, name);
+    return made(path, (await isFile(path)) ? await readText(path) : null);
+  };
+  const found = [
+    await inJson('processor_config.json'),
+    await inJson('chat_template.json'),
+    (await inFile('chat_template.jinja')) ?? (await inFile(join('additional_chat_templates', 'default.jinja'))),
+    await inJson('tokenizer_config.json'),
+  ];
+  return found.filter((template) => template !== null);
+}
+
+function defaultOf(stored: Stored): string | null {
+  if (stored === null || typeof stored === 'string') return stored;
+  if (Array.isArray(stored)) return stored.find((one) => one?.name === 'default')?.template ?? null;
+  return (stored as Record<string, string>).default ?? null;
+}
+
+class JinjaTemplate implements ChatTemplate {
+  #program: Template | null = null;
+
+  constructor(
+    readonly source: string,
+    private readonly text: string,
+    private readonly names: Readonly<Record<string, string>>,
+  ) {}
+
+  render(messages: readonly Message[], asked: boolean): string {
+    // Line ends are \n in Jinja, whatever the file's own are.
+    this.#program ??= new Template(this.text.replace(/\r\n?/g, '\n'));
+    return this.#program.render({
+      messages,
+      add_generation_prompt: asked,
+      tools: null,
+      documents: null,
+      ...this.names,
+    });
+  }
+}
+
+/**
+ * The template that is preferred in a folder.
+ * @throws DesapError `ERR_FILE` for a folder without one, with the places where it was looked for
+ */
+export function requireTemplate(folder: string, [preferred]: readonly ChatTemplate[]): ChatTemplate {
+  if (preferred) return preferred;
+  throw new DesapError(
+    'ERR_FILE',
+    `${folder}: got no chat template (in processor_config.json, chat_template.json, chat_template.jinja or tokenizer_config.json), wanted one (of several with names, one that is named default), or the option prompt, for example 'USER: {image}\\n{question} ASSISTANT:'`,
+  );
+}
+
+/** Whether a template that wants contents as a text was given parts, and has printed them as they stand. */
+export function writesParts(rendered: string): boolean {
+  return /(["'])type\1\s*:/.test(rendered);
+}

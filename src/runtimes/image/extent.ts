@@ -1,0 +1,13 @@
+/** Width and height in pixels. */
+export interface Extent {
+  readonly width: number;
+  readonly height: number;
+}
+
+/** Decoded pixels: row-major RGB, one byte a channel. */
+export interface Picture extends Extent {
+  readonly data: Uint8Array;
+}
+
+/** A colour, one byte a channel. */
+export type Rgb = readonly [number, number, number];

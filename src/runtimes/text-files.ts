@@ -1,0 +1,63 @@
+import { join } from 'node:path';
+import type { Tokenizer } from '@huggingface/tokenizers';
+import { DesapError } from '../errors.js';
+import { readJson, readJsonIfThere } from '../files.js';
+import { optional } from '../optional.js';
+import { type ChatTemplate, chatTemplates } from './chat-template.js';
+
+/** A token that `tokenizer.json` matches whole, wherever its text stands. */
+export interface AddedToken {
+  readonly id: number;
+  readonly content: string;
+  readonly special?: boolean;
+}
+
+/** What a model folder says about its language: the tokenizer, its special tokens, and the chat templates. */
+export interface TextFiles {
+  readonly tokenizer: Tokenizer;
+  readonly addedTokens: readonly AddedToken[];
+  /** Special tokens by what configs and templates call them: `bos_token`, `eos_token`, `image_token`, ... */
+  readonly names: Readonly<Record<string, string>>;
+  /** The preferred one first. */
+  readonly templates: readonly ChatTemplate[];
+}
+
+/**
+ * @param why what it is needed for, when the package is missing
+ * @throws DesapError `ERR_FILE` for missing or unusable files, `ERR_MISSING_PACKAGE`
+ */
+export async function readTextFiles(folder: string, why: string): Promise<TextFiles> {
+  const path = join(folder, 'tokenizer.json');
+  const [file, config, map] = await Promise.all([
+    readJson<{ added_tokens?: readonly AddedToken[] }>(path),
+    readJsonIfThere<Record<string, unknown>>(join(folder, 'tokenizer_config.json')),
+    readJsonIfThere<Record<string, unknown>>(join(folder, 'special_tokens_map.json')),
+  ]);
+  const { Tokenizer } = await optional(() => import('@huggingface/tokenizers'), '@huggingface/tokenizers', why);
+  // The map is of older folders, whose config does not list the added tokens; there it is what counts.
+  const names = config?.added_tokens_decoder
+    ? { ...namedTokens(map), ...namedTokens(config) }
+    : { ...namedTokens(config), ...namedTokens(map) };
+  try {
+    return {
+      tokenizer: new Tokenizer(file, config ?? {}),
+      addedTokens: file.added_tokens ?? [],
+      names,
+      templates: await chatTemplates(folder, names),
+    };
+  } catch (cause) {
+    if (cause instanceof DesapError) throw cause;
+    throw new DesapError('ERR_FILE', `${path}: not a usable tokenizer: ${(cause as Error).message}`, { cause });
+  }
+}
+
+/** The entries `*_token`, which are texts or objects with the text inside. */
+function namedTokens(config: Record<string, unknown> | null): Record<string, string> {
+  const names: Record<string, string> = {};
+  const { extra_special_tokens: extra } = config ?? {};
+  for (const [key, value] of Object.entries({ ...(Array.isArray(extra) ? {} : (extra ?? {})), ...config })) {
+    const text = typeof value === 'object' && value !== null ? (value as { content?: unknown }).content : value;
+    if (key.endsWith('_token') && typeof text === 'string') names[key] = text;
+  }
+  return names;
+}
