@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnxruntime
 import torch
 
@@ -218,6 +219,63 @@ def _blocks4(source, path, graph):
     onnx.save(quantizer.model.model, path)
 
 
+def _later_opset(source, path, graph):
+    onnx.save(onnx.version_converter.convert_version(onnx.load(source), 21), path)
+
+
+def _constant_nodes(source, path, graph):
+    model = onnx.load(source)
+    constants = [
+        onnx.helper.make_node("Constant", [], [weight.name], value=weight) for weight in model.graph.initializer
+    ]
+    nodes = [*constants, *model.graph.node]
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
+
+
+def _weights_as_inputs(source, path, graph):
+    model = onnx.load(source)
+    for weight in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
+    onnx.save(model, path)
+
+
+def _half_weights(source, path, graph):
+    """Weights stored as float16, each behind a Cast."""
+    model = onnx.load(source)
+    casts = []
+    for weight in model.graph.initializer:
+        if weight.data_type != onnx.TensorProto.FLOAT or len(weight.dims) < 2:
+            continue
+        name, values = weight.name, onnx.numpy_helper.to_array(weight).astype(np.float16)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, f"{name}.half"))
+        casts.append(onnx.helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
+
+
+def _without_names(source, path, graph):
+    """Nodes without names, values with numbers; only the graph's own inputs and outputs keep theirs."""
+    model = onnx.load(source)
+    own = {value.name for value in (*model.graph.input, *model.graph.output)}
+    numbers = {"": ""}
+    rename = lambda name: name if name in own else numbers.setdefault(name, str(len(numbers)))
+    for node in model.graph.node:
+        node.name = ""
+        node.input[:], node.output[:] = map(rename, node.input), map(rename, node.output)
+    for weight in model.graph.initializer:
+        weight.name = rename(weight.name)
+    del model.graph.value_info[:]
+    onnx.save(model, path)
+
+
+def _external(source, path, graph):
+    onnx.save(onnx.load(source), path, save_as_external_data=True, location=f"{path.name}_data", size_threshold=256)
+
+
 ONNXSIM = Tool("onnxsim", "", ("onnxsim",), _onnxsim)
 ONNXSLIM = Tool("onnxslim", "", ("onnxslim",), _onnxslim)
 RUNTIME_LEVELS = [
@@ -228,9 +286,18 @@ OPTIMIZERS = [
     Tool("onnxruntime.transformers optimizer", f"{kind}, level {level}", ("onnxruntime",), _optimizer(kind, level))
     for kind, level in (("clip", 0), ("clip", 1), ("vit", 0), ("bert", 2))
 ]
-EXACT = [ONNXSIM, ONNXSLIM, *RUNTIME_LEVELS, *OPTIMIZERS]
 RUNTIME_HALF, CONVERTER_HALF = "onnxruntime.transformers.float16", "onnxconverter_common.float16"
+REWRITES = [
+    Tool("onnx", "converted to opset 21", ("onnx",), _later_opset),
+    Tool("onnx", "weights in Constant nodes", ("onnx",), _constant_nodes),
+    Tool("onnx", "weights as inputs too", ("onnx",), _weights_as_inputs),
+    Tool("onnx", "no names", ("onnx",), _without_names),
+    Tool("onnx", "external data", ("onnx",), _external),
+]
+EXACT = [ONNXSIM, ONNXSLIM, *RUNTIME_LEVELS, *OPTIMIZERS, *REWRITES]
+HALF_WEIGHTS = Tool("onnx", "float16 weights behind Cast", ("onnx",), _half_weights, 2e-2)
 HALF = [
+    HALF_WEIGHTS,
     Tool("float16", "onnxruntime.transformers, io kept", ("onnxruntime",), _float16(RUNTIME_HALF, True), 2e-2),
     Tool("float16", "onnxruntime.transformers, io float16", ("onnxruntime",), _float16(RUNTIME_HALF, False), 2e-2),
     Tool("float16", "onnxconverter-common, io kept", ("onnxconverter-common",), _float16(CONVERTER_HALF, True), 2e-2),

@@ -132,6 +132,13 @@ def vision_cases(suite, seed):
                     tools,
                 )
         suite.export(
+            f"vision_{name}_not_folded",
+            vision_graph(model, size),
+            torchscript(17, "opset 17, no constant folding", do_constant_folding=False),
+            "CLIP vision, sdpa",
+            [("", "head", {**fields, "dynamic": True})],
+        )
+        suite.export(
             f"vision_{name}_fixed",
             vision_graph(model, size, free=False),
             torchscript(17, "opset 17, batch 1"),
