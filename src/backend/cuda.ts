@@ -29,7 +29,7 @@ export function findCudaAddon(root: string): { addon: CudaAddon | null; status: 
   const file = addonFile(root);
   if (file === null)
     return unavailable(
-      `no CUDA addon for ${process.platform}-${process.arch} in this install (npm run build:cuda makes one, with the CUDA toolkit)`,
+      `no CUDA addon for ${process.platform}-${process.arch} in this install (npm run build:cuda makes one; npm run fetch:cuda has the compiler)`,
     );
   try {
     const addon = require(file) as CudaAddon;
