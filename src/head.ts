@@ -1,3 +1,4 @@
+import { types } from 'node:util';
 import { DesapError, invalid } from './errors.js';
 import { writeWhole } from './files.js';
 import { formatSafeTensors, parseSafeTensors, readSafeTensors, type SafeTensors, toFloat32 } from './safetensors.js';
@@ -62,7 +63,7 @@ export function checkHead(head: HeadWeights, name = 'head'): HeadWeights {
   if (typeof head.classToken !== 'boolean')
     throw invalid('ERR_VALUE', `${name}.classToken`, head.classToken, 'true or false');
   const check = (key: string, data: Float32Array, length: number) => {
-    if (!(data instanceof Float32Array)) throw invalid('ERR_DTYPE', `${name}.${key}`, data, 'a Float32Array');
+    if (!types.isFloat32Array(data)) throw invalid('ERR_DTYPE', `${name}.${key}`, data, 'a Float32Array');
     if (data.length !== length)
       throw invalid('ERR_SHAPE', `${name}.${key}`, `${data.length} elements`, `${length} elements`);
     for (let i = 0; i < length; i++)
@@ -140,7 +141,7 @@ export function headFromSafeTensors(file: SafeTensors, name = 'head'): HeadWeigh
 /** Reads a head file (path) or its bytes. */
 export async function loadHead(source: string | Uint8Array | ArrayBuffer): Promise<HeadWeights> {
   if (typeof source === 'string') return headFromSafeTensors(await readSafeTensors(source), source);
-  const bytes = source instanceof Uint8Array ? source : new Uint8Array(source);
+  const bytes = types.isUint8Array(source) ? source : new Uint8Array(source);
   return headFromSafeTensors(parseSafeTensors(bytes, 'head'), 'head');
 }
 

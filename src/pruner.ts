@@ -1,3 +1,4 @@
+import { types } from 'node:util';
 import { type Backend, createBackend } from './backend/backend.js';
 import { type DeviceOptions, openDevice } from './backend/devices.js';
 import type {
@@ -131,7 +132,7 @@ export class Pruner implements Disposable {
     source: string | Uint8Array | ArrayBuffer | HeadWeights,
     options: DeviceOptions = {},
   ): Promise<Pruner> {
-    const isFile = typeof source === 'string' || source instanceof Uint8Array || source instanceof ArrayBuffer;
+    const isFile = typeof source === 'string' || types.isUint8Array(source) || types.isAnyArrayBuffer(source);
     const weights = isFile ? await loadHead(source) : checkHead(source);
     const { width, heads, embedding, classToken } = weights;
     let device = openDevice(options);
@@ -248,7 +249,7 @@ export class Pruner implements Disposable {
     };
     try {
       const results = this.#prune(images, text, options, sync);
-      return results instanceof Promise ? results.catch(renamed) : results;
+      return types.isPromise(results) ? results.catch(renamed) : results;
     } catch (error) {
       return renamed(error);
     }
@@ -278,7 +279,7 @@ export class Pruner implements Disposable {
       );
     const maps = Boolean(options.maps) && options.saliency === undefined;
     const outputs = this.driverHead.prune(images, requests, { encoding, maps }, sync);
-    return outputs instanceof Promise ? outputs.then(wrap) : wrap(outputs);
+    return types.isPromise(outputs) ? outputs.then(wrap) : wrap(outputs);
   }
 
   #analyze(images: readonly FloatMatrix[], options: AnalyzeOptions, sync: boolean): MaybePromise<ImageAnalysis[]> {
@@ -286,7 +287,7 @@ export class Pruner implements Disposable {
     const encoding = oneOf('encoding', options.encoding ?? 'qq', ENCODINGS);
     const wrap = (analyses: DriverAnalysis[]) => analyses.map((analysis) => new ImageAnalysis(analysis, this.head));
     const result = this.driverHead.analyze(images, { encoding, intermediates: options.intermediates ?? false }, sync);
-    return result instanceof Promise ? result.then(wrap) : wrap(result);
+    return types.isPromise(result) ? result.then(wrap) : wrap(result);
   }
 
   #images(hidden: TensorLike | readonly TensorLike[]): FloatMatrix[] {
@@ -458,7 +459,7 @@ function pruneResult(
   const tensor = (data: Float32Array) => float32(data, [patches, request.text.rows]);
   return {
     tokens:
-      output.tokens instanceof Float32Array
+      types.isFloat32Array(output.tokens)
         ? float32(output.tokens, shape)
         : new Tensor('float16', output.tokens, shape),
     indices,

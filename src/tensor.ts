@@ -1,6 +1,8 @@
 import { createRequire } from 'node:module';
-import type * as common from 'onnxruntime-common';
+import { types } from 'node:util';
+import * as common from 'onnxruntime-common';
 import { DesapError, invalid } from './errors.js';
+import { resolveAnywhere } from './package.js';
 
 /**
  * onnxruntime's tensor, the class that the installed onnxruntime-node itself uses. A session tells preallocated outputs by
@@ -30,9 +32,6 @@ export interface FloatMatrix {
   readonly cols: number;
 }
 
-const Float16 = (globalThis as { Float16Array?: { new (b: ArrayBufferLike, o: number, n: number): ArrayLike<number> } })
-  .Float16Array;
-
 /** The float memory of a tensor, checked for type and element count. Nothing is copied. */
 export function floatData(
   argument: string,
@@ -46,19 +45,14 @@ export function floatData(
       throw invalid('ERR_SHAPE', `${argument}.dims`, dims, 'non-negative integers');
   let memory: FloatData;
   let half: boolean;
-  if (data instanceof Float32Array && (type === undefined || type === 'float32')) {
+  if (types.isFloat32Array(data) && (type === undefined || type === 'float32')) {
     memory = data;
     half = false;
-  } else if (data instanceof Uint16Array && (type === undefined || type === 'float16')) {
+  } else if (types.isUint16Array(data) && (type === undefined || type === 'float16')) {
     memory = data;
     half = true;
-  } else if (
-    Float16 !== undefined &&
-    data instanceof (Float16 as never) &&
-    (type === undefined || type === 'float16')
-  ) {
-    const view = data as unknown as Uint16Array;
-    memory = new Uint16Array(view.buffer, view.byteOffset, view.length);
+  } else if (isFloat16Array(data) && (type === undefined || type === 'float16')) {
+    memory = new Uint16Array(data.buffer, data.byteOffset, data.length);
     half = true;
   } else {
     const kind = (data as object | null)?.constructor?.name ?? typeof data;
@@ -83,6 +77,11 @@ export function floatData(
   return { data: memory, half, dims };
 }
 
+/** `Float16Array` exists from Node 24 on, and so does a test for it. An array may come from another realm: its class may not. */
+function isFloat16Array(data: unknown): data is { buffer: ArrayBuffer; byteOffset: number; length: number } {
+  return ArrayBuffer.isView(data) && (data as { [Symbol.toStringTag]?: string })[Symbol.toStringTag] === 'Float16Array';
+}
+
 function isGone(memory: FloatData): boolean {
   const buffer = memory.buffer as ArrayBuffer & { detached?: boolean; resizable?: boolean };
   return buffer.detached ?? (buffer.byteLength === 0 || buffer.resizable === true);
@@ -103,7 +102,7 @@ export function matrix(argument: string, tensor: TensorLike, want: { rows?: numb
 
 /** The tensor (or plain Float32Array) as a float32 vector of `length` elements. */
 export function vector(argument: string, value: TensorLike | Float32Array, length?: number): Float32Array {
-  const tensor = value instanceof Float32Array ? { data: value, dims: [value.length] } : value;
+  const tensor = types.isFloat32Array(value) ? { data: value, dims: [value.length] } : value;
   const { data, half } = floatData(argument, tensor);
   if (half) throw invalid('ERR_DTYPE', argument, 'float16', 'float32');
   if (data.length < 1 || (length !== undefined && data.length !== length))
@@ -173,11 +172,6 @@ export function floatToHalf(value: number): number {
 }
 
 function tensorClass(): typeof common.Tensor {
-  const here = createRequire(import.meta.url);
-  const load = (require: NodeJS.Require) => (require('onnxruntime-common') as typeof common).Tensor;
-  try {
-    return load(createRequire(here.resolve('onnxruntime-node')));
-  } catch {
-    return load(here);
-  }
+  const installed = resolveAnywhere('onnxruntime-node', (file) => createRequire(file)('onnxruntime-common').Tensor);
+  return installed ?? common.Tensor;
 }

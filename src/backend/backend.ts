@@ -1,3 +1,4 @@
+import { types } from 'node:util';
 import { invalid } from '../errors.js';
 import type { LinearWeights } from '../head.js';
 import {
@@ -236,7 +237,7 @@ const KERNELS: Checks = {
     check: (args) => {
       const scores = vector('scores', args.scores);
       const excluded = args.excluded ?? null;
-      if (excluded !== null && (!(excluded instanceof Uint8Array) || excluded.length !== scores.length))
+      if (excluded !== null && (!types.isUint8Array(excluded) || excluded.length !== scores.length))
         throw invalid(
           'ERR_SHAPE',
           'excluded',
@@ -253,7 +254,7 @@ const KERNELS: Checks = {
     check: (args) => {
       const features = matrix('features', args.features);
       const { kept } = args;
-      if (!(kept instanceof Int32Array)) throw invalid('ERR_DTYPE', 'kept', kept, 'an Int32Array');
+      if (!types.isInt32Array(kept)) throw invalid('ERR_DTYPE', 'kept', kept, 'an Int32Array');
       if (kept.length < 1) throw invalid('ERR_SHAPE', 'kept', 'no index', 'at least one');
       kept.forEach((index, i) => {
         integer(`kept[${i}]`, index, i === 0 ? 0 : kept[i - 1] + 1, features.rows - 1);

@@ -1,3 +1,4 @@
+import { types } from 'node:util';
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
 import { Tensor } from '../tensor.js';
@@ -107,7 +108,7 @@ export function int64(values: readonly number[]): Tensor {
 
 /** The id of the largest logit at the last position of [1, n, vocabulary]; equal logits: the lower id. */
 function lastArgMax(logits: Tensor | undefined): number {
-  if (!(logits?.data instanceof Float32Array))
+  if (!types.isFloat32Array(logits?.data))
     throw new DesapError(
       'ERR_GRAPH',
       `logits: got ${logits?.type ?? 'no such output'}, wanted a float32 output; export the decoder with float32 inputs and outputs`,

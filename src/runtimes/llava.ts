@@ -1,4 +1,5 @@
 import { join } from 'node:path';
+import { types } from 'node:util';
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
 import { requireFolder } from '../files.js';
@@ -76,7 +77,7 @@ export class Llava {
 
   /** A picture (path or bytes), or `pixel_values` [1, 3, H, W], for many questions; the encoder runs once for all of them. */
   async see(image: ImageSource | Tensor): Promise<LlavaImage> {
-    const pixels = typeof image === 'string' || image instanceof Uint8Array ? await this.images.process(image) : image;
+    const pixels = typeof image === 'string' || types.isUint8Array(image) ? await this.images.process(image) : image;
     return new LlavaImage(this, pixels);
   }
 
@@ -139,8 +140,8 @@ export class Llava {
     const embeds = await this.#embed(prompt.inputIds);
     const width = embeds.dims[2];
     if (
-      !(embeds.data instanceof Float32Array) ||
-      !(features.data instanceof Float32Array) ||
+      !types.isFloat32Array(embeds.data) ||
+      !types.isFloat32Array(features.data) ||
       features.dims.at(-1) !== width
     )
       throw invalid('ERR_SHAPE', 'features', `${features.type} [${features.dims.join(', ')}]`, `float32 [K, ${width}]`);
