@@ -2,6 +2,7 @@ import { types } from 'node:util';
 import { DesapError, invalid } from './errors.js';
 import { writeWhole } from './files.js';
 import { formatSafeTensors, parseSafeTensors, readSafeTensors, type SafeTensors, toFloat32 } from './safetensors.js';
+import { object } from './tensor.js';
 
 /** A linear layer y = x W^T + b: `weight` is [out, in] row-major, `bias` is [out]. */
 export interface LinearWeights {
@@ -54,7 +55,7 @@ const METADATA_KEY = 'desap.head';
  * @throws DesapError `ERR_SHAPE`, `ERR_VALUE`, `ERR_NOT_FINITE`
  */
 export function checkHead(head: HeadWeights, name = 'head'): HeadWeights {
-  const { width, heads, embedding, epsilon } = head;
+  const { width, heads, embedding, epsilon } = object(name, head, 'the weights of a head');
   for (const [key, value] of Object.entries({ width, heads, embedding }))
     if (!Number.isSafeInteger(value) || value < 1)
       throw invalid('ERR_VALUE', `${name}.${key}`, value, 'a positive integer');
@@ -72,8 +73,9 @@ export function checkHead(head: HeadWeights, name = 'head'): HeadWeights {
   };
   for (const [field] of LAYERS) {
     const isNorm = field === 'ln1' || field === 'postNorm';
-    check(`${field}.weight`, head[field].weight, isNorm ? width : width * width);
-    check(`${field}.bias`, head[field].bias, width);
+    const { weight, bias } = object(`${name}.${field}`, head[field], '{ weight, bias }');
+    check(`${field}.weight`, weight, isNorm ? width : width * width);
+    check(`${field}.bias`, bias, width);
   }
   check('visualProjection', head.visualProjection, embedding * width);
   return head;

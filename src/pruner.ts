@@ -24,6 +24,7 @@ import {
   halfToFloat,
   integer,
   matrix,
+  object,
   oneOf,
   Tensor,
   type TensorLike,
@@ -284,7 +285,7 @@ export class Pruner implements Disposable {
 
   #analyze(images: readonly FloatMatrix[], options: AnalyzeOptions, sync: boolean): MaybePromise<ImageAnalysis[]> {
     assertAlive('Pruner', this.#alive);
-    const encoding = oneOf('encoding', options.encoding ?? 'qq', ENCODINGS);
+    const encoding = oneOf('encoding', object('options', options).encoding ?? 'qq', ENCODINGS);
     const wrap = (analyses: DriverAnalysis[]) => analyses.map((analysis) => new ImageAnalysis(analysis, this.head));
     const result = this.driverHead.analyze(images, { encoding, intermediates: options.intermediates ?? false }, sync);
     return types.isPromise(result) ? result.then(wrap) : wrap(result);
@@ -424,8 +425,7 @@ function pruneRequest(
   options: PruneOptions,
   { patches, embedding }: { patches: number; embedding: number },
 ): PruneRequest {
-  if (typeof options !== 'object' || options === null)
-    throw invalid('ERR_VALUE', 'options', options, 'an object with keep');
+  object('options', options, 'an object with keep');
   const given: TextTokens = isTextTokens(text) ? text : { tokens: text };
   const tokens = singlePrecision(matrix(argument, given.tokens, { cols: embedding }));
   const end = given.endOfText ?? tokens.rows - 1;
@@ -458,10 +458,9 @@ function pruneResult(
   const shape = [request.keep, request.features?.cols ?? width];
   const tensor = (data: Float32Array) => float32(data, [patches, request.text.rows]);
   return {
-    tokens:
-      types.isFloat32Array(output.tokens)
-        ? float32(output.tokens, shape)
-        : new Tensor('float16', output.tokens, shape),
+    tokens: types.isFloat32Array(output.tokens)
+      ? float32(output.tokens, shape)
+      : new Tensor('float16', output.tokens, shape),
     indices,
     source,
     assignment,

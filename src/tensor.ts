@@ -135,6 +135,12 @@ export function oneOf<T extends string>(argument: string, value: T, choices: rea
   return value;
 }
 
+/** An object, or an error that names the argument. */
+export function object<T extends object>(argument: string, value: T, wanted = 'an object of options'): T {
+  if (typeof value !== 'object' || value === null) throw invalid('ERR_VALUE', argument, value, wanted);
+  return value;
+}
+
 /** Fails when the object was disposed. */
 export function assertAlive(what: string, alive: boolean): void {
   if (!alive) throw new DesapError('ERR_DISPOSED', `${what}: used after dispose()`);

@@ -1,10 +1,12 @@
 /** The typed surface of the native addons. Implemented by native/binding, the same for the CPU and for CUDA. */
 import type { Driver } from './driver.js';
 
-/** A native memory block: 64-byte aligned, refcounted, pooled. */
+/** A native memory block: 64-byte aligned, refcounted, pooled. Where it is not `inPlace`, an ordinary ArrayBuffer. */
 export interface NativeHostBuffer {
-  /** External ArrayBuffer over the block; the same object each time. */
+  /** ArrayBuffer over the block; the same object each time. */
   readonly arrayBuffer: ArrayBuffer;
+  /** Whether calls read the block in place: false where the engine allows no ArrayBuffer over native memory (Electron). */
+  readonly inPlace: boolean;
   /** Whether the block is page-locked, for the card to read in place. */
   readonly pinned: boolean;
   /** Detaches the ArrayBuffer and gives the block back once no job and no analysis holds it. */

@@ -14,6 +14,7 @@ import {
   float32,
   integer,
   matrix,
+  object,
   oneOf,
   type Tensor,
   type TensorLike,
@@ -137,7 +138,8 @@ const heads = (value: number, width: number): number => {
 };
 
 const layer = (name: string, weights: { weight: TensorLike; bias: Vector }, width: number): LinearWeights => ({
-  weight: single(`${name}.weight`, weights.weight, { rows: width, cols: width }).data as Float32Array,
+  weight: single(`${name}.weight`, object(name, weights, '{ weight, bias }').weight, { rows: width, cols: width })
+    .data as Float32Array,
   bias: vector(`${name}.bias`, weights.bias, width),
 });
 
@@ -191,12 +193,13 @@ const KERNELS: Checks = {
     check: (args) => {
       const context = matrix('context', args.context);
       const width = context.cols;
+      const postNorm = object('postNorm', args.postNorm, '{ weight, bias }');
       return {
         context,
         out: layer('out', args.out, width),
         postNorm: {
-          weight: vector('postNorm.weight', args.postNorm.weight, width),
-          bias: vector('postNorm.bias', args.postNorm.bias, width),
+          weight: vector('postNorm.weight', postNorm.weight, width),
+          bias: vector('postNorm.bias', postNorm.bias, width),
         },
         epsilon: epsilonOf(args.epsilon),
         visualProjection: single('visualProjection', args.visualProjection, { cols: width }),
@@ -282,7 +285,7 @@ export function createBackend(driver: Driver, fallback: string | null): Backend 
       check(args: unknown): never;
       wrap(result: unknown, args: unknown): unknown;
     };
-    const checked = check(args);
+    const checked = check(object('args', args, `the arguments of ${name}`));
     const result = driver.run(name, checked, sync);
     return sync ? wrap(result, checked) : (result as Promise<unknown>).then((value) => wrap(value, checked));
   };

@@ -42,7 +42,9 @@ export function loadAddon(root: string | null): CpuAddon {
 function addonFile(root: string | null): string {
   if (root === null)
     throw new DesapError('ERR_DEVICE_UNAVAILABLE', `cpu: no native addon: ${bundleAdvice('DESAP_CPU_ADDON')}`);
-  const gyp = resolveAnywhere('node-gyp-build', nodeRequire, join(root, 'package.json')) as { path(root: string): string };
+  const gyp = resolveAnywhere('node-gyp-build', nodeRequire, join(root, 'package.json')) as {
+    path(root: string): string;
+  };
   try {
     return gyp.path(root);
   } catch (cause) {

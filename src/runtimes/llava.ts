@@ -139,11 +139,7 @@ export class Llava {
     const prompt = compact({ inputIds: ids, imageTokenId: chat.imageTokenId, kept: patches, positions });
     const embeds = await this.#embed(prompt.inputIds);
     const width = embeds.dims[2];
-    if (
-      !types.isFloat32Array(embeds.data) ||
-      !types.isFloat32Array(features.data) ||
-      features.dims.at(-1) !== width
-    )
+    if (!types.isFloat32Array(embeds.data) || !types.isFloat32Array(features.data) || features.dims.at(-1) !== width)
       throw invalid('ERR_SHAPE', 'features', `${features.type} [${features.dims.join(', ')}]`, `float32 [K, ${width}]`);
     embeds.data.set(features.data, at * width);
     const merged = performance.now();
