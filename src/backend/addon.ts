@@ -21,6 +21,10 @@ interface Addon<Options> {
   readonly Context: new (options: Options) => NativeContext;
   /** Address of a view's first byte, for tests of zero-copy. */
   addressOf(view: ArrayBufferView): bigint;
+  /** A variable of the process as native code reads it. `process.env` of a worker, and of Bun, is a copy. */
+  environmentVariable(name: string): string | undefined;
+  /** Sets one there. Other threads may not read the environment meanwhile. */
+  setEnvironmentVariable(name: string, value: string): void;
   /** Blocks and bytes: in use, and waiting in the pool. */
   hostMemory(): { blocks: number; bytes: number; pooledBlocks: number; pooledBytes: number };
 }

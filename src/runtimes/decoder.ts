@@ -1,6 +1,7 @@
 import { types } from 'node:util';
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
+import { Lifetime } from '../lifetime.js';
 import { Tensor } from '../tensor.js';
 import { openSession } from './session.js';
 
@@ -27,6 +28,8 @@ export interface Generated {
 
 /** `decoder_model_merged.onnx` with its key-value cache: one sequence, greedy. */
 export class Decoder {
+  readonly #life = new Lifetime('Decoder');
+
   private constructor(private readonly session: InferenceSession) {}
 
   /** @throws DesapError `ERR_FILE`, `ERR_GRAPH` when it is not such a decoder */
@@ -49,8 +52,15 @@ export class Decoder {
     return this.session.inputNames.includes('position_ids');
   }
 
-  /** The most likely continuation, token by token. ONNX Runtime blocks the event loop during each step. */
+  /**
+   * The most likely continuation, token by token. ONNX Runtime blocks the event loop during each step.
+   * @throws DesapError `ERR_VALUE`, `ERR_DISPOSED`
+   */
   async generate(options: GenerateOptions): Promise<Generated> {
+    return this.#life.call(() => this.#generate(options));
+  }
+
+  async #generate(options: GenerateOptions): Promise<Generated> {
     const { endTokens, maxNewTokens } = options;
     if (!Number.isInteger(maxNewTokens) || maxNewTokens < 1)
       throw invalid('ERR_VALUE', 'maxNewTokens', maxNewTokens, 'a positive integer');
@@ -95,9 +105,9 @@ export class Decoder {
     return Object.fromEntries(empty);
   }
 
-  /** Frees the session. */
-  async dispose(): Promise<void> {
-    await this.session.release();
+  /** Frees the session, after the calls under way. Safe to call again. */
+  dispose(): Promise<void> {
+    return this.#life.end(() => this.session.release());
   }
 }
 

@@ -3,6 +3,8 @@ import { types } from 'node:util';
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
 import { requireFolder } from '../files.js';
+import { Lifetime } from '../lifetime.js';
+import { object } from '../tensor.js';
 import type { Answer, AnswerOptions, AnswerTimings, LlavaOptions, VisualTokens } from './answer.js';
 import { Chat } from './chat.js';
 import { compact } from './compact.js';
@@ -20,6 +22,9 @@ interface Parts {
   readonly images: ImageProcessor;
 }
 
+/** What the language model makes of a prompt. */
+type Completion = Omit<Answer, 'timings'> & { readonly timings: Pick<AnswerTimings, 'prefill' | 'decode'> };
+
 /**
  * A LLaVA folder (the Transformers.js layout: `onnx/vision_encoder.onnx`, `embed_tokens.onnx`, `decoder_model_merged.onnx`, and the
  * tokenizer's and processor's JSON files) over plain onnxruntime-node, with pruning between vision tower and projector.
@@ -34,6 +39,8 @@ interface Parts {
  */
 export class Llava {
   #plain: Promise<InferenceSession> | null = null;
+  /** @internal Its pictures use it too. */
+  readonly life = new Lifetime('Llava');
 
   private constructor(
     private readonly folder: string,
@@ -46,7 +53,7 @@ export class Llava {
    *   CLIP folder is not that of the vision tower, `ERR_MISSING_PACKAGE`, `ERR_DEVICE_UNAVAILABLE`
    */
   static async open(folder: string, given: LlavaOptions = {}): Promise<Llava> {
-    const options = { ...given, session: atRest(given.session) };
+    const options = { ...given, session: atRest(object('options', given).session) };
     await requireFolder(folder, 'a LLaVA model folder');
     const onnx = (name: string) => join(folder, 'onnx', `${name}.onnx`);
     return allOrNone(async (opened) => {
@@ -77,15 +84,23 @@ export class Llava {
 
   /** A picture (path or bytes), or `pixel_values` [1, 3, H, W], for many questions; the encoder runs once for all of them. */
   async see(image: ImageSource | Tensor): Promise<LlavaImage> {
+    return this.life.call(() => this.#see(image));
+  }
+
+  async #see(image: ImageSource | Tensor): Promise<LlavaImage> {
     const pixels = typeof image === 'string' || types.isUint8Array(image) ? await this.images.process(image) : image;
     return new LlavaImage(this, pixels);
   }
 
   /**
    * Answers one question about one picture.
-   * @throws DesapError as {@link ImageProcessor.process}; `ERR_VALUE` for an empty question, `keep`, `positions`, ...
+   * @throws DesapError as {@link ImageProcessor.process}; `ERR_VALUE` for an empty question, `keep`, `positions`, ...; `ERR_DISPOSED`
    */
   async answer(image: ImageSource | Tensor, question: string, options: AnswerOptions = {}): Promise<Answer> {
+    return this.life.call(() => this.#answer(image, question, options));
+  }
+
+  async #answer(image: ImageSource | Tensor, question: string, options: AnswerOptions): Promise<Answer> {
     const seen = await this.see(image);
     try {
       return await seen.answer(question, options);
@@ -101,6 +116,10 @@ export class Llava {
 
   /** Features of all patches [1, P, W] by the folder's own `vision_encoder.onnx`, and the milliseconds that it took. */
   async encodeAll(pixels: Tensor): Promise<{ features: Tensor; vision: number }> {
+    return this.life.call(() => this.#encodeAll(pixels));
+  }
+
+  async #encodeAll(pixels: Tensor): Promise<{ features: Tensor; vision: number }> {
     this.#plain ??= openSession(join(this.folder, 'onnx', 'vision_encoder.onnx'), this.options.session);
     const session = await this.#plain;
     const start = performance.now();
@@ -117,7 +136,15 @@ export class Llava {
     { features, kept }: VisualTokens,
     question: string,
     options: Pick<AnswerOptions, 'positions' | 'maxNewTokens'> = {},
-  ): Promise<Omit<Answer, 'timings'> & { readonly timings: Pick<AnswerTimings, 'prefill' | 'decode'> }> {
+  ): Promise<Completion> {
+    return this.life.call(() => this.#complete({ features, kept }, question, options));
+  }
+
+  async #complete(
+    { features, kept }: VisualTokens,
+    question: string,
+    options: Pick<AnswerOptions, 'positions' | 'maxNewTokens'>,
+  ): Promise<Completion> {
     const { decoder, chat } = this.parts;
     checkQuestion(question);
     const positions = options.positions ?? 'compact';
@@ -166,12 +193,13 @@ export class Llava {
     return outputs[session.outputNames[0]] as Tensor;
   }
 
-  /** Frees the sessions and the pruner. */
-  async dispose(): Promise<void> {
-    const { vision, embedTokens, decoder } = this.parts;
-    await Promise.all([vision?.dispose(), embedTokens.release(), decoder.dispose()]);
-    const plain = await this.#plain?.catch(() => null);
-    await plain?.release();
+  /** Frees the sessions and the pruner, after the calls under way. Safe to call again. */
+  dispose(): Promise<void> {
+    return this.life.end(async () => {
+      const { vision, embedTokens, decoder } = this.parts;
+      const plain = await this.#plain?.catch(() => null);
+      await Promise.all([vision?.dispose(), embedTokens.release(), decoder.dispose(), plain?.release()]);
+    });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -181,6 +209,7 @@ export class Llava {
 
 /** One picture that questions can be asked about; made by {@link Llava.see}. */
 export class LlavaImage implements Disposable {
+  readonly #life = new Lifetime('LlavaImage');
   #analysis: Promise<VisionAnalysis> | null = null;
   #all: ReturnType<Llava['encodeAll']> | null = null;
 
@@ -194,10 +223,15 @@ export class LlavaImage implements Disposable {
    * @throws as {@link Llava.answer}
    */
   async answer(question: string, options: AnswerOptions = {}): Promise<Answer> {
+    return this.#life.call(() => this.llava.life.call(() => this.#answer(question, options)));
+  }
+
+  async #answer(question: string, options: AnswerOptions): Promise<Answer> {
+    object('options', options);
     checkQuestion(question);
     const keep = options.keep ?? this.llava.keep;
     if (keep === 'all') return this.#answerAll(question, options);
-    const analysis = await this.analyze();
+    const analysis = await this.#analyze();
     const pruned = await analysis.prune(question, { ...options, keep });
     const { timings, ...answer } = await this.llava.complete(
       { features: pruned.features, kept: pruned },
@@ -209,7 +243,11 @@ export class LlavaImage implements Disposable {
   }
 
   /** The picture's part of the pruning, computed once. */
-  analyze(): Promise<VisionAnalysis> {
+  async analyze(): Promise<VisionAnalysis> {
+    return this.#life.call(() => this.#analyze());
+  }
+
+  #analyze(): Promise<VisionAnalysis> {
     const { vision } = this.llava;
     if (!vision)
       throw invalid('ERR_VALUE', 'keep', 'a number without a CLIP folder', `'all', or the option clip at Llava.open`);
@@ -224,13 +262,9 @@ export class LlavaImage implements Disposable {
     return { ...answer, timings: { vision, prune: 0, projector: 0, ...timings } };
   }
 
-  /** Frees what the device holds of the picture. */
+  /** Frees what the device holds of the picture, after the calls under way. Safe to call again. */
   dispose(): void {
-    this.#analysis?.then(
-      (analysis) => analysis.dispose(),
-      () => {},
-    );
-    this.#analysis = null;
+    this.#life.end(async () => (await this.#analysis?.catch(() => null))?.dispose());
   }
 
   [Symbol.dispose](): void {

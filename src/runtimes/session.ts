@@ -1,7 +1,10 @@
 import type { InferenceSession } from 'onnxruntime-common';
-import { DesapError } from '../errors.js';
+import { DesapError, type DesapErrorCode } from '../errors.js';
 import { isFile } from '../files.js';
 import { optional } from '../optional.js';
+import { disableTelemetry } from '../telemetry.js';
+
+disableTelemetry(); // before the first session
 
 /**
  * The onnxruntime-node module.
@@ -50,4 +53,21 @@ export async function allOrNone<T>(
     for (const close of closers.reverse()) await close();
     throw error;
   }
+}
+
+/**
+ * Why ONNX Runtime does not run a graph on an input: `argument` was given as `got`, `graph` is what was run, in words.
+ * Its own message is part of the error's.
+ */
+export function runError(argument: string, got: string, graph: string, cause: Error): DesapError {
+  const reason = cause.message.split('\n').join(' ');
+  const error = (code: DesapErrorCode, what: string) =>
+    new DesapError(code, `${argument}: got ${got}, ${what}: ${reason}`, { cause });
+  if (/bad_alloc|allocat|out of memory/i.test(reason))
+    return error('ERR_OUT_OF_MEMORY', `for which ${graph} has no memory`);
+  if (/data type|dtype/i.test(reason)) return error('ERR_DTYPE', `a type that ${graph} does not take`);
+  // A graph that fails in one of its operators was given extents that do not fit there.
+  if (/dimension|shape|rank|axis|broadcast|Non-zero status code/i.test(reason))
+    return error('ERR_SHAPE', `which ${graph} does not take`);
+  return error('ERR_GRAPH', `and ${graph} does not run`);
 }

@@ -1,12 +1,13 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
+import { Lifetime } from '../lifetime.js';
 import { relativeError } from '../onnx/compare.js';
 import { type OrtModule, openGraph } from '../onnx/edit.js';
 import type { ModelSource } from '../onnx/model.js';
 import { toleranceOf } from '../onnx/precision.js';
 import { isInt64, readText, TEXT_EMBEDDING, TEXT_TOKENS, type TextStructure, textGraph } from '../onnx/text.js';
 import { optional } from '../optional.js';
-import { assertAlive, float32, oneOf, type Tensor } from '../tensor.js';
+import { float32, oneOf, type Tensor } from '../tensor.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
 
 /**
@@ -47,7 +48,7 @@ export interface EncodedText {
  * itself hands out the end-of-text row only.
  */
 export class ClipText {
-  private alive = true;
+  readonly #life = new Lifetime('ClipText');
 
   private constructor(
     private readonly session: InferenceSession,
@@ -105,7 +106,10 @@ export class ClipText {
    *   `ERR_DISPOSED`
    */
   async encode(text: string): Promise<EncodedText> {
-    assertAlive('ClipText', this.alive);
+    return this.#life.call(() => this.#encode(text));
+  }
+
+  async #encode(text: string): Promise<EncodedText> {
     if (typeof text !== 'string' || text.trim() === '')
       throw invalid('ERR_VALUE', 'text', text === '' ? 'an empty string' : text, 'a text');
     const { start, end } = this.tokenizer;
@@ -193,11 +197,9 @@ export class ClipText {
       );
   }
 
-  /** Releases the session. */
-  async dispose(): Promise<void> {
-    if (!this.alive) return;
-    this.alive = false;
-    await this.session.release();
+  /** Releases the session, after the calls under way. Safe to call again. */
+  dispose(): Promise<void> {
+    return this.#life.end(() => this.session.release());
   }
 
   [Symbol.asyncDispose](): Promise<void> {
