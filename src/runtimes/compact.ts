@@ -1,7 +1,7 @@
 import { types } from 'node:util';
 import { DesapError, invalid } from '../errors.js';
 import type { PruneResult } from '../index.js';
-import { Tensor } from '../tensor.js';
+import { object, Tensor } from '../tensor.js';
 
 /**
  * Whether the language model sees the kept tokens renumbered without gaps (`compact`) or at the places that they had among all
@@ -46,7 +46,7 @@ export interface CompactPrompt {
  * @throws DesapError `ERR_SHAPE` when the prompt has not one image token per patch, `ERR_DTYPE`, `ERR_VALUE`
  */
 export function compact(options: CompactOptions): CompactPrompt {
-  const { imageTokenId, positionIds, positions = 'compact' } = options;
+  const { imageTokenId, positionIds, positions = 'compact' } = object('options', options);
   if (positionIds && options.positions)
     throw invalid('ERR_VALUE', 'positions', `${options.positions} and positionIds`, 'one of the two');
   if (positions !== 'compact' && positions !== 'original')

@@ -3,7 +3,9 @@ import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
 import { Lifetime } from '../lifetime.js';
 import { Tensor } from '../tensor.js';
-import { openSession } from './session.js';
+import { openSession, runSession } from './session.js';
+
+const DECODER = { argument: 'embeds', graph: 'the decoder' };
 
 /** One greedy decoding: the prompt's embeddings and when to stop. */
 export interface GenerateOptions {
@@ -78,14 +80,14 @@ export class Decoder {
   }
 
   async #step(embeds: Tensor, length: number, positions: Tensor, cache: Record<string, Tensor>) {
-    const feeds: Record<string, Tensor> = { ...cache, inputs_embeds: embeds };
+    const feeds: Record<string, Tensor> = { inputs_embeds: embeds, ...cache };
     feeds.attention_mask = new Tensor('int64', new BigInt64Array(length).fill(1n), [1, length]);
     if (this.takesPositions) feeds.position_ids = positions;
     if (this.session.inputNames.includes('num_logits_to_keep'))
       feeds.num_logits_to_keep = new Tensor('int64', [1n], []);
     if (this.session.inputNames.includes('use_cache_branch'))
       feeds.use_cache_branch = new Tensor('bool', [length > embeds.dims[1]], [1]);
-    const outputs = (await this.session.run(feeds)) as Record<string, Tensor>;
+    const outputs = await runSession(this.session, DECODER, feeds);
     const next = Object.entries(outputs).flatMap(([name, tensor]) =>
       name.startsWith('present') ? [[name.replace('present', 'past_key_values'), tensor] as const] : [],
     );

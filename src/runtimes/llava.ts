@@ -12,7 +12,10 @@ import { Decoder, int64 } from './decoder.js';
 import { ImageProcessor, type ImageSource } from './image.js';
 import { PrunedVision, type VisionAnalysis } from './pruned-vision.js';
 import { checkQuestion } from './question.js';
-import { allOrNone, atRest, openSession } from './session.js';
+import { allOrNone, atRest, openSession, runSession } from './session.js';
+
+const VISION = { argument: 'pixelValues', graph: 'vision_encoder.onnx' };
+const EMBED = { argument: 'inputIds', graph: 'embed_tokens.onnx' };
 
 interface Parts {
   readonly vision: PrunedVision | null;
@@ -123,8 +126,8 @@ export class Llava {
     this.#plain ??= openSession(join(this.folder, 'onnx', 'vision_encoder.onnx'), this.options.session);
     const session = await this.#plain;
     const start = performance.now();
-    const outputs = await session.run({ [session.inputNames[0]]: pixels });
-    return { features: outputs[session.outputNames[0]] as Tensor, vision: performance.now() - start };
+    const outputs = await runSession(session, VISION, { [session.inputNames[0]]: pixels });
+    return { features: outputs[session.outputNames[0]], vision: performance.now() - start };
   }
 
   /**
@@ -147,7 +150,7 @@ export class Llava {
   ): Promise<Completion> {
     const { decoder, chat } = this.parts;
     checkQuestion(question);
-    const positions = options.positions ?? 'compact';
+    const positions = object('options', options).positions ?? 'compact';
     if (positions === 'original' && !decoder.takesPositions)
       throw new DesapError(
         'ERR_GRAPH',
@@ -189,8 +192,8 @@ export class Llava {
 
   async #embed(inputIds: Tensor): Promise<Tensor> {
     const session = this.parts.embedTokens;
-    const outputs = await session.run({ [session.inputNames[0]]: inputIds });
-    return outputs[session.outputNames[0]] as Tensor;
+    const outputs = await runSession(session, EMBED, { [session.inputNames[0]]: inputIds });
+    return outputs[session.outputNames[0]];
   }
 
   /** Frees the sessions and the pruner, after the calls under way. Safe to call again. */

@@ -29,8 +29,11 @@ import { object, Tensor } from '../tensor.js';
 import { ClipText, type LongText } from '../text/clip-text.js';
 import { type HiddenMemory, hiddenMemory } from './hidden-memory.js';
 import { checkQuestion } from './question.js';
-import { allOrNone, atRest, loadOrt, runError } from './session.js';
+import { allOrNone, atRest, loadOrt, runSession } from './session.js';
 import { requireFit, towerHead } from './tower-head.js';
+
+const TOWER = { argument: 'pixelValues', graph: 'the vision tower' };
+const PROJECTOR = { argument: 'tokens', graph: 'the projector' };
 
 export interface PrunedVisionOptions extends DeviceOptions, Pick<AnalyzeOptions, 'encoding'> {
   /**
@@ -214,8 +217,8 @@ export class PrunedVision {
   async #project(tokens: TensorLike): Promise<Tensor> {
     const [rows, width] = tokens.dims.slice(-2);
     const input = new Tensor('float32', tokens.data as Float32Array, [1, rows, width]);
-    const outputs = await this.projector.run({ [PATCHES]: input });
-    return outputs[IMAGE_FEATURES] as Tensor;
+    const outputs = await runSession(this.projector, PROJECTOR, { [PATCHES]: input });
+    return outputs[IMAGE_FEATURES];
   }
 
   /**
@@ -246,7 +249,7 @@ export class PrunedVision {
     const feeds = { [this.tower.inputNames[0]]: pixelValues };
     const key = pixelValues.dims.join();
     const known = this.#shapes.get(key);
-    const output = known ? null : await this.#firstRun(feeds);
+    const output = known ? null : (await runSession(this.tower, TOWER, feeds))[HIDDEN_STATES];
     const dims = known ?? (output as Tensor).dims;
     this.#shapes.set(key, dims);
     const memory = hiddenMemory(dims, this.pruner.backend.kind);
@@ -254,21 +257,11 @@ export class PrunedVision {
       // ONNX Runtime writes into a given output only when its own Tensor class holds it.
       const hidden = new this.ort.Tensor('float32', memory.data, dims);
       if (output) memory.data.set(output.data as Float32Array);
-      else await this.tower.run(feeds, { [HIDDEN_STATES]: hidden });
+      else await runSession(this.tower, TOWER, feeds, { [HIDDEN_STATES]: hidden });
       return { memory, hidden };
     } catch (error) {
       memory.dispose();
       throw error;
-    }
-  }
-
-  /** The first image of its size: what the graph does not take shows here. */
-  async #firstRun(feeds: Record<string, Tensor>): Promise<Tensor> {
-    try {
-      return (await this.tower.run(feeds))[HIDDEN_STATES] as Tensor;
-    } catch (cause) {
-      const [{ type, dims }] = Object.values(feeds);
-      throw runError('pixelValues', `${type} [${dims.join(', ')}]`, 'the vision tower', cause as Error);
     }
   }
 

@@ -7,7 +7,7 @@ import type { ModelSource } from '../onnx/model.js';
 import { toleranceOf } from '../onnx/precision.js';
 import { isInt64, readText, TEXT_EMBEDDING, TEXT_TOKENS, type TextStructure, textGraph } from '../onnx/text.js';
 import { optional } from '../optional.js';
-import { float32, oneOf, type Tensor } from '../tensor.js';
+import { float32, object, oneOf, type Tensor } from '../tensor.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
 
 /**
@@ -67,13 +67,8 @@ export class ClipText {
    * @throws DesapError `ERR_FILE`, `ERR_GRAPH` (no CLIP text tower, or rows that do not agree), `ERR_MISSING_PACKAGE`,
    *   `ERR_VALUE`
    */
-  static async open({
-    model,
-    tokenizer: path,
-    ort,
-    longText = 'segment',
-    session: options,
-  }: ClipTextOptions): Promise<ClipText> {
+  static async open(options: ClipTextOptions): Promise<ClipText> {
+    const { model, tokenizer: path, ort, longText = 'segment', session: sessionOptions } = object('options', options);
     oneOf('longText', longText, LONG_TEXT);
     const runtime = ort ?? (await optional(() => import('onnxruntime-node'), 'onnxruntime-node', 'encoding text'));
     const structure = readText(model, 'model');
@@ -88,7 +83,7 @@ export class ClipText {
         'ERR_GRAPH',
         `${structure.graph.model.name}: got a context of ${length} tokens, wanted more than the ${special} special ones`,
       );
-    const session = await openGraph(runtime, textGraph(structure), options);
+    const session = await openGraph(runtime, textGraph(structure), sessionOptions);
     const text = new ClipText(session, runtime, structure, tokenizer, length, longText);
     try {
       await text.confirm();
