@@ -1,6 +1,7 @@
 import type { NativeHostBuffer } from './backend/addon.js';
 import { availableCudaAddon, cudaStatus } from './backend/cuda.js';
 import { desapError, loadCpuAddon } from './backend/native.js';
+import { DISPOSE } from './dispose-symbols.js';
 import { DesapError, invalid } from './errors.js';
 import { assertAlive, object, Tensor } from './tensor.js';
 
@@ -144,7 +145,7 @@ export class HostBuffer implements Disposable {
     this.#native.dispose();
   }
 
-  [Symbol.dispose](): void {
+  [DISPOSE](): void {
     this.dispose();
   }
 

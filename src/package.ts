@@ -1,8 +1,11 @@
-/** Where this package lies on disk, also when a bundler has put its code into another file. */
+/** Where this package and those beside it lie on disk, also when a bundler has put this code into another file. */
 import { readFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
+import * as imported from 'node:module';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+
+/** Node's own: Jest hands out another one, which loads modules into the realm of each test, where native code does not work. */
+const { createRequire } = process.getBuiltinModule?.('node:module') ?? imported;
 
 /** This file, or the bundle that it is part of. A bundle in CommonJS has no `import.meta.url`, but `__filename`. */
 const HERE = fileUrl(import.meta.url) ?? fileUrl(typeof __filename === 'string' ? __filename : undefined);
@@ -10,35 +13,36 @@ const HERE = fileUrl(import.meta.url) ?? fileUrl(typeof __filename === 'string' 
 /** Places to look for packages from, in this order: a bundler may have written a place that is not this machine's. */
 const PLACES = [() => HERE, () => fileUrl(process.argv[1]), () => fileUrl(join(process.cwd(), 'index.js'))];
 
-/** `require` of this package, for addons. */
+/** Node's `require`, for native addons and what belongs to them, which no bundle can hold. */
 export const nodeRequire = createRequire(HERE ?? process.execPath);
 
-/** The folder of this package, or null where it runs from a bundle and no installed copy is found beside it. */
-export function packageRoot(): string | null {
-  const own = HERE && fileURLToPath(new URL('..', HERE));
-  if (own !== undefined && isPackage(own)) return own;
-  return resolveAnywhere('desap/package.json', (file) => join(file, '..'));
-}
-
-/** What tells a reader how a bundle finds the addon named by `variable`. */
-export function bundleAdvice(variable: string): string {
-  return (
-    `this is a bundle (${HERE ? fileURLToPath(HERE) : 'of unknown place'}), which cannot hold a native addon: mark desap as external ` +
-    `in your bundler and ship node_modules/desap beside the bundle, or set ${variable} to the path of the addon`
-  );
-}
-
-/** The first place from which `request` is found, `near` before all others, as `use` makes it; null: none. */
-export function resolveAnywhere<T>(request: string, use: (file: string) => T, near?: string): T | null {
+/** The file that a package is loaded from (by `require`), looked for from `near` before all other places; null: not installed. */
+export function resolvePackage(request: string, near?: string): string | null {
   for (const place of [() => near, ...PLACES]) {
     try {
       const from = place();
-      if (from !== undefined) return use(createRequire(from).resolve(request));
+      if (from !== undefined) return createRequire(from).resolve(request);
     } catch {
       // The next place may have it.
     }
   }
   return null;
+}
+
+/** The folder of this package, or null where it runs from a bundle and no installed copy is found beside it. */
+export function packageRoot(): string | null {
+  const own = HERE && fileURLToPath(new URL('..', HERE));
+  if (own !== undefined && isPackage(own)) return own;
+  const installed = resolvePackage('desap/package.json');
+  return installed && join(installed, '..');
+}
+
+/** What to do about an addon that a bundle does not find; `variable` names its file. */
+export function bundleAdvice(variable: string): string {
+  return (
+    `this is a bundle (${HERE ? fileURLToPath(HERE) : 'of unknown place'}), which cannot hold a native addon: mark desap as external ` +
+    `in your bundler and ship node_modules/desap beside the bundle, or set ${variable} to the path of the addon`
+  );
 }
 
 function isPackage(folder: string): boolean {

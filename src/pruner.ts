@@ -12,6 +12,7 @@ import type {
   PruneRequest,
   PruneTimings,
 } from './backend/driver.js';
+import { DISPOSE } from './dispose-symbols.js';
 import { type DesapError, invalid, notFinite } from './errors.js';
 import { checkHead, type HeadWeights, loadHead } from './head.js';
 import { ALIGNMENTS, type Alignment, ENCODINGS, type Encoding } from './kernels/kernels.js';
@@ -328,7 +329,7 @@ export class Pruner implements Disposable {
     this.driver.dispose();
   }
 
-  [Symbol.dispose](): void {
+  [DISPOSE](): void {
     this.dispose();
   }
 }
@@ -414,7 +415,7 @@ export class ImageAnalysis implements Disposable {
     this.analysis.dispose();
   }
 
-  [Symbol.dispose](): void {
+  [DISPOSE](): void {
     this.dispose();
   }
 }

@@ -1,4 +1,5 @@
 import { types } from 'node:util';
+import { DISPOSE } from '../dispose-symbols.js';
 import { invalid } from '../errors.js';
 import type { LinearWeights } from '../head.js';
 import {
@@ -305,7 +306,7 @@ export function createBackend(driver: Driver, fallback: string | null): Backend 
     precision: driver.precision,
     fallback,
     dispose,
-    [Symbol.dispose]: dispose,
+    [DISPOSE]: dispose,
   };
 }
 

@@ -4,7 +4,7 @@ import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
 import { types } from 'node:util';
 import { DesapError, type DesapErrorCode, invalid, notFinite } from '../errors.js';
-import { bundleAdvice, nodeRequire, packageRoot, resolveAnywhere } from '../package.js';
+import { bundleAdvice, nodeRequire, packageRoot, resolvePackage } from '../package.js';
 import type { CpuAddon, NativeContext } from './addon.js';
 import type { Driver, DriverAnalysis, DriverError, DriverHead, MaybePromise, Precision } from './driver.js';
 
@@ -42,11 +42,9 @@ export function loadAddon(root: string | null): CpuAddon {
 function addonFile(root: string | null): string {
   if (root === null)
     throw new DesapError('ERR_DEVICE_UNAVAILABLE', `cpu: no native addon: ${bundleAdvice('DESAP_CPU_ADDON')}`);
-  const gyp = resolveAnywhere('node-gyp-build', nodeRequire, join(root, 'package.json')) as {
-    path(root: string): string;
-  };
   try {
-    return gyp.path(root);
+    const gyp = nodeRequire(resolvePackage('node-gyp-build', join(root, 'package.json')) ?? 'node-gyp-build');
+    return (gyp as { path(root: string): string }).path(root);
   } catch (cause) {
     const tried = existsSync(`${root}/prebuilds`) ? 'build/Release and prebuilds' : 'build/Release (and no prebuilds)';
     throw new DesapError(

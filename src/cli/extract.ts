@@ -5,7 +5,7 @@ import { DesapError } from '../errors.js';
 import { isFile } from '../files.js';
 import { type HeadWeights, saveHead } from '../index.js';
 import { confirmHead, extractHead } from '../onnx/index.js';
-import { loadOrt } from '../runtimes/session.js';
+import { loadOrt } from '../ort.js';
 import { positive, print } from './options.js';
 
 interface Flags {

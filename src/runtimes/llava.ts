@@ -1,6 +1,7 @@
 import { join } from 'node:path';
 import { types } from 'node:util';
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { ASYNC_DISPOSE, DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid } from '../errors.js';
 import { requireFolder } from '../files.js';
 import { Lifetime } from '../lifetime.js';
@@ -205,7 +206,7 @@ export class Llava {
     });
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
+  async [ASYNC_DISPOSE](): Promise<void> {
     await this.dispose();
   }
 }
@@ -270,7 +271,7 @@ export class LlavaImage implements Disposable {
     this.#life.end(async () => (await this.#analysis?.catch(() => null))?.dispose());
   }
 
-  [Symbol.dispose](): void {
+  [DISPOSE](): void {
     this.dispose();
   }
 }

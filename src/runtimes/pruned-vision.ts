@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 import type { InferenceSession } from 'onnxruntime-common';
+import { ASYNC_DISPOSE, DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid } from '../errors.js';
 import { isFile, requireFolder } from '../files.js';
 import {
@@ -25,11 +26,12 @@ import {
   readTower,
   towerGraph,
 } from '../onnx/index.js';
+import { loadOrt } from '../ort.js';
 import { object, Tensor } from '../tensor.js';
 import { ClipText, type LongText } from '../text/clip-text.js';
 import { type HiddenMemory, hiddenMemory } from './hidden-memory.js';
 import { checkQuestion } from './question.js';
-import { allOrNone, atRest, loadOrt, runSession } from './session.js';
+import { allOrNone, atRest, runSession } from './session.js';
 import { requireFit, towerHead } from './tower-head.js';
 
 const TOWER = { argument: 'pixelValues', graph: 'the vision tower' };
@@ -205,8 +207,12 @@ export class PrunedVision {
   }
 
   async #encode(pixelValues: Tensor, question: string, options?: VisionPruneOptions): Promise<PrunedFeatures> {
-    using analysis = await this.analyze(pixelValues);
-    return await analysis.prune(question, options);
+    const analysis = await this.analyze(pixelValues);
+    try {
+      return await analysis.prune(question, options);
+    } finally {
+      analysis.dispose();
+    }
   }
 
   /** The projector alone: rows [K, D] to features [1, K, W]. */
@@ -273,7 +279,7 @@ export class PrunedVision {
     });
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
+  async [ASYNC_DISPOSE](): Promise<void> {
     await this.dispose();
   }
 }
@@ -352,7 +358,7 @@ export class VisionAnalysis implements Disposable {
     });
   }
 
-  [Symbol.dispose](): void {
+  [DISPOSE](): void {
     this.dispose();
   }
 }

@@ -1,16 +1,7 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError, type DesapErrorCode } from '../errors.js';
 import { isFile } from '../files.js';
-import { optional } from '../optional.js';
-import { disableTelemetry } from '../telemetry.js';
-
-disableTelemetry(); // before the first session
-
-/**
- * The onnxruntime-node module.
- * @throws DesapError `ERR_MISSING_PACKAGE`
- */
-export const loadOrt = () => optional(() => import('onnxruntime-node'), 'onnxruntime-node', 'running ONNX models');
+import { loadOrt } from '../ort.js';
 
 /**
  * Session options with idle threads at rest. ONNX Runtime's threads otherwise spin for some time after each run; with several

@@ -1,4 +1,5 @@
 import type { InferenceSession } from 'onnxruntime-common';
+import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid } from '../errors.js';
 import { Lifetime } from '../lifetime.js';
 import { relativeError } from '../onnx/compare.js';
@@ -6,7 +7,7 @@ import { type OrtModule, openGraph } from '../onnx/edit.js';
 import type { ModelSource } from '../onnx/model.js';
 import { toleranceOf } from '../onnx/precision.js';
 import { isInt64, readText, TEXT_EMBEDDING, TEXT_TOKENS, type TextStructure, textGraph } from '../onnx/text.js';
-import { optional } from '../optional.js';
+import { loadOrt } from '../ort.js';
 import { float32, object, oneOf, type Tensor } from '../tensor.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
 
@@ -70,7 +71,7 @@ export class ClipText {
   static async open(options: ClipTextOptions): Promise<ClipText> {
     const { model, tokenizer: path, ort, longText = 'segment', session: sessionOptions } = object('options', options);
     oneOf('longText', longText, LONG_TEXT);
-    const runtime = ort ?? (await optional(() => import('onnxruntime-node'), 'onnxruntime-node', 'encoding text'));
+    const runtime = ort ?? (await loadOrt('encoding text'));
     const structure = readText(model, 'model');
     const tokenizer = await openTokenizer(path);
     const length = Math.min(
@@ -197,7 +198,7 @@ export class ClipText {
     return this.#life.end(() => this.session.release());
   }
 
-  [Symbol.asyncDispose](): Promise<void> {
+  [ASYNC_DISPOSE](): Promise<void> {
     return this.dispose();
   }
 }
