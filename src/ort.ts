@@ -1,8 +1,8 @@
 import type { OrtModule } from './onnx/edit.js';
-import { optional } from './optional.js';
+import { missingPackage } from './optional.js';
 import { nodeRequire, resolvePackage } from './package.js';
 import { disableTelemetry } from './telemetry.js';
-import { forThisRealm } from './tensor.js';
+import { forAnyRealm } from './tensor.js';
 
 disableTelemetry(); // before the first session
 
@@ -11,10 +11,9 @@ disableTelemetry(); // before the first session
  * @param why what needs it, in words
  * @throws DesapError `ERR_MISSING_PACKAGE`
  */
-export function loadOrt(why = 'running ONNX models'): Promise<OrtModule> {
-  const load = async () => {
-    const ort = nodeRequire(resolvePackage('onnxruntime-node') ?? 'onnxruntime-node') as OrtModule;
-    return { InferenceSession: ort.InferenceSession, Tensor: forThisRealm(ort.Tensor) };
-  };
-  return optional(load, 'onnxruntime-node', why);
+export async function loadOrt(why = 'running ONNX models'): Promise<OrtModule> {
+  const file = resolvePackage('onnxruntime-node');
+  if (file === null) throw missingPackage('onnxruntime-node', why);
+  const { InferenceSession, Tensor } = nodeRequire(file) as OrtModule;
+  return { InferenceSession, Tensor: forAnyRealm(Tensor) };
 }

@@ -4,8 +4,8 @@ import * as imported from 'node:module';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
-/** Node's own: Jest hands out another one, which loads modules into the realm of each test, where native code does not work. */
-const { createRequire } = process.getBuiltinModule?.('node:module') ?? imported;
+/** Node's own module: vitest's vm pools and webpack hand out another one under its name. */
+const { createRequire, Module } = process.getBuiltinModule?.('node:module') ?? imported;
 
 /** This file, or the bundle that it is part of. A bundle in CommonJS has no `import.meta.url`, but `__filename`. */
 const HERE = fileUrl(import.meta.url) ?? fileUrl(typeof __filename === 'string' ? __filename : undefined);
@@ -13,8 +13,15 @@ const HERE = fileUrl(import.meta.url) ?? fileUrl(typeof __filename === 'string' 
 /** Places to look for packages from, in this order: a bundler may have written a place that is not this machine's. */
 const PLACES = [() => HERE, () => fileUrl(process.argv[1]), () => fileUrl(join(process.cwd(), 'index.js'))];
 
-/** Node's `require`, for native addons and what belongs to them, which no bundle can hold. */
-export const nodeRequire = createRequire(HERE ?? process.execPath);
+/**
+ * Node's `require`, for native addons and what belongs to them: no bundle can hold them, and a test's own realm cannot run them. It is a
+ * module's method because Jest replaces `createRequire` by one that loads into that realm; Bun has no such method, and no realms.
+ * @param file absolute path
+ */
+export function nodeRequire(file: string): unknown {
+  const module = new Module(file);
+  return 'require' in module ? module.require(file) : createRequire(file)(file);
+}
 
 /** The file that a package is loaded from (by `require`), looked for from `near` before all other places; null: not installed. */
 export function resolvePackage(request: string, near?: string): string | null {

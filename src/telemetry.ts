@@ -13,9 +13,7 @@ const VARIABLE = 'ORT_DISABLE_TELEMETRY';
 export function disableTelemetry(): void {
   if (process.env[VARIABLE] !== undefined) return;
   process.env[VARIABLE] = '1';
-  // On Node's main thread that is the environment that native code reads. Elsewhere it may be a copy.
-  if (isMainThread && process.versions.bun === undefined) return;
-  if (setForNativeCode()) return;
+  if (reachesNativeCode()) return;
   warnOnce(
     'DESAP_TELEMETRY',
     `ONNX Runtime's usage data cannot be switched off from here: process.env of this thread is a copy. Start the process with ` +
@@ -23,14 +21,17 @@ export function disableTelemetry(): void {
   );
 }
 
-/** Whether native code finds the variable set. */
-function setForNativeCode(): boolean {
+/**
+ * Whether native code finds the variable set. On Node's main thread it does; workers, Jest and Bun have a `process.env` of their own,
+ * and there the addon looks.
+ */
+function reachesNativeCode(): boolean {
   try {
     const addon = loadCpuAddon();
     // Only the main thread writes: another one would do it under the eyes of those that read.
-    if (isMainThread) addon.setEnvironmentVariable(VARIABLE, '1');
+    if (isMainThread && addon.environmentVariable(VARIABLE) === undefined) addon.setEnvironmentVariable(VARIABLE, '1');
     return addon.environmentVariable(VARIABLE) !== undefined;
   } catch {
-    return false;
+    return isMainThread && process.versions.bun === undefined;
   }
 }

@@ -3,6 +3,15 @@ import * as common from 'onnxruntime-common';
 import { DesapError, invalid } from './errors.js';
 import { nodeRequire, resolvePackage } from './package.js';
 
+/** Typed arrays that this package makes or is given, each with a tensor type that it holds. */
+const HELD = [
+  ['Float32Array', 'float32'],
+  ['Uint16Array', 'uint16'],
+  ['BigInt64Array', 'int64'],
+  ['Int32Array', 'int32'],
+  ['Uint8Array', 'uint8'],
+] as const;
+
 /**
  * onnxruntime's tensor, the class that the installed onnxruntime-node itself uses. A session tells preallocated outputs by
  * `instanceof`, and silently ignores those of another copy of onnxruntime-common (its ES module form is one).
@@ -179,31 +188,21 @@ export function floatToHalf(value: number): number {
 function tensorClass(): typeof common.Tensor {
   const runtime = resolvePackage('onnxruntime-node');
   const file = runtime && resolvePackage('onnxruntime-common', runtime);
-  return file ? forThisRealm((nodeRequire(file) as typeof common).Tensor) : common.Tensor;
+  return forAnyRealm(file ? (nodeRequire(file) as typeof common).Tensor : common.Tensor);
 }
 
-/** Tensor types by the arrays that hold them, for those that this package makes or is given. */
-const HELD = {
-  Float32Array: 'float32',
-  Uint16Array: 'uint16',
-  BigInt64Array: 'int64',
-  Int32Array: 'int32',
-  Uint8Array: 'uint8',
-} as const;
-
 /**
- * A Tensor class that takes the typed arrays of this realm. The class tells them by `instanceof`; where each file of a test has a
- * realm of its own and the class is of the main one, it gets views of its own kind over the same memory.
+ * A Tensor class that takes typed arrays of any realm. The class tells them by `instanceof`; where each file of a test has a realm of its
+ * own, some come from that and some from the main one, as native code makes them. The class gets views of its own kind over the memory.
  */
-export function forThisRealm(TensorClass: typeof common.Tensor): typeof common.Tensor {
-  const ofItsRealm = (type: common.Tensor.Type) =>
-    new TensorClass(type as 'float32', [], [0]).data.constructor as Float32ArrayConstructor;
-  if (ofItsRealm('float32') === Float32Array) return TensorClass;
+export function forAnyRealm(TensorClass: typeof common.Tensor): typeof common.Tensor {
+  const own = (type: string) => new TensorClass(type as 'float32', [], [0]).data.constructor as Float32ArrayConstructor;
+  const arrays = new Map<unknown, Float32ArrayConstructor>(HELD.map(([name, type]) => [name, own(type)]));
   const view = (argument: unknown) => {
-    const type = ArrayBuffer.isView(argument) && HELD[argument[Symbol.toStringTag as never] as keyof typeof HELD];
-    if (!type) return argument;
+    const Own = ArrayBuffer.isView(argument) && arrays.get((argument as Float32Array)[Symbol.toStringTag]);
+    if (!Own || argument instanceof Own) return argument;
     const { buffer, byteOffset, length } = argument as Float32Array;
-    return new (ofItsRealm(type))(buffer, byteOffset, length);
+    return new Own(buffer, byteOffset, length);
   };
   return new Proxy(TensorClass, {
     construct: (target, given, caller) => Reflect.construct(target, given.map(view), caller),
