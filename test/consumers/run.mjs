@@ -8,7 +8,7 @@
 //
 // Needs a package registry; what it installs goes into a temporary folder.
 import { execFileSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -77,15 +77,33 @@ function emptyFolder(folder) {
 function install() {
   mkdirSync(project);
   for (const folder of ['home', 'tmp']) emptyFolder(join(scratch, folder));
-  for (const file of readdirSync(here))
-    if (file !== 'run.mjs' && file !== 'node_modules') cpSync(join(here, file), join(project, file));
+  for (const file of readdirSync(here)) if (file !== 'run.mjs') cpSync(join(here, file), join(project, file));
   const npm = (...args) =>
-    execFileSync('npm', [...args, '--ignore-scripts', '--silent', '--no-audit', '--no-fund'], {
+    execFileSync('npm', [...args, '--ignore-scripts', '--loglevel=error'], {
       cwd: project,
-      stdio: 'inherit',
+      stdio: ['ignore', 'ignore', 'inherit'],
     });
-  npm('ci');
+  try {
+    npm(...withoutSkipped());
+  } catch {
+    throw new Error('npm cannot install a tool, which it names above; --skip leaves one out');
+  }
   npm('install', '--no-save', pack());
+}
+
+/** Takes the tools out that nothing needs which is left, and says how npm installs the others. */
+function withoutSkipped() {
+  const left = Object.keys(CONSUMERS).filter((name) => !names(flags.skip).includes(name));
+  const file = join(project, 'package.json');
+  const { devDependencies, ...rest } = JSON.parse(readFileSync(file, 'utf8'));
+  const tool = (name) => name.split('-')[0];
+  const tools = new Set(Object.keys(CONSUMERS).map(tool));
+  const kept = Object.entries(devDependencies).filter(
+    ([name]) => !tools.has(name) || left.some((one) => tool(one) === name),
+  );
+  if (kept.length === Object.keys(devDependencies).length) return ['ci'];
+  writeFileSync(file, JSON.stringify({ ...rest, devDependencies: Object.fromEntries(kept) }));
+  return ['install'];
 }
 
 /** The binary of a runtime that npm has as a package for each platform; its install script would only link it. */
