@@ -33,7 +33,7 @@ export function loadAddon(root: string | null): CpuAddon {
   } catch (cause) {
     throw new DesapError(
       'ERR_DEVICE_UNAVAILABLE',
-      `cpu: the native addon ${file} does not load: ${(cause as Error).message}; ${BUILD}`,
+      `cpu: the native addon ${file} does not load: ${(cause as Error).message.split('\n')[0]}; ${BUILD}`,
       { cause },
     );
   }
