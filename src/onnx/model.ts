@@ -1,5 +1,6 @@
 import { realpathSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
+import { types } from 'node:util';
 import { DesapError, invalid } from '../errors.js';
 import { type OnnxNode, type OnnxValue, readNode, readValue } from './messages.js';
 import { GraphField, ModelField, OpsetField } from './proto.js';
@@ -45,7 +46,7 @@ export type ModelSource = string | Uint8Array | OnnxModel;
  *   `ERR_GRAPH` for sparse initialisers
  */
 export function readModel(source: ModelSource, name = 'model'): OnnxModel {
-  if (source instanceof Uint8Array) return parseModel(memorySource(name, source), null);
+  if (types.isUint8Array(source)) return parseModel(memorySource(name, source), null);
   if (typeof source === 'object' && source !== null) return source;
   if (typeof source !== 'string' || source === '')
     throw invalid('ERR_VALUE', name, source, 'a path or the bytes of an ONNX model');

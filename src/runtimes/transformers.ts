@@ -4,6 +4,7 @@
  */
 import type { InferenceSession } from 'onnxruntime-common';
 import { invalid } from '../errors.js';
+import { disableTelemetry } from '../telemetry.js';
 import type { VisionFamily } from './transformers/family.js';
 import { type Hooks, pruningHooks } from './transformers/hooks.js';
 import { openLlava } from './transformers/llava.js';
@@ -21,6 +22,8 @@ import { override } from './transformers/override.js';
 import { Questions } from './transformers/question.js';
 import { openQwen } from './transformers/qwen.js';
 import { isReleased, isStandIn } from './transformers/stand-in.js';
+
+disableTelemetry(); // in time, where this module is loaded before the model is
 
 export type { Positions } from './compact.js';
 export type { LoadedModel } from './transformers/model.js';

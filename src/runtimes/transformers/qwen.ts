@@ -1,3 +1,4 @@
+import { types } from 'node:util';
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../../errors.js';
 import { type Backend, openBackend, type TextTokens } from '../../index.js';
@@ -196,9 +197,9 @@ function meanRow({ data, dims: [rows, width] }: Tensor): Float32Array {
 
 /** The images of `pixel_values` [patches of all, C] by the rows of their grids [images, 3]. */
 function imagesOf(pixels: Tensor, grids: Tensor, TensorClass: typeof Tensor): QwenPatches[] {
-  if (!(pixels.data instanceof Float32Array) || pixels.dims.length !== 2)
+  if (!types.isFloat32Array(pixels.data) || pixels.dims.length !== 2)
     throw invalid('ERR_SHAPE', 'pixel_values', `${pixels.type} [${pixels.dims.join(', ')}]`, 'float32 [patches, C]');
-  if (!(grids?.data instanceof BigInt64Array))
+  if (!types.isBigInt64Array(grids?.data))
     throw invalid('ERR_VALUE', 'image_grid_thw', grids, 'the grid of each image, [images, 3] int64');
   const { data, dims } = pixels;
   const images: QwenPatches[] = [];
