@@ -14,6 +14,8 @@ import { type Merger, readMerger } from './qwen-merger.js';
 export const FEATURES = 'desap.features';
 export const TASK_ROWS = 'desap.task_rows';
 export const SALIENCY = 'desap.saliency';
+/** Only where the features have further columns: those of the last block's merger. */
+export const MAIN_FEATURES = 'desap.main_features';
 
 /** The vision encoder of a Qwen-VL with what pruning needs as further outputs. Its weights stay where they are. */
 export interface QwenTower extends EditedGraph {
@@ -27,7 +29,8 @@ export interface QwenTower extends EditedGraph {
  * - the file's own features [M, W], whatever else their rows hold;
  * - rows [M, W'] in the language model's space: the last block's decoupled attention (of its queries before their
  *   rotation, to themselves), through the output projection and the merger;
- * - the saliency [M, 1]: mean attention that the patches of a token receive from those of its frame.
+ * - the saliency [M, 1]: mean attention that the patches of a token receive from those of its frame;
+ * - where the features have columns of earlier blocks beside them (packed deepstack): those of the last block, [M, W'].
  *
  * The last attention is computed anew, frame by frame, in place of the file's own: the features say whether it was read right.
  *
@@ -83,6 +86,7 @@ export function readQwenTower(path: string, unit: number): QwenTower {
     [FEATURES]: graph.model.outputs[0].name,
     [TASK_ROWS]: inOrder(builder, merger, mergedFrom(builder, graph, merger, rows), 'desap.task_order'),
     [SALIENCY]: inOrder(builder, merger, builder.mean(groups, 1, 1), 'desap.saliency_order'),
+    ...(merger.isPacked ? { [MAIN_FEATURES]: inOrder(builder, merger, merger.merged, 'desap.main_order') } : {}),
   };
   builder.include(Object.entries(handedOut).map(([name, value]) => toFloat(value, name)));
   return {

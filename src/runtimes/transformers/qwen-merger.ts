@@ -17,6 +17,8 @@ export interface Merger {
   readonly merged: string;
   /** The nodes that put them into the grid's order, the first one first; each takes them as its first input. */
   readonly orders: readonly OnnxNode[];
+  /** Whether the rows that the file hands out hold results of further mergers. */
+  readonly isPacked: boolean;
 }
 
 const SHAPERS = new Set(['Reshape', 'Squeeze', 'Unsqueeze', 'Flatten', 'Cast', 'Identity', 'Dropout']);
@@ -36,7 +38,8 @@ export function readMerger(graph: Graph, linears: Linears): Merger {
   const [output] = graph.model.outputs;
   const whole = beforePicks(graph, output.name);
   const last = graph.producer(whole.value);
-  if (last?.op !== 'Concat') return mergerAt(graph, linears, output.name, '');
+  // Axis 0 would join visual tokens.
+  if (last?.op !== 'Concat' || last.attributes.get('axis')?.i === 0) return mergerAt(graph, linears, output.name, '');
   const mergers = last.inputs.map((value) =>
     mergerAt(
       graph,
@@ -46,7 +49,7 @@ export function readMerger(graph: Graph, linears: Linears): Merger {
     ),
   );
   const [deepest] = [...mergers].sort((a, b) => graph.depth(b.rows) - graph.depth(a.rows));
-  return { ...deepest, orders: [...deepest.orders, ...ordersOf(graph, whole.picks)] };
+  return { ...deepest, orders: [...deepest.orders, ...ordersOf(graph, whole.picks)], isPacked: mergers.length > 1 };
 }
 
 function mergerAt(graph: Graph, linears: Linears, value: string, where: string): Merger {
@@ -63,11 +66,12 @@ function mergerAt(graph: Graph, linears: Linears, value: string, where: string):
   const { node, stop } = normBehind(graph, first.input);
   if (node === null) throw refuse('the hidden states in front of the merger’s norm', stop);
   const orders = ordersOf(graph, picks);
-  if (!SKIP_NORMS.has(node.op)) return { rows: node.outputs[0], zeros: [], absent: [], merged, orders };
+  const found = { merged, orders, isPacked: false };
+  if (!SKIP_NORMS.has(node.op)) return { ...found, rows: node.outputs[0], zeros: [], absent: [] };
   // Of SkipLayerNormalization: input, skip, gamma, beta, bias; of the simplified one: input, skip, gamma, bias.
   const [rows, skip] = node.inputs;
   const bias = node.inputs[node.op === 'SkipLayerNormalization' ? 4 : 3];
-  return { rows, zeros: [skip], absent: bias ? [bias] : [], merged, orders };
+  return { ...found, rows, zeros: [skip], absent: bias ? [bias] : [] };
 }
 
 /** The residual sum that a norm works on, or the norm that adds it; else the node where the search ended. */

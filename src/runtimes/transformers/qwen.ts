@@ -10,7 +10,7 @@ import type { ModelFiles } from './locate.js';
 import type { HookedModel, ModelInputs, ModelRuntime, ModelSession } from './model.js';
 import type { AttachOptions, CallOptions } from './options.js';
 import type { Questions } from './question.js';
-import { FEATURES, readQwenTower, SALIENCY, TASK_ROWS } from './qwen-graph.js';
+import { FEATURES, MAIN_FEATURES, readQwenTower, SALIENCY, TASK_ROWS } from './qwen-graph.js';
 import { select, shareOf } from './select.js';
 import { FeatureForm, requireSame, standIn } from './stand-in.js';
 
@@ -81,7 +81,9 @@ interface QwenPatches {
 interface Encoded {
   /** [M, W]. */
   readonly features: Float32Array;
-  /** The decoupled attention in the language model's space, [M, W'] with W' up to W. */
+  /** The columns of the last block, [M, W'], where the features have others too; otherwise null. */
+  readonly alike: Float32Array | null;
+  /** The decoupled attention in the language model's space, [M, W']. */
   readonly rows: Float32Array;
   /** [M]. */
   readonly saliency: Float32Array;
@@ -110,7 +112,7 @@ class QwenEncoder {
     const tokens = pixels.dims[0] / this.unit;
     if (saliency.length !== tokens)
       throw invalid('ERR_SHAPE', 'pixel_values', `saliency of ${saliency.length} visual tokens`, `${tokens}`);
-    return { features, rows, saliency };
+    return { features, rows, saliency, alike: (outputs[MAIN_FEATURES]?.data as Float32Array | undefined) ?? null };
   }
 }
 
@@ -168,8 +170,8 @@ class QwenImage implements SeenImage {
 
   async prune(question: TextTokens | null, options: CallOptions & { keep: number }): Promise<KeptTokens> {
     const task = question && (await this.#task(question, options));
-    const { saliency, features } = this.encoded;
-    return select(this.backend, { task, saliency, features }, options);
+    const { saliency, features, alike } = this.encoded;
+    return select(this.backend, { task, saliency, features, alike }, options);
   }
 
   /** A_t: eq. 3 between the decoupled attention in the language model's space and the question's embeddings. */
@@ -178,7 +180,7 @@ class QwenImage implements SeenImage {
     const { rows } = this.encoded;
     const width = rows.length / tokens;
     const visual = await backend.unitRows({ x: float32(rows, [tokens, width]) });
-    const text = await backend.unitRows({ x: question.tokens });
+    const text = await backend.unitRows({ x: narrowed(question.tokens, width) });
     const query = endOf(question, text);
     const { task } = await backend.align({ visual, text, query, global: meanRow(visual), alignment, lambda });
     return task;
@@ -187,6 +189,19 @@ class QwenImage implements SeenImage {
   [Symbol.dispose](): void {
     // Everything is memory of JavaScript.
   }
+}
+
+/** Text rows as wide as the visual ones: where these are packed with further columns, the text has zeros there. */
+function narrowed(text: TextTokens['tokens'], width: number): TextTokens['tokens'] {
+  const [rows, given] = text.dims;
+  if (!(text.data instanceof Float32Array) || given <= width) return text;
+  const data = new Float32Array(rows * width);
+  for (let row = 0; row < rows; row++) {
+    if (text.data.subarray(row * given + width, (row + 1) * given).some((value) => value !== 0))
+      throw invalid('ERR_SHAPE', 'query', `${given} columns`, `${width}, or zeros in the columns behind`);
+    data.set(text.data.subarray(row * given, row * given + width), row * width);
+  }
+  return float32(data, [rows, width]);
 }
 
 /** q_t: the given row or vector; else the mean of the tokens, as an embedding of an end token would know nothing of the others. */
