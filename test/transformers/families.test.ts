@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type PreTrainedModel, type Processor, RawImage, Tensor } from '@huggingface/transformers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { attach, type CallOptions, type PrunedImage } from '../../src/runtimes/transformers.js';
+import { attach, type CallOptions, type LoadedModel, type PrunedImage } from '../../src/runtimes/transformers.js';
 import { ids, int64, load } from './support.js';
 
 const ROOT = 'test/fixtures/families';
@@ -120,5 +120,63 @@ describe.each(['qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_packed'])('%s', (
     }
     await detach();
     expect(await generate(expected.cases[0])).toEqual(expected.cases[0].client_unpruned);
+  });
+});
+
+describe('families that are not taken are refused by their type', () => {
+  it.each([
+    ['idefics3', 'idefics3'],
+    ['gemma3', 'gemma3'],
+    ['paligemma', 'paligemma'],
+    ['lfm2_vl', 'lfm2_vl with a SigLIP tower'],
+    ['llava_onevision', 'llava_onevision with a SigLIP tower: it has no class token, and no CLIP folder fits'],
+  ])('%s', async (family, message) => {
+    const { model } = await load(ROOT, family);
+    const attached = attach(model, { modelDir: join(ROOT, family), clipFolder: 'models/tiny-clip', keep: 4 });
+    await expect(attached).rejects.toMatchObject({
+      code: 'ERR_VALUE',
+      message: expect.stringContaining(`model.config.model_type: got ${message}`),
+    });
+    await model.dispose();
+  });
+});
+
+describe('what is looked at in a loaded Qwen2-VL', () => {
+  let model: PreTrainedModel;
+  beforeAll(async () => {
+    ({ model } = await load(ROOT, 'qwen2_vl'));
+  });
+  afterAll(() => model.dispose());
+  const modelDir = join(ROOT, 'qwen2_vl');
+
+  /** The model with another config, or with a decoder that has further inputs. */
+  const changed = (config: object, inputs: string[] = []): LoadedModel => {
+    const { inputNames } = model.sessions.decoder_model_merged;
+    const decoder = Object.create(model.sessions.decoder_model_merged, {
+      inputNames: { value: [...inputNames, ...inputs] },
+    });
+    const sessions = { ...model.sessions, decoder_model_merged: decoder };
+    return Object.assign(Object.create(model), { config: { ...model.config, ...config }, sessions }) as LoadedModel;
+  };
+
+  it('refuses a LLaVA whose config says that its tower is another', async () => {
+    const siglip = { model_type: 'llava', vision_config: { model_type: 'siglip_vision_model' } };
+    await expect(attach(changed(siglip), { modelDir, keep: 4 })).rejects.toMatchObject({
+      code: 'ERR_VALUE',
+      message: expect.stringMatching(/vision_config\.model_type: got siglip_vision_model.*no CLIP folder fits/),
+    });
+  });
+
+  it('tells a type that is not taken before it looks at the decoder', async () => {
+    const other = changed({ model_type: 'lfm2_vl' }, ['per_layer_inputs']);
+    await expect(attach(other, { modelDir, keep: 4 })).rejects.toMatchObject({ message: /model_type: got lfm2_vl/ });
+  });
+
+  it('refuses decoder inputs that could be per token, and takes states that are not', async () => {
+    const unknown = attach(changed({}, ['past_conv.0', 'per_layer_inputs']), { modelDir, keep: 4 });
+    await expect(unknown).rejects.toMatchObject({ code: 'ERR_GRAPH', message: /got the inputs per_layer_inputs,/ });
+    const states = changed({}, ['past_conv.0', 'past_recurrent.0']);
+    const bad = attach(states, { modelDir: 'no/such/folder', keep: 4 });
+    await expect(bad).rejects.toMatchObject({ code: 'ERR_FILE', message: /no\/such\/folder/ });
   });
 });

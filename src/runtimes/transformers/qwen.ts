@@ -249,7 +249,7 @@ function inputNames({ inputNames: all, inputMetadata, outputNames }: ModelSessio
     return { pixels: pixels[0].name, grid: grid[0].name };
   throw new DesapError(
     'ERR_GRAPH',
-    `model.sessions.vision_encoder: got the inputs ${all.join(', ')} and the outputs ${outputNames.join(', ')}, wanted float32 patches, their int64 grid and image_features only`,
+    `model.sessions.vision_encoder: got the inputs ${all.join(', ')} and the outputs ${outputNames.join(', ')}, wanted float32 patches, their int64 grid and image_features only (deepstack features are taken as further columns of these, not as outputs)`,
   );
 }
 
