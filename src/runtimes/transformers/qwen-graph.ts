@@ -4,11 +4,12 @@ import { Builder } from '../../onnx/builder.js';
 import { cut, type EditedGraph, Graph, type Linear, readModel } from '../../onnx/index.js';
 import { lastAttention, type Operand } from '../../onnx/last-attention.js';
 import { Linears } from '../../onnx/linear.js';
-import { isFloat } from '../../onnx/proto.js';
+import { DataType, isFloat } from '../../onnx/proto.js';
 import { MOVES, moved, nodeText, rotatedBehind } from '../../onnx/rotary.js';
 import { toFloat } from '../../onnx/split.js';
 import { renamed } from '../../onnx/write.js';
 import { type Merger, readMerger } from './qwen-merger.js';
+import type { Rounding } from './stand-in.js';
 
 /** What the tower graph hands out of M visual tokens, all in the grid's order. */
 export const FEATURES = 'desap.features';
@@ -19,8 +20,8 @@ export const MAIN_FEATURES = 'desap.main_features';
 
 /** The vision encoder of a Qwen-VL with what pruning needs as further outputs. Its weights stay where they are. */
 export interface QwenTower extends EditedGraph {
-  /** Whether weights are quantised: rounding then is far above that of the file's own float type. */
-  readonly isQuantized: boolean;
+  /** What it computes in, which its rounding goes with. */
+  readonly rounding: Rounding;
 }
 
 /**
@@ -91,8 +92,13 @@ export function readQwenTower(path: string, unit: number): QwenTower {
   builder.include(Object.entries(handedOut).map(([name, value]) => toFloat(value, name)));
   return {
     ...cut(graph.model, { outputs: Object.keys(handedOut), nodes: builder.nodes }),
-    isQuantized: graph.order.some((node) => linears.at(node)?.quantized),
+    rounding: roundingOf(graph, linears, merger),
   };
+}
+
+function roundingOf(graph: Graph, linears: Linears, { merged }: Merger): Rounding {
+  if (graph.order.some((node) => linears.at(node)?.quantized)) return 'quantized';
+  return graph.elementType(merged) === DataType.float16 ? 'float16' : 'float32';
 }
 
 /** The linear layer that an attention's result goes through, past operators that move or quantise it. */

@@ -12,7 +12,7 @@ import type { AttachOptions, CallOptions } from './options.js';
 import type { Questions } from './question.js';
 import { FEATURES, MAIN_FEATURES, readQwenTower, SALIENCY, TASK_ROWS } from './qwen-graph.js';
 import { select, shareOf } from './select.js';
-import { FeatureForm, requireSame, standIn } from './stand-in.js';
+import { FeatureForm, type Rounding, requireSame, standIn } from './stand-in.js';
 
 /**
  * Qwen2-VL, Qwen2.5-VL and what inherits from them: an encoder of its own without class token, two by two patches merged to one
@@ -49,7 +49,7 @@ export async function openQwen(
     };
     const sample = await confirmed(encode, plain, trials(model, plain, names, ort.Tensor), names, {
       file: files.visionEncoder,
-      isQuantized: graph.isQuantized,
+      rounding: graph.rounding,
     });
 
     const release = async () => {
@@ -129,7 +129,7 @@ async function confirmed(
   plain: ModelSession,
   [image, frames]: readonly Outputs[],
   names: InputNames,
-  what: { readonly file: string; readonly isQuantized: boolean },
+  what: { readonly file: string; readonly rounding: Rounding },
 ): Promise<Tensor> {
   const run = async (feeds: Outputs) => (await plain.run(feeds))[plain.outputNames[0]] as Tensor;
   const compare = async (feeds: Outputs, sample: Tensor) => {
@@ -143,8 +143,7 @@ async function confirmed(
       );
     });
     requireSame(data, floats(sample), {
-      file: what.file,
-      rounding: what.isQuantized ? 'quantized' : sample.type,
+      ...what,
       reading: ', and in its last block attention of all patches of a frame',
     });
   };
