@@ -1,5 +1,5 @@
 import { DesapError } from '../errors.js';
-import { Graph } from './graph.js';
+import { ancestors, Graph } from './graph.js';
 import { bodyHas, unrolled } from './loop.js';
 import type { OnnxNode } from './messages.js';
 import { hasPixels, MOVES, nodeText } from './rotary.js';
@@ -44,13 +44,12 @@ export interface LastAttention {
  */
 export function lastAttention(graph: Graph, value: string): LastAttention {
   const { model } = graph;
-  const before = graph.depth(value);
   const attends = (node: OnnxNode) => node.op === 'Softmax' || /Attention$/.test(node.op);
   const isCandidate = (node: OnnxNode) =>
     attends(node) || (node.captures.length > 0 && bodyHas(model.name, node, attends));
   const depth = (node: OnnxNode) => graph.depth(node.outputs[0]);
-  const node = graph.order
-    .filter((one) => depth(one) < before && isCandidate(one))
+  const node = ancestors(graph, value)
+    .filter(isCandidate)
     .reduce<OnnxNode | null>((last, one) => (last !== null && depth(last) >= depth(one) ? last : one), null);
   if (node === null)
     throw new DesapError(
