@@ -96,7 +96,8 @@ export async function inForm(bytes: Uint8Array, form: string, which: 'last' | 'a
   return graph.bytes();
 }
 
-class Graph extends Editable {
+/** A tower that torch.export wrote, taken apart. */
+export class Graph extends Editable {
   static async read(bytes: Uint8Array): Promise<Graph> {
     return Object.assign(new Graph(), await Editable.from(bytes));
   }
@@ -114,6 +115,75 @@ class Graph extends Editable {
         while (at(k).op !== 'Unsqueeze') [k] = at(k).inputs;
         return { q: at(product.inputs[0]).inputs[0], k, v: context.inputs[1], mask: sum.inputs[1], context };
       });
+  }
+
+  /** The nodes of one kind, or the one that writes a value, with another operator. */
+  retype(op: string, as: string, output?: string): void {
+    for (const node of this.nodes)
+      if (node.op === op && (output === undefined || node.outputs.includes(output))) node.op = as;
+  }
+
+  /** Lets what reads one value read another. */
+  skip(value: string, other: string): void {
+    for (const node of this.nodes) node.inputs = node.inputs.map((input) => (input === value ? other : input));
+  }
+
+  /** Writes every rotation `x cos + turned(x) sin` of rows [L, H, dh] in another way. */
+  rotations(as: 'halves' | 'com.microsoft' | 'onnx'): void {
+    const at = (value: string) => this.producer(value);
+    const isTurned = (value: string) => at(value)?.inputs.some((input) => at(input)?.op === 'Concat');
+    const sums = this.nodes.filter(
+      ({ op, inputs }) => op === 'Add' && at(inputs[0])?.op === 'Mul' && isTurned(inputs[1]),
+    );
+    for (const sum of sums) {
+      const [x, cos] = (at(sum.inputs[0]) as Node).inputs;
+      const [, sin] = (at(sum.inputs[1]) as Node).inputs;
+      this.replace(sum, () => this.rotation(as, x, cos, sin));
+    }
+  }
+
+  private rotation(as: string, x: string, cos: string, sin: string): string {
+    const half = (value: string, which: number) =>
+      this.add('Slice', [
+        value,
+        ...[which * (EXTENT / 2), (which + 1) * (EXTENT / 2), -1].map((one) => this.integers([one])),
+      ]);
+    const [c, s] = [half(cos, 0), half(sin, 0)];
+    if (as === 'halves') {
+      const [a, b] = [half(x, 0), half(x, 1)];
+      const product = (value: string, by: string) => this.add('Mul', [value, by]);
+      const first = this.add('Sub', [product(a, c), product(b, s)]);
+      const second = this.add('Add', [product(a, s), product(b, c)]);
+      return this.add('Concat', [first, second], { axis: { i: -1 } });
+    }
+    const tables = [c, s].map((value) => this.add('Squeeze', [value, this.integers([1])]));
+    const rows = this.reshape(x, [1, -1, HEADS * EXTENT]);
+    const heads = { num_heads: { i: HEADS } };
+    const count = this.add('Gather', [this.add('Shape', [x]), this.integers([0], [])]);
+    const places = this.unsqueeze(this.add('Range', [this.integers([0], []), count, this.integers([1], [])]), 0);
+    const turned =
+      as === 'onnx'
+        ? this.add('RotaryEmbedding', [rows, ...tables.map((table) => this.unsqueeze(table, 0))], heads)
+        : this.add('RotaryEmbedding', [rows, places, ...tables], heads, MICROSOFT);
+    return this.reshape(turned, [-1, HEADS, EXTENT]);
+  }
+
+  /** Norms of residual sums as SkipLayerNormalization, which adds the bias of the layer in front too. */
+  skipNorms(): void {
+    for (const norm of this.nodes.filter(({ op }) => op === 'LayerNormalization')) {
+      const sum = this.producer(norm.inputs[0]);
+      const layer = sum?.op === 'Add' ? this.producer(sum.inputs[1]) : undefined;
+      // Of a block's two norms, the one behind the attention, and the next one behind the other layers.
+      if (sum === undefined || layer?.op !== 'Gemm') continue;
+      const [bias] = layer.inputs.splice(2, 1);
+      const total = sum.outputs[0];
+      const inputs = [...sum.inputs, norm.inputs[1], norm.inputs[2], bias];
+      const outputs = [norm.outputs[0], '', '', total];
+      sum.outputs = [this.fresh('unused')];
+      norm.outputs = [this.fresh('unused')];
+      this.add('SkipLayerNormalization', inputs, { epsilon: { f: 1e-6 } }, { ...MICROSOFT, outputs });
+    }
+    this.prune();
   }
 
   reshape(value: string, shape: number[]): string {
@@ -152,7 +222,7 @@ class Graph extends Editable {
     operands: string[],
     axis: number,
     attend: Pick<Node, 'op' | 'domain' | 'attributes'>,
-    append: 'Concat' | 'SequenceInsert',
+    append: 'Concat' | 'SequenceInsert' | 'ScatterND',
   ): string {
     const [bounds, one, along] = [this.bounds(), this.integers([1]), this.integers([axis])];
     const isSequence = append === 'SequenceInsert';

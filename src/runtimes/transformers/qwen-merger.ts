@@ -61,8 +61,10 @@ function mergerAt(graph: Graph, linears: Linears, value: string, where: string):
   const { value: merged, picks } = beforePicks(graph, value);
   const second = linearBehind(graph, linears, merged);
   const first = second && linearBehind(graph, linears, second.input);
-  if (!first)
-    throw refuse('a merger of two linear layers at the end of the graph', graph.producer(second?.input ?? merged));
+  if (!first) {
+    const wanted = 'a merger of two linear layers at the end of the graph';
+    throw refuse(wanted, operatorBehind(graph, linears, second?.input ?? merged));
+  }
   const { node, stop } = normBehind(graph, first.input);
   if (node === null) throw refuse('the hidden states in front of the merger’s norm', stop);
   const orders = ordersOf(graph, picks);
@@ -72,6 +74,25 @@ function mergerAt(graph: Graph, linears: Linears, value: string, where: string):
   const [rows, skip] = node.inputs;
   const bias = node.inputs[node.op === 'SkipLayerNormalization' ? 4 : 3];
   return { ...found, rows, zeros: [skip], absent: bias ? [bias] : [] };
+}
+
+/** What an activation function is made of. */
+const ACTIVATES = new Set([
+  ...['Add', 'Sub', 'Mul', 'Div', 'Pow', 'Erf', 'Tanh', 'Sigmoid', 'Gelu', 'FastGelu', 'QuickGelu', 'BiasGelu'],
+  ...SHAPERS,
+]);
+
+/** The operator that a value comes from, behind an activation function. */
+function operatorBehind(graph: Graph, linears: Linears, value: string): OnnxNode | undefined {
+  let at = value;
+  for (let node = graph.producer(at); node !== undefined; node = graph.producer(at)) {
+    const [deepest] = node.inputs
+      .filter((input) => hasPixels(graph, input))
+      .sort((a, b) => graph.depth(b) - graph.depth(a));
+    if (linears.behind(at) !== undefined || !ACTIVATES.has(node.op) || deepest === undefined) return node;
+    at = deepest;
+  }
+  return undefined;
 }
 
 /** The residual sum that a norm works on, or the norm that adds it; else the node where the search ended. */
