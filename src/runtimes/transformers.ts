@@ -58,7 +58,8 @@ const REFUSED: Readonly<Record<string, string>> = {
  * await detach();
  * ```
  *
- * The vision encoder is opened in parts that share its weights on disk, in place of the model's vision session, which is released.
+ * The vision encoder is opened again, in parts or with further outputs, in place of the model's vision session, which is released; its
+ * weights are read from the same files.
  * Everything else are own properties of this one instance. `generate` returns the sequences of the whole prompt; a direct call
  * `model(inputs)` returns the logits of the shortened one.
  *

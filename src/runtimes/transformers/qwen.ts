@@ -192,7 +192,7 @@ class QwenImage implements SeenImage {
 
 /** Text rows as wide as the visual ones: where these are packed with further columns, the text has zeros there. */
 function narrowed(text: TextTokens['tokens'], width: number): TextTokens['tokens'] {
-  const [rows, given] = text.dims;
+  const [rows, given] = text.dims.slice(-2);
   if (!(text.data instanceof Float32Array) || given <= width) return text;
   const data = new Float32Array(rows * width);
   for (let row = 0; row < rows; row++) {
