@@ -82,6 +82,16 @@ function parseModel(source: ByteSource, file: ModelFile | null): OnnxModel {
   return { name: source.name, file, header, opset, nodes, initializers, inputs, outputs, valueTypes };
 }
 
+/** Reads a GraphProto inside of a node. Its inputs are in their order; names that it does not write are those of the graph around. */
+export function readSubgraph(
+  name: string,
+  bytes: Uint8Array,
+): Pick<OnnxModel, 'nodes' | 'initializers' | 'inputs' | 'outputs'> {
+  const parts = new GraphParts(memorySource(name, bytes));
+  parts.add({ start: 0, end: bytes.length });
+  return parts;
+}
+
 function onnxVersion(source: ByteSource, field: Field): number {
   let domain = '';
   let version = 0;
@@ -102,7 +112,7 @@ class GraphParts {
 
   constructor(private readonly source: ByteSource) {}
 
-  add(graph: Field): void {
+  add(graph: Pick<Field, 'start' | 'end'>): void {
     const { source } = this;
     for (const field of fields(source, graph.start, graph.end)) {
       switch (field.number) {

@@ -41,7 +41,7 @@ export async function openLlava(
     };
     const trial = trialImage(model, plain, ort.Tensor);
     const sample = (await plain.run({ [plain.inputNames[0]]: trial }))[plain.outputNames[0]] as Tensor;
-    requireSame((await encode(trial)).data, floats(sample), files.visionEncoder);
+    requireSame((await encode(trial)).data, floats(sample), { file: files.visionEncoder });
     const release = () => vision.dispose();
     const session = standIn(plain, {
       like: new FeatureForm(ort, sample),
