@@ -1,6 +1,8 @@
+import { types } from 'node:util';
 import { DesapError, invalid } from './errors.js';
 import { writeWhole } from './files.js';
 import { formatSafeTensors, parseSafeTensors, readSafeTensors, type SafeTensors, toFloat32 } from './safetensors.js';
+import { object } from './tensor.js';
 
 /** A linear layer y = x W^T + b: `weight` is [out, in] row-major, `bias` is [out]. */
 export interface LinearWeights {
@@ -53,7 +55,7 @@ const METADATA_KEY = 'desap.head';
  * @throws DesapError `ERR_SHAPE`, `ERR_VALUE`, `ERR_NOT_FINITE`
  */
 export function checkHead(head: HeadWeights, name = 'head'): HeadWeights {
-  const { width, heads, embedding, epsilon } = head;
+  const { width, heads, embedding, epsilon } = object(name, head, 'the weights of a head');
   for (const [key, value] of Object.entries({ width, heads, embedding }))
     if (!Number.isSafeInteger(value) || value < 1)
       throw invalid('ERR_VALUE', `${name}.${key}`, value, 'a positive integer');
@@ -62,7 +64,7 @@ export function checkHead(head: HeadWeights, name = 'head'): HeadWeights {
   if (typeof head.classToken !== 'boolean')
     throw invalid('ERR_VALUE', `${name}.classToken`, head.classToken, 'true or false');
   const check = (key: string, data: Float32Array, length: number) => {
-    if (!(data instanceof Float32Array)) throw invalid('ERR_DTYPE', `${name}.${key}`, data, 'a Float32Array');
+    if (!types.isFloat32Array(data)) throw invalid('ERR_DTYPE', `${name}.${key}`, data, 'a Float32Array');
     if (data.length !== length)
       throw invalid('ERR_SHAPE', `${name}.${key}`, `${data.length} elements`, `${length} elements`);
     for (let i = 0; i < length; i++)
@@ -71,8 +73,9 @@ export function checkHead(head: HeadWeights, name = 'head'): HeadWeights {
   };
   for (const [field] of LAYERS) {
     const isNorm = field === 'ln1' || field === 'postNorm';
-    check(`${field}.weight`, head[field].weight, isNorm ? width : width * width);
-    check(`${field}.bias`, head[field].bias, width);
+    const { weight, bias } = object(`${name}.${field}`, head[field], '{ weight, bias }');
+    check(`${field}.weight`, weight, isNorm ? width : width * width);
+    check(`${field}.bias`, bias, width);
   }
   check('visualProjection', head.visualProjection, embedding * width);
   return head;
@@ -140,7 +143,7 @@ export function headFromSafeTensors(file: SafeTensors, name = 'head'): HeadWeigh
 /** Reads a head file (path) or its bytes. */
 export async function loadHead(source: string | Uint8Array | ArrayBuffer): Promise<HeadWeights> {
   if (typeof source === 'string') return headFromSafeTensors(await readSafeTensors(source), source);
-  const bytes = source instanceof Uint8Array ? source : new Uint8Array(source);
+  const bytes = types.isUint8Array(source) ? source : new Uint8Array(source);
   return headFromSafeTensors(parseSafeTensors(bytes, 'head'), 'head');
 }
 

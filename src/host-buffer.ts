@@ -1,8 +1,9 @@
 import type { NativeHostBuffer } from './backend/addon.js';
 import { availableCudaAddon, cudaStatus } from './backend/cuda.js';
 import { desapError, loadCpuAddon } from './backend/native.js';
+import { DISPOSE } from './dispose-symbols.js';
 import { DesapError, invalid } from './errors.js';
-import { Tensor } from './tensor.js';
+import { assertAlive, object, Tensor } from './tensor.js';
 
 /** Element types of a {@link HostBuffer}'s tensors. */
 export type HostType = 'float32' | 'float16';
@@ -50,13 +51,19 @@ export class HostBuffer implements Disposable {
   }
   /** The memory, the same object each time; detached once disposed. */
   readonly arrayBuffer: ArrayBuffer;
-  /** Address of the first byte, a multiple of 64. */
+  /** Address of the first byte, a multiple of 64 where it is {@link HostBuffer.inPlace}. */
   readonly address: bigint;
 
+  /**
+   * Whether asynchronous calls read the memory in place. False where the engine allows no ArrayBuffer over native memory, as
+   * Electron's: the memory is V8's then, never page-locked, not pooled, aligned as V8 does it, and asynchronous calls copy it.
+   */
+  readonly inPlace: boolean;
   /** Whether the memory is page-locked, for a card to read in place. */
   readonly pinned: boolean;
 
-  private constructor(byteLength: number, { pinned }: HostBufferOptions = {}) {
+  private constructor(byteLength: number, options: HostBufferOptions = {}) {
+    const { pinned } = object('options', options);
     const cuda = pinned === false ? null : availableCudaAddon();
     if (pinned && !cuda)
       throw new DesapError('ERR_DEVICE_UNAVAILABLE', `pinned: got true, and there is no CUDA: ${cudaStatus().reason}`);
@@ -66,10 +73,13 @@ export class HostBuffer implements Disposable {
     } catch (error) {
       throw desapError(error);
     }
+    this.inPlace = this.#native.inPlace;
     this.pinned = this.#native.pinned;
     if (pinned && !this.pinned) {
       this.#native.dispose();
-      throw new DesapError('ERR_OUT_OF_MEMORY', `HostBuffer: ${byteLength} bytes cannot be pinned`);
+      throw this.inPlace
+        ? new DesapError('ERR_OUT_OF_MEMORY', `HostBuffer: ${byteLength} bytes cannot be pinned`)
+        : new DesapError('ERR_DEVICE_UNAVAILABLE', 'pinned: got true, and this engine allows no external memory');
     }
     this.arrayBuffer = this.#native.arrayBuffer;
     this.address = addon.addressOf(new Uint8Array(this.arrayBuffer));
@@ -101,7 +111,8 @@ export class HostBuffer implements Disposable {
    * The memory as float32 numbers. A view: writing it writes the buffer.
    * @param offset in bytes, a multiple of 4; default 0
    * @param length in elements; default: up to the end
-   * @throws DesapError `ERR_DISPOSED`; `ERR_VALUE` where the view would not lie within the buffer
+   * @throws DesapError `ERR_DISPOSED`; `ERR_DETACHED` when the arrayBuffer was transferred; `ERR_VALUE` where the view would not lie
+   *   within the buffer
    */
   float32(offset = 0, length?: number): Float32Array {
     return this.#view(Float32Array, 4, offset, length);
@@ -116,7 +127,7 @@ export class HostBuffer implements Disposable {
    * An onnxruntime tensor over the memory, for a session's `fetches` or for `Pruner.analyze`. float16 is a `Uint16Array`,
    * or a `Float16Array` where the runtime has one.
    * @param byteOffset where it begins, a multiple of the element size; default 0
-   * @throws DesapError `ERR_DISPOSED`, `ERR_DTYPE`, `ERR_SHAPE`, `ERR_VALUE`
+   * @throws DesapError `ERR_DISPOSED`, `ERR_DETACHED`, `ERR_DTYPE`, `ERR_SHAPE`, `ERR_VALUE`
    */
   tensor(type: HostType, dims: readonly number[], byteOffset = 0): Tensor {
     const length = elementCount(type, dims);
@@ -134,7 +145,7 @@ export class HostBuffer implements Disposable {
     this.#native.dispose();
   }
 
-  [Symbol.dispose](): void {
+  [DISPOSE](): void {
     this.dispose();
   }
 
@@ -144,7 +155,13 @@ export class HostBuffer implements Disposable {
     offset: number,
     length?: number,
   ): T {
-    if (this.#disposed) throw new DesapError('ERR_DISPOSED', 'HostBuffer: used after dispose()');
+    assertAlive('HostBuffer', !this.#disposed);
+    // No buffer begins empty.
+    if (this.byteLength === 0)
+      throw new DesapError(
+        'ERR_DETACHED',
+        'HostBuffer: its arrayBuffer was transferred to someone else, who has the memory now',
+      );
     const room = this.byteLength - offset;
     if (!Number.isInteger(offset) || offset < 0 || offset % size !== 0 || room < 0)
       throw invalid('ERR_VALUE', 'offset', offset, `a multiple of ${size} from 0 to ${this.byteLength} bytes`);

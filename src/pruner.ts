@@ -1,3 +1,4 @@
+import { types } from 'node:util';
 import { type Backend, createBackend } from './backend/backend.js';
 import { type DeviceOptions, openDevice } from './backend/devices.js';
 import type {
@@ -11,6 +12,7 @@ import type {
   PruneRequest,
   PruneTimings,
 } from './backend/driver.js';
+import { DISPOSE } from './dispose-symbols.js';
 import { type DesapError, invalid, notFinite } from './errors.js';
 import { checkHead, type HeadWeights, loadHead } from './head.js';
 import { ALIGNMENTS, type Alignment, ENCODINGS, type Encoding } from './kernels/kernels.js';
@@ -23,6 +25,7 @@ import {
   halfToFloat,
   integer,
   matrix,
+  object,
   oneOf,
   Tensor,
   type TensorLike,
@@ -131,7 +134,7 @@ export class Pruner implements Disposable {
     source: string | Uint8Array | ArrayBuffer | HeadWeights,
     options: DeviceOptions = {},
   ): Promise<Pruner> {
-    const isFile = typeof source === 'string' || source instanceof Uint8Array || source instanceof ArrayBuffer;
+    const isFile = typeof source === 'string' || types.isUint8Array(source) || types.isAnyArrayBuffer(source);
     const weights = isFile ? await loadHead(source) : checkHead(source);
     const { width, heads, embedding, classToken } = weights;
     let device = openDevice(options);
@@ -248,7 +251,7 @@ export class Pruner implements Disposable {
     };
     try {
       const results = this.#prune(images, text, options, sync);
-      return results instanceof Promise ? results.catch(renamed) : results;
+      return types.isPromise(results) ? results.catch(renamed) : results;
     } catch (error) {
       return renamed(error);
     }
@@ -278,15 +281,15 @@ export class Pruner implements Disposable {
       );
     const maps = Boolean(options.maps) && options.saliency === undefined;
     const outputs = this.driverHead.prune(images, requests, { encoding, maps }, sync);
-    return outputs instanceof Promise ? outputs.then(wrap) : wrap(outputs);
+    return types.isPromise(outputs) ? outputs.then(wrap) : wrap(outputs);
   }
 
   #analyze(images: readonly FloatMatrix[], options: AnalyzeOptions, sync: boolean): MaybePromise<ImageAnalysis[]> {
     assertAlive('Pruner', this.#alive);
-    const encoding = oneOf('encoding', options.encoding ?? 'qq', ENCODINGS);
+    const encoding = oneOf('encoding', object('options', options).encoding ?? 'qq', ENCODINGS);
     const wrap = (analyses: DriverAnalysis[]) => analyses.map((analysis) => new ImageAnalysis(analysis, this.head));
     const result = this.driverHead.analyze(images, { encoding, intermediates: options.intermediates ?? false }, sync);
-    return result instanceof Promise ? result.then(wrap) : wrap(result);
+    return types.isPromise(result) ? result.then(wrap) : wrap(result);
   }
 
   #images(hidden: TensorLike | readonly TensorLike[]): FloatMatrix[] {
@@ -326,7 +329,7 @@ export class Pruner implements Disposable {
     this.driver.dispose();
   }
 
-  [Symbol.dispose](): void {
+  [DISPOSE](): void {
     this.dispose();
   }
 }
@@ -412,7 +415,7 @@ export class ImageAnalysis implements Disposable {
     this.analysis.dispose();
   }
 
-  [Symbol.dispose](): void {
+  [DISPOSE](): void {
     this.dispose();
   }
 }
@@ -423,8 +426,7 @@ function pruneRequest(
   options: PruneOptions,
   { patches, embedding }: { patches: number; embedding: number },
 ): PruneRequest {
-  if (typeof options !== 'object' || options === null)
-    throw invalid('ERR_VALUE', 'options', options, 'an object with keep');
+  object('options', options, 'an object with keep');
   const given: TextTokens = isTextTokens(text) ? text : { tokens: text };
   const tokens = singlePrecision(matrix(argument, given.tokens, { cols: embedding }));
   const end = given.endOfText ?? tokens.rows - 1;
@@ -457,10 +459,9 @@ function pruneResult(
   const shape = [request.keep, request.features?.cols ?? width];
   const tensor = (data: Float32Array) => float32(data, [patches, request.text.rows]);
   return {
-    tokens:
-      output.tokens instanceof Float32Array
-        ? float32(output.tokens, shape)
-        : new Tensor('float16', output.tokens, shape),
+    tokens: types.isFloat32Array(output.tokens)
+      ? float32(output.tokens, shape)
+      : new Tensor('float16', output.tokens, shape),
     indices,
     source,
     assignment,

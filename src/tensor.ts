@@ -1,6 +1,16 @@
-import { createRequire } from 'node:module';
-import type * as common from 'onnxruntime-common';
+import { types } from 'node:util';
+import * as common from 'onnxruntime-common';
 import { DesapError, invalid } from './errors.js';
+import { nodeRequire, resolvePackage } from './package.js';
+
+/** Typed arrays that this package makes or is given, each with a tensor type that it holds. */
+const HELD = [
+  ['Float32Array', 'float32'],
+  ['Uint16Array', 'uint16'],
+  ['BigInt64Array', 'int64'],
+  ['Int32Array', 'int32'],
+  ['Uint8Array', 'uint8'],
+] as const;
 
 /**
  * onnxruntime's tensor, the class that the installed onnxruntime-node itself uses. A session tells preallocated outputs by
@@ -30,9 +40,6 @@ export interface FloatMatrix {
   readonly cols: number;
 }
 
-const Float16 = (globalThis as { Float16Array?: { new (b: ArrayBufferLike, o: number, n: number): ArrayLike<number> } })
-  .Float16Array;
-
 /** The float memory of a tensor, checked for type and element count. Nothing is copied. */
 export function floatData(
   argument: string,
@@ -46,19 +53,14 @@ export function floatData(
       throw invalid('ERR_SHAPE', `${argument}.dims`, dims, 'non-negative integers');
   let memory: FloatData;
   let half: boolean;
-  if (data instanceof Float32Array && (type === undefined || type === 'float32')) {
+  if (types.isFloat32Array(data) && (type === undefined || type === 'float32')) {
     memory = data;
     half = false;
-  } else if (data instanceof Uint16Array && (type === undefined || type === 'float16')) {
+  } else if (types.isUint16Array(data) && (type === undefined || type === 'float16')) {
     memory = data;
     half = true;
-  } else if (
-    Float16 !== undefined &&
-    data instanceof (Float16 as never) &&
-    (type === undefined || type === 'float16')
-  ) {
-    const view = data as unknown as Uint16Array;
-    memory = new Uint16Array(view.buffer, view.byteOffset, view.length);
+  } else if (isFloat16Array(data) && (type === undefined || type === 'float16')) {
+    memory = new Uint16Array(data.buffer, data.byteOffset, data.length);
     half = true;
   } else {
     const kind = (data as object | null)?.constructor?.name ?? typeof data;
@@ -83,6 +85,11 @@ export function floatData(
   return { data: memory, half, dims };
 }
 
+/** `Float16Array` exists from Node 24 on, and so does a test for it. An array may come from another realm: its class may not. */
+function isFloat16Array(data: unknown): data is { buffer: ArrayBuffer; byteOffset: number; length: number } {
+  return ArrayBuffer.isView(data) && (data as { [Symbol.toStringTag]?: string })[Symbol.toStringTag] === 'Float16Array';
+}
+
 function isGone(memory: FloatData): boolean {
   const buffer = memory.buffer as ArrayBuffer & { detached?: boolean; resizable?: boolean };
   return buffer.detached ?? (buffer.byteLength === 0 || buffer.resizable === true);
@@ -103,7 +110,7 @@ export function matrix(argument: string, tensor: TensorLike, want: { rows?: numb
 
 /** The tensor (or plain Float32Array) as a float32 vector of `length` elements. */
 export function vector(argument: string, value: TensorLike | Float32Array, length?: number): Float32Array {
-  const tensor = value instanceof Float32Array ? { data: value, dims: [value.length] } : value;
+  const tensor = types.isFloat32Array(value) ? { data: value, dims: [value.length] } : value;
   const { data, half } = floatData(argument, tensor);
   if (half) throw invalid('ERR_DTYPE', argument, 'float16', 'float32');
   if (data.length < 1 || (length !== undefined && data.length !== length))
@@ -133,6 +140,12 @@ export function finite(argument: string, value: number, low = -Number.MAX_VALUE,
 /** One of the listed strings, or an error that names the argument. */
 export function oneOf<T extends string>(argument: string, value: T, choices: readonly T[]): T {
   if (!choices.includes(value)) throw invalid('ERR_VALUE', argument, value, choices.join(' | '));
+  return value;
+}
+
+/** An object, or an error that names the argument. */
+export function object<T extends object>(argument: string, value: T, wanted = 'an object of options'): T {
+  if (typeof value !== 'object' || value === null) throw invalid('ERR_VALUE', argument, value, wanted);
   return value;
 }
 
@@ -173,11 +186,25 @@ export function floatToHalf(value: number): number {
 }
 
 function tensorClass(): typeof common.Tensor {
-  const here = createRequire(import.meta.url);
-  const load = (require: NodeJS.Require) => (require('onnxruntime-common') as typeof common).Tensor;
-  try {
-    return load(createRequire(here.resolve('onnxruntime-node')));
-  } catch {
-    return load(here);
-  }
+  const runtime = resolvePackage('onnxruntime-node');
+  const file = runtime && resolvePackage('onnxruntime-common', runtime);
+  return forAnyRealm(file ? (nodeRequire(file) as typeof common).Tensor : common.Tensor);
+}
+
+/**
+ * A Tensor class that takes typed arrays of any realm. The class tells them by `instanceof`; where each file of a test has a realm of its
+ * own, some come from that and some from the main one, as native code makes them. The class gets views of its own kind over the memory.
+ */
+export function forAnyRealm(TensorClass: typeof common.Tensor): typeof common.Tensor {
+  const own = (type: string) => new TensorClass(type as 'float32', [], [0]).data.constructor as Float32ArrayConstructor;
+  const arrays = new Map<unknown, Float32ArrayConstructor>(HELD.map(([name, type]) => [name, own(type)]));
+  const view = (argument: unknown) => {
+    const Own = ArrayBuffer.isView(argument) && arrays.get((argument as Float32Array)[Symbol.toStringTag]);
+    if (!Own || argument instanceof Own) return argument;
+    const { buffer, byteOffset, length } = argument as Float32Array;
+    return new Own(buffer, byteOffset, length);
+  };
+  return new Proxy(TensorClass, {
+    construct: (target, given, caller) => Reflect.construct(target, given.map(view), caller),
+  });
 }

@@ -1,7 +1,9 @@
+import { spawnSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { createCpuDriver, loadAddon, loadCpuAddon } from '../src/backend/native.js';
 import * as small from './fixtures/native.mjs';
+import { ROOT } from './support.js';
 
 describe('memory that there is not', () => {
   it('is an error, thrown or rejected with, and the device stays usable', async () => {
@@ -77,5 +79,30 @@ describe('createCpuDriver', () => {
     } finally {
       rmSync(root, { recursive: true });
     }
+  });
+
+  it('is taken from where DESAP_CPU_ADDON says; a bundle without one is told what to do', () => {
+    const unavailable = (message: RegExp) =>
+      expect.objectContaining({ code: 'ERR_DEVICE_UNAVAILABLE', message: expect.stringMatching(message) });
+    expect(() => loadAddon(null)).toThrow(unavailable(/bundle.*mark desap as external.*or set DESAP_CPU_ADDON/));
+    try {
+      process.env.DESAP_CPU_ADDON = 'build/Release/desap.node';
+      expect(loadAddon(null).kind).toBe('cpu');
+      process.env.DESAP_CPU_ADDON = 'nowhere.node';
+      expect(() => loadAddon(ROOT)).toThrow(unavailable(/nowhere.node does not load/));
+    } finally {
+      delete process.env.DESAP_CPU_ADDON;
+    }
+  });
+
+  it('that is missing is told once by auto, which computes in JavaScript then', () => {
+    const program = `
+      import { openBackend } from './dist/index.js';
+      for (const backend of [openBackend(), openBackend(), openBackend({ device: 'reference' })]) console.log(backend.kind, backend.fallback);`;
+    const args = ['--input-type=module', '--eval', program];
+    const env = { ...process.env, DESAP_CPU_ADDON: 'nowhere.node' };
+    const { stdout, stderr } = spawnSync(process.execPath, args, { encoding: 'utf8', env });
+    expect(stdout).toMatch(/^(reference .*nowhere.node does not load.*\n){2}reference null\n$/);
+    expect(stderr.match(/\[DESAP_REFERENCE\] DesapWarning: .*hundreds of times slower.*nowhere.node/g)).toHaveLength(1);
   });
 });

@@ -10,7 +10,7 @@ const FOLDER = join(import.meta.dirname, 'golden');
 const CASES = readdirSync(FOLDER).sort();
 const TOLERANCE = 1e-4;
 
-it('has all fourteen cases', () => expect(CASES).toHaveLength(14));
+it('has all fifteen cases', () => expect(CASES).toHaveLength(15));
 
 describe.each(devicesUnderTest())('golden cases on %s', (_, options) => {
   it.each(CASES)('%s', async (file) => {

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
-import { runInNewContext } from 'node:vm';
+import { runInNewContext, runInThisContext } from 'node:vm';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { afterAll, beforeEach, describe, expect, it } from 'vitest';
 import { createCpuDriver, loadCpuAddon } from '../src/backend/native.js';
@@ -10,6 +10,13 @@ import { normal, randomHead, relativeError } from './support.js';
 
 setFlagsFromString('--expose-gc');
 const gc = runInNewContext('gc') as () => void;
+
+/** What `ArrayBuffer.prototype.transfer` does, which Node has from version 22 on. */
+function detach(buffer: ArrayBuffer): void {
+  setFlagsFromString('--allow-natives-syntax');
+  runInThisContext('(buffer) => %ArrayBufferDetach(buffer)')(buffer);
+  setFlagsFromString('--no-allow-natives-syntax');
+}
 
 const addon = loadCpuAddon();
 const driver = createCpuDriver({ threads: 2 });
@@ -105,6 +112,21 @@ describe('HostBuffer', () => {
       () => buffer.tensor('float32', [17]),
     ])
       expect(make).toThrow(expect.objectContaining({ code: 'ERR_VALUE' }));
+  });
+
+  it('says that its memory went elsewhere', () => {
+    const buffer = HostBuffer.allocate(64);
+    detach(buffer.arrayBuffer);
+    const detached = expect.objectContaining({ name: 'DesapError', code: 'ERR_DETACHED' });
+    expect(() => buffer.float32()).toThrow(detached);
+    expect(() => buffer.uint16()).toThrow(detached);
+    expect(() => buffer.tensor('float32', [1])).toThrow(detached);
+    buffer.dispose();
+  });
+
+  it('is read in place', () => {
+    using buffer = HostBuffer.allocate(64);
+    expect(buffer.inPlace).toBe(true);
   });
 
   it('receives the output of an onnxruntime session in place', async () => {

@@ -1,4 +1,7 @@
 // What the addon exports: Addon of src/backend/addon.ts. Loaded once per environment (main thread, each worker).
+#include <cstdlib>
+#include <string>
+
 #include "analysis_object.h"
 #include "context_object.h"
 #include "device.h"
@@ -36,6 +39,22 @@ Napi::Value host_memory(const Napi::CallbackInfo& info) {
   return result;
 }
 
+// What native code reads, which need not be `process.env`: a worker and Bun have copies of it.
+Napi::Value environment_variable(const Napi::CallbackInfo& info) {
+  const char* value = std::getenv(info[0].ToString().Utf8Value().c_str());
+  return value ? Napi::Value(Napi::String::New(info.Env(), value)) : info.Env().Undefined();
+}
+
+// As `process.env` of Node's main thread does it; other threads may not read the environment meanwhile.
+void set_environment_variable(const Napi::CallbackInfo& info) {
+  const std::string name = info[0].ToString(), value = info[1].ToString();
+#ifdef _WIN32
+  _putenv_s(name.c_str(), value.c_str());
+#else
+  setenv(name.c_str(), value.c_str(), 1);
+#endif
+}
+
 // Threads must be gone before the environment is: they would report to it, and a thread that waits keeps the process.
 void shut_down(void* environment) {
   for (const std::weak_ptr<Executor>& weak : static_cast<Environment*>(environment)->executors) {
@@ -63,6 +82,8 @@ Napi::Object load(Napi::Env env, Napi::Object exports) {
   exports.Set("HostBuffer", HostBufferObject::define(env));
   exports.Set("Context", ContextObject::define(env));
   exports.Set("addressOf", Napi::Function::New<address_of>(env, "addressOf"));
+  exports.Set("environmentVariable", Napi::Function::New<environment_variable>(env, "environmentVariable"));
+  exports.Set("setEnvironmentVariable", Napi::Function::New<set_environment_variable>(env, "setEnvironmentVariable"));
   exports.Set("hostMemory", Napi::Function::New<host_memory>(env, "hostMemory"));
   return exports;
 }

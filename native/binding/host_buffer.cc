@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <new>
+#include <optional>
 #include <string>
 
 #include "environment.h"
@@ -20,6 +21,34 @@ size_t byte_length(const Napi::CallbackInfo& info) {
   return static_cast<size_t>(bytes);
 }
 
+Fault allocation_failed(size_t bytes) {
+  return {"ERR_OUT_OF_MEMORY", "HostBuffer: an allocation of " + std::to_string(bytes) + " bytes failed", ""};
+}
+
+// The ArrayBuffer's share in a lease.
+using Hold = std::unique_ptr<std::shared_ptr<void>>;
+
+// An ArrayBuffer over the block, or none where the engine allows no external memory (Electron). `hold` becomes its own.
+std::optional<Napi::ArrayBuffer> external_buffer(Napi::Env env, const HostBlock& block, size_t bytes, Hold hold) {
+  const auto release = [](napi_env, void*, void* lease) { delete static_cast<Hold::pointer>(lease); };
+  napi_value buffer;
+  const napi_status status = napi_create_external_arraybuffer(env, block.data(), bytes, release, hold.get(), &buffer);
+  if (status == napi_no_external_buffers_allowed) return std::nullopt;
+  if (status != napi_ok) throw Napi::Error::New(env);
+  hold.release();
+  return Napi::ArrayBuffer(env, buffer);
+}
+
+// Through JavaScript: Node-API's own function ends the process where there is no such memory.
+Napi::ArrayBuffer owned_by_engine(Napi::Env env, size_t bytes) {
+  try {
+    const Napi::Function constructor = env.Global().Get("ArrayBuffer").As<Napi::Function>();
+    return constructor.New({Napi::Number::New(env, static_cast<double>(bytes))}).As<Napi::ArrayBuffer>();
+  } catch (const Napi::Error&) {
+    throw allocation_failed(bytes);
+  }
+}
+
 }  // namespace
 
 Napi::Function HostBufferObject::define(Napi::Env env) {
@@ -33,28 +62,30 @@ HostBufferObject::HostBufferObject(const Napi::CallbackInfo& info) : ObjectWrap(
     try {
       lease_ = std::make_shared<Lease>(Lease{Environment::of(env).pool->allocate(bytes)});
     } catch (const std::bad_alloc&) {
-      throw Fault{"ERR_OUT_OF_MEMORY", "HostBuffer: an allocation of " + std::to_string(bytes) + " bytes failed", ""};
+      throw allocation_failed(bytes);
     }
-    const auto release = [](Napi::Env, void*, std::shared_ptr<Lease>* lease) { delete lease; };
-    auto hold = std::make_unique<std::shared_ptr<Lease>>(lease_);
-    const Napi::Value buffer = Napi::ArrayBuffer::New(env, lease_->block->data(), bytes, release, hold.get());
-    hold.release();
+    const HostBlock& block = *lease_->block;
+    const auto external = external_buffer(env, block, bytes, std::make_unique<std::shared_ptr<void>>(lease_));
+    const bool pinned = external && block.pinned();
+    if (!external) lease_.reset();
+    const Napi::Value buffer = external ? *external : owned_by_engine(env, bytes);
     // A property of the object, not a reference from here: the collector then sees both as one.
-    info.This().As<Napi::Object>().DefineProperty(
-        Napi::PropertyDescriptor::Value("arrayBuffer", buffer, napi_enumerable));
-    info.This().As<Napi::Object>().DefineProperty(Napi::PropertyDescriptor::Value(
-        "pinned", Napi::Boolean::New(env, lease_->block->pinned()), napi_enumerable));
+    const auto define = [&](const char* name, Napi::Value value) {
+      info.This().As<Napi::Object>().DefineProperty(Napi::PropertyDescriptor::Value(name, value, napi_enumerable));
+    };
+    define("arrayBuffer", buffer);
+    define("inPlace", Napi::Boolean::New(env, external.has_value()));
+    define("pinned", Napi::Boolean::New(env, pinned));
   });
 }
 
 void HostBufferObject::dispose(const Napi::CallbackInfo& info) {
-  if (!lease_) return;
   const std::shared_ptr<Lease> lease = std::move(lease_);
   Napi::ArrayBuffer buffer = info.This().As<Napi::Object>().Get("arrayBuffer").As<Napi::ArrayBuffer>();
   // Where the memory was transferred to another ArrayBuffer, that one's end gives it back.
   if (buffer.IsDetached()) return;
   buffer.Detach();
-  lease->block.reset();
+  if (lease) lease->block.reset();
 }
 
 }  // namespace desap

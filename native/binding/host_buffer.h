@@ -1,4 +1,5 @@
-// The JavaScript class HostBuffer: an external ArrayBuffer over a block of the pool.
+// The JavaScript class HostBuffer: an external ArrayBuffer over a block of the pool. Where the engine allows no external
+// memory (Electron), an ordinary ArrayBuffer, which asynchronous calls copy (`inPlace` is false).
 #pragma once
 
 #include <memory>

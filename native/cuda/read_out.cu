@@ -69,10 +69,7 @@ __global__ void __launch_bounds__(max_row_threads) mean_kernel(Embed e, int64_t 
   const int blocks = (image.rows + block_rows - 1) / block_rows;
   const float rows = static_cast<float>(image.rows);
   Row row;
-  load_row(row, sums, 0);
-  for (int b = 0; b < blocks; b++, sums += e.embedding) {
-    map_row(row, e.embedding, [&](float sum, int j) { return sum + sums[j]; });
-  }
+  load_sum(row, sums, blocks, e.embedding);
   map_row(row, e.embedding, [&](float sum, int) { return sum / rows; });
   const float norm = sqrtf(sum_squares(row, scratch));
   const float scale = 1.0f / fmaxf(norm, 1e-12f);

@@ -46,18 +46,41 @@ __device__ __forceinline__ void load_four(float (&value)[4], const uint16_t* x) 
   value[2] = to_float(static_cast<uint16_t>(four.y & 0xffff)), value[3] = to_float(static_cast<uint16_t>(four.y >> 16));
 }
 
+// Elements index .. index + 3 of the row x, at once where `fours` says that its elements lie in fours.
+template <class T>
+__device__ __forceinline__ void load_part(float (&value)[4], const T* x, int index, int width, bool fours) {
+  if (fours && index < width) {
+    load_four(value, x + index);
+  } else {
+#pragma unroll
+    for (int e = 0; e < 4; e++) value[e] = index + e < width ? to_float(x[index + e]) : 0;
+  }
+}
+
 // x: float32 or binary16.
 template <class T>
 __device__ __forceinline__ void load_row(Row& row, const T* x, int width) {
   const bool fours = in_fours(x, width);
 #pragma unroll
+  for (int k = 0; k < Row::vectors; k++) load_part(row.value[k], x, row_index(k), width, fours);
+}
+
+// The sum of `rows` consecutive rows, in their order. Four columns of all rows, then the next four: whole rows under way beside
+// the sum would not fit into the registers.
+__device__ __forceinline__ void load_sum(Row& sum, const float* x, int rows, int width) {
+  const bool fours = in_fours(x, width);
+#pragma unroll
   for (int k = 0; k < Row::vectors; k++) {
     const int index = row_index(k);
-    if (fours && index < width) {
-      load_four(row.value[k], x + index);
-    } else {
+    float(&value)[4] = sum.value[k];
+    value[0] = value[1] = value[2] = value[3] = 0;
+    if (index >= width) continue;
+#pragma unroll 4
+    for (int i = 0; i < rows; i++) {
+      float part[4];
+      load_part(part, x + static_cast<int64_t>(i) * width, index, width, fours);
 #pragma unroll
-      for (int e = 0; e < 4; e++) row.value[k][e] = index + e < width ? to_float(x[index + e]) : 0;
+      for (int e = 0; e < 4; e++) value[e] += part[e];
     }
   }
 }

@@ -11,7 +11,8 @@ namespace desap::test {
 namespace {
 
 const char* const golden_cases[] = {"tiny", "odd",  "nocls",        "vit-small", "task-only", "salient-only", "vv",
-                                    "kk",   "qk",   "no-alignment", "one-token", "keep-all",  "clamped",      "odd-share"};
+                                    "kk",   "qk",   "no-alignment", "one-token", "keep-all",  "clamped",      "odd-share",
+                                    "lambda"};
 
 struct Pruned {
   Floats tokens, task, saliency, similarity, visual, text;
@@ -36,7 +37,7 @@ struct Example {
     for (int i = 0; i < 4; i++) {
       if (golden.config("encoding") == names[i]) encoding = static_cast<Encoding>(i);
     }
-    const std::string share = golden.config("task_share");
+    const std::string share = golden.config("task_share"), lambda = golden.config("lambda");
     request.text = {text.data(), words, config.embedding, config.embedding};
     request.query = nullptr;
     request.end_of_text = std::stoll(golden.config("eos"));
@@ -45,7 +46,7 @@ struct Example {
     request.alignment = golden.config("alignment") == "false" ? Alignment::mean
                         : golden.config("clamp") == "true"    ? Alignment::fcma_clamped
                                                               : Alignment::fcma;
-    request.lambda = 0.1f;
+    request.lambda = lambda.empty() ? 0.1f : std::stof(lambda);
     request.saliency = nullptr;
     request.merge = true;
     request.features = {nullptr, 0, 0, 0};

@@ -1,10 +1,12 @@
 /** The typed surface of the native addons. Implemented by native/binding, the same for the CPU and for CUDA. */
 import type { Driver } from './driver.js';
 
-/** A native memory block: 64-byte aligned, refcounted, pooled. */
+/** A native memory block: 64-byte aligned, refcounted, pooled. Where it is not `inPlace`, an ordinary ArrayBuffer. */
 export interface NativeHostBuffer {
-  /** External ArrayBuffer over the block; the same object each time. */
+  /** ArrayBuffer over the block; the same object each time. */
   readonly arrayBuffer: ArrayBuffer;
+  /** Whether calls read the block in place: false where the engine allows no ArrayBuffer over native memory (Electron). */
+  readonly inPlace: boolean;
   /** Whether the block is page-locked, for the card to read in place. */
   readonly pinned: boolean;
   /** Detaches the ArrayBuffer and gives the block back once no job and no analysis holds it. */
@@ -19,6 +21,10 @@ interface Addon<Options> {
   readonly Context: new (options: Options) => NativeContext;
   /** Address of a view's first byte, for tests of zero-copy. */
   addressOf(view: ArrayBufferView): bigint;
+  /** A variable of the process as native code reads it. `process.env` of a worker, and of Bun, is a copy. */
+  environmentVariable(name: string): string | undefined;
+  /** Sets one there. Other threads may not read the environment meanwhile. */
+  setEnvironmentVariable(name: string, value: string): void;
   /** Blocks and bytes: in use, and waiting in the pool. */
   hostMemory(): { blocks: number; bytes: number; pooledBlocks: number; pooledBytes: number };
 }

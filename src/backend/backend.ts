@@ -1,3 +1,5 @@
+import { types } from 'node:util';
+import { DISPOSE } from '../dispose-symbols.js';
 import { invalid } from '../errors.js';
 import type { LinearWeights } from '../head.js';
 import {
@@ -13,6 +15,7 @@ import {
   float32,
   integer,
   matrix,
+  object,
   oneOf,
   type Tensor,
   type TensorLike,
@@ -136,7 +139,8 @@ const heads = (value: number, width: number): number => {
 };
 
 const layer = (name: string, weights: { weight: TensorLike; bias: Vector }, width: number): LinearWeights => ({
-  weight: single(`${name}.weight`, weights.weight, { rows: width, cols: width }).data as Float32Array,
+  weight: single(`${name}.weight`, object(name, weights, '{ weight, bias }').weight, { rows: width, cols: width })
+    .data as Float32Array,
   bias: vector(`${name}.bias`, weights.bias, width),
 });
 
@@ -190,12 +194,13 @@ const KERNELS: Checks = {
     check: (args) => {
       const context = matrix('context', args.context);
       const width = context.cols;
+      const postNorm = object('postNorm', args.postNorm, '{ weight, bias }');
       return {
         context,
         out: layer('out', args.out, width),
         postNorm: {
-          weight: vector('postNorm.weight', args.postNorm.weight, width),
-          bias: vector('postNorm.bias', args.postNorm.bias, width),
+          weight: vector('postNorm.weight', postNorm.weight, width),
+          bias: vector('postNorm.bias', postNorm.bias, width),
         },
         epsilon: epsilonOf(args.epsilon),
         visualProjection: single('visualProjection', args.visualProjection, { cols: width }),
@@ -236,7 +241,7 @@ const KERNELS: Checks = {
     check: (args) => {
       const scores = vector('scores', args.scores);
       const excluded = args.excluded ?? null;
-      if (excluded !== null && (!(excluded instanceof Uint8Array) || excluded.length !== scores.length))
+      if (excluded !== null && (!types.isUint8Array(excluded) || excluded.length !== scores.length))
         throw invalid(
           'ERR_SHAPE',
           'excluded',
@@ -253,7 +258,7 @@ const KERNELS: Checks = {
     check: (args) => {
       const features = matrix('features', args.features);
       const { kept } = args;
-      if (!(kept instanceof Int32Array)) throw invalid('ERR_DTYPE', 'kept', kept, 'an Int32Array');
+      if (!types.isInt32Array(kept)) throw invalid('ERR_DTYPE', 'kept', kept, 'an Int32Array');
       if (kept.length < 1) throw invalid('ERR_SHAPE', 'kept', 'no index', 'at least one');
       kept.forEach((index, i) => {
         integer(`kept[${i}]`, index, i === 0 ? 0 : kept[i - 1] + 1, features.rows - 1);
@@ -281,7 +286,7 @@ export function createBackend(driver: Driver, fallback: string | null): Backend 
       check(args: unknown): never;
       wrap(result: unknown, args: unknown): unknown;
     };
-    const checked = check(args);
+    const checked = check(object('args', args, `the arguments of ${name}`));
     const result = driver.run(name, checked, sync);
     return sync ? wrap(result, checked) : (result as Promise<unknown>).then((value) => wrap(value, checked));
   };
@@ -301,7 +306,7 @@ export function createBackend(driver: Driver, fallback: string | null): Backend 
     precision: driver.precision,
     fallback,
     dispose,
-    [Symbol.dispose]: dispose,
+    [DISPOSE]: dispose,
   };
 }
 

@@ -1,9 +1,8 @@
 /** The CUDA device: finds and loads its addon. It loads without a driver, and then says what is missing. */
 import { existsSync, readdirSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { join, resolve } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { DesapError } from '../errors.js';
+import { bundleAdvice, nodeRequire, packageRoot } from '../package.js';
 import type { CudaAddon, CudaStatus } from './addon.js';
 import type { Driver, Precision } from './driver.js';
 import { guarding, wrapDriver } from './native.js';
@@ -11,36 +10,37 @@ import { guarding, wrapDriver } from './native.js';
 /** Jobs under way at the same time: while one computes, the next one's memory travels. */
 const LANES = 2;
 
-const require = createRequire(import.meta.url);
 let found: { addon: CudaAddon | null; status: CudaStatus } | undefined;
 
 /** The addon where it loads, and whether CUDA can be used. Looked for once. */
 function cuda(): { addon: CudaAddon | null; status: CudaStatus } {
-  found ??= findCudaAddon(fileURLToPath(new URL('../..', import.meta.url)));
+  found ??= findCudaAddon(packageRoot());
   return found;
 }
 
 /**
  * The CUDA addon of the package at `root`: the file that DESAP_CUDA_ADDON names, else the one built here
- * (build-cuda/Release), else the prebuilt one of this platform.
+ * (build-cuda/Release), else the prebuilt one of this platform. No root: this runs from a bundle.
  */
-export function findCudaAddon(root: string): { addon: CudaAddon | null; status: CudaStatus } {
+export function findCudaAddon(root: string | null): { addon: CudaAddon | null; status: CudaStatus } {
   const unavailable = (reason: string) => ({ addon: null, status: { available: false, reason, devices: [] } });
   const file = addonFile(root);
+  if (file === null && root === null) return unavailable(`no CUDA addon: ${bundleAdvice('DESAP_CUDA_ADDON')}`);
   if (file === null)
     return unavailable(
-      `no CUDA addon for ${process.platform}-${process.arch} in this install (npm run build:cuda makes one, with the CUDA toolkit)`,
+      `no CUDA addon for ${process.platform}-${process.arch} in this install (npm run build:cuda makes one; npm run fetch:cuda has the compiler)`,
     );
   try {
-    const addon = require(file) as CudaAddon;
+    const addon = nodeRequire(file) as CudaAddon;
     return { addon, status: addon.status() };
   } catch (error) {
     return unavailable(`the CUDA addon ${file} does not load: ${(error as Error).message.split('\n')[0]}`);
   }
 }
 
-function addonFile(root: string): string | null {
+function addonFile(root: string | null): string | null {
   if (process.env.DESAP_CUDA_ADDON) return resolve(process.env.DESAP_CUDA_ADDON);
+  if (root === null) return null;
   const built = join(root, 'build-cuda', 'Release', 'desap_cuda.node');
   if (existsSync(built)) return built;
   // A folder of its own: beside the CPU addon, node-gyp-build would take it for that.

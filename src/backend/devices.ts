@@ -1,5 +1,6 @@
 import { DesapError, invalid } from '../errors.js';
-import { oneOf } from '../tensor.js';
+import { object, oneOf } from '../tensor.js';
+import { warnOnce } from '../warn.js';
 import type { CudaDevice } from './addon.js';
 import { createCudaDriver, cudaStatus } from './cuda.js';
 import { type Driver, PRECISIONS, type Precision } from './driver.js';
@@ -7,8 +8,8 @@ import { createCpuDriver, loadCpuAddon } from './native.js';
 import { createReferenceDriver } from './reference.js';
 
 /**
- * `auto` takes the fastest that works here and says in `fallback` what it had to pass over; the others throw the reason
- * when they are not available. `cuda` is the first card, `cuda:1` another. `reference` is plain JavaScript in float64.
+ * `auto` takes the fastest that works here and says in `fallback` what it had to pass over (and in a warning of the process, once,
+ * when only JavaScript is left); the others throw the reason when they are not available. `cuda` is the first card, `cuda:1` another. `reference` is plain JavaScript in float64.
  */
 export type Device = 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | 'reference';
 
@@ -88,7 +89,7 @@ interface Candidate {
 }
 
 export function openDevice(options: DeviceOptions): OpenedDevice {
-  const { device = 'auto', threads, isa } = options;
+  const { device = 'auto', threads, isa } = object('options', options);
   const accepted = oneOf('precision', options.precision ?? 'strict', [...PRECISIONS, 'fp32'] as const);
   const precision = accepted === 'fp32' ? 'strict' : accepted;
   const cuda = (index?: number): Candidate => ({
@@ -136,5 +137,11 @@ function openFirst([candidate, ...others]: readonly Candidate[], passed: readonl
     driver.dispose();
     return next(error);
   };
-  return { driver, fallback: passed.join('; ') || null, instead };
+  const fallback = passed.join('; ') || null;
+  if (fallback && driver.kind === 'reference')
+    warnOnce(
+      'DESAP_REFERENCE',
+      `device 'auto' computes with the JavaScript reference, hundreds of times slower than native kernels. ${fallback}`,
+    );
+  return { driver, fallback, instead };
 }

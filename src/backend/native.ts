@@ -1,9 +1,10 @@
 /** The CPU device: finds and loads its addon. And for every native addon: its errors get this package's type and words. */
 import { existsSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
-import { fileURLToPath } from 'node:url';
+import { join, resolve } from 'node:path';
+import { types } from 'node:util';
 import { DesapError, type DesapErrorCode, invalid, notFinite } from '../errors.js';
+import { bundleAdvice, nodeRequire, packageRoot, resolvePackage } from '../package.js';
 import type { CpuAddon, NativeContext } from './addon.js';
 import type { Driver, DriverAnalysis, DriverError, DriverHead, MaybePromise, Precision } from './driver.js';
 
@@ -12,38 +13,43 @@ const MAXIMUM_THREADS = 256;
 const DEFAULT_THREADS = 16;
 const BUILD = 'build it with: npm run build:native (needs a C++17 compiler and Python)';
 
-const require = createRequire(import.meta.url);
 let loaded: CpuAddon | undefined;
 
 /**
- * The CPU addon: the one built here (build/Release), else the prebuilt one of this platform.
+ * The CPU addon: the file that DESAP_CPU_ADDON names, else the one built here (build/Release), else the prebuilt one of this
+ * platform.
  * @throws DesapError `ERR_DEVICE_UNAVAILABLE` that says whether no addon was found or why it did not load
  */
 export function loadCpuAddon(): CpuAddon {
-  loaded ??= loadAddon(fileURLToPath(new URL('../..', import.meta.url)));
+  loaded ??= loadAddon(packageRoot());
   return loaded;
 }
 
-/** The CPU addon of the package at `root`. */
-export function loadAddon(root: string): CpuAddon {
-  const build = require('node-gyp-build') as { path(root: string): string };
-  let file: string;
+/** The CPU addon of the package at `root`; null: there is no package, this runs from a bundle. */
+export function loadAddon(root: string | null): CpuAddon {
+  const file = process.env.DESAP_CPU_ADDON ? resolve(process.env.DESAP_CPU_ADDON) : addonFile(root);
   try {
-    file = build.path(root);
+    return nodeRequire(file) as CpuAddon;
+  } catch (cause) {
+    throw new DesapError(
+      'ERR_DEVICE_UNAVAILABLE',
+      `cpu: the native addon ${file} does not load: ${(cause as Error).message.split('\n')[0]}; ${BUILD}`,
+      { cause },
+    );
+  }
+}
+
+function addonFile(root: string | null): string {
+  if (root === null)
+    throw new DesapError('ERR_DEVICE_UNAVAILABLE', `cpu: no native addon: ${bundleAdvice('DESAP_CPU_ADDON')}`);
+  try {
+    const gyp = nodeRequire(resolvePackage('node-gyp-build', join(root, 'package.json')) ?? 'node-gyp-build');
+    return (gyp as { path(root: string): string }).path(root);
   } catch (cause) {
     const tried = existsSync(`${root}/prebuilds`) ? 'build/Release and prebuilds' : 'build/Release (and no prebuilds)';
     throw new DesapError(
       'ERR_DEVICE_UNAVAILABLE',
       `cpu: no native addon for ${process.platform}-${process.arch} in ${root} (tried ${tried}); ${BUILD}`,
-      { cause },
-    );
-  }
-  try {
-    return require(file) as CpuAddon;
-  } catch (cause) {
-    throw new DesapError(
-      'ERR_DEVICE_UNAVAILABLE',
-      `cpu: the native addon ${file} does not load: ${(cause as Error).message}; ${BUILD}`,
       { cause },
     );
   }
@@ -105,7 +111,7 @@ export function guarding(names: Readonly<Record<string, string>>): Guard {
   return <T>(call: () => T): T => {
     try {
       const result = call();
-      return result instanceof Promise ? (settled(result, names) as T) : result;
+      return types.isPromise(result) ? (settled(result, names) as T) : result;
     } catch (error) {
       throw desapError(error, names);
     }
@@ -123,7 +129,7 @@ async function settled<T>(result: Promise<T>, names: Readonly<Record<string, str
 
 function wrapAll(analyses: MaybePromise<DriverAnalysis[]>, guard: Guard): MaybePromise<DriverAnalysis[]> {
   const wrap = (all: DriverAnalysis[]) => all.map((analysis) => new NativeAnalysis(analysis, guard));
-  return analyses instanceof Promise ? analyses.then(wrap) : wrap(analyses);
+  return types.isPromise(analyses) ? analyses.then(wrap) : wrap(analyses);
 }
 
 class NativeAnalysis implements DriverAnalysis {
@@ -153,7 +159,7 @@ class NativeAnalysis implements DriverAnalysis {
 
 /** A native error as a {@link DesapError} whose message begins with the argument, by its name in `names` where it has one. */
 export function desapError(error: unknown, names: Readonly<Record<string, string>> = {}): unknown {
-  if (!(error instanceof Error) || error instanceof DesapError) return error;
+  if (!types.isNativeError(error) || error instanceof DesapError) return error;
   const { code, argument, row, image, message } = error as DriverError;
   if (!code?.startsWith('ERR_')) return new DesapError('ERR_INTERNAL', `native addon: ${message}`, { cause: error });
   const name = argument && (names[argument] ?? argument);

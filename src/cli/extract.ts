@@ -5,8 +5,8 @@ import { DesapError } from '../errors.js';
 import { isFile } from '../files.js';
 import { type HeadWeights, saveHead } from '../index.js';
 import { confirmHead, extractHead } from '../onnx/index.js';
+import { loadOrt } from '../ort.js';
 import { findClipFile } from '../runtimes/clip-folder.js';
-import { loadOrt } from '../runtimes/session.js';
 import { positive, print } from './options.js';
 
 interface Flags {

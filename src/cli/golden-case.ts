@@ -13,6 +13,7 @@ export interface GoldenCase {
     readonly encoding: Encoding;
     readonly alignment: Alignment;
     readonly taskShare: number;
+    readonly lambda: number;
   };
   /** Floating-point results. */
   readonly values: Record<'context' | 'attention' | 'embedding' | 'task' | 'saliency' | 'tokens', Float64Array>;
@@ -27,11 +28,19 @@ interface Config {
   alignment?: boolean;
   clamp?: boolean;
   task_share?: number;
+  lambda?: number;
 }
+
+/** The keys of a config, those of its head included. A case that is run without regard to a further one would prove nothing. */
+const KEYS = new Map([
+  ...['heads', 'epsilon', 'eos', 'keep', 'task_share', 'lambda'].map((key) => [key, 'number'] as const),
+  ...['cls', 'alignment', 'clamp'].map((key) => [key, 'boolean'] as const),
+  ['encoding', 'string'] as const,
+]);
 
 /**
  * Reads a `.safetensors` case: `input.*`, `weight.*`, `output.*` and the metadata key `config`.
- * @throws DesapError `ERR_FILE`, `ERR_DTYPE` when it is not one
+ * @throws DesapError `ERR_FILE`, `ERR_DTYPE` when it is not one, or when its config has a key that is not known here
  */
 export async function readGoldenCase(path: string): Promise<GoldenCase> {
   const file = await readSafeTensors(path);
@@ -57,6 +66,7 @@ export async function readGoldenCase(path: string): Promise<GoldenCase> {
       encoding: config.encoding ?? 'qq',
       alignment: config.alignment === false ? 'mean' : config.clamp ? 'fcma-clamped' : 'fcma',
       taskShare: config.task_share ?? 0.5,
+      lambda: config.lambda ?? 0.1,
     },
     values: {
       context: values('context'),
@@ -76,13 +86,27 @@ export async function readGoldenCase(path: string): Promise<GoldenCase> {
 }
 
 function configOf({ metadata }: SafeTensors, path: string): Config {
-  try {
-    const config: unknown = JSON.parse(metadata.config);
-    if (typeof config === 'object' && config !== null) return config;
-  } catch {
-    // Missing and malformed are the same to the user.
+  const config = parsed(metadata.config);
+  if (config === null)
+    throw new DesapError('ERR_FILE', `${path}: got no metadata key "config" in JSON, wanted a golden case`);
+  for (const [key, value] of Object.entries(config)) {
+    const type = KEYS.get(key);
+    if (type === undefined)
+      throw new DesapError('ERR_FILE', `${path}: config: got the key "${key}", wanted ${[...KEYS.keys()].join(' | ')}`);
+    if (typeof value !== type)
+      throw new DesapError('ERR_FILE', `${path}: config.${key}: got ${JSON.stringify(value)}, wanted a ${type}`);
   }
-  throw new DesapError('ERR_FILE', `${path}: got no metadata key "config" in JSON, wanted a golden case`);
+  return config;
+}
+
+/** The object that is written in JSON, or null: missing and malformed are the same to the user. */
+function parsed(json: string): object | null {
+  try {
+    const value: unknown = JSON.parse(json);
+    return typeof value === 'object' && !Array.isArray(value) ? value : null;
+  } catch {
+    return null;
+  }
 }
 
 function float64(tensor: StoredTensor, name: string): Float64Array {

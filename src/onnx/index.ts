@@ -2,6 +2,8 @@
  * ONNX files of vision-language models: their structure, parts of them as graphs of their own, and DeSAP's head.
  * Everything is found by structure, never by name, and can be confirmed by numbers. Nothing is written to disk.
  */
+import { disableTelemetry } from '../telemetry.js';
+
 export type { Block, Projection } from './attention.js';
 export type { ConfirmOptions, HeadConfirmation, TowerConfirmation } from './confirm.js';
 export { confirmHead, confirmTower } from './confirm.js';
@@ -24,3 +26,5 @@ export type { Projector, TowerStructure } from './tower.js';
 export { readTower } from './tower.js';
 export type { GraphNode, NewNode } from './write.js';
 export { newNode } from './write.js';
+
+disableTelemetry(); // before the first session: openGraph makes one

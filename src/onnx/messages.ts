@@ -19,6 +19,8 @@ export interface Attribute {
   readonly s?: string;
   readonly t?: StoredTensor;
   readonly ints?: readonly number[];
+  /** The bytes of a GraphProto: the body of a Loop. */
+  readonly g?: Uint8Array;
 }
 
 /** A NodeProto. */
@@ -110,6 +112,10 @@ function readAttribute(source: ByteSource, attribute: Field, into: Map<string, A
         ints.push(...integers(source, field));
         break;
       case AttributeField.g:
+        // The node's own memory: it stays as it is.
+        value.g = source.bytes(field.start, field.end - field.start);
+        readCaptures(source, field, captures, 0);
+        break;
       case AttributeField.graphs:
         readCaptures(source, field, captures, 0);
         break;

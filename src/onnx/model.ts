@@ -1,5 +1,6 @@
 import { realpathSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
+import { types } from 'node:util';
 import { DesapError, invalid } from '../errors.js';
 import { type OnnxNode, type OnnxValue, readNode, readValue } from './messages.js';
 import { GraphField, ModelField, OpsetField } from './proto.js';
@@ -45,7 +46,7 @@ export type ModelSource = string | Uint8Array | OnnxModel;
  *   `ERR_GRAPH` for sparse initialisers
  */
 export function readModel(source: ModelSource, name = 'model'): OnnxModel {
-  if (source instanceof Uint8Array) return parseModel(memorySource(name, source), null);
+  if (types.isUint8Array(source)) return parseModel(memorySource(name, source), null);
   if (typeof source === 'object' && source !== null) return source;
   if (typeof source !== 'string' || source === '')
     throw invalid('ERR_VALUE', name, source, 'a path or the bytes of an ONNX model');
@@ -81,6 +82,16 @@ function parseModel(source: ByteSource, file: ModelFile | null): OnnxModel {
   return { name: source.name, file, header, opset, nodes, initializers, inputs, outputs, valueTypes };
 }
 
+/** Reads a GraphProto inside of a node. Its inputs are in their order; names that it does not write are those of the graph around. */
+export function readSubgraph(
+  name: string,
+  bytes: Uint8Array,
+): Pick<OnnxModel, 'nodes' | 'initializers' | 'inputs' | 'outputs'> {
+  const parts = new GraphParts(memorySource(name, bytes));
+  parts.add({ start: 0, end: bytes.length });
+  return parts;
+}
+
 function onnxVersion(source: ByteSource, field: Field): number {
   let domain = '';
   let version = 0;
@@ -101,7 +112,7 @@ class GraphParts {
 
   constructor(private readonly source: ByteSource) {}
 
-  add(graph: Field): void {
+  add(graph: Pick<Field, 'start' | 'end'>): void {
     const { source } = this;
     for (const field of fields(source, graph.start, graph.end)) {
       switch (field.number) {

@@ -25,7 +25,7 @@ export const AttributeField = {
   graphs: 11,
   type: 20,
 } as const;
-export const AttributeType = { float: 1, int: 2, string: 3, tensor: 4, ints: 7 } as const;
+export const AttributeType = { float: 1, int: 2, string: 3, tensor: 4, graph: 5, ints: 7 } as const;
 export const TensorField = {
   dims: 1,
   dataType: 2,

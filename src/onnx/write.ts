@@ -81,7 +81,7 @@ function writeNode({ op, domain, inputs, outputs, attributes }: NewNode): Uint8A
   return node.finish();
 }
 
-function writeAttribute(name: string, { i, f, s, t, ints }: Attribute): Uint8Array {
+function writeAttribute(name: string, { i, f, s, t, ints, g }: Attribute): Uint8Array {
   const attribute = text(writer(), AttributeField.name, name);
   const type = (code: number) => integer(attribute, AttributeField.type, code);
   if (i !== undefined) integer(type(AttributeType.int), AttributeField.i, i);
@@ -93,6 +93,7 @@ function writeAttribute(name: string, { i, f, s, t, ints }: Attribute): Uint8Arr
   }
   if (t !== undefined && 'bytes' in t.data)
     message(type(AttributeType.tensor), AttributeField.t, writeTensor({ ...t, data: t.data }));
+  if (g !== undefined) message(type(AttributeType.graph), AttributeField.g, g);
   return attribute.finish();
 }
 

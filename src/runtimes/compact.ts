@@ -1,6 +1,7 @@
+import { types } from 'node:util';
 import { DesapError, invalid } from '../errors.js';
 import type { PruneResult } from '../index.js';
-import { Tensor } from '../tensor.js';
+import { object, Tensor } from '../tensor.js';
 
 /**
  * Whether the language model sees the kept tokens renumbered without gaps (`compact`) or at the places that they had among all
@@ -45,7 +46,7 @@ export interface CompactPrompt {
  * @throws DesapError `ERR_SHAPE` when the prompt has not one image token per patch, `ERR_DTYPE`, `ERR_VALUE`
  */
 export function compact(options: CompactOptions): CompactPrompt {
-  const { imageTokenId, positionIds, positions = 'compact' } = options;
+  const { imageTokenId, positionIds, positions = 'compact' } = object('options', options);
   if (positionIds && options.positions)
     throw invalid('ERR_VALUE', 'positions', `${options.positions} and positionIds`, 'one of the two');
   if (positions !== 'compact' && positions !== 'original')
@@ -93,7 +94,7 @@ export function compact(options: CompactOptions): CompactPrompt {
 /** Given positions: some of their columns, and the position behind the largest. */
 function positionRows(positionIds: Tensor, length: number): { at(columns: readonly number[]): Tensor; next: number } {
   const { data, dims } = positionIds;
-  if (!(data instanceof BigInt64Array)) throw invalid('ERR_DTYPE', 'positionIds', positionIds.type, 'int64');
+  if (!types.isBigInt64Array(data)) throw invalid('ERR_DTYPE', 'positionIds', positionIds.type, 'int64');
   const rows = dims.length === 3 ? dims[0] : 1;
   if (dims.length < 2 || dims.length > 3 || dims.at(-2) !== 1 || dims.at(-1) !== length)
     throw invalid('ERR_SHAPE', 'positionIds.dims', dims, `[1, ${length}] or [rows, 1, ${length}]`);
@@ -120,10 +121,10 @@ function keptFlags(pictures: readonly KeptPatches[]): boolean[] {
 }
 
 function int64(name: string, value: Tensor | BigInt64Array | readonly number[]): BigInt64Array {
-  if (value instanceof BigInt64Array) return value;
+  if (types.isBigInt64Array(value)) return value;
   if (Array.isArray(value)) return BigInt64Array.from(value as number[], BigInt);
   const { data, dims } = value as Tensor;
-  if (!(data instanceof BigInt64Array)) throw new DesapError('ERR_DTYPE', `${name}: wanted an int64 tensor`);
+  if (!types.isBigInt64Array(data)) throw new DesapError('ERR_DTYPE', `${name}: wanted an int64 tensor`);
   if (dims.length > 2 || (dims.length === 2 && dims[0] !== 1))
     throw invalid('ERR_SHAPE', `${name}.dims`, dims, '[1, L]: one sequence at a time');
   return data;

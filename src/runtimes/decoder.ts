@@ -1,7 +1,11 @@
+import { types } from 'node:util';
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
+import { Lifetime } from '../lifetime.js';
 import { Tensor } from '../tensor.js';
-import { openSession } from './session.js';
+import { openSession, runSession } from './session.js';
+
+const DECODER = { argument: 'embeds', graph: 'the decoder' };
 
 /** One greedy decoding: the prompt's embeddings and when to stop. */
 export interface GenerateOptions {
@@ -26,6 +30,8 @@ export interface Generated {
 
 /** `decoder_model_merged.onnx` with its key-value cache: one sequence, greedy. */
 export class Decoder {
+  readonly #life = new Lifetime('Decoder');
+
   private constructor(private readonly session: InferenceSession) {}
 
   /** @throws DesapError `ERR_FILE`, `ERR_GRAPH` when it is not such a decoder */
@@ -48,8 +54,15 @@ export class Decoder {
     return this.session.inputNames.includes('position_ids');
   }
 
-  /** The most likely continuation, token by token. ONNX Runtime blocks the event loop during each step. */
+  /**
+   * The most likely continuation, token by token. ONNX Runtime blocks the event loop during each step.
+   * @throws DesapError `ERR_VALUE`, `ERR_DISPOSED`
+   */
   async generate(options: GenerateOptions): Promise<Generated> {
+    return this.#life.call(() => this.#generate(options));
+  }
+
+  async #generate(options: GenerateOptions): Promise<Generated> {
     const { endTokens, maxNewTokens } = options;
     if (!Number.isInteger(maxNewTokens) || maxNewTokens < 1)
       throw invalid('ERR_VALUE', 'maxNewTokens', maxNewTokens, 'a positive integer');
@@ -67,14 +80,14 @@ export class Decoder {
   }
 
   async #step(embeds: Tensor, length: number, positions: Tensor, cache: Record<string, Tensor>) {
-    const feeds: Record<string, Tensor> = { ...cache, inputs_embeds: embeds };
+    const feeds: Record<string, Tensor> = { inputs_embeds: embeds, ...cache };
     feeds.attention_mask = new Tensor('int64', new BigInt64Array(length).fill(1n), [1, length]);
     if (this.takesPositions) feeds.position_ids = positions;
     if (this.session.inputNames.includes('num_logits_to_keep'))
       feeds.num_logits_to_keep = new Tensor('int64', [1n], []);
     if (this.session.inputNames.includes('use_cache_branch'))
       feeds.use_cache_branch = new Tensor('bool', [length > embeds.dims[1]], [1]);
-    const outputs = (await this.session.run(feeds)) as Record<string, Tensor>;
+    const outputs = await runSession(this.session, DECODER, feeds);
     const next = Object.entries(outputs).flatMap(([name, tensor]) =>
       name.startsWith('present') ? [[name.replace('present', 'past_key_values'), tensor] as const] : [],
     );
@@ -94,9 +107,9 @@ export class Decoder {
     return Object.fromEntries(empty);
   }
 
-  /** Frees the session. */
-  async dispose(): Promise<void> {
-    await this.session.release();
+  /** Frees the session, after the calls under way. Safe to call again. */
+  dispose(): Promise<void> {
+    return this.#life.end(() => this.session.release());
   }
 }
 
@@ -107,7 +120,7 @@ export function int64(values: readonly number[]): Tensor {
 
 /** The id of the largest logit at the last position of [1, n, vocabulary]; equal logits: the lower id. */
 function lastArgMax(logits: Tensor | undefined): number {
-  if (!(logits?.data instanceof Float32Array))
+  if (!types.isFloat32Array(logits?.data))
     throw new DesapError(
       'ERR_GRAPH',
       `logits: got ${logits?.type ?? 'no such output'}, wanted a float32 output; export the decoder with float32 inputs and outputs`,

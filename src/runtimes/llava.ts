@@ -1,8 +1,11 @@
 import { join } from 'node:path';
+import { types } from 'node:util';
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { ASYNC_DISPOSE, DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid } from '../errors.js';
 import { requireFolder } from '../files.js';
-import type { TensorLike } from '../tensor.js';
+import { Lifetime } from '../lifetime.js';
+import { object, type TensorLike } from '../tensor.js';
 import type { Answer, AnswerOptions, AnswerTimings, LlavaOptions, VisualTokens } from './answer.js';
 import { Chat } from './chat.js';
 import { compact } from './compact.js';
@@ -11,7 +14,10 @@ import { isTensor, pixelValues } from './image/pixel-values.js';
 import { ImageProcessor, type ImageSource } from './image.js';
 import { PrunedVision, type VisionAnalysis } from './pruned-vision.js';
 import { checkQuestion } from './question.js';
-import { allOrNone, atRest, openSession } from './session.js';
+import { allOrNone, atRest, openSession, runSession } from './session.js';
+
+const VISION = { argument: 'pixelValues', graph: 'vision_encoder.onnx' };
+const EMBED = { argument: 'inputIds', graph: 'embed_tokens.onnx' };
 
 interface Parts {
   readonly vision: PrunedVision | null;
@@ -20,6 +26,9 @@ interface Parts {
   readonly chat: Chat;
   readonly images: ImageProcessor;
 }
+
+/** What the language model makes of a prompt. */
+type Completion = Omit<Answer, 'timings'> & { readonly timings: Pick<AnswerTimings, 'prefill' | 'decode'> };
 
 /**
  * A LLaVA folder (the Transformers.js layout: `onnx/vision_encoder.onnx`, `embed_tokens.onnx`, `decoder_model_merged.onnx`, and the
@@ -35,6 +44,8 @@ interface Parts {
  */
 export class Llava {
   #plain: Promise<InferenceSession> | null = null;
+  /** @internal Its pictures use it too. */
+  readonly life = new Lifetime('Llava');
 
   private constructor(
     private readonly folder: string,
@@ -47,7 +58,7 @@ export class Llava {
    *   CLIP folder is not that of the vision tower, `ERR_MISSING_PACKAGE`, `ERR_DEVICE_UNAVAILABLE`
    */
   static async open(folder: string, given: LlavaOptions = {}): Promise<Llava> {
-    const options = { ...given, session: atRest(given.session) };
+    const options = { ...given, session: atRest(object('options', given).session) };
     await requireFolder(folder, 'a LLaVA model folder');
     const onnx = (name: string) => join(folder, 'onnx', `${name}.onnx`);
     return allOrNone(async (opened) => {
@@ -78,9 +89,14 @@ export class Llava {
 
   /**
    * A picture in any form, or `pixel_values` [1, 3, H, W], for many questions; the encoder runs once for all of them.
-   * @throws DesapError as {@link ImageProcessor.process}; `ERR_SHAPE`, `ERR_DTYPE` for a tensor that is not the pixels of one picture
+   * @throws DesapError as {@link ImageProcessor.process}; `ERR_SHAPE`, `ERR_DTYPE` for a tensor that is not the pixels of one picture;
+   *   `ERR_DISPOSED`
    */
   async see(image: ImageSource | TensorLike): Promise<LlavaImage> {
+    return this.life.call(() => this.#see(image));
+  }
+
+  async #see(image: ImageSource | TensorLike): Promise<LlavaImage> {
     return new LlavaImage(this, isTensor(image) ? pixelValues(image) : await this.images.process(image));
   }
 
@@ -89,6 +105,10 @@ export class Llava {
    * @throws DesapError as {@link Llava.see}; `ERR_VALUE` for an empty question, `keep`, `positions`, ...
    */
   async answer(image: ImageSource | TensorLike, question: string, options: AnswerOptions = {}): Promise<Answer> {
+    return this.life.call(() => this.#answer(image, question, options));
+  }
+
+  async #answer(image: ImageSource | TensorLike, question: string, options: AnswerOptions): Promise<Answer> {
     const seen = await this.see(image);
     try {
       return await seen.answer(question, options);
@@ -104,18 +124,15 @@ export class Llava {
 
   /** Features of all patches [1, P, W] by the folder's own `vision_encoder.onnx`, and the milliseconds that it took. */
   async encodeAll(pixels: Tensor): Promise<{ features: Tensor; vision: number }> {
+    return this.life.call(() => this.#encodeAll(pixels));
+  }
+
+  async #encodeAll(pixels: Tensor): Promise<{ features: Tensor; vision: number }> {
     this.#plain ??= openSession(join(this.folder, 'onnx', 'vision_encoder.onnx'), this.options.session);
     const session = await this.#plain;
     const start = performance.now();
-    const outputs = await session.run({ [session.inputNames[0]]: pixels }).catch((cause: Error) => {
-      const reason = cause.message.split('\n').join(' ');
-      throw new DesapError(
-        'ERR_SHAPE',
-        `image: got ${pixels.type} [${pixels.dims.join(', ')}], which the vision encoder does not take: ${reason}`,
-        { cause },
-      );
-    });
-    return { features: outputs[session.outputNames[0]] as Tensor, vision: performance.now() - start };
+    const outputs = await runSession(session, VISION, { [session.inputNames[0]]: pixels });
+    return { features: outputs[session.outputNames[0]], vision: performance.now() - start };
   }
 
   /**
@@ -127,10 +144,18 @@ export class Llava {
     { features, kept }: VisualTokens,
     question: string,
     options: Pick<AnswerOptions, 'positions' | 'maxNewTokens'> = {},
-  ): Promise<Omit<Answer, 'timings'> & { readonly timings: Pick<AnswerTimings, 'prefill' | 'decode'> }> {
+  ): Promise<Completion> {
+    return this.life.call(() => this.#complete({ features, kept }, question, options));
+  }
+
+  async #complete(
+    { features, kept }: VisualTokens,
+    question: string,
+    options: Pick<AnswerOptions, 'positions' | 'maxNewTokens'>,
+  ): Promise<Completion> {
     const { decoder, chat } = this.parts;
     checkQuestion(question);
-    const positions = options.positions ?? 'compact';
+    const positions = object('options', options).positions ?? 'compact';
     if (positions === 'original' && !decoder.takesPositions)
       throw new DesapError(
         'ERR_GRAPH',
@@ -149,11 +174,7 @@ export class Llava {
     const prompt = compact({ inputIds: ids, imageTokenId: chat.imageTokenId, kept: patches, positions });
     const embeds = await this.#embed(prompt.inputIds);
     const width = embeds.dims[2];
-    if (
-      !(embeds.data instanceof Float32Array) ||
-      !(features.data instanceof Float32Array) ||
-      features.dims.at(-1) !== width
-    )
+    if (!types.isFloat32Array(embeds.data) || !types.isFloat32Array(features.data) || features.dims.at(-1) !== width)
       throw invalid('ERR_SHAPE', 'features', `${features.type} [${features.dims.join(', ')}]`, `float32 [K, ${width}]`);
     embeds.data.set(features.data, at * width);
     const merged = performance.now();
@@ -176,25 +197,27 @@ export class Llava {
 
   async #embed(inputIds: Tensor): Promise<Tensor> {
     const session = this.parts.embedTokens;
-    const outputs = await session.run({ [session.inputNames[0]]: inputIds });
-    return outputs[session.outputNames[0]] as Tensor;
+    const outputs = await runSession(session, EMBED, { [session.inputNames[0]]: inputIds });
+    return outputs[session.outputNames[0]];
   }
 
-  /** Frees the sessions and the pruner. */
-  async dispose(): Promise<void> {
-    const { vision, embedTokens, decoder } = this.parts;
-    await Promise.all([vision?.dispose(), embedTokens.release(), decoder.dispose()]);
-    const plain = await this.#plain?.catch(() => null);
-    await plain?.release();
+  /** Frees the sessions and the pruner, after the calls under way. Safe to call again. */
+  dispose(): Promise<void> {
+    return this.life.end(async () => {
+      const { vision, embedTokens, decoder } = this.parts;
+      const plain = await this.#plain?.catch(() => null);
+      await Promise.all([vision?.dispose(), embedTokens.release(), decoder.dispose(), plain?.release()]);
+    });
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
+  async [ASYNC_DISPOSE](): Promise<void> {
     await this.dispose();
   }
 }
 
 /** One picture that questions can be asked about; made by {@link Llava.see}. */
 export class LlavaImage implements Disposable {
+  readonly #life = new Lifetime('LlavaImage');
   #analysis: Promise<VisionAnalysis> | null = null;
   #all: ReturnType<Llava['encodeAll']> | null = null;
 
@@ -208,10 +231,15 @@ export class LlavaImage implements Disposable {
    * @throws as {@link Llava.answer}
    */
   async answer(question: string, options: AnswerOptions = {}): Promise<Answer> {
+    return this.#life.call(() => this.llava.life.call(() => this.#answer(question, options)));
+  }
+
+  async #answer(question: string, options: AnswerOptions): Promise<Answer> {
+    object('options', options);
     checkQuestion(question);
     const keep = options.keep ?? this.llava.keep;
     if (keep === 'all') return this.#answerAll(question, options);
-    const analysis = await this.analyze();
+    const analysis = await this.#analyze();
     const pruned = await analysis.prune(question, { ...options, keep });
     const { timings, ...answer } = await this.llava.complete(
       { features: pruned.features, kept: pruned },
@@ -223,7 +251,11 @@ export class LlavaImage implements Disposable {
   }
 
   /** The picture's part of the pruning, computed once. */
-  analyze(): Promise<VisionAnalysis> {
+  async analyze(): Promise<VisionAnalysis> {
+    return this.#life.call(() => this.#analyze());
+  }
+
+  #analyze(): Promise<VisionAnalysis> {
     const { vision } = this.llava;
     if (!vision)
       throw invalid('ERR_VALUE', 'keep', 'a number without a CLIP folder', `'all', or the option clip at Llava.open`);
@@ -238,16 +270,12 @@ export class LlavaImage implements Disposable {
     return { ...answer, timings: { vision, prune: 0, projector: 0, ...timings } };
   }
 
-  /** Frees what the device holds of the picture. */
+  /** Frees what the device holds of the picture, after the calls under way. Safe to call again. */
   dispose(): void {
-    this.#analysis?.then(
-      (analysis) => analysis.dispose(),
-      () => {},
-    );
-    this.#analysis = null;
+    this.#life.end(async () => (await this.#analysis?.catch(() => null))?.dispose());
   }
 
-  [Symbol.dispose](): void {
+  [DISPOSE](): void {
     this.dispose();
   }
 }

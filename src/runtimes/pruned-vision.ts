@@ -1,4 +1,5 @@
 import type { InferenceSession } from 'onnxruntime-common';
+import { ASYNC_DISPOSE, DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid } from '../errors.js';
 import { isFile, requireFolder } from '../files.js';
 import {
@@ -12,6 +13,7 @@ import {
   type TensorLike,
   type TextTokens,
 } from '../index.js';
+import { Lifetime } from '../lifetime.js';
 import { confirmProjector } from '../onnx/confirm.js';
 import {
   type EditedGraph,
@@ -24,13 +26,17 @@ import {
   readTower,
   towerGraph,
 } from '../onnx/index.js';
-import { Tensor } from '../tensor.js';
+import { loadOrt } from '../ort.js';
+import { object, Tensor } from '../tensor.js';
 import { ClipText, type LongText } from '../text/clip-text.js';
 import { clipFile } from './clip-folder.js';
 import { type HiddenMemory, hiddenMemory } from './hidden-memory.js';
 import { checkQuestion } from './question.js';
-import { allOrNone, atRest, loadOrt } from './session.js';
+import { allOrNone, atRest, runSession } from './session.js';
 import { requireFit, towerHead } from './tower-head.js';
+
+const TOWER = { argument: 'pixelValues', graph: 'the vision tower' };
+const PROJECTOR = { argument: 'tokens', graph: 'the projector' };
 
 export interface PrunedVisionOptions extends DeviceOptions, Pick<AnalyzeOptions, 'encoding'> {
   /**
@@ -94,6 +100,8 @@ export interface PrunedFeatures extends Omit<PruneResult, 'tokens' | 'matrices' 
 export class PrunedVision {
   /** Shape of the hidden states for each shape of `pixel_values` seen so far. */
   readonly #shapes = new Map<string, readonly number[]>();
+  /** @internal Its analyses use it too. */
+  readonly life = new Lifetime('PrunedVision');
 
   private constructor(
     /** The pruner, for single kernels and other text than a question. */
@@ -118,7 +126,7 @@ export class PrunedVision {
    *   do not belong together; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`
    */
   static async open(visionEncoder: string, given: PrunedVisionOptions): Promise<PrunedVision> {
-    const options = { ...given, session: atRest(given.session) };
+    const options = { ...given, session: atRest(object('options', given).session) };
     const { clip, pruner } = options;
     const ort = options.ort ?? (await loadOrt());
     if (clip !== undefined) await requireFolder(clip, 'a CLIP folder');
@@ -179,9 +187,14 @@ export class PrunedVision {
    * The part of an image that no question changes. Dispose what it returns.
    *
    * @param pixelValues [1, 3, H, W], float32
-   * @throws DesapError `ERR_SHAPE`, `ERR_NOT_FINITE`, `ERR_OUT_OF_MEMORY`
+   * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_NOT_FINITE`, `ERR_OUT_OF_MEMORY`, `ERR_DISPOSED`; `ERR_GRAPH` when the tower fails
+   *   for another reason
    */
   async analyze(pixelValues: Tensor): Promise<VisionAnalysis> {
+    return this.life.call(() => this.#analyze(pixelValues));
+  }
+
+  async #analyze(pixelValues: Tensor): Promise<VisionAnalysis> {
     const { dims } = pixelValues;
     if (dims.length !== 4 || dims[0] !== 1) throw invalid('ERR_SHAPE', 'pixelValues.dims', dims, '[1, 3, H, W]');
     const start = performance.now();
@@ -202,16 +215,28 @@ export class PrunedVision {
    * @throws as {@link PrunedVision.analyze} and {@link VisionAnalysis.prune}
    */
   async encode(pixelValues: Tensor, question: string, options?: VisionPruneOptions): Promise<PrunedFeatures> {
-    using analysis = await this.analyze(pixelValues);
-    return await analysis.prune(question, options);
+    return this.life.call(() => this.#encode(pixelValues, question, options));
+  }
+
+  async #encode(pixelValues: Tensor, question: string, options?: VisionPruneOptions): Promise<PrunedFeatures> {
+    const analysis = await this.analyze(pixelValues);
+    try {
+      return await analysis.prune(question, options);
+    } finally {
+      analysis.dispose();
+    }
   }
 
   /** The projector alone: rows [K, D] to features [1, K, W]. */
   async project(tokens: TensorLike): Promise<Tensor> {
+    return this.life.call(() => this.#project(tokens));
+  }
+
+  async #project(tokens: TensorLike): Promise<Tensor> {
     const [rows, width] = tokens.dims.slice(-2);
     const input = new Tensor('float32', tokens.data as Float32Array, [1, rows, width]);
-    const outputs = await this.projector.run({ [PATCHES]: input });
-    return outputs[IMAGE_FEATURES] as Tensor;
+    const outputs = await runSession(this.projector, PROJECTOR, { [PATCHES]: input });
+    return outputs[IMAGE_FEATURES];
   }
 
   /**
@@ -219,9 +244,13 @@ export class PrunedVision {
    *
    * @param pixelValues [1, 3, H, W], float32
    * @returns features [1, P, W]; [1, P + 1, W], the class token's first, of a file that has it among its features
-   * @throws DesapError `ERR_SHAPE`
+   * @throws as {@link PrunedVision.analyze}
    */
   async encodeAll(pixelValues: Tensor): Promise<Tensor> {
+    return this.life.call(() => this.#encodeAll(pixelValues));
+  }
+
+  async #encodeAll(pixelValues: Tensor): Promise<Tensor> {
     const { memory, hidden } = await this.#hidden(pixelValues);
     try {
       const width = hidden.dims[2];
@@ -238,7 +267,7 @@ export class PrunedVision {
     const feeds = { [this.tower.inputNames[0]]: pixelValues };
     const key = pixelValues.dims.join();
     const known = this.#shapes.get(key);
-    const output = known ? null : await this.#firstRun(feeds);
+    const output = known ? null : (await runSession(this.tower, TOWER, feeds))[HIDDEN_STATES];
     const dims = known ?? (output as Tensor).dims;
     this.#shapes.set(key, dims);
     const memory = hiddenMemory(dims, this.pruner.backend.kind);
@@ -246,7 +275,7 @@ export class PrunedVision {
       // ONNX Runtime writes into a given output only when its own Tensor class holds it.
       const hidden = new this.ort.Tensor('float32', memory.data, dims);
       if (output) memory.data.set(output.data as Float32Array);
-      else await this.tower.run(feeds, { [HIDDEN_STATES]: hidden });
+      else await runSession(this.tower, TOWER, feeds, { [HIDDEN_STATES]: hidden });
       return { memory, hidden };
     } catch (error) {
       memory.dispose();
@@ -254,32 +283,23 @@ export class PrunedVision {
     }
   }
 
-  /** The first image of its size: what the graph does not take shows here. */
-  async #firstRun(feeds: Record<string, Tensor>): Promise<Tensor> {
-    try {
-      return (await this.tower.run(feeds))[HIDDEN_STATES] as Tensor;
-    } catch (cause) {
-      const dims = Object.values(feeds)[0].dims.join(', ');
-      const reason = (cause as Error).message.split('\n').join(' ');
-      throw new DesapError('ERR_SHAPE', `pixelValues: got [${dims}], which the vision tower does not take: ${reason}`, {
-        cause,
-      });
-    }
+  /** Frees the sessions and the pruner, after the calls under way; analyses only tell what they hold from then on. Safe to call again. */
+  dispose(): Promise<void> {
+    return this.life.end(async () => {
+      if (this.ownsPruner) this.pruner.dispose();
+      await Promise.all([this.clipText?.dispose(), this.tower.release(), this.projector.release()]);
+    });
   }
 
-  /** Frees the sessions and the pruner; analyses stay usable for pruning, not for projecting. */
-  async dispose(): Promise<void> {
-    if (this.ownsPruner) this.pruner.dispose();
-    await Promise.all([this.clipText?.dispose(), this.tower.release(), this.projector.release()]);
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
+  async [ASYNC_DISPOSE](): Promise<void> {
     await this.dispose();
   }
 }
 
 /** One image for many questions; made by {@link PrunedVision.analyze}. */
 export class VisionAnalysis implements Disposable {
+  readonly #life = new Lifetime('VisionAnalysis');
+
   /** @internal */
   constructor(
     private readonly vision: PrunedVision,
@@ -296,8 +316,12 @@ export class VisionAnalysis implements Disposable {
     return this.image.patches;
   }
 
-  /** The patch rows of {@link VisionAnalysis.hidden}, [P, D]; the same memory. */
+  /**
+   * The patch rows of {@link VisionAnalysis.hidden}, [P, D]; the same memory.
+   * @throws DesapError `ERR_DISPOSED`
+   */
   get patchStates(): TensorLike {
+    this.#life.check();
     const width = this.hidden.dims[2];
     const data = this.hidden.data as Float32Array;
     return { data: data.subarray(data.length - this.patches * width), dims: [this.patches, width] };
@@ -307,9 +331,15 @@ export class VisionAnalysis implements Disposable {
    * Prunes for a question: its text tower, the pruner, the projector.
    *
    * @param question as the CLIP text tower is to see it, or its tokens already encoded
-   * @throws DesapError `ERR_VALUE` for an empty question, `keep`, ...; the errors of `ImageAnalysis.prune`
+   * @throws DesapError `ERR_VALUE` for an empty question, `keep`, ...; the errors of `ImageAnalysis.prune`; `ERR_DISPOSED` when this
+   *   or its `PrunedVision` was disposed
    */
   async prune(question: string | TextTokens, options: VisionPruneOptions = {}): Promise<PrunedFeatures> {
+    return this.#life.call(() => this.vision.life.call(() => this.#prune(question, options)));
+  }
+
+  async #prune(question: string | TextTokens, options: VisionPruneOptions): Promise<PrunedFeatures> {
+    object('options', options);
     const keep = (options.keep ?? this.vision.keep) as number; // checked with the other options
     const start = performance.now();
     const text = typeof question === 'string' ? await this.vision.text.encode(checkQuestion(question)) : question;
@@ -332,13 +362,15 @@ export class VisionAnalysis implements Disposable {
     return this.vision.project(tokens);
   }
 
-  /** Frees the analysis and the hidden states. */
+  /** Frees the analysis and the hidden states, after the calls under way. Safe to call again. */
   dispose(): void {
-    this.image.dispose();
-    this.memory.dispose();
+    this.#life.end(() => {
+      this.image.dispose();
+      this.memory.dispose();
+    });
   }
 
-  [Symbol.dispose](): void {
+  [DISPOSE](): void {
     this.dispose();
   }
 }

@@ -1,13 +1,7 @@
-import type { InferenceSession } from 'onnxruntime-common';
-import { DesapError } from '../errors.js';
+import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { DesapError, type DesapErrorCode } from '../errors.js';
 import { isFile } from '../files.js';
-import { optional } from '../optional.js';
-
-/**
- * The onnxruntime-node module.
- * @throws DesapError `ERR_MISSING_PACKAGE`
- */
-export const loadOrt = () => optional(() => import('onnxruntime-node'), 'onnxruntime-node', 'running ONNX models');
+import { loadOrt } from '../ort.js';
 
 /**
  * Session options with idle threads at rest. ONNX Runtime's threads otherwise spin for some time after each run; with several
@@ -50,4 +44,42 @@ export async function allOrNone<T>(
     for (const close of closers.reverse()) await close();
     throw error;
   }
+}
+
+/** Names for messages: the argument that the caller gave, and the graph that runs on it. */
+export interface RunNames {
+  readonly argument: string;
+  readonly graph: string;
+}
+
+/**
+ * Runs a session; `fetches` are tensors that it writes its outputs into.
+ * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE` for inputs that the graph does not take, `ERR_OUT_OF_MEMORY`, `ERR_GRAPH` for any other
+ *   failure, with ONNX Runtime's own words
+ */
+export async function runSession(
+  session: InferenceSession,
+  { argument, graph }: RunNames,
+  feeds: Record<string, Tensor>,
+  fetches?: Record<string, Tensor>,
+): Promise<Record<string, Tensor>> {
+  try {
+    return (await (fetches ? session.run(feeds, fetches) : session.run(feeds))) as Record<string, Tensor>;
+  } catch (cause) {
+    const inputs = Object.values(feeds).map(({ type, dims }) => `${type} [${dims.join(', ')}]`);
+    throw runError(argument, inputs[0], graph, cause as Error);
+  }
+}
+
+function runError(argument: string, got: string, graph: string, cause: Error): DesapError {
+  const reason = cause.message.split('\n').join(' ');
+  const error = (code: DesapErrorCode, what: string) =>
+    new DesapError(code, `${argument}: got ${got}, ${what}: ${reason}`, { cause });
+  if (/bad_alloc|allocat|out of memory/i.test(reason))
+    return error('ERR_OUT_OF_MEMORY', `for which ${graph} has no memory`);
+  if (/data type|dtype/i.test(reason)) return error('ERR_DTYPE', `which is not the type that ${graph} takes`);
+  // A graph that fails in one of its operators was given extents that do not fit there.
+  if (/dimension|shape|rank|axis|broadcast|Non-zero status code/i.test(reason))
+    return error('ERR_SHAPE', `which ${graph} does not take`);
+  return error('ERR_GRAPH', `and ${graph} does not run`);
 }

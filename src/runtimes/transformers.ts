@@ -4,6 +4,7 @@
  */
 import type { InferenceSession } from 'onnxruntime-common';
 import { invalid } from '../errors.js';
+import { disableTelemetry } from '../telemetry.js';
 import type { VisionFamily } from './transformers/family.js';
 import { type Hooks, pruningHooks } from './transformers/hooks.js';
 import { openLlava } from './transformers/llava.js';
@@ -15,6 +16,7 @@ import {
   type ModelRuntime,
   modelRuntime,
   requireModel,
+  requireSessions,
 } from './transformers/model.js';
 import { type AttachOptions, callOptions } from './transformers/options.js';
 import { override } from './transformers/override.js';
@@ -22,15 +24,30 @@ import { Questions } from './transformers/question.js';
 import { openQwen } from './transformers/qwen.js';
 import { isReleased, isStandIn } from './transformers/stand-in.js';
 
+disableTelemetry(); // in time, where this module is loaded before the model is
+
 export type { Positions } from './compact.js';
 export type { LoadedModel } from './transformers/model.js';
 export type { AttachOptions, CallOptions, Keep, PrunedImage, Query } from './transformers/options.js';
 
-/** Those of `Qwen2VLForConditionalGeneration`; each encoder is read by its structure, and refused where that is another. */
-const QWEN = ['qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3_5', 'qwen3_5_moe', 'glm_ocr'];
+/** Those of `Qwen2VLForConditionalGeneration` with a tower of its kind; each encoder is read by its structure, and refused where that is another. */
+const QWEN = ['qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3_5', 'qwen3_5_moe'];
 
-/** Model types whose class is Transformers.js' `LlavaForConditionalGeneration` or inherits from it and changes nothing here. */
-const LLAVA = ['llava', 'llava_onevision', 'llava_qwen2', 'moondream1', 'mistral3', 'lighton_ocr'];
+/** Model types whose class is Transformers.js' `LlavaForConditionalGeneration` or inherits from it, and whose tower can be that of CLIP. */
+const LLAVA = ['llava', 'llava_qwen2'];
+
+const SIGLIP = 'with a SigLIP tower: it has no class token, and no CLIP folder fits it';
+const PIXTRAL = 'with a Pixtral tower: it has no class token, and no CLIP folder fits it';
+
+/** Why other types are refused that one of the two classes loads. */
+const REFUSED: Readonly<Record<string, string>> = {
+  llava_onevision: SIGLIP,
+  moondream1: SIGLIP,
+  lfm2_vl: SIGLIP,
+  mistral3: PIXTRAL,
+  lighton_ocr: PIXTRAL,
+  glm_ocr: 'with a tower that merges patches by a convolution',
+};
 
 /**
  * Lets a loaded vision-language model prune its visual tokens. The code around it stays as it was: the processor, `generate()` with
@@ -44,7 +61,8 @@ const LLAVA = ['llava', 'llava_onevision', 'llava_qwen2', 'moondream1', 'mistral
  * await detach();
  * ```
  *
- * The vision encoder is opened in parts that share its weights on disk, in place of the model's vision session, which is released.
+ * The vision encoder is opened again, in parts or with further outputs, in place of the model's vision session, which is released; its
+ * weights are read from the same files.
  * Everything else are own properties of this one instance. `generate` returns the sequences of the whole prompt; a direct call
  * `model(inputs)` returns the logits of the shortened one.
  *
@@ -58,6 +76,8 @@ const LLAVA = ['llava', 'llava_onevision', 'llava_qwen2', 'moondream1', 'mistral
  */
 export async function attach(model: LoadedModel, options: AttachOptions): Promise<() => Promise<void>> {
   const hooked = requireModel(model);
+  const open = familyOf(hooked);
+  requireSessions(hooked);
   const { session: _, clipFolder, pruner, modelDir, ...defaults } = options ?? {};
   callOptions(hooked, defaults, undefined);
   if (isStandIn(hooked.sessions.vision_encoder))
@@ -65,7 +85,6 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
   imageTokenId(hooked);
 
   const session = sessionOptions(hooked, options);
-  const open = familyOf(hooked);
   const files = await locate(hooked, options.modelDir);
   const runtime = await modelRuntime(hooked);
   let opened: Promise<Questions> | undefined;
@@ -105,10 +124,18 @@ type OpenFamily = (
 /** By `model_type`: classes are not exported in a way that an instance could be tested against. */
 function familyOf({ config }: HookedModel): OpenFamily {
   const type = config.model_type ?? '';
-  if (LLAVA.includes(type)) return openLlava;
   if (QWEN.includes(type)) return openQwen;
-  throw invalid('ERR_VALUE', 'model.config.model_type', type, [...LLAVA, ...QWEN].join(' | '));
+  if (!LLAVA.includes(type)) {
+    const why = REFUSED[type] ? ` ${REFUSED[type]}` : '';
+    throw invalid('ERR_VALUE', 'model.config.model_type', `${type}${why}`, [...LLAVA, ...QWEN].join(' | '));
+  }
+  const tower = config.vision_config?.model_type ?? CLIP;
+  if (tower === CLIP) return openLlava;
+  const wanted = `${CLIP}: a tower without class token, or of another kind, is one that no CLIP folder fits`;
+  throw invalid('ERR_VALUE', 'model.config.vision_config.model_type', tower, wanted);
 }
+
+const CLIP = 'clip_vision_model';
 
 /** The caller's session options, or the device that the model's own vision session runs on. */
 function sessionOptions({ sessions }: HookedModel, { session }: AttachOptions): InferenceSession.SessionOptions {

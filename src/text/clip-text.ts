@@ -1,5 +1,7 @@
 import type { InferenceSession } from 'onnxruntime-common';
+import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid } from '../errors.js';
+import { Lifetime } from '../lifetime.js';
 import { relativeError } from '../onnx/compare.js';
 import { type OrtModule, openGraph } from '../onnx/edit.js';
 import type { ModelSource } from '../onnx/model.js';
@@ -14,8 +16,8 @@ import {
   type TextStructure,
   textGraph,
 } from '../onnx/text.js';
-import { optional } from '../optional.js';
-import { assertAlive, float32, oneOf, type Tensor } from '../tensor.js';
+import { loadOrt } from '../ort.js';
+import { float32, object, oneOf, type Tensor } from '../tensor.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
 
 /**
@@ -56,7 +58,7 @@ export interface EncodedText {
  * itself hands out the end-of-text row only.
  */
 export class ClipText {
-  private alive = true;
+  readonly #life = new Lifetime('ClipText');
 
   private constructor(
     private readonly session: InferenceSession,
@@ -75,15 +77,10 @@ export class ClipText {
    * @throws DesapError `ERR_FILE`, `ERR_GRAPH` (no CLIP text tower, or rows that do not agree), `ERR_MISSING_PACKAGE`,
    *   `ERR_VALUE`
    */
-  static async open({
-    model,
-    tokenizer: path,
-    ort,
-    longText = 'segment',
-    session: options,
-  }: ClipTextOptions): Promise<ClipText> {
+  static async open(options: ClipTextOptions): Promise<ClipText> {
+    const { model, tokenizer: path, ort, longText = 'segment', session: sessionOptions } = object('options', options);
     oneOf('longText', longText, LONG_TEXT);
-    const runtime = ort ?? (await optional(() => import('onnxruntime-node'), 'onnxruntime-node', 'encoding text'));
+    const runtime = ort ?? (await loadOrt('encoding text'));
     const structure = readText(model, 'model');
     const tokenizer = await openTokenizer(path);
     const length = Math.min(
@@ -97,7 +94,7 @@ export class ClipText {
         'ERR_GRAPH',
         `${structure.graph.model.name}: got a context of ${length} tokens, wanted more than ${special}`,
       );
-    const session = await openGraph(runtime, textGraph(structure), options);
+    const session = await openGraph(runtime, textGraph(structure), sessionOptions);
     const text = new ClipText(session, runtime, structure, tokenizer, length, longText);
     try {
       await text.confirm();
@@ -115,7 +112,10 @@ export class ClipText {
    *   `ERR_DISPOSED`
    */
   async encode(text: string): Promise<EncodedText> {
-    assertAlive('ClipText', this.alive);
+    return this.#life.call(() => this.#encode(text));
+  }
+
+  async #encode(text: string): Promise<EncodedText> {
     if (typeof text !== 'string' || text.trim() === '')
       throw invalid('ERR_VALUE', 'text', text === '' ? 'an empty string' : text, 'a text');
     const { start, end } = this.tokenizer;
@@ -240,14 +240,12 @@ export class ClipText {
       );
   }
 
-  /** Releases the session. */
-  async dispose(): Promise<void> {
-    if (!this.alive) return;
-    this.alive = false;
-    await this.session.release();
+  /** Releases the session, after the calls under way. Safe to call again. */
+  dispose(): Promise<void> {
+    return this.#life.end(() => this.session.release());
   }
 
-  [Symbol.asyncDispose](): Promise<void> {
+  [ASYNC_DISPOSE](): Promise<void> {
     return this.dispose();
   }
 }

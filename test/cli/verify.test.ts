@@ -2,10 +2,16 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { decide } from '../../src/cli/decisions.js';
+import { readGoldenCase } from '../../src/cli/golden-case.js';
+import { provideBfloat16 } from '../support.js';
 import { desap } from './run.js';
 
 const GOLDEN = 'test/golden';
 const TINY = join(GOLDEN, 'tiny.safetensors');
+
+provideBfloat16();
+const CASES = (await readdir(GOLDEN)).map((file) => join(GOLDEN, file));
 
 let folder: string;
 beforeAll(async () => {
@@ -25,12 +31,65 @@ async function altered(name: string, edit: (bytes: Uint8Array) => void): Promise
   return path;
 }
 
+/** A copy of a case with another config. */
+async function configured(from: string, name: string, config: object): Promise<string> {
+  const bytes = await readFile(join(GOLDEN, from));
+  const length = Number(bytes.readBigUInt64LE());
+  const header = JSON.parse(bytes.toString('utf8', 8, 8 + length));
+  header.__metadata__.config = JSON.stringify({ ...JSON.parse(header.__metadata__.config), ...config });
+  const json = Buffer.from(JSON.stringify(header));
+  const size = Buffer.alloc(8);
+  size.writeBigUInt64LE(BigInt(json.length));
+  const path = join(folder, `${name}.safetensors`);
+  await writeFile(path, Buffer.concat([size, json, bytes.subarray(8 + length)]));
+  return path;
+}
+
 describe('desap verify', () => {
   it('agrees with every golden case', async () => {
-    const files = (await readdir(GOLDEN)).filter((file) => file.endsWith('.safetensors'));
-    const { code, out } = await desap('verify', ...files.map((file) => join(GOLDEN, file)), '--device', 'reference');
-    expect(out).toContain(`${files.length} of ${files.length} cases agree`);
+    const { code, out } = await desap('verify', ...CASES, '--device', 'reference');
+    expect(out).toContain(`${CASES.length} of ${CASES.length} cases agree within 0.0001 (float64)`);
     expect(code).toBe(0);
+  });
+
+  it('holds bf16 to the tolerance of bf16, and decisions to the computed maps', async () => {
+    const wrong = await altered('output.task', (bytes) => bytes.copyWithin(0, 8, 16));
+    const { code, out } = await desap('verify', ...CASES, wrong, '--device', 'cpu', '--precision', 'bf16', '--json');
+    expect(code).toBe(1);
+    const { precision, tolerance, failed, cases } = JSON.parse(out);
+    expect({ precision, tolerance, failed }).toEqual({ precision: 'bf16', tolerance: 0.03, failed: 1 });
+    expect(cases.at(-1)).toMatchObject({ file: wrong, ok: false });
+    expect(cases.at(-1).errors.task).toBeGreaterThan(0.03);
+    for (const { ok, errors, choices, follows } of cases.slice(0, -1)) {
+      expect(ok).toBe(true);
+      expect(errors.embedding).toBeGreaterThan(1e-4); // it did round
+      expect(errors.tokens).toBeLessThan(1e-4);
+      expect(follows).toBe(Object.values(choices).every(Boolean) ? undefined : true);
+    }
+  });
+
+  it('is held to float32 where bf16 is asked for and not computed', async () => {
+    const { code, out } = await desap('verify', TINY, '--device', 'reference', '--precision', 'bf16', '--json');
+    expect(code).toBe(0);
+    expect(JSON.parse(out)).toMatchObject({ precision: 'float64', tolerance: 1e-4 });
+  });
+
+  it('honours lambda', async () => {
+    const other = await configured('lambda.safetensors', 'other-lambda', { lambda: 0.1 });
+    const { out } = await desap('verify', other, '--device', 'reference', '--json');
+    expect(JSON.parse(out).cases[0].errors.task).toBeGreaterThan(1e-4);
+  });
+
+  it.each([
+    [{ complement: 'diversity' }, 'config: got the key "complement", wanted heads | '],
+    [{ lambda: '10' }, 'config.lambda: got "10", wanted a number'],
+    [{ alignment: 0 }, 'config.alignment: got 0, wanted a boolean'],
+  ])('refuses a config with %j', async (config, message) => {
+    const path = await configured('tiny.safetensors', 'refused', config);
+    const { code, out } = await desap('verify', path, '--device', 'reference', '--json');
+    expect(code).toBe(1);
+    expect(JSON.parse(out).cases[0].failure).toContain(`refused.safetensors: ${message}`);
+    await expect(readGoldenCase(path)).rejects.toMatchObject({ name: 'DesapError', code: 'ERR_FILE' });
   });
 
   it('reports unreadable files and still runs the others', async () => {
@@ -65,5 +124,23 @@ describe('desap verify', () => {
     const { code, err } = await desap('verify', TINY, '--device', 'cuda:99');
     expect(code).toBe(1);
     expect(err).toMatch(/^desap: .*cuda/);
+  });
+});
+
+describe('decide', () => {
+  it.each(CASES)('makes of the expected maps the expected decisions: %s', async (file) => {
+    const golden = await readGoldenCase(file);
+    const { task, saliency, tokens } = golden.values;
+    const own = decide(golden, { task: Float32Array.from(task), saliency: Float32Array.from(saliency) });
+    expect(own.choices).toEqual(golden.choices);
+    for (const [i, value] of own.tokens.entries()) expect(value).toBeCloseTo(tokens[i], 5);
+  });
+
+  it('follows the maps that it is given', async () => {
+    const golden = await readGoldenCase(TINY);
+    const task = Float32Array.from(golden.values.task).reverse();
+    const { choices } = decide(golden, { task, saliency: Float32Array.from(golden.values.saliency) });
+    expect(choices.kept).not.toEqual(golden.choices.kept);
+    expect(choices.kept).toContain(task.indexOf(Math.max(...task)));
   });
 });

@@ -171,7 +171,8 @@ function opset(domain: string, version: number): Uint8Array {
   return w.join().finish();
 }
 
-function typedValue({ name, type, dims }: Value): Uint8Array {
+/** A ValueInfoProto with all extents. */
+export function typedValue({ name, type, dims }: Value): Uint8Array {
   const w = new BinaryWriter().tag(1, WireType.LengthDelimited).string(name);
   w.tag(2, WireType.LengthDelimited).fork().tag(1, WireType.LengthDelimited).fork();
   w.tag(1, WireType.Varint).int64(type).tag(2, WireType.LengthDelimited).fork();

@@ -64,6 +64,8 @@ try {
     'native/binding/device_cuda.cc',
     'native/cuda/attention.cu',
     'CMakeLists.txt',
+    'tools/cuda/fetch.mjs',
+    'tools/cuda/requirements.txt',
     'binding.gyp',
     'LICENSE',
     'README.md',

@@ -11,7 +11,7 @@ import {
 import { InferenceSession } from 'onnxruntime-node';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { openBackend } from '../../src/index.js';
-import { readQwenGraphs } from '../../src/runtimes/transformers/qwen-graph.js';
+import { readQwenTower } from '../../src/runtimes/transformers/qwen-graph.js';
 import { attach, type PrunedImage } from '../../src/runtimes/transformers.js';
 import { type EncoderForm, encoder, IMAGE, IMAGE_TOKEN, type Kind, PREFIX, SUFFIX, writeQwen } from './small/qwen.js';
 import {
@@ -360,6 +360,6 @@ it.each(['qwen2_vl', 'qwen2_5_vl'] as const)('reads %s encoders in the forms of 
 it.each(['models/tiny-llava/onnx/vision_encoder.onnx', 'models/tiny-clip/onnx/text_model.onnx'])(
   'refuses the graph of another kind of model: %s',
   (file) => {
-    expect(() => readQwenGraphs(file)).toThrow(expect.objectContaining({ code: 'ERR_GRAPH' }));
+    expect(() => readQwenTower(file, 4)).toThrow(expect.objectContaining({ code: 'ERR_GRAPH' }));
   },
 );

@@ -679,7 +679,7 @@ Embedded embed(Queue& queue, const Batch& batch, bool class_token, const Floats&
 
 DESAP_CUDA_CASE(embed) {
   Random random(10);
-  const std::vector<int> tokens = {3, 150, 1, 40};
+  const std::vector<int> tokens = {3, 700, 1, 40};
   for (int64_t width : {16, 20, 33, 200, 768, 1030}) {
     for (bool class_token : {true, false}) {
       const int slices = width == 768 ? 40 : 3;

@@ -1,3 +1,4 @@
+import { types } from 'node:util';
 import type { Tensor } from 'onnxruntime-common';
 import { halfToFloat } from '../../tensor.js';
 import type { SeenImage } from './family.js';
@@ -16,10 +17,10 @@ export async function seeAll<T>(images: readonly T[], see: (image: T) => Promise
 
 /** The numbers of a float32 or float16 tensor. */
 export function floats({ data, type }: Tensor): Float32Array {
-  if (data instanceof Float32Array) return data;
+  if (types.isFloat32Array(data)) return data;
   const numbers = data as unknown as ArrayLike<number>;
   // Where the runtime has a Float16Array, its elements are numbers already; a Uint16Array holds their bits.
-  return type === 'float16' && data instanceof Uint16Array
+  return type === 'float16' && types.isUint16Array(data)
     ? Float32Array.from(numbers, halfToFloat)
     : Float32Array.from(numbers);
 }

@@ -1,3 +1,4 @@
+import { types } from 'node:util';
 import type { Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../../errors.js';
 import type { TextTokens } from '../../index.js';
@@ -40,7 +41,7 @@ export async function openLlava(
     };
     const trial = trialImage(model, plain, ort.Tensor);
     const sample = (await plain.run({ [plain.inputNames[0]]: trial }))[plain.outputNames[0]] as Tensor;
-    requireSame((await encode(trial)).data, floats(sample), files.visionEncoder);
+    requireSame((await encode(trial)).data, floats(sample), { file: files.visionEncoder });
     const release = () => vision.dispose();
     const session = standIn(plain, {
       like: new FeatureForm(ort, sample),
@@ -78,7 +79,7 @@ function seen(analysis: VisionAnalysis): SeenImage {
 /** The images of `pixel_values` [n, 3, H, W], as tensors [1, 3, H, W] over the same memory. */
 function imagesOf({ type, data, dims }: Tensor, TensorClass: typeof Tensor): Tensor[] {
   if (dims.length !== 4) throw invalid('ERR_SHAPE', 'pixel_values.dims', dims, '[images, 3, H, W]');
-  if (!(data instanceof Float32Array)) throw invalid('ERR_DTYPE', 'pixel_values', type, 'float32');
+  if (!types.isFloat32Array(data)) throw invalid('ERR_DTYPE', 'pixel_values', type, 'float32');
   const size = data.length / dims[0];
   return Array.from(
     { length: dims[0] },

@@ -2,7 +2,7 @@ import type { InferenceSession } from 'onnxruntime-common';
 import { Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../../errors.js';
 import type { OrtModule } from '../../onnx/index.js';
-import { loadOrt } from '../session.js';
+import { loadOrt } from '../../ort.js';
 
 /** A tensor of Transformers.js, as far as it is used here. */
 export interface ModelTensor {
@@ -42,6 +42,7 @@ interface ModelConfig {
   readonly image_token_id?: number;
   readonly _name_or_path?: string;
   readonly vision_config?: {
+    readonly model_type?: string;
     readonly image_size?: number;
     readonly spatial_merge_size?: number;
     readonly patch_size?: number;
@@ -59,7 +60,7 @@ export interface LoadedModel {
   readonly sessions: object;
 }
 
-/** The same with the parts that are hooked; {@link requireModel} checks that they are there. */
+/** The same with the parts that are hooked; {@link requireModel} and {@link requireSessions} check that they are there. */
 export interface HookedModel {
   readonly config: ModelConfig;
   readonly sessions: { vision_encoder: ModelSession; embed_tokens: ModelSession; decoder_model_merged: ModelSession };
@@ -87,20 +88,30 @@ const METHODS = [
   '_update_model_kwargs_for_generation',
 ] as const;
 
-/** Inputs of a decoder that stay right when tokens are dropped. Anything else could be per token. */
+/**
+ * Inputs of a decoder that stay right when tokens are dropped: states of convolutions and of linear attention have no token axis.
+ * Anything else could be per token.
+ */
 const DECODER_INPUT =
-  /^(inputs_embeds|attention_mask|position_ids|num_logits_to_keep|use_cache_branch|past_key_values\..+)$/;
+  /^(inputs_embeds|attention_mask|position_ids|num_logits_to_keep|use_cache_branch|past_(key_values|conv|recurrent)\..+)$/;
 
 /**
- * Checks that a model has the parts that pruning hooks into, and nothing that it would break.
- * @throws DesapError `ERR_VALUE` when it is no such model; `ERR_GRAPH` for a decoder input of unknown meaning
+ * Checks that a model has the methods that pruning hooks into.
+ * @throws DesapError `ERR_VALUE` when it is no such model
  */
 export function requireModel(model: LoadedModel): HookedModel {
   const isModel = (typeof model === 'object' || typeof model === 'function') && model !== null;
   const given = model as Partial<HookedModel>;
-  if (!isModel || !given.config || !given.sessions || METHODS.some((name) => typeof given[name] !== 'function'))
-    throw invalid('ERR_VALUE', 'model', model, 'a loaded image-text-to-text model of Transformers.js');
-  const { sessions } = given;
+  if (isModel && given.config && given.sessions && METHODS.every((name) => typeof given[name] === 'function'))
+    return given as HookedModel;
+  throw invalid('ERR_VALUE', 'model', model, 'a loaded image-text-to-text model of Transformers.js');
+}
+
+/**
+ * Checks that a model has the sessions that pruning runs, and a decoder that it would not break.
+ * @throws DesapError `ERR_VALUE` when one is missing; `ERR_GRAPH` for a decoder input of unknown meaning
+ */
+export function requireSessions({ sessions }: HookedModel): void {
   for (const name of SESSIONS)
     if (typeof sessions[name]?.run !== 'function')
       throw invalid('ERR_VALUE', `model.sessions.${name}`, sessions[name], 'a session; load the model with its images');
@@ -110,7 +121,6 @@ export function requireModel(model: LoadedModel): HookedModel {
       'ERR_GRAPH',
       `model.sessions.decoder_model_merged: got the inputs ${unknown.join(', ')}, of which it is not known what dropped tokens mean to them`,
     );
-  return given as HookedModel;
 }
 
 /**

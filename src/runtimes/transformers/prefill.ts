@@ -1,3 +1,4 @@
+import { types } from 'node:util';
 import { invalid } from '../../errors.js';
 import type { TextTokens } from '../../index.js';
 import { floatToHalf } from '../../tensor.js';
@@ -229,6 +230,6 @@ export function originalPositions(inputs: ModelInputs, past: number, before: Lay
 /** A tensor of the class that another one has. */
 export function make(like: ModelTensor, data: ModelTensor['data'], dims: readonly number[]): ModelTensor {
   const TensorClass = like.constructor as unknown as ModelTensorClass;
-  const type = data instanceof BigInt64Array ? 'int64' : data instanceof Float32Array ? 'float32' : 'float16';
+  const type = types.isBigInt64Array(data) ? 'int64' : types.isFloat32Array(data) ? 'float32' : 'float16';
   return new TensorClass(type, data, dims);
 }

@@ -1,223 +1,166 @@
 import { DesapError } from '../../errors.js';
-import { cut, type EditedGraph, Graph, type Linear, newNode, type OnnxNode, readModel } from '../../onnx/index.js';
+import { attend } from '../../onnx/attend.js';
+import { Builder } from '../../onnx/builder.js';
+import { cut, type EditedGraph, Graph, type Linear, readModel } from '../../onnx/index.js';
+import { lastAttention, type Operand } from '../../onnx/last-attention.js';
 import { Linears } from '../../onnx/linear.js';
-import { DataType } from '../../onnx/proto.js';
-import { beforePicks, linearBehind } from '../../onnx/read-out.js';
+import { DataType, isFloat } from '../../onnx/proto.js';
+import { MOVES, moved, nodeText, rotatedBehind } from '../../onnx/rotary.js';
 import { toFloat } from '../../onnx/split.js';
-import { type GraphNode, renamed } from '../../onnx/write.js';
+import { renamed } from '../../onnx/write.js';
+import { type Merger, readMerger } from './qwen-merger.js';
+import type { Rounding } from './stand-in.js';
 
-/** What the tower graph hands out, all in the order in which the encoder computes (by windows, where it has them). */
-export const HIDDEN = 'desap.hidden';
-export const ATTENTION = 'desap.attention';
-export const SALIENCY = 'desap.saliency';
-/** For each visual token, the place of its group; absent where the encoder keeps the order. */
-export const ORDER = 'desap.order';
-/** Input and output of the merger graph. */
-export const ROWS = 'desap.rows';
+/** What the tower graph hands out of M visual tokens, all in the grid's order. */
 export const FEATURES = 'desap.features';
+export const TASK_ROWS = 'desap.task_rows';
+export const SALIENCY = 'desap.saliency';
+/** Only where the features have further columns: those of the last block's merger. */
+export const MAIN_FEATURES = 'desap.main_features';
 
-/** The vision encoder of a Qwen-VL in two parts that share its weights on disk. */
-export interface QwenGraphs {
-  /**
-   * Image and grid to the hidden states behind the last block [L, D], the last block's decoupled attention of its queries before
-   * their rotation, through the output projection [L, D], its saliency (mean attention that each patch receives) [L], and the order.
-   */
-  readonly tower: EditedGraph;
-  /** Rows [L, D] through the merger: features [L / 4, W]. */
-  readonly merger: EditedGraph;
+/** The vision encoder of a Qwen-VL with what pruning needs as further outputs. Its weights stay where they are. */
+export interface QwenTower extends EditedGraph {
+  /** What it computes in, which its rounding goes with. */
+  readonly rounding: Rounding;
 }
-
-/** Operators that move elements and change none. */
-const MOVES = new Set(['Reshape', 'Transpose', 'Squeeze', 'Unsqueeze', 'Flatten', 'Cast', 'Identity']);
-const SCORES = new Set([...MOVES, 'Add', 'Mul', 'Div', 'Where']);
-const UNPACKS = new Set([...MOVES, 'Split', 'Slice', 'Gather']);
-const NORM = new Set([
-  ...[...MOVES, 'Add', 'Sub', 'Mul', 'Div', 'Pow', 'Sqrt', 'Reciprocal', 'ReduceMean'],
-  ...['LayerNormalization', 'SimplifiedLayerNormalization', 'RMSNormalization'],
-]);
 
 /**
- * Reads a Qwen-VL vision encoder by structure: the attention of its last block, and the merger behind it.
- * @throws DesapError `ERR_FILE`; `ERR_GRAPH` with what was looked for
+ * Reads a Qwen-VL vision encoder by structure: the attention of its last block, and the merger behind it. The graph takes one image
+ * and its grid (t, h, w), and hands out
+ * - the file's own features [M, W], whatever else their rows hold;
+ * - rows [M, W'] in the language model's space: the last block's decoupled attention (of its queries before their
+ *   rotation, to themselves), through the output projection and the merger;
+ * - the saliency [M, 1]: mean attention that the patches of a token receive from those of its frame;
+ * - where the features have columns of earlier blocks beside them (packed deepstack): those of the last block, [M, W'].
+ *
+ * The last attention is computed anew, frame by frame, in place of the file's own: the features say whether it was read right.
+ *
+ * @param unit patches that are merged to one visual token
+ * @throws DesapError `ERR_FILE`; `ERR_GRAPH` with what was looked for, and the operator in the way
  */
-export function readQwenGraphs(path: string): QwenGraphs {
-  const graph = new Graph(readModel(path));
-  const { model } = graph;
-  const linears = new Linears(graph);
-  const looked = (what: string) => new DesapError('ERR_GRAPH', `${model.name}: looked for ${what}; found none`);
-  const one = (found: readonly OnnxNode[], what: string): OnnxNode => {
-    if (found.length === 1) return found[0];
-    throw new DesapError('ERR_GRAPH', `${model.name}: looked for ${what}; found ${found.length}`);
-  };
-  if (model.outputs.length !== 1) throw looked('a single output, the features of the visual tokens');
-
-  const { order, merged, hidden } = readMerger(graph, linears, one, looked);
-  const attends = (node: OnnxNode) => node.op === 'Softmax' && isProduct(graph, contextAhead(graph, node));
-  const softmax = graph.order.filter(attends).reduce<OnnxNode | null>((last, node) => deeper(graph, last, node), null);
-  if (softmax === null) throw looked('a Softmax between two products, the attention of the last block');
-  const out = linearAhead(graph, linears, contextAhead(graph, softmax) as OnnxNode);
-  if (out === null) throw looked('the output projection of the last attention');
-  if (graph.depth(out.output) > graph.depth(hidden)) throw looked('the last attention in front of the merger');
-
-  const product = one(
-    before(graph, softmax.inputs[0], (node) => isProduct(graph, node), SCORES),
-    'the product of queries and keys of the last attention',
-  );
-  const [q, k] = product.inputs.map((operand) => {
-    const what = 'the rotation of the queries and keys of the last attention';
-    return one(
-      before(graph, operand, (node) => rotated(graph, node) !== null, SCORES),
-      what,
+export function readQwenTower(path: string, unit: number): QwenTower {
+  const read = new Graph(readModel(path));
+  const { model } = read;
+  const names = model.outputs.map((output) => output.name);
+  if (names.length !== 1)
+    throw new DesapError(
+      'ERR_GRAPH',
+      `${model.name}: got the outputs ${names.join(', ')}, wanted the features of the visual tokens only (deepstack features are taken as further columns of these)`,
     );
-  });
-  const queries = rotated(graph, q) as string;
-  if (!comesFromLinear(graph, linears, queries)) throw looked('unscaled queries in front of their rotation');
+  const grid = model.inputs.find(({ type }) => !isFloat(type));
+  if (grid === undefined)
+    throw new DesapError('ERR_GRAPH', `${model.name}: looked for an integer input, the grid; found none`);
 
-  const decoupled = new Map([q, k].map((rotation) => [rotation.outputs[0], queries]));
-  const copies = copyBehind(graph, decoupled);
-  const copied = copies.names.get(out.output);
-  if (copied === undefined) throw looked('the output projection behind the queries');
-  const handedOut = order === null ? [] : [newNode({ op: 'Identity', inputs: [order], outputs: [ORDER] })];
+  const { graph, attention } = lastAttention(read, readMerger(read, new Linears(read)).rows);
+  const linears = new Linears(graph);
+  const merger = readMerger(graph, linears);
+  const [q, k] = [
+    rotatedBehind(graph, linears, attention.q.value, 'queries'),
+    rotatedBehind(graph, linears, attention.k.value, 'keys'),
+  ];
+  const out = projectionAhead(graph, linears, attention.context);
+
+  const builder = new Builder(model.opset);
+  // Frames follow one another in the sequence, also where windows reorder the patches of each.
+  const extents = builder.reshape(grid.name, builder.integers(-1));
+  const frames = builder.add('Slice', [extents, builder.integers(0), builder.integers(1)]);
+  const attended = (queries: string, keys: Operand) =>
+    attend(
+      builder,
+      graph,
+      { ...attention, q: { ...attention.q, value: queries }, k: keys },
+      attention.isMasked ? frames : null,
+    );
+  const turned = moved(q, q.turned, 'desap.queries', builder);
+  const own = attended(turned, { ...attention.k, value: moved(k, k.turned, 'desap.keys', builder) });
+  builder.name(own.context, attention.context);
+
+  const plain = builder.reshape(q.plain, builder.add('Shape', [q.turned]));
+  const queries = moved(q, plain, 'desap.plain', builder);
+  const { context } = attended(queries, { ...attention.q, value: queries });
+  const decoupled = projected(builder, graph, out, attention.context, context);
+  const rows = builder.reshape(decoupled, builder.add('Shape', [merger.rows]));
+
+  const received = builder.mean(builder.mean(own.weights, 2, 0), 1, 0);
+  const groups = builder.reshape(received, builder.integers(-1, unit));
+  const handedOut = {
+    [FEATURES]: graph.model.outputs[0].name,
+    [TASK_ROWS]: inOrder(builder, merger, mergedFrom(builder, graph, merger, rows), 'desap.task_order'),
+    [SALIENCY]: inOrder(builder, merger, builder.mean(groups, 1, 1), 'desap.saliency_order'),
+    ...(merger.isPacked ? { [MAIN_FEATURES]: inOrder(builder, merger, merger.merged, 'desap.main_order') } : {}),
+  };
+  builder.include(Object.entries(handedOut).map(([name, value]) => toFloat(value, name)));
   return {
-    tower: cut(model, {
-      outputs: [HIDDEN, ATTENTION, SALIENCY, ...(order === null ? [] : [ORDER])],
-      nodes: [
-        ...copies.nodes,
-        ...handedOut,
-        toFloat(hidden, HIDDEN),
-        toFloat(copied, ATTENTION),
-        ...meanOfRows(model.opset, softmax.outputs[0]),
-      ],
-    }),
-    merger: cut(model, {
-      inputs: [{ name: ROWS, type: DataType.float }],
-      outputs: [FEATURES],
-      nodes: [restored(graph, hidden), toFloat(merged, FEATURES)],
-    }),
+    ...cut(graph.model, { outputs: Object.keys(handedOut), nodes: builder.nodes }),
+    rounding: roundingOf(graph, linears, merger),
   };
 }
 
-type One = (found: readonly OnnxNode[], what: string) => OnnxNode;
-
-/** Norm, two linear layers, and the order that is restored behind them. */
-function readMerger(graph: Graph, linears: Linears, one: One, looked: (what: string) => DesapError) {
-  const { value: merged, picks } = beforePicks(graph, graph.model.outputs[0].name);
-  const reorders = picks.filter((node) => !MOVES.has(node.op));
-  const isOrder = ({ op, attributes }: OnnxNode) => op === 'Gather' && (attributes.get('axis')?.i ?? 0) === 0;
-  if (reorders.length > 1 || !reorders.every(isOrder)) throw looked('at most one reordering of the visual tokens');
-  const second = linearBehind(graph, linears, merged);
-  const first = second && linearBehind(graph, linears, second.input);
-  if (!first) throw looked('a merger of two linear layers at the end of the graph');
-  const isResidual = (node: OnnxNode) => node.op === 'Add' && node.inputs.every((input) => hasPixels(graph, input));
-  const sum = one(before(graph, first.input, isResidual, NORM), 'the hidden states in front of the merger’s norm');
-  return { order: reorders[0]?.inputs[1] ?? null, merged, hidden: sum.outputs[0] };
+function roundingOf(graph: Graph, linears: Linears, { merged }: Merger): Rounding {
+  if (graph.order.some((node) => linears.at(node)?.quantized)) return 'quantized';
+  return graph.elementType(merged) === DataType.float16 ? 'float16' : 'float32';
 }
 
-/** Whether the image has a part in a value; masks, rotations and orders come from the grid alone. */
-function hasPixels(graph: Graph, value: string): boolean {
-  return !graph.isConstant(value) && graph.sourcesOf(value).floats;
-}
-
-/** The first nodes of a kind on the ways back from a value through some operators. */
-function before(graph: Graph, value: string, isGoal: (node: OnnxNode) => boolean, through: Set<string>): OnnxNode[] {
-  const found = new Set<OnnxNode>();
-  const seen = new Set<OnnxNode>();
-  const open = [value];
-  for (let at = open.pop(); at !== undefined; at = open.pop()) {
-    const node = hasPixels(graph, at) ? graph.producer(at) : undefined;
-    if (node === undefined || seen.has(node)) continue;
-    seen.add(node);
-    if (isGoal(node)) found.add(node);
-    else if (through.has(node.op)) open.push(...(MOVES.has(node.op) ? node.inputs.slice(0, 1) : node.inputs));
+/** The linear layer that an attention's result goes through, past operators that move or quantise it. */
+function projectionAhead(graph: Graph, linears: Linears, context: string): Linear {
+  for (let at = context; ; ) {
+    const users = graph.users(at).filter(({ node }) => node.op !== 'Shape');
+    const [node] = users.map((user) => user.node);
+    const linear = node && linears.at(node);
+    if (linear) return linear;
+    if (users.length !== 1 || !(MOVES.has(node.op) || QUANTIZES.has(node.op)))
+      throw new DesapError(
+        'ERR_GRAPH',
+        `${graph.model.name}: looked for the output projection of the last attention; found ${users.map((user) => nodeText(user.node)).join(', ') || 'an end'}`,
+      );
+    [at] = node.outputs;
   }
-  return [...found];
 }
 
-/** A product of two values that the image has a part in. */
-function isProduct(graph: Graph, node: OnnxNode | null): boolean {
-  return node?.op === 'MatMul' && node.inputs.every((input) => hasPixels(graph, input));
+const QUANTIZES = new Set(['DynamicQuantizeLinear', 'QuantizeLinear']);
+
+/** Another context through the output projection. */
+function projected(builder: Builder, graph: Graph, out: Linear, context: string, other: string): string {
+  const value = computedFrom(builder, graph, new Map([[context, other]]), out.output, 'desap.decoupled');
+  return out.laterBias === null ? value : builder.add('Add', [value, out.laterBias]);
 }
 
-/** The product that the weights of a Softmax are the first factor of, past what some exports put in for rows without keys. */
-function contextAhead(graph: Graph, node: OnnxNode): OnnxNode | null {
-  for (const { node: user, as } of graph.users(node.outputs[0])) {
-    if (user.op === 'MatMul' && user.inputs[0] === as) return user;
-    const found = MOVES.has(user.op) || user.op === 'Where' ? contextAhead(graph, user) : null;
-    if (found !== null) return found;
-  }
-  return null;
+/** Other rows through the merger. */
+function mergedFrom(builder: Builder, graph: Graph, { rows, zeros, absent, merged }: Merger, other: string): string {
+  const typed = builder.cast(other, graph.elementType(rows));
+  const zero = builder.add('Sub', [typed, typed]);
+  const replaced: [string, string][] = [
+    [rows, typed],
+    ...zeros.map((value): [string, string] => [value, zero]),
+    ...absent.map((value): [string, string] => [value, '']),
+  ];
+  return computedFrom(builder, graph, new Map(replaced), merged, 'desap.task');
 }
 
-function linearAhead(graph: Graph, linears: Linears, node: OnnxNode): Linear | null {
-  for (const { node: user } of graph.users(node.outputs[0])) {
-    const found = linears.at(user) ?? (MOVES.has(user.op) ? linearAhead(graph, linears, user) : null);
-    if (found) return found;
-  }
-  return null;
+/** Visual tokens in the grid's order. */
+function inOrder(builder: Builder, { orders }: Merger, value: string, prefix: string): string {
+  return orders.reduce((at, node, i) => {
+    const [from, to] = [node.inputs[0], node.outputs[0]];
+    const own = `${prefix}/${i}`;
+    builder.include([renamed(node, (name) => (name === from ? at : name === to ? own : name))]);
+    return own;
+  }, value);
 }
 
-function deeper(graph: Graph, a: OnnxNode | null, b: OnnxNode): OnnxNode {
-  return a !== null && graph.depth(a.outputs[0]) >= graph.depth(b.outputs[0]) ? a : b;
-}
-
-/** What a rotary embedding `x cos + turned(x) sin` rotates: x, or null when the node is none. */
-function rotated(graph: Graph, node: OnnxNode): string | null {
-  if (node.op !== 'Add') return null;
-  const factors = node.inputs.map((input) => {
-    const factor = graph.producer(graph.origin(input));
-    const own = factor?.op === 'Mul' ? factor.inputs.filter((value) => hasPixels(graph, value)) : [];
-    return own.length === 1 ? own[0] : null;
-  });
-  const straight = factors.filter((value) => value !== null && graph.producer(graph.origin(value))?.op !== 'Concat');
-  return factors.includes(null) || straight.length !== 1 ? null : straight[0];
-}
-
-function comesFromLinear(graph: Graph, linears: Linears, value: string): boolean {
-  let at = value;
-  while (linears.behind(at) === undefined) {
-    const node = graph.producer(at);
-    if (node === undefined || !UNPACKS.has(node.op)) return false;
-    at = node.inputs[0];
-  }
-  return true;
-}
-
-/** Copies of all nodes that depend on some values, computed from other values in their place. */
-function copyBehind(graph: Graph, replaced: ReadonlyMap<string, string>) {
+/** A value again, by copies of the nodes that compute it from some others, with these replaced. */
+function computedFrom(
+  builder: Builder,
+  graph: Graph,
+  replaced: ReadonlyMap<string, string>,
+  value: string,
+  prefix: string,
+): string {
   const names = new Map(replaced);
-  const nodes: GraphNode[] = [];
   for (const node of graph.order) {
-    if (!node.inputs.some((input) => names.has(input))) continue;
-    for (const output of node.outputs) if (output !== '') names.set(output, `desap.decoupled/${output}`);
-    nodes.push(renamed(node, (value) => names.get(value) ?? value));
+    const isMade = node.outputs.some((output) => replaced.has(output));
+    if (isMade || !node.inputs.some((input) => names.has(input))) continue;
+    for (const output of node.outputs) if (output !== '') names.set(output, `${prefix}/${output}`);
+    builder.include([renamed(node, (name) => names.get(name) ?? name)]);
   }
-  return { names, nodes };
-}
-
-/** Attention [.., H, L, L] to its mean over queries, and then over heads. */
-function meanOfRows(opset: number, weights: string): GraphNode[] {
-  const AXES_ARE_INPUTS = 18;
-  const axes = newNode({
-    op: 'Constant',
-    inputs: [],
-    outputs: ['desap.axes'],
-    attributes: { value_ints: { ints: [-2] } },
-  });
-  const mean = (from: string, to: string) =>
-    opset < AXES_ARE_INPUTS
-      ? newNode({
-          op: 'ReduceMean',
-          inputs: [from],
-          outputs: [to],
-          attributes: { axes: { ints: [-2] }, keepdims: { i: 0 } },
-        })
-      : newNode({ op: 'ReduceMean', inputs: [from, 'desap.axes'], outputs: [to], attributes: { keepdims: { i: 0 } } });
-  const both = [mean(weights, 'desap.mean_of_queries'), mean('desap.mean_of_queries', 'desap.mean_of_heads')];
-  return [axes, ...both, toFloat('desap.mean_of_heads', SALIENCY)];
-}
-
-/** The fed rows in the type that the graph has them in. */
-function restored(graph: Graph, value: string): GraphNode {
-  const to = graph.elementType(value);
-  return newNode({ op: 'Cast', inputs: [ROWS], outputs: [value], attributes: { to: { i: to } } });
+  return names.get(value) as string;
 }

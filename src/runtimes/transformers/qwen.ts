@@ -1,3 +1,4 @@
+import { types } from 'node:util';
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../../errors.js';
 import { type Backend, openBackend, type TextTokens } from '../../index.js';
@@ -10,9 +11,9 @@ import type { ModelFiles } from './locate.js';
 import type { HookedModel, ModelInputs, ModelRuntime, ModelSession } from './model.js';
 import type { AttachOptions, CallOptions } from './options.js';
 import type { Questions } from './question.js';
-import { ATTENTION, FEATURES, HIDDEN, ORDER, ROWS, readQwenGraphs, SALIENCY } from './qwen-graph.js';
+import { FEATURES, MAIN_FEATURES, readQwenTower, SALIENCY, TASK_ROWS } from './qwen-graph.js';
 import { select, shareOf } from './select.js';
-import { FeatureForm, requireSame, standIn } from './stand-in.js';
+import { FeatureForm, type Rounding, requireSame, standIn } from './stand-in.js';
 
 /**
  * Qwen2-VL, Qwen2.5-VL and what inherits from them: an encoder of its own without class token, two by two patches merged to one
@@ -35,27 +36,26 @@ export async function openQwen(
   const plain = model.sessions.vision_encoder;
   const names = inputNames(plain);
   const unit = (model.config.vision_config?.spatial_merge_size ?? 2) ** 2;
-  const graphs = readQwenGraphs(files.visionEncoder);
+  const graph = readQwenTower(files.visionEncoder, unit);
   return allOrNone(async (opened) => {
-    const session = atRest(options.session);
-    const part = async (graph: typeof graphs.tower) =>
-      opened(await openGraph(ort, graph, session), (one) => one.release());
-    const encoder = new QwenEncoder(names, unit, await part(graphs.tower), await part(graphs.merger));
+    const session = opened(await openGraph(ort, graph, atRest(options.session)), (one) => one.release());
+    const encoder = new QwenEncoder(names, unit, session);
     const backend = options.pruner?.backend ?? opened(openBackend(options), (own) => own.dispose());
 
     const encode = async (feeds: Record<string, Tensor>) => {
       const images = imagesOf(feeds[names.pixels], feeds[names.grid], ort.Tensor);
       const parts: Float32Array[] = [];
-      for (const image of images) parts.push(await encoder.features(await encoder.run(image), HIDDEN));
+      for (const image of images) parts.push((await encoder.run(image)).features);
       return { data: joined(parts), images: images.length };
     };
-    const trial = trialFeeds(model, plain, names, ort.Tensor);
-    const sample = (await plain.run(trial))[plain.outputNames[0]] as Tensor;
-    requireSame((await encode(trial)).data, floats(sample), files.visionEncoder);
+    const sample = await confirmed(encode, plain, trials(model, plain, names, ort.Tensor), names, {
+      file: files.visionEncoder,
+      rounding: graph.rounding,
+    });
 
     const release = async () => {
       if (options.pruner === undefined) backend.dispose();
-      await encoder.release();
+      await session.release();
     };
     return {
       session: standIn(plain, { like: new FeatureForm(ort, sample), encode, release }),
@@ -66,7 +66,7 @@ export async function openQwen(
       },
       see: ({ pixel_values, image_grid_thw }: ModelInputs) => {
         const images = imagesOf(pixel_values as unknown as Tensor, image_grid_thw as unknown as Tensor, ort.Tensor);
-        return seeAll(images, async (image) => new QwenImage(backend, encoder, await encoder.run(image)));
+        return seeAll(images, async (image) => new QwenImage(backend, await encoder.run(image)));
       },
     };
   });
@@ -78,13 +78,16 @@ interface QwenPatches {
   readonly grid: Tensor;
 }
 
-/** What the tower says of one image; rows in the encoder's own order, scores of visual tokens in the grid's. */
+/** What the tower says of M visual tokens, in the grid's order. */
 interface Encoded {
-  readonly [HIDDEN]: Tensor;
-  readonly [ATTENTION]: Tensor;
+  /** [M, W]. */
+  readonly features: Float32Array;
+  /** The columns of the last block, [M, W'], where the features have others too; otherwise null. */
+  readonly alike: Float32Array | null;
+  /** The decoupled attention in the language model's space, [M, W']. */
+  readonly rows: Float32Array;
+  /** [M]. */
   readonly saliency: Float32Array;
-  /** For each visual token, the place of its group in the encoder's order; null where that is the grid's. */
-  readonly order: Int32Array | null;
 }
 
 interface InputNames {
@@ -92,62 +95,72 @@ interface InputNames {
   readonly grid: string;
 }
 
-/** The two parts of a vision encoder. */
+/** The vision encoder with the further outputs. */
 class QwenEncoder {
   constructor(
     private readonly names: InputNames,
     private readonly unit: number,
-    private readonly tower: InferenceSession,
-    private readonly merger: InferenceSession,
+    private readonly session: InferenceSession,
   ) {}
 
   async run({ pixels, grid }: QwenPatches): Promise<Encoded> {
-    const feeds: Record<string, Tensor> = { [this.names.pixels]: pixels };
-    if (this.tower.inputNames.includes(this.names.grid)) feeds[this.names.grid] = grid;
-    const outputs = (await this.tower.run(feeds)) as Record<string, Tensor>;
-    const patches = outputs[SALIENCY].data as Float32Array;
-    const order = outputs[ORDER] ? Int32Array.from(outputs[ORDER].data as BigInt64Array, Number) : null;
-    if (patches.length !== pixels.dims[0] || (order && order.length * this.unit !== patches.length))
-      throw invalid(
-        'ERR_SHAPE',
-        'pixel_values',
-        `saliency of ${patches.length} patches in ${order?.length ?? 'as many'} places`,
-        `${pixels.dims[0]} patches in groups of ${this.unit}`,
-      );
-    const groups = Float32Array.from({ length: patches.length / this.unit }, (_, group) => {
-      const own = patches.subarray(group * this.unit, (group + 1) * this.unit);
-      return own.reduce((sum, value) => sum + value, 0) / this.unit;
-    });
-    const { [HIDDEN]: hidden, [ATTENTION]: attention } = outputs;
-    return { [HIDDEN]: hidden, [ATTENTION]: attention, saliency: ordered(groups, 1, order), order };
-  }
-
-  /** Rows of the tower through the merger: features of the visual tokens [M, W], in the grid's order. */
-  async features(encoded: Encoded, which: typeof HIDDEN | typeof ATTENTION): Promise<Float32Array> {
-    const features = (await this.merger.run({ [ROWS]: encoded[which] }))[FEATURES] as Tensor;
-    const width = features.dims[features.dims.length - 1];
-    return ordered(features.data as Float32Array, width, encoded.order);
-  }
-
-  async release(): Promise<void> {
-    await Promise.all([this.tower.release(), this.merger.release()]);
+    const feeds: Outputs = { [this.names.pixels]: pixels };
+    if (this.session.inputNames.includes(this.names.grid)) feeds[this.names.grid] = grid;
+    const outputs = (await this.session.run(feeds)) as Outputs;
+    const [features, rows, saliency] = [FEATURES, TASK_ROWS, SALIENCY].map(
+      (name) => outputs[name].data as Float32Array,
+    );
+    const tokens = pixels.dims[0] / this.unit;
+    if (saliency.length !== tokens)
+      throw invalid('ERR_SHAPE', 'pixel_values', `saliency of ${saliency.length} visual tokens`, `${tokens}`);
+    return { features, rows, saliency, alike: (outputs[MAIN_FEATURES]?.data as Float32Array | undefined) ?? null };
   }
 }
 
-/** Rows in the grid's order. */
-function ordered(rows: Float32Array, width: number, order: Int32Array | null): Float32Array {
-  if (order === null) return rows;
-  const placed = new Float32Array(rows.length);
-  for (const [token, place] of order.entries())
-    placed.set(rows.subarray(place * width, (place + 1) * width), token * width);
-  return placed;
+type Outputs = Record<string, Tensor>;
+
+/**
+ * Runs the loaded session and the tower on some images, and gives the features of the first. The last attention is the tower's
+ * own, so that equal features say that it was read right. Encoders that take no frames are asked about single images only.
+ *
+ * @throws DesapError `ERR_HEAD_MISMATCH`; `ERR_GRAPH` where ONNX Runtime does not run what was read
+ */
+async function confirmed(
+  encode: (feeds: Outputs) => Promise<{ data: Float32Array }>,
+  plain: ModelSession,
+  [image, frames]: readonly Outputs[],
+  names: InputNames,
+  what: { readonly file: string; readonly rounding: Rounding },
+): Promise<Tensor> {
+  const run = async (feeds: Outputs) => (await plain.run(feeds))[plain.outputNames[0]] as Tensor;
+  const compare = async (feeds: Outputs, sample: Tensor) => {
+    const { data } = await encode(feeds).catch((cause: Error) => {
+      throw new DesapError(
+        'ERR_GRAPH',
+        `${what.file}: onnxruntime does not run what was read of it: ${cause.message}`,
+        {
+          cause,
+        },
+      );
+    });
+    requireSame(data, floats(sample), {
+      ...what,
+      reading: ', and in its last block attention of all patches of a frame',
+    });
+  };
+  const sample = await run(image);
+  await compare(image, sample);
+  const several = await run(frames).catch(() => null);
+  /** Patches to a row of the features. */
+  const unit = (feeds: Outputs, { dims }: Tensor) => feeds[names.pixels].dims[0] / dims[dims.length - 2];
+  if (several !== null && unit(frames, several) === unit(image, sample)) await compare(frames, several);
+  return sample;
 }
 
 /** One encoded image. */
 class QwenImage implements SeenImage {
   constructor(
     private readonly backend: Backend,
-    private readonly encoder: QwenEncoder,
     private readonly encoded: Encoded,
   ) {}
 
@@ -157,17 +170,17 @@ class QwenImage implements SeenImage {
 
   async prune(question: TextTokens | null, options: CallOptions & { keep: number }): Promise<KeptTokens> {
     const task = question && (await this.#task(question, options));
-    const features = await this.encoder.features(this.encoded, HIDDEN);
-    return select(this.backend, { task, saliency: this.encoded.saliency, features }, options);
+    const { saliency, features, alike } = this.encoded;
+    return select(this.backend, { task, saliency, features, alike }, options);
   }
 
   /** A_t: eq. 3 between the decoupled attention in the language model's space and the question's embeddings. */
   async #task(question: TextTokens, { alignment, lambda }: CallOptions): Promise<Float32Array> {
-    const { backend, encoder, tokens } = this;
-    const rows = await encoder.features(this.encoded, ATTENTION);
+    const { backend, tokens } = this;
+    const { rows } = this.encoded;
     const width = rows.length / tokens;
     const visual = await backend.unitRows({ x: float32(rows, [tokens, width]) });
-    const text = await backend.unitRows({ x: question.tokens });
+    const text = await backend.unitRows({ x: narrowed(question.tokens, width) });
     const query = endOf(question, text);
     const { task } = await backend.align({ visual, text, query, global: meanRow(visual), alignment, lambda });
     return task;
@@ -176,6 +189,19 @@ class QwenImage implements SeenImage {
   [Symbol.dispose](): void {
     // Everything is memory of JavaScript.
   }
+}
+
+/** Text rows as wide as the visual ones: where these are packed with further columns, the text has zeros there. */
+function narrowed(text: TextTokens['tokens'], width: number): TextTokens['tokens'] {
+  const [rows, given] = text.dims.slice(-2);
+  if (!(text.data instanceof Float32Array) || given <= width) return text;
+  const data = new Float32Array(rows * width);
+  for (let row = 0; row < rows; row++) {
+    if (text.data.subarray(row * given + width, (row + 1) * given).some((value) => value !== 0))
+      throw invalid('ERR_SHAPE', 'query', `${given} columns`, `${width}, or zeros in the columns behind`);
+    data.set(text.data.subarray(row * given, row * given + width), row * width);
+  }
+  return float32(data, [rows, width]);
 }
 
 /** q_t: the given row or vector; else the mean of the tokens, as an embedding of an end token would know nothing of the others. */
@@ -196,9 +222,9 @@ function meanRow({ data, dims: [rows, width] }: Tensor): Float32Array {
 
 /** The images of `pixel_values` [patches of all, C] by the rows of their grids [images, 3]. */
 function imagesOf(pixels: Tensor, grids: Tensor, TensorClass: typeof Tensor): QwenPatches[] {
-  if (!(pixels.data instanceof Float32Array) || pixels.dims.length !== 2)
+  if (!types.isFloat32Array(pixels.data) || pixels.dims.length !== 2)
     throw invalid('ERR_SHAPE', 'pixel_values', `${pixels.type} [${pixels.dims.join(', ')}]`, 'float32 [patches, C]');
-  if (!(grids?.data instanceof BigInt64Array))
+  if (!types.isBigInt64Array(grids?.data))
     throw invalid('ERR_VALUE', 'image_grid_thw', grids, 'the grid of each image, [images, 3] int64');
   const { data, dims } = pixels;
   const images: QwenPatches[] = [];
@@ -223,24 +249,23 @@ function inputNames({ inputNames: all, inputMetadata, outputNames }: ModelSessio
     return { pixels: pixels[0].name, grid: grid[0].name };
   throw new DesapError(
     'ERR_GRAPH',
-    `model.sessions.vision_encoder: got the inputs ${all.join(', ')} and the outputs ${outputNames.join(', ')}, wanted float32 patches, their int64 grid and image_features only`,
+    `model.sessions.vision_encoder: got the inputs ${all.join(', ')} and the outputs ${outputNames.join(', ')}, wanted float32 patches, their int64 grid and image_features only (deepstack features are taken as further columns of these, not as outputs)`,
   );
 }
 
 /** The defaults of Qwen2-VL's config. */
 const PATCH = { channels: 3, frames: 2, side: 14 };
 
-/** An image of waves on a grid that is no square. */
-function trialFeeds(
+/** Images of waves on grids that are no squares: one of a single frame, and one of two. */
+function trials(
   { config }: HookedModel,
   plain: ModelSession,
   names: InputNames,
   TensorClass: typeof Tensor,
-): Record<string, Tensor> {
+): Outputs[] {
   const { vision_config: vision = {} } = config;
   const merge = vision.spatial_merge_size ?? 2;
   const { in_channels, in_chans, temporal_patch_size, patch_size } = vision;
-  const [height, width] = [4 * merge, 6 * merge];
   const input = plain.inputMetadata.find(({ name }) => name === names.pixels);
   const stated = input?.isTensor ? input.shape[1] : undefined;
   const extent =
@@ -249,11 +274,18 @@ function trialFeeds(
       : (in_channels ?? in_chans ?? PATCH.channels) *
         (temporal_patch_size ?? PATCH.frames) *
         (patch_size ?? PATCH.side) ** 2;
-  const data = Float32Array.from({ length: height * width * extent }, (_, i) => Math.sin(i * i));
-  return {
-    [names.pixels]: new TensorClass('float32', data, [height * width, extent]),
-    [names.grid]: new TensorClass('int64', BigInt64Array.from([1, height, width], BigInt), [1, 3]),
-  };
+  const grids = [
+    [1, 4 * merge, 6 * merge],
+    [2, 2 * merge, 3 * merge],
+  ];
+  return grids.map((grid) => {
+    const patches = grid.reduce((product, size) => product * size, 1);
+    const data = Float32Array.from({ length: patches * extent }, (_, i) => Math.sin(i * i));
+    return {
+      [names.pixels]: new TensorClass('float32', data, [patches, extent]),
+      [names.grid]: new TensorClass('int64', BigInt64Array.from(grid, BigInt), [1, 3]),
+    };
+  });
 }
 
 function requireOptions({ config }: HookedModel, { clipFolder, encoding }: AttachOptions): void {

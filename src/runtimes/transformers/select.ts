@@ -12,6 +12,8 @@ export interface Candidates {
   readonly saliency: Float32Array;
   /** [M, W]. */
   readonly features: Float32Array;
+  /** What tokens are compared by when they are merged, [M, W'], where rows hold more than that; null: the features. */
+  readonly alike: Float32Array | null;
 }
 
 /**
@@ -21,7 +23,7 @@ export interface Candidates {
  * @throws DesapError `ERR_VALUE` for keep and taskShare
  */
 export async function select(backend: Backend, candidates: Candidates, options: CallOptions): Promise<KeptTokens> {
-  const { task, saliency, features } = candidates;
+  const { task, saliency, features, alike } = candidates;
   const count = saliency.length;
   const width = features.length / count;
   const keep = keepCount(options.keep as number, count);
@@ -35,8 +37,11 @@ export async function select(backend: Backend, candidates: Candidates, options: 
   const source = Uint8Array.from(indices, (index) => 1 - excluded[index]);
 
   if (options.merge ?? true) {
-    const { tokens, ...joined } = await backend.merge({ features: float32(features, [count, width]), kept: indices });
-    return { indices, source, ...joined, features: tokens.data as Float32Array };
+    const compared = alike ?? features;
+    const rows = float32(compared, [count, compared.length / count]);
+    const { tokens, assignment, counts } = await backend.merge({ features: rows, kept: indices });
+    const means = alike === null ? (tokens.data as Float32Array) : meanRows(features, width, assignment, counts);
+    return { indices, source, assignment, counts, features: means };
   }
   const own = new Float32Array(keep * width);
   const assignment = new Int32Array(count).fill(-1);
@@ -45,6 +50,14 @@ export async function select(backend: Backend, candidates: Candidates, options: 
     assignment[index] = k;
   }
   return { indices, source, assignment, counts: new Int32Array(keep).fill(1), features: own };
+}
+
+/** The mean of the rows [M, W] that are assigned to each kept token: [K, W]. */
+function meanRows(rows: Float32Array, width: number, assignment: Int32Array, counts: Int32Array): Float32Array {
+  const sums = new Float64Array(counts.length * width);
+  for (const [token, k] of assignment.entries())
+    for (let c = 0; c < width; c++) sums[k * width + c] += rows[token * width + c];
+  return Float32Array.from(sums, (sum, i) => sum / counts[Math.floor(i / width)]);
 }
 
 /**

@@ -4,8 +4,12 @@ import type { OrtModule } from '../../onnx/index.js';
 import { floatToHalf } from '../../tensor.js';
 import type { ModelSession } from './model.js';
 
-/** How far the parts of a vision encoder may lie from the whole, relative to the largest magnitude: rounding. */
-const TOLERANCE = 1e-3;
+/**
+ * How far the parts of a vision encoder may lie from the whole, relative to the largest magnitude: rounding, of float32, of
+ * float16, or of activations that are quantised at run time.
+ */
+const TOLERANCES = { float32: 1e-3, float16: 1e-2, quantized: 5e-2 } as const;
+export type Rounding = keyof typeof TOLERANCES;
 
 /** Marks sessions made here, so that a model is not attached to twice. */
 const STAND_IN = Symbol('desap.stand-in');
@@ -69,19 +73,32 @@ export class FeatureForm {
   }
 }
 
+/** What is compared, for tolerances and messages. */
+export interface Compared {
+  readonly file: string;
+  /** What the encoder computes in. Default `float32`. */
+  readonly rounding?: Rounding;
+  /** What else the file is taken to have. */
+  readonly reading?: string;
+}
+
 /**
  * Checks on one image that parts of a vision encoder compute what the loaded session computes.
  * @throws DesapError `ERR_HEAD_MISMATCH`
  */
-export function requireSame(got: Float32Array, want: Float32Array, file: string): void {
+export function requireSame(
+  got: Float32Array,
+  want: Float32Array,
+  { file, rounding = 'float32', reading = '' }: Compared,
+): void {
   let [difference, magnitude] = [got.length === want.length ? 0 : Number.POSITIVE_INFINITY, 0];
   for (let i = 0; i < want.length; i++) {
     difference = Math.max(difference, Math.abs(got[i] - want[i]));
     magnitude = Math.max(magnitude, Math.abs(want[i]));
   }
-  if (difference <= TOLERANCE * magnitude) return;
+  if (difference <= TOLERANCES[rounding] * magnitude) return;
   throw new DesapError(
     'ERR_HEAD_MISMATCH',
-    `modelDir: got ${file}, whose features (${got.length} numbers) differ by ${difference.toExponential(1)} from those of the loaded model (${want.length} numbers), wanted the file that the model was loaded from`,
+    `modelDir: got ${file}, whose features (${got.length} numbers) differ by ${difference.toExponential(1)} from those of the loaded model (${want.length} numbers), wanted the file that the model was loaded from${reading}`,
   );
 }

@@ -1,0 +1,49 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
+import { DesapError } from './errors.js';
+
+/**
+ * Whether an object with asynchronous calls may still be used, and which of its calls are under way: what it holds is freed
+ * once, after the last of them. A call that another call makes on its way belongs to that one, and is let through to its end.
+ */
+export class Lifetime {
+  readonly #running = new Set<Promise<unknown>>();
+  readonly #within = new AsyncLocalStorage<true>();
+  #ended: Promise<void> | null = null;
+  #freed = false;
+
+  /** @param what the name of the object in messages */
+  constructor(private readonly what: string) {}
+
+  /** @throws DesapError `ERR_DISPOSED` after {@link Lifetime.end} */
+  check(): void {
+    const inCall = this.#within.getStore() === true && !this.#freed;
+    if (this.#ended && !inCall) throw new DesapError('ERR_DISPOSED', `${this.what}: used after dispose()`);
+  }
+
+  /** Runs a call of the object. Rejects with `ERR_DISPOSED` after {@link Lifetime.end}. */
+  async call<T>(work: () => Promise<T>): Promise<T> {
+    this.check();
+    const result = this.#within.run(true, work);
+    this.#running.add(result);
+    try {
+      return await result;
+    } finally {
+      this.#running.delete(result);
+    }
+  }
+
+  /**
+   * Refuses further calls, waits for those under way, and then frees what the object holds: at once where none is. Safe to call
+   * again; every call gets the one promise.
+   */
+  end(free: () => unknown): Promise<void> {
+    this.#ended ??= this.#drain(free);
+    return this.#ended;
+  }
+
+  async #drain(free: () => unknown): Promise<void> {
+    while (this.#running.size > 0) await Promise.allSettled(this.#running);
+    this.#freed = true;
+    await free();
+  }
+}
