@@ -14,7 +14,7 @@ import {
   type TextTokens,
 } from '../index.js';
 import { Lifetime } from '../lifetime.js';
-import { confirmProjector } from '../onnx/confirm.js';
+import { confirmProjector } from '../onnx/confirm-rows.js';
 import {
   type EditedGraph,
   HIDDEN_STATES,
@@ -111,8 +111,8 @@ export class PrunedVision {
     private readonly ort: OrtModule,
     private readonly tower: InferenceSession,
     private readonly projector: InferenceSession,
-    /** Whether the file itself leaves the class token out of its features. */
-    private readonly dropsClassToken: boolean,
+    /** Whether the file itself leaves the class token out of its features, or has none. */
+    readonly dropsClassToken: boolean,
     private readonly encoding: AnalyzeOptions['encoding'],
     /** Default of the option `keep`. */
     readonly keep: number | undefined,
@@ -157,7 +157,7 @@ export class PrunedVision {
         ort,
         session,
         projectorSession,
-        structure.classToken && structure.projector?.dropsClassToken === true,
+        !structure.classToken || structure.projector?.dropsClassToken === true,
         options.encoding,
         options.keep,
       );
@@ -254,7 +254,7 @@ export class PrunedVision {
     const { memory, hidden } = await this.#hidden(pixelValues);
     try {
       const width = hidden.dims[2];
-      const rows = hidden.dims[1] - Number(this.dropsClassToken);
+      const rows = hidden.dims[1] - Number(this.pruner.head.classToken && this.dropsClassToken);
       const data = (hidden.data as Float32Array).subarray(-rows * width);
       return await this.project({ data, dims: [rows, width] });
     } finally {

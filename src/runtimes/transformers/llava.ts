@@ -33,6 +33,11 @@ export async function openLlava(
     );
   const vision = await PrunedVision.open(files.visionEncoder, { ...options, clip: clipFolder, ort, keep: undefined });
   try {
+    if (!vision.dropsClassToken)
+      throw new DesapError(
+        'ERR_GRAPH',
+        `${files.visionEncoder}: got features of all rows, the class token's too (vision_feature_select_strategy "full"), wanted those of the patches only`,
+      );
     const encode = async (pixels: Tensor) => {
       const parts: Float32Array[] = [];
       for (const image of imagesOf(pixels, ort.Tensor))

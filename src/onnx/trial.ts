@@ -1,0 +1,41 @@
+import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { DesapError } from '../errors.js';
+import { floatData, halfToFloat, type TensorLike } from '../tensor.js';
+import type { OrtModule } from './edit.js';
+import type { TowerStructure } from './tower.js';
+
+/** A vision tower with its open `towerGraph`. */
+export interface OpenTower {
+  readonly structure: TowerStructure;
+  readonly session: InferenceSession;
+}
+
+/** An image as float32. */
+export function pixelTensor(ort: OrtModule, image: TensorLike): Tensor {
+  const { data, half, dims } = floatData('pixelValues', image);
+  return new ort.Tensor('float32', half ? Float32Array.from(data, halfToFloat) : (data as Float32Array), dims);
+}
+
+/**
+ * Runs a part of a tower on an image.
+ * @throws DesapError `ERR_GRAPH` with the reason of onnxruntime
+ */
+export async function runOpen({ structure, session }: OpenTower, pixels: Tensor): Promise<Record<string, Tensor>> {
+  try {
+    return (await session.run({ [structure.pixels.name]: pixels })) as Record<string, Tensor>;
+  } catch (cause) {
+    throw new DesapError(
+      'ERR_GRAPH',
+      `${structure.graph.model.name}: onnxruntime does not run a part of it on an image [${pixels.dims.join(', ')}]: ${(cause as Error).message}`,
+      { cause },
+    );
+  }
+}
+
+/** Some rows of a matrix of `cols` columns, one after the other. */
+export function pickRows(data: Float32Array, cols: number, rows: readonly number[]): Float64Array {
+  return Float64Array.from(
+    { length: rows.length * cols },
+    (_, i) => data[rows[Math.floor(i / cols)] * cols + (i % cols)],
+  );
+}
