@@ -16,7 +16,7 @@ import { PrunedVision, type VisionAnalysis } from './pruned-vision.js';
 import { checkQuestion } from './question.js';
 import { allOrNone, atRest, openSession, runSession } from './session.js';
 
-const VISION = { argument: 'pixelValues', graph: 'vision_encoder.onnx' };
+const VISION = { argument: 'image', graph: 'the vision encoder' };
 const EMBED = { argument: 'inputIds', graph: 'embed_tokens.onnx' };
 
 interface Parts {

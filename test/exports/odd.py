@@ -112,7 +112,6 @@ def cases(suite, seed):
     for name, module in relatives(seed).items():
         for exporter in (torchscript(17), dynamo(18)):
             suite.export(short(name, exporter), vision_graph(module), exporter, name, refuse_head)
-    layer_scale(suite, seed)
     siglip_text(suite, seed)
     chinese(suite, seed)
 
@@ -176,32 +175,6 @@ def siglip_text(suite, seed):
                 f"SigLIP text, {form}",
                 [("", "refuse-text", fields)],
             )
-
-
-class LayerScale(nn.Module):
-    def __init__(self, layer, width):
-        super().__init__()
-        self.layer, self.scale = layer, nn.Parameter(torch.zeros(width))
-
-    def forward(self, *args, **kwargs):
-        attended, rest = self.layer(*args, **kwargs)
-        return attended * self.scale, rest
-
-
-def layer_scale(suite, seed):
-    """Rows that are scaled behind the output projection: the head has no place for that."""
-    model = clip(seed)
-    for i, layer in enumerate(model.vision_model.encoder.layers):
-        layer.self_attn = randomise(LayerScale(layer.self_attn, 36), seed + i)
-    for exporter in (torchscript(17), dynamo(18)):
-        fields = clip_tower(clip(seed), seed, SIZE).fields("expected/odd.safetensors")
-        suite.export(
-            short("layer scale", exporter),
-            vision_graph(Vision(model)),
-            exporter,
-            "CLIP vision, layer scale",
-            [("", "refuse-head", fields)],
-        )
 
 
 class ChineseWhole(nn.Module):
