@@ -1,15 +1,40 @@
-/** Files that real exporters wrote, as they are: every public case, with the values that PyTorch computes. */
+/** Files that real exporters wrote, as they are: every case, with the values that PyTorch computes. */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import * as ort from 'onnxruntime-node';
 import { expect, it, test } from 'vitest';
+import { Pruner } from '../../src/index.js';
+import { PrunedVision } from '../../src/runtimes/onnxruntime.js';
 import { checkCase, type ExportCase } from '../exports/check-case.js';
-import { ROOT } from '../support.js';
+import { normal, ROOT, randomHead, relativeError } from '../support.js';
 
-const FOLDER = join(ROOT, 'test/fixtures/exports');
-const CASES: ExportCase[] = JSON.parse(readFileSync(join(FOLDER, 'manifest.json'), 'utf8'));
+const cases = (folder: string) =>
+  (JSON.parse(readFileSync(join(folder, 'manifest.json'), 'utf8')) as ExportCase[]).map((given) => ({
+    ...given,
+    folder,
+  }));
+const CASES = ['exports', 'exports-more'].flatMap((name) => cases(join(ROOT, 'test/fixtures', name)));
 
-it('has all sixteen cases', () => expect(CASES).toHaveLength(16));
+it('has all cases', () => expect(CASES).toHaveLength(16 + 15));
 
 test.each(CASES)('$name ($kind)', async (given) => {
-  expect((await checkCase(FOLDER, given)).failures).toEqual([]);
+  expect((await checkCase(given.folder, given)).failures).toEqual([]);
+});
+
+test('a LLaVA file with the class token among its features gives all rows as the file does', async () => {
+  const path = join(ROOT, 'test/fixtures/exports-more/models/llava_full_ts17.onnx');
+  const pruner = await Pruner.load(randomHead(3, { width: 36, heads: 3, embedding: 20 }));
+  const vision = await PrunedVision.open(path, { pruner });
+  const plain = await ort.InferenceSession.create(path);
+  const pixels = new ort.Tensor('float32', normal(5, 3 * 32 * 32), [1, 3, 32, 32]);
+  const wanted = (await plain.run({ pixel_values: pixels })).image_features;
+  const got = await vision.encodeAll(pixels);
+  expect(got.dims).toEqual([1, 17, wanted.dims[2]]);
+  expect(relativeError(got.data as Float32Array, wanted.data as Float32Array)).toBeLessThan(1e-5);
+  const text = { tokens: { data: normal(6, 4 * 20), dims: [4, 20] } };
+  using analysis = await vision.analyze(pixels);
+  expect((await analysis.prune(text, { keep: 5 })).features.dims).toEqual([1, 5, wanted.dims[2]]);
+  await vision.dispose();
+  await plain.release();
+  pruner.dispose();
 });

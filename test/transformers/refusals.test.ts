@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import type { PreTrainedModel, Processor } from '@huggingface/transformers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type AttachOptions, attach, type LoadedModel } from '../../src/runtimes/transformers.js';
+import { Editable, type Node } from '../onnx/editable.js';
 import { FLOAT, SmallGraph } from './small/graph.js';
 import { PATCHES, type SmallLlava, writeLlava } from './small/llava.js';
 import { answer, EIGHT, FRESH, type Inputs, load, photo } from './support.js';
@@ -116,6 +117,22 @@ describe('attach refuses, and leaves the model alone', () => {
     const result = attach(convolutional, { ...good(), modelDir: folder });
     await expect(result).rejects.toMatchObject({ code: 'ERR_GRAPH', message: /self-attention/ });
     await convolutional.dispose();
+  });
+});
+
+describe('an encoder that hands out its class token too', () => {
+  it('is refused', async () => {
+    const folder = join(root, 'own', 'full');
+    await cp(own.llava, folder, { recursive: true });
+    const path = join(folder, 'onnx', 'vision_encoder.onnx');
+    const graph = await Editable.from(await readFile(path));
+    const cut = graph.nodes.find(({ op }) => op === 'Slice') as Node;
+    Object.assign(cut, { op: 'Identity', inputs: cut.inputs.slice(0, 1) });
+    await writeFile(path, graph.bytes());
+    const { model: full } = await load(join(root, 'own'), 'full');
+    const result = attach(full, { clipFolder: own.clip, modelDir: folder, keep: 4 });
+    await expect(result).rejects.toMatchObject({ code: 'ERR_GRAPH', message: /select_strategy "full"/ });
+    await full.dispose();
   });
 });
 
