@@ -53,12 +53,13 @@ export async function confirmRows(
         `${learnt.length === 0 ? 'no row' : `the rows ${learnt.join(', ')}`} of ${rows.length} that the image has no part in`,
       );
 
-    const grid = Math.sqrt(rows.length - classTokens);
-    const [height, side] = pixels.dims.slice(-2);
-    if (!Number.isInteger(grid) || grid < 2) return;
-    const inSecondPatch = (x: number, y: number) => y < height / grid && x >= side / grid && x < (2 * side) / grid;
+    const [height, across] = pixels.dims.slice(-2);
+    const side = Math.sqrt((height * across) / (rows.length - classTokens));
+    // Patches that are no squares, or a grid of one column, say nothing of their order.
+    if (![side, height / side, across / side].every(Number.isInteger) || across < 2 * side) return;
+    const inSecondPatch = (x: number, y: number) => y < side && x >= side && x < 2 * side;
     const changed = await embed(
-      image.map((value, i) => (inSecondPatch(i % side, Math.floor(i / side) % height) ? value + 1 : value)),
+      image.map((value, i) => (inSecondPatch(i % across, Math.floor(i / across) % height) ? value + 1 : value)),
     );
     const change = changed.map((row, at) => relativeError(row, rows[at]));
     const most = change.indexOf(Math.max(...change));
