@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
-import { DataType, GraphField, ModelField, TensorField } from '../src/onnx/proto.js';
+import { DataType, GraphField, ModelField, TensorField } from '../src/onnx/format/proto.js';
 import { Editable } from '../test/onnx/editable.js';
 import { normal } from './data.js';
 

@@ -4,7 +4,7 @@ import { dirname, join } from 'node:path';
 import { findCudaAddon } from '../src/backend/cuda.js';
 import { loadAddon } from '../src/backend/native.js';
 import { type Backend, type DeviceOptions, devices, openBackend } from '../src/index.js';
-import { uniform } from '../src/onnx/pixels.js';
+import { uniform } from '../src/onnx/head/pixels.js';
 import { float32, type Tensor } from '../src/tensor.js';
 
 export const ROOT = join(import.meta.dirname, '..');

@@ -3,7 +3,7 @@
  * [T, E] (not normalised, end of text last); outputs: {@link OUTPUTS}. All extents are fixed: ONNX Runtime plans its memory.
  */
 import type { HeadWeights, LinearWeights } from '../../src/head.js';
-import { DataType } from '../../src/onnx/proto.js';
+import { DataType } from '../../src/onnx/format/proto.js';
 import { SmallGraph } from '../../test/transformers/small/graph.js';
 import { foldReadOut } from './fold.js';
 

@@ -1,6 +1,6 @@
 import type { Builder } from './builder.js';
-import type { Graph } from './graph.js';
-import type { Attention, Layout, Operand } from './last-attention.js';
+import type { Graph } from './search/graph.js';
+import type { Attention, Layout, Operand } from './search/last-attention.js';
 
 /** Where heads are apart: the extents that make any rank four axes (B is what is left), how these become [B, L, H, D], and which are B and H. */
 const APART: Readonly<

@@ -1,6 +1,6 @@
-import type { Attribute } from './messages.js';
-import { DataType } from './proto.js';
-import { type GraphNode, newNode } from './write.js';
+import type { Attribute } from './format/messages.js';
+import { DataType } from './format/proto.js';
+import { type GraphNode, newNode } from './format/write.js';
 
 /** Puts nodes of the package's own together; each call adds one and returns the value that it writes. */
 export class Builder {

@@ -1,10 +1,10 @@
 import { dirname, relative, sep } from 'node:path';
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError } from '../errors.js';
-import { sorted } from './graph.js';
-import type { OnnxModel } from './model.js';
+import type { OnnxModel } from './format/model.js';
+import { type GraphNode, type WritableTensor, writeModel, writeValue } from './format/write.js';
+import { sorted } from './search/graph.js';
 import { type FileRange, fileRange } from './weights.js';
-import { type GraphNode, type WritableTensor, writeModel, writeValue } from './write.js';
 
 /** The onnxruntime-node module, as far as this package uses it. */
 export type OrtModule = Pick<typeof import('onnxruntime-common'), 'InferenceSession' | 'Tensor'>;

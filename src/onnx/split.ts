@@ -1,11 +1,11 @@
 import { DesapError } from '../errors.js';
-import { MOVES } from './constants.js';
 import { type Cut, cut, type EditedGraph } from './edit.js';
-import { ancestors, type Graph } from './graph.js';
-import { DataType } from './proto.js';
-import type { StoredTensor } from './stored-tensor.js';
+import { DataType } from './format/proto.js';
+import type { StoredTensor } from './format/stored-tensor.js';
+import { type GraphNode, newNode, renamed } from './format/write.js';
+import { MOVES } from './search/constants.js';
+import { ancestors, type Graph } from './search/graph.js';
 import type { TowerStructure } from './tower.js';
-import { type GraphNode, newNode, renamed } from './write.js';
 
 /** Names of the values that a cut graph takes and hands out; the prefix keeps them apart from the user's. */
 export const HIDDEN_STATES = 'desap.hidden_states';

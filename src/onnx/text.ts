@@ -1,20 +1,20 @@
 import { DesapError } from '../errors.js';
 import type { NumberMatrix } from '../kernels/numeric.js';
-import { findBlocks } from './attention.js';
 import { cut, type EditedGraph } from './edit.js';
-import { ancestors, describeNode, Graph } from './graph.js';
-import { Linears } from './linear.js';
-import type { OnnxNode } from './messages.js';
-import { type ModelSource, readModel } from './model.js';
-import { Norms } from './norm.js';
-import { positionCount } from './positions.js';
-import { isFloat } from './proto.js';
-import { findReadOut, type ReadOut } from './read-out.js';
+import type { OnnxNode } from './format/messages.js';
+import { type ModelSource, readModel } from './format/model.js';
+import { isFloat } from './format/proto.js';
+import { newNode, renamed } from './format/write.js';
+import { findBlocks } from './search/attention.js';
+import { ancestors, describeNode, Graph } from './search/graph.js';
+import { Linears } from './search/linear.js';
+import { Norms } from './search/norm.js';
+import { positionCount } from './search/positions.js';
+import { findReadOut, type ReadOut } from './search/read-out.js';
+import { pickedBy, type TokenInputs, tokenInputs } from './search/token-inputs.js';
 import { toFloat } from './split.js';
-import { pickedBy, type TokenInputs, tokenInputs } from './token-inputs.js';
 import { because, operators } from './tower.js';
 import { readFloats } from './weights.js';
-import { newNode, renamed } from './write.js';
 
 /** What a structural search found in the graph of a CLIP text tower. No name in the file had a part in it. */
 export interface TextStructure extends TokenInputs {

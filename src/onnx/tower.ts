@@ -1,12 +1,12 @@
 import { DesapError } from '../errors.js';
-import { type Block, type BlockSearch, findBlocks } from './attention.js';
-import { describeNode, Graph } from './graph.js';
-import { type Linear, Linears } from './linear.js';
-import type { OnnxNode, OnnxValue } from './messages.js';
-import { type ModelSource, type OnnxModel, readModel } from './model.js';
-import { Norms } from './norm.js';
-import { beforePicks, findReadOut, linearBehind, type ReadOut } from './read-out.js';
-import { hasClassToken, rowsTaken, tokenRows } from './token-rows.js';
+import type { OnnxNode, OnnxValue } from './format/messages.js';
+import { type ModelSource, type OnnxModel, readModel } from './format/model.js';
+import { type Block, type BlockSearch, findBlocks } from './search/attention.js';
+import { describeNode, Graph } from './search/graph.js';
+import { type Linear, Linears } from './search/linear.js';
+import { Norms } from './search/norm.js';
+import { beforePicks, findReadOut, linearBehind, type ReadOut } from './search/read-out.js';
+import { hasClassToken, rowsTaken, tokenRows } from './search/token-rows.js';
 
 /** The projector of a LLaVA vision encoder: linear layers with activations between, applied to each patch row. */
 export interface Projector {

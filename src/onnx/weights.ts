@@ -3,10 +3,10 @@ import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DesapError } from '../errors.js';
 import { toFloat32 } from '../safetensors.js';
-import { type Matrix, outputs, type Vector } from './linear.js';
-import type { OnnxModel } from './model.js';
-import { DataType, itemSize, typeName } from './proto.js';
-import { elementCount, type StoredTensor } from './stored-tensor.js';
+import type { OnnxModel } from './format/model.js';
+import { DataType, itemSize, typeName } from './format/proto.js';
+import { elementCount, type StoredTensor } from './format/stored-tensor.js';
+import { type Matrix, outputs, type Vector } from './search/linear.js';
 
 /** Where in which file a tensor that is not in memory lies. */
 export interface FileRange {

@@ -14,7 +14,7 @@ import {
   type TextTokens,
 } from '../index.js';
 import { Lifetime } from '../lifetime.js';
-import { confirmProjector } from '../onnx/confirm-rows.js';
+import { confirmProjector } from '../onnx/head/confirm-rows.js';
 import {
   type EditedGraph,
   HIDDEN_STATES,

@@ -1,9 +1,9 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError } from '../errors.js';
 import { type HeadWeights, loadHead } from '../index.js';
-import { confirmBoth } from '../onnx/confirm.js';
+import { confirmBoth } from '../onnx/head/confirm.js';
+import type { OpenTower } from '../onnx/head/trial.js';
 import { extractHead, type OrtModule, readModel, type TowerStructure } from '../onnx/index.js';
-import type { OpenTower } from '../onnx/trial.js';
 import { clipFile } from './clip-folder.js';
 
 /** Where the head of a tower comes from. */

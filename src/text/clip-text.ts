@@ -2,11 +2,11 @@ import type { InferenceSession } from 'onnxruntime-common';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid } from '../errors.js';
 import { Lifetime } from '../lifetime.js';
-import { relativeError } from '../onnx/compare.js';
 import { type OrtModule, openGraph } from '../onnx/edit.js';
-import type { ModelSource } from '../onnx/model.js';
-import { toleranceOf } from '../onnx/precision.js';
-import { DataType } from '../onnx/proto.js';
+import type { ModelSource } from '../onnx/format/model.js';
+import { DataType } from '../onnx/format/proto.js';
+import { relativeError } from '../onnx/head/compare.js';
+import { toleranceOf } from '../onnx/search/precision.js';
 import {
   positionTable,
   readText,

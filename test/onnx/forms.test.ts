@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { DataType } from '../../src/onnx/format/proto.js';
 import {
   confirmHead,
   confirmTower,
@@ -15,7 +16,6 @@ import {
   readTower,
   towerGraph,
 } from '../../src/onnx/index.js';
-import { DataType } from '../../src/onnx/proto.js';
 import { ImageProcessor, PrunedVision } from '../../src/runtimes/onnxruntime.js';
 import { floatToHalf, halfToFloat } from '../../src/tensor.js';
 import { normal, relativeError } from '../support.js';

@@ -1,5 +1,5 @@
 /** The shipped models as quantisers and optimisers leave them: other numbers, or other operators for the same ones. */
-import { DataType } from '../../src/onnx/proto.js';
+import { DataType } from '../../src/onnx/format/proto.js';
 import type { Editable, Node } from './editable.js';
 import { dropScale, layers, type Variant } from './variants.js';
 

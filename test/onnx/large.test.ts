@@ -16,6 +16,7 @@ import { join } from 'node:path';
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
+import { DataType } from '../../src/onnx/format/proto.js';
 import {
   cut,
   type EditedGraph,
@@ -28,7 +29,6 @@ import {
   readTower,
   towerGraph,
 } from '../../src/onnx/index.js';
-import { DataType } from '../../src/onnx/proto.js';
 import { PrunedVision } from '../../src/runtimes/onnxruntime.js';
 import { normal } from '../support.js';
 import { Editable } from './editable.js';

@@ -1,5 +1,5 @@
 /** The shipped models in the forms that other exporters and optimisers give to the same computation. */
-import { DataType } from '../../src/onnx/proto.js';
+import { DataType } from '../../src/onnx/format/proto.js';
 import { floatToHalf } from '../../src/tensor.js';
 import { uniform } from '../support.js';
 import { Editable, type Node } from './editable.js';

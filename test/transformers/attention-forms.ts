@@ -1,7 +1,7 @@
 /** Attention as other tools write it, in place of what an exporter wrote: the graph computes what it did. */
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
-import { DataType } from '../../src/onnx/proto.js';
-import { newNode, writeValue } from '../../src/onnx/write.js';
+import { DataType } from '../../src/onnx/format/proto.js';
+import { newNode, writeValue } from '../../src/onnx/format/write.js';
 import { Editable, type Node, typedValue } from '../onnx/editable.js';
 
 /** The shape of the towers under `test/fixtures/families`. */

@@ -11,7 +11,7 @@ import {
 import { InferenceSession } from 'onnxruntime-node';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { openBackend } from '../../src/index.js';
-import { readQwenTower } from '../../src/runtimes/transformers/qwen-graph.js';
+import { readQwenTower } from '../../src/onnx/qwen-graph.js';
 import { attach, type PrunedImage } from '../../src/runtimes/transformers.js';
 import { type EncoderForm, encoder, IMAGE, IMAGE_TOKEN, type Kind, PREFIX, SUFFIX, writeQwen } from './small/qwen.js';
 import {

@@ -3,6 +3,7 @@ import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../../errors.js';
 import { type Backend, openBackend, type TextTokens } from '../../index.js';
 import { openGraph } from '../../onnx/index.js';
+import { FEATURES, MAIN_FEATURES, readQwenTower, SALIENCY, TASK_ROWS } from '../../onnx/qwen-graph.js';
 import { float32, vector } from '../../tensor.js';
 import { allOrNone, atRest } from '../session.js';
 import type { KeptTokens, SeenImage, VisionFamily } from './family.js';
@@ -11,9 +12,8 @@ import type { ModelFiles } from './locate.js';
 import type { HookedModel, ModelInputs, ModelRuntime, ModelSession } from './model.js';
 import type { AttachOptions, CallOptions } from './options.js';
 import type { Questions } from './question.js';
-import { FEATURES, MAIN_FEATURES, readQwenTower, SALIENCY, TASK_ROWS } from './qwen-graph.js';
 import { select, shareOf } from './select.js';
-import { FeatureForm, type Rounding, requireSame, standIn } from './stand-in.js';
+import { FeatureForm, requireSame, standIn } from './stand-in.js';
 
 /**
  * Qwen2-VL, Qwen2.5-VL and what inherits from them: an encoder of its own without class token, two by two patches merged to one
@@ -50,7 +50,7 @@ export async function openQwen(
     };
     const sample = await confirmed(encode, plain, trials(model, plain, names, ort.Tensor), names, {
       file: files.visionEncoder,
-      rounding: graph.rounding,
+      tolerance: graph.tolerance,
     });
 
     const release = async () => {
@@ -130,7 +130,7 @@ async function confirmed(
   plain: ModelSession,
   [image, frames]: readonly Outputs[],
   names: InputNames,
-  what: { readonly file: string; readonly rounding: Rounding },
+  what: { readonly file: string; readonly tolerance: number },
 ): Promise<Tensor> {
   const run = async (feeds: Outputs) => (await plain.run(feeds))[plain.outputNames[0]] as Tensor;
   const compare = async (feeds: Outputs, sample: Tensor) => {

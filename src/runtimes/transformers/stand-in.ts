@@ -4,12 +4,8 @@ import type { OrtModule } from '../../onnx/index.js';
 import { floatToHalf } from '../../tensor.js';
 import type { ModelSession } from './model.js';
 
-/**
- * How far the parts of a vision encoder may lie from the whole, relative to the largest magnitude: rounding, of float32, of
- * float16, or of activations that are quantised at run time.
- */
-const TOLERANCES = { float32: 1e-3, float16: 1e-2, quantized: 5e-2 } as const;
-export type Rounding = keyof typeof TOLERANCES;
+/** How far the parts of a vision encoder may lie from the whole, relative to the largest magnitude: rounding of float32. */
+const TOLERANCE = 1e-3;
 
 /** Marks sessions made here, so that a model is not attached to twice. */
 const STAND_IN = Symbol('desap.stand-in');
@@ -76,8 +72,8 @@ export class FeatureForm {
 /** What is compared, for tolerances and messages. */
 export interface Compared {
   readonly file: string;
-  /** What the encoder computes in. Default `float32`. */
-  readonly rounding?: Rounding;
+  /** How far both may lie apart, relative to the largest magnitude; default: what float32 rounds. */
+  readonly tolerance?: number;
   /** What else the file is taken to have. */
   readonly reading?: string;
 }
@@ -89,14 +85,14 @@ export interface Compared {
 export function requireSame(
   got: Float32Array,
   want: Float32Array,
-  { file, rounding = 'float32', reading = '' }: Compared,
+  { file, tolerance = TOLERANCE, reading = '' }: Compared,
 ): void {
   let [difference, magnitude] = [got.length === want.length ? 0 : Number.POSITIVE_INFINITY, 0];
   for (let i = 0; i < want.length; i++) {
     difference = Math.max(difference, Math.abs(got[i] - want[i]));
     magnitude = Math.max(magnitude, Math.abs(want[i]));
   }
-  if (difference <= TOLERANCES[rounding] * magnitude) return;
+  if (difference <= tolerance * magnitude) return;
   throw new DesapError(
     'ERR_HEAD_MISMATCH',
     `modelDir: got ${file}, whose features (${got.length} numbers) differ by ${difference.toExponential(1)} from those of the loaded model (${want.length} numbers), wanted the file that the model was loaded from${reading}`,

@@ -1,5 +1,5 @@
 /** Layers of small models as ONNX nodes, with fresh random weights. */
-import { DataType } from '../../../src/onnx/proto.js';
+import { DataType } from '../../../src/onnx/format/proto.js';
 import { Editable } from '../../onnx/editable.js';
 import { normal } from '../../support.js';
 

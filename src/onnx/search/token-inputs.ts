@@ -1,7 +1,7 @@
-import { DesapError } from '../errors.js';
+import { DesapError } from '../../errors.js';
+import type { OnnxNode, OnnxValue } from '../format/messages.js';
 import { MOVES, PASS } from './constants.js';
 import { ancestors, type Graph } from './graph.js';
-import type { OnnxNode, OnnxValue } from './messages.js';
 
 /** The integer inputs of a text tower, each known by what the graph does with it. All have the shape [batch, T]. */
 export interface TokenInputs {

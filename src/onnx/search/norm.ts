@@ -1,6 +1,6 @@
+import type { OnnxNode } from '../format/messages.js';
+import type { StoredTensor } from '../format/stored-tensor.js';
 import type { Graph } from './graph.js';
-import type { OnnxNode } from './messages.js';
-import type { StoredTensor } from './stored-tensor.js';
 
 /** A layer norm, whichever operators it is written in. */
 export interface Norm {

@@ -1,7 +1,7 @@
+import type { OnnxNode } from '../format/messages.js';
 import { MOVES } from './constants.js';
 import { describeNode, type Graph } from './graph.js';
 import { type Linear, type Linears, type Matrix, outputs, type Part, unquantized, type Vector } from './linear.js';
-import type { OnnxNode } from './messages.js';
 import type { Norm, Norms } from './norm.js';
 import { slicesOf } from './slice.js';
 import {

@@ -1,6 +1,6 @@
 import { WireType } from '@bufbuild/protobuf/wire';
-import { DesapError } from '../errors.js';
-import { halfToFloat } from '../tensor.js';
+import { DesapError } from '../../errors.js';
+import { halfToFloat } from '../../tensor.js';
 import { DataType, EntryField, itemSize, TensorField, typeName } from './proto.js';
 import { type ByteSource, type Field, fields, floats, integers, payload, text } from './wire.js';
 

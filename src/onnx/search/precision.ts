@@ -1,6 +1,6 @@
+import type { OnnxNode } from '../format/messages.js';
+import { DataType } from '../format/proto.js';
 import { ancestors, type Graph } from './graph.js';
-import type { OnnxNode } from './messages.js';
-import { DataType } from './proto.js';
 
 /** A form that numbers in a graph are rounded to. */
 type Precision = 'float32' | 'float16' | 'bfloat16' | 'int8' | 'int4';

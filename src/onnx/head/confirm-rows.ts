@@ -1,15 +1,15 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
-import { DesapError } from '../errors.js';
+import { DesapError } from '../../errors.js';
+import { cut, type OrtModule, openGraph } from '../edit.js';
+import { DataType } from '../format/proto.js';
+import { newNode } from '../format/write.js';
+import { positionCount } from '../search/positions.js';
+import { toleranceOf } from '../search/precision.js';
+import { batchFirst, floatPixels, HIDDEN_STATES, IMAGE_FEATURES, PATCHES, toFloat } from '../split.js';
+import type { Projector, TowerStructure } from '../tower.js';
 import { relativeError } from './compare.js';
-import { cut, type OrtModule, openGraph } from './edit.js';
 import { trialPixels, uniform } from './pixels.js';
-import { positionCount } from './positions.js';
-import { toleranceOf } from './precision.js';
-import { DataType } from './proto.js';
-import { batchFirst, floatPixels, HIDDEN_STATES, IMAGE_FEATURES, PATCHES, toFloat } from './split.js';
-import type { Projector, TowerStructure } from './tower.js';
 import { type OpenTower, pickRows, pixelTensor, runOpen } from './trial.js';
-import { newNode } from './write.js';
 
 const EMBEDDED = 'desap.embedded';
 const FEATURES = 'desap.features';

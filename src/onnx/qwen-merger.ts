@@ -1,8 +1,9 @@
-import { DesapError } from '../../errors.js';
-import type { Graph, OnnxNode } from '../../onnx/index.js';
-import type { Linears } from '../../onnx/linear.js';
-import { beforePicks, linearBehind } from '../../onnx/read-out.js';
-import { hasPixels, MOVES, nodeText } from '../../onnx/rotary.js';
+import { DesapError } from '../errors.js';
+import type { OnnxNode } from './format/messages.js';
+import { describeNode, type Graph } from './search/graph.js';
+import type { Linears } from './search/linear.js';
+import { beforePicks, linearBehind } from './search/read-out.js';
+import { CARRIES, hasPixels } from './search/rotary.js';
 
 /** What a Qwen-VL does behind its last block: a norm, two linear layers on groups of patches, and the grid's order restored. */
 export interface Merger {
@@ -24,7 +25,7 @@ export interface Merger {
 const SHAPERS = new Set(['Reshape', 'Squeeze', 'Unsqueeze', 'Flatten', 'Cast', 'Identity', 'Dropout']);
 const SKIP_NORMS = new Set(['SkipLayerNormalization', 'SkipSimplifiedLayerNormalization']);
 const NORM = new Set([
-  ...[...MOVES, 'Add', 'Sub', 'Mul', 'Div', 'Pow', 'Sqrt', 'Reciprocal', 'ReduceMean'],
+  ...[...CARRIES, 'Add', 'Sub', 'Mul', 'Div', 'Pow', 'Sqrt', 'Reciprocal', 'ReduceMean'],
   ...['LayerNormalization', 'SimplifiedLayerNormalization', 'RMSNormalization'],
 ]);
 
@@ -45,7 +46,7 @@ export function readMerger(graph: Graph, linears: Linears): Merger {
       graph,
       linears,
       value,
-      `, one of the values that ${nodeText(last)} puts side by side (deepstack features?)`,
+      `, one of the values that ${describeNode(last)} puts side by side (deepstack features?)`,
     ),
   );
   const [deepest] = [...mergers].sort((a, b) => graph.depth(b.rows) - graph.depth(a.rows));
@@ -56,7 +57,7 @@ function mergerAt(graph: Graph, linears: Linears, value: string, where: string):
   const refuse = (wanted: string, found: OnnxNode | undefined) =>
     new DesapError(
       'ERR_GRAPH',
-      `${graph.model.name}: looked for ${wanted}${where}; found ${found ? nodeText(found) : 'a graph input'}`,
+      `${graph.model.name}: looked for ${wanted}${where}; found ${found ? describeNode(found) : 'a graph input'}`,
     );
   const { value: merged, picks } = beforePicks(graph, value);
   const second = linearBehind(graph, linears, merged);
@@ -108,7 +109,7 @@ function normBehind(graph: Graph, value: string): { node: OnnxNode | null; stop:
     if (node === undefined || seen.has(node)) continue;
     seen.add(node);
     if (isResidual(node)) found.add(node);
-    else if (NORM.has(node.op)) open.push(...(MOVES.has(node.op) ? node.inputs.slice(0, 1) : node.inputs));
+    else if (NORM.has(node.op)) open.push(...(CARRIES.has(node.op) ? node.inputs.slice(0, 1) : node.inputs));
     else stop = node;
   }
   const [node, ...others] = found;
@@ -125,7 +126,7 @@ function ordersOf(graph: Graph, picks: readonly OnnxNode[]): OnnxNode[] {
     if (!isRows || node.attributes.get('batch_dims')?.i || hasPixels(graph, node.inputs[1]))
       throw new DesapError(
         'ERR_GRAPH',
-        `${graph.model.name}: looked for the order of the visual tokens (Gather on axis 0, or GatherND); found ${nodeText(node)}`,
+        `${graph.model.name}: looked for the order of the visual tokens (Gather on axis 0, or GatherND); found ${describeNode(node)}`,
       );
   }
   return orders;

@@ -1,4 +1,4 @@
-import { DesapError } from '../errors.js';
+import { DesapError } from '../../errors.js';
 import {
   AttributeField,
   DimField,

@@ -1,5 +1,5 @@
-import type { OnnxNode } from './messages.js';
-import { type StoredTensor, smallValues } from './stored-tensor.js';
+import type { OnnxNode } from '../format/messages.js';
+import { type StoredTensor, smallValues } from '../format/stored-tensor.js';
 
 /** Operators whose result is their first input, element for element. */
 export const PASS: ReadonlySet<string> = new Set(['Identity', 'Cast', 'CastLike', 'Dropout']);

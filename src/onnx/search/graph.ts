@@ -1,9 +1,9 @@
-import { DesapError } from '../errors.js';
+import { DesapError } from '../../errors.js';
+import type { OnnxNode } from '../format/messages.js';
+import type { OnnxModel } from '../format/model.js';
+import { DataType, isFloat } from '../format/proto.js';
+import type { StoredTensor } from '../format/stored-tensor.js';
 import { Constants, MOVES, PASS } from './constants.js';
-import type { OnnxNode } from './messages.js';
-import type { OnnxModel } from './model.js';
-import { DataType, isFloat } from './proto.js';
-import type { StoredTensor } from './stored-tensor.js';
 
 /** What a value is computed from: pixels (floating-point graph inputs) or token ids (integer ones). */
 interface Sources {

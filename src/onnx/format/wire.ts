@@ -1,6 +1,6 @@
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import { BinaryReader, WireType } from '@bufbuild/protobuf/wire';
-import { DesapError } from '../errors.js';
+import { DesapError } from '../../errors.js';
 
 /** Bytes that a protobuf message is read from: memory, or a file seen through a small window. */
 export interface ByteSource {

@@ -1,6 +1,6 @@
+import type { OnnxNode } from '../format/messages.js';
+import { elementCount, type StoredTensor } from '../format/stored-tensor.js';
 import type { Graph } from './graph.js';
-import type { OnnxNode } from './messages.js';
-import { elementCount, type StoredTensor } from './stored-tensor.js';
 
 /** A weight matrix where it lies, with its orientation; `part` names one of several equal parts along the outputs. */
 export interface Matrix {

@@ -1,8 +1,8 @@
-import { DesapError } from '../errors.js';
-import { ancestors, Graph } from './graph.js';
+import { DesapError } from '../../errors.js';
+import type { OnnxNode } from '../format/messages.js';
+import { ancestors, describeNode, Graph } from './graph.js';
 import { bodyHas, unrolled } from './loop.js';
-import type { OnnxNode } from './messages.js';
-import { hasPixels, MOVES, nodeText } from './rotary.js';
+import { CARRIES, hasPixels } from './rotary.js';
 
 /**
  * The order of an operand's axes: B sequences, H heads, L tokens, D numbers a head, W = H D. Axes in front of these are of
@@ -70,7 +70,7 @@ function refuse({ model }: Graph, node: OnnxNode, why = ''): never {
   const known = 'Softmax between two products, MultiHeadAttention, PackedMultiHeadAttention, or ONNX Attention';
   throw new DesapError(
     'ERR_GRAPH',
-    `${model.name}: looked for the attention of the last block (${known}, also in a Loop); found ${nodeText(node)}${why}`,
+    `${model.name}: looked for the attention of the last block (${known}, also in a Loop); found ${describeNode(node)}${why}`,
   );
 }
 
@@ -147,7 +147,7 @@ function scoresBehind(graph: Graph, value: string): { node: OnnxNode | undefined
   for (let at = value; ; ) {
     const node = graph.producer(at);
     const own = node?.inputs.filter((input) => hasPixels(graph, input)) ?? [];
-    const isPassed = node !== undefined && (SCALES_OR_MASKS.has(node.op) || MOVES.has(node.op));
+    const isPassed = node !== undefined && (SCALES_OR_MASKS.has(node.op) || CARRIES.has(node.op));
     if (!isPassed || own.length !== 1) return { node, isMasked };
     isMasked ||= node.op === 'Add' || node.op === 'Sub' || node.op === 'Where';
     at = own[0];
@@ -160,7 +160,7 @@ const SCALES_OR_MASKS = new Set(['Mul', 'Div', 'Add', 'Sub', 'Where']);
 function contextAhead(graph: Graph, node: OnnxNode): OnnxNode | null {
   for (const { node: user, as } of graph.users(node.outputs[0])) {
     if (isProduct(graph, user) && user.inputs[0] === as) return user;
-    const found = MOVES.has(user.op) || user.op === 'Where' ? contextAhead(graph, user) : null;
+    const found = CARRIES.has(user.op) || user.op === 'Where' ? contextAhead(graph, user) : null;
     if (found !== null) return found;
   }
   return null;

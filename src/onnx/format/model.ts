@@ -1,7 +1,7 @@
 import { realpathSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { types } from 'node:util';
-import { DesapError, invalid } from '../errors.js';
+import { DesapError, invalid } from '../../errors.js';
 import { type OnnxNode, type OnnxValue, readNode, readValue } from './messages.js';
 import { GraphField, ModelField, OpsetField } from './proto.js';
 import { readTensor, type StoredTensor } from './stored-tensor.js';

@@ -1,15 +1,13 @@
-import { DesapError } from '../errors.js';
-import type { Builder } from './builder.js';
-import type { Graph } from './graph.js';
+import { DesapError } from '../../errors.js';
+import type { Builder } from '../builder.js';
+import type { OnnxNode } from '../format/messages.js';
+import { renamed } from '../format/write.js';
+import { MOVES, PASS } from './constants.js';
+import { describeNode, type Graph } from './graph.js';
 import type { Linears } from './linear.js';
-import type { OnnxNode } from './messages.js';
-import { renamed } from './write.js';
 
-/** Operators that move elements or change their type, and compute nothing; what they move is their first input. */
-export const MOVES: ReadonlySet<string> = new Set([
-  ...['Reshape', 'Transpose', 'Squeeze', 'Unsqueeze', 'Flatten', 'Expand', 'Slice', 'Split', 'Gather'],
-  ...['Cast', 'CastLike', 'Identity', 'Dropout'],
-]);
+/** Operators that move or take elements or change their type, and compute nothing; what they carry is their first input. */
+export const CARRIES: ReadonlySet<string> = new Set([...MOVES, ...PASS, 'Slice', 'Split', 'Gather']);
 
 /** Operators that rotations are written in. Transposes are none: both ends of a rotation have one layout. */
 const ROTATES = new Set([
@@ -31,11 +29,6 @@ export function hasPixels(graph: Graph, value: string): boolean {
   return value !== '' && !graph.isConstant(value) && graph.sourcesOf(value).floats;
 }
 
-/** A node as messages name it. */
-export function nodeText({ op, name, outputs }: OnnxNode): string {
-  return `${op} "${name || outputs[0]}"`;
-}
-
 /**
  * Walks back from an operand of an attention, past moves and scalar factors, to the rotation of queries or keys that come out of a
  * linear layer.
@@ -46,13 +39,13 @@ export function rotatedBehind(graph: Graph, linears: Linears, operand: string, w
   const refuse = (node: OnnxNode | undefined, why: string) =>
     new DesapError(
       'ERR_GRAPH',
-      `${graph.model.name}: looked for ${why} of the ${what} of the last attention; found ${node ? nodeText(node) : 'a graph input'}`,
+      `${graph.model.name}: looked for ${why} of the ${what} of the last attention; found ${node ? describeNode(node) : 'a graph input'}`,
     );
   const moves: Rotated['moves'][number][] = [];
   for (let at = operand; ; ) {
     const node = graph.producer(at);
     const factor = node && factorOf(graph, node);
-    if (node && MOVES.has(node.op)) {
+    if (node && CARRIES.has(node.op)) {
       moves.unshift({ node, output: at });
       at = node.inputs[0];
     } else if (factor) {
@@ -117,7 +110,7 @@ function strangerBehind(graph: Graph, linears: Linears, value: string): OnnxNode
   while (linears.behind(at) === undefined) {
     const node = graph.producer(at);
     const isBias = node?.op === 'Add' && node.inputs.filter((input) => hasPixels(graph, input)).length === 1;
-    if (node === undefined || !(MOVES.has(node.op) || isBias)) return node ?? null;
+    if (node === undefined || !(CARRIES.has(node.op) || isBias)) return node ?? null;
     at = node.inputs.find((input) => hasPixels(graph, input)) as string;
   }
   return null;

@@ -1,8 +1,8 @@
-import { invalid } from '../errors.js';
-import { float32, type Tensor } from '../tensor.js';
-import { ancestors } from './graph.js';
-import { positionCount } from './positions.js';
-import type { TowerStructure } from './tower.js';
+import { invalid } from '../../errors.js';
+import { float32, type Tensor } from '../../tensor.js';
+import { ancestors } from '../search/graph.js';
+import { positionCount } from '../search/positions.js';
+import type { TowerStructure } from '../tower.js';
 
 /**
  * Pixel values for a trial run: uniform in [-1, 1) from a fixed seed, in the shape that the graph says. Free extents are

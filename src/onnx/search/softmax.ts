@@ -1,6 +1,6 @@
+import type { OnnxNode } from '../format/messages.js';
 import { MOVES } from './constants.js';
 import type { Graph } from './graph.js';
-import type { OnnxNode } from './messages.js';
 
 /** A scalar that multiplies or divides; null stands for 1/sqrt(dh), the default of the fused operators. */
 export interface Factor {

@@ -1,12 +1,12 @@
-import { DesapError, invalid } from '../errors.js';
-import { checkHead, type HeadWeights, type LinearWeights } from '../head.js';
-import type { Projection } from './attention.js';
-import type { Linear, Matrix, Vector } from './linear.js';
-import { inputs, outputs } from './linear.js';
-import type { ModelSource, OnnxModel } from './model.js';
-import type { Norm } from './norm.js';
-import { readOutOf, readTower } from './tower.js';
-import { readFloats, readMatrix, readVector } from './weights.js';
+import { DesapError, invalid } from '../../errors.js';
+import { checkHead, type HeadWeights, type LinearWeights } from '../../head.js';
+import type { ModelSource, OnnxModel } from '../format/model.js';
+import type { Projection } from '../search/attention.js';
+import type { Linear, Matrix, Vector } from '../search/linear.js';
+import { inputs, outputs } from '../search/linear.js';
+import type { Norm } from '../search/norm.js';
+import { readOutOf, readTower } from '../tower.js';
+import { readFloats, readMatrix, readVector } from '../weights.js';
 
 /**
  * The head of a CLIP `vision_model.onnx`: last attention, its norm, post norm and visual projection, found by structure.

@@ -1,8 +1,8 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
-import { DesapError } from '../errors.js';
-import { floatData, halfToFloat, type TensorLike } from '../tensor.js';
-import type { OrtModule } from './edit.js';
-import type { TowerStructure } from './tower.js';
+import { DesapError } from '../../errors.js';
+import { floatData, halfToFloat, type TensorLike } from '../../tensor.js';
+import type { OrtModule } from '../edit.js';
+import type { TowerStructure } from '../tower.js';
 
 /** A vision tower with its open `towerGraph`. */
 export interface OpenTower {

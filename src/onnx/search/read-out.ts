@@ -1,7 +1,7 @@
+import type { OnnxNode } from '../format/messages.js';
 import { MOVES, PASS } from './constants.js';
 import type { Graph } from './graph.js';
 import type { Linear, Linears } from './linear.js';
-import type { OnnxNode } from './messages.js';
 import type { Norm, Norms } from './norm.js';
 import { throughFactor } from './softmax.js';
 

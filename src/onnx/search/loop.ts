@@ -1,9 +1,9 @@
-import { DesapError } from '../errors.js';
+import { DesapError } from '../../errors.js';
+import { type OnnxNode, readNode } from '../format/messages.js';
+import { type OnnxModel, readSubgraph } from '../format/model.js';
+import type { StoredTensor } from '../format/stored-tensor.js';
+import { newNode, renamed } from '../format/write.js';
 import type { Graph } from './graph.js';
-import { type OnnxNode, readNode } from './messages.js';
-import { type OnnxModel, readSubgraph } from './model.js';
-import type { StoredTensor } from './stored-tensor.js';
-import { newNode, renamed } from './write.js';
 
 /** Of a node's subgraph: whether some node in it is of a kind. */
 export function bodyHas(name: string, node: OnnxNode, isKind: (node: OnnxNode) => boolean): boolean {

@@ -1,15 +1,16 @@
-import { DesapError } from '../../errors.js';
-import { attend } from '../../onnx/attend.js';
-import { Builder } from '../../onnx/builder.js';
-import { cut, type EditedGraph, Graph, type Linear, readModel } from '../../onnx/index.js';
-import { lastAttention, type Operand } from '../../onnx/last-attention.js';
-import { Linears } from '../../onnx/linear.js';
-import { DataType, isFloat } from '../../onnx/proto.js';
-import { MOVES, moved, nodeText, rotatedBehind } from '../../onnx/rotary.js';
-import { toFloat } from '../../onnx/split.js';
-import { renamed } from '../../onnx/write.js';
+import { DesapError } from '../errors.js';
+import { attend } from './attend.js';
+import { Builder } from './builder.js';
+import { cut, type EditedGraph } from './edit.js';
+import { readModel } from './format/model.js';
+import { DataType, isFloat } from './format/proto.js';
+import { renamed } from './format/write.js';
 import { type Merger, readMerger } from './qwen-merger.js';
-import type { Rounding } from './stand-in.js';
+import { describeNode, Graph } from './search/graph.js';
+import { lastAttention, type Operand } from './search/last-attention.js';
+import { type Linear, Linears } from './search/linear.js';
+import { CARRIES, moved, rotatedBehind } from './search/rotary.js';
+import { toFloat } from './split.js';
 
 /** What the tower graph hands out of M visual tokens, all in the grid's order. */
 export const FEATURES = 'desap.features';
@@ -20,8 +21,8 @@ export const MAIN_FEATURES = 'desap.main_features';
 
 /** The vision encoder of a Qwen-VL with what pruning needs as further outputs. Its weights stay where they are. */
 export interface QwenTower extends EditedGraph {
-  /** What it computes in, which its rounding goes with. */
-  readonly rounding: Rounding;
+  /** How far its features may lie from the whole file's, relative to the largest magnitude. */
+  readonly tolerance: number;
 }
 
 /**
@@ -92,11 +93,14 @@ export function readQwenTower(path: string, unit: number): QwenTower {
   builder.include(Object.entries(handedOut).map(([name, value]) => toFloat(value, name)));
   return {
     ...cut(graph.model, { outputs: Object.keys(handedOut), nodes: builder.nodes }),
-    rounding: roundingOf(graph, linears, merger),
+    tolerance: TOLERANCE[roundingOf(graph, linears, merger)],
   };
 }
 
-function roundingOf(graph: Graph, linears: Linears, { merged }: Merger): Rounding {
+/** Rounding of sums in another order: of float32, of float16, or of activations that are quantised at run time. */
+const TOLERANCE = { float32: 1e-3, float16: 1e-2, quantized: 5e-2 } as const;
+
+function roundingOf(graph: Graph, linears: Linears, { merged }: Merger): keyof typeof TOLERANCE {
   if (graph.order.some((node) => linears.at(node)?.quantized)) return 'quantized';
   return graph.elementType(merged) === DataType.float16 ? 'float16' : 'float32';
 }
@@ -108,10 +112,10 @@ function projectionAhead(graph: Graph, linears: Linears, context: string): Linea
     const [node] = users.map((user) => user.node);
     const linear = node && linears.at(node);
     if (linear) return linear;
-    if (users.length !== 1 || !(MOVES.has(node.op) || QUANTIZES.has(node.op)))
+    if (users.length !== 1 || !(CARRIES.has(node.op) || QUANTIZES.has(node.op)))
       throw new DesapError(
         'ERR_GRAPH',
-        `${graph.model.name}: looked for the output projection of the last attention; found ${users.map((user) => nodeText(user.node)).join(', ') || 'an end'}`,
+        `${graph.model.name}: looked for the output projection of the last attention; found ${users.map((user) => describeNode(user.node)).join(', ') || 'an end'}`,
       );
     [at] = node.outputs;
   }

@@ -1,20 +1,20 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
-import { DesapError } from '../errors.js';
-import { checkHead, type HeadWeights } from '../head.js';
-import type { NumberMatrix } from '../kernels/numeric.js';
-import type { TensorLike } from '../tensor.js';
+import { DesapError } from '../../errors.js';
+import { checkHead, type HeadWeights } from '../../head.js';
+import type { NumberMatrix } from '../../kernels/numeric.js';
+import type { TensorLike } from '../../tensor.js';
+import { cut, type EditedGraph, type OrtModule, openGraph } from '../edit.js';
+import type { ModelSource } from '../format/model.js';
+import { type GraphNode, newNode } from '../format/write.js';
+import { toleranceOf } from '../search/precision.js';
+import { beforePicks } from '../search/read-out.js';
+import { batchFirst, floatPixels, HIDDEN_STATES, toFloat, towerGraph } from '../split.js';
+import { readOutOf, readTower, type TowerStructure } from '../tower.js';
 import { relativeError } from './compare.js';
 import { confirmRows } from './confirm-rows.js';
-import { cut, type EditedGraph, type OrtModule, openGraph } from './edit.js';
-import type { ModelSource } from './model.js';
 import { trialPixels } from './pixels.js';
-import { toleranceOf } from './precision.js';
-import { beforePicks } from './read-out.js';
 import { attentionRows, readOutRow } from './recompute.js';
-import { batchFirst, floatPixels, HIDDEN_STATES, toFloat, towerGraph } from './split.js';
-import { readOutOf, readTower, type TowerStructure } from './tower.js';
 import { type OpenTower, pickRows, pixelTensor, runOpen } from './trial.js';
-import { type GraphNode, newNode } from './write.js';
 
 export interface ConfirmOptions {
   /** An image as the graph takes it, [1, 3, height, width]; default: seeded noise of the size that the graph says. */

@@ -1,8 +1,8 @@
 import { dirname, join } from 'node:path';
-import { DesapError, invalid } from '../errors.js';
-import { isFile, readJson } from '../files.js';
-import { checkHead, type HeadWeights } from '../head.js';
-import { readSafeTensors, type StoredTensor, toFloat32 } from '../safetensors.js';
+import { DesapError, invalid } from '../../errors.js';
+import { isFile, readJson } from '../../files.js';
+import { checkHead, type HeadWeights } from '../../head.js';
+import { readSafeTensors, type StoredTensor, toFloat32 } from '../../safetensors.js';
 
 /** The part of a Hugging Face CLIP `config.json` that a head needs. */
 export interface VisionConfig {

@@ -1,7 +1,7 @@
-import type { HeadWeights } from '../head.js';
-import { layerNorm } from '../kernels/layer-norm.js';
-import { linear } from '../kernels/linear.js';
-import { dot, type Matrix64, matrix64, type NumberMatrix, row, softmax } from '../kernels/numeric.js';
+import type { HeadWeights } from '../../head.js';
+import { layerNorm } from '../../kernels/layer-norm.js';
+import { linear } from '../../kernels/linear.js';
+import { dot, type Matrix64, matrix64, type NumberMatrix, row, softmax } from '../../kernels/numeric.js';
 
 /**
  * Some rows of the last layer's attention (queries and keys) after its output projection, in float64: [rows, D].

@@ -1,5 +1,5 @@
+import type { OnnxNode } from '../format/messages.js';
 import type { Graph } from './graph.js';
-import type { OnnxNode } from './messages.js';
 
 /** What a Slice takes along one axis: from `start` up to `end`, which may be far behind the last element. */
 export interface SliceRange {

@@ -1,8 +1,8 @@
-import { invalid } from '../errors.js';
-import type { HeadWeights } from '../head.js';
+import { invalid } from '../../errors.js';
+import type { HeadWeights } from '../../head.js';
+import type { ModelSource } from '../format/model.js';
 import { headFromGraph } from './extract-graph.js';
 import { headFromCheckpoint } from './extract-safetensors.js';
-import type { ModelSource } from './model.js';
 
 /** Where {@link extractHead} takes a head from: a CLIP graph, or a CLIP checkpoint. */
 export type HeadSource =

@@ -1,6 +1,6 @@
-import { DesapError } from '../errors.js';
+import { DesapError } from '../../errors.js';
+import type { OnnxNode } from '../format/messages.js';
 import type { Graph } from './graph.js';
-import type { OnnxNode } from './messages.js';
 import type { Norms } from './norm.js';
 import { slicesOf } from './slice.js';
 
