@@ -58,7 +58,7 @@ export interface PruneOptions {
   keep: number;
   /** Share of K that the task map chooses; the saliency map chooses the rest. From 0 to 1, default 0.5. */
   taskShare?: number;
-  /** How text and image are matched; default `fcma` (eq. 3 as printed). README tells what each was measured to cost. */
+  /** How text and image are matched; default `fcma` (eq. 3 as printed). docs/accuracy.md tells what each was measured to cost. */
   alignment?: Alignment;
   /** lambda of eq. 3; default 0.1, at most 1e6 in magnitude. */
   lambda?: number;
