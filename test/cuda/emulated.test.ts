@@ -120,7 +120,9 @@ describe('auto', () => {
         pretend(`fail call ${nth} 999`, 'seed 2');
         opened = await Pruner.load(head);
         expect(opened.backend.kind).toBe('cpu');
-        expect(opened.backend.fallback).toBe(code === 'ERR_DEVICE_UNAVAILABLE' ? message : `cuda: ${message}`);
+        // The head is made on a thread of its own: which of two calls is the nth one, and so what fails, can change.
+        if (code === 'ERR_DEVICE_UNAVAILABLE') expect(opened.backend.fallback).toBe(message);
+        else expect(opened.backend.fallback).toMatch(/^cuda: the device (failed|is lost): cudaErrorUnknown$/);
       }
       opened.dispose();
     }
