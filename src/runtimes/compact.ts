@@ -57,6 +57,7 @@ export function compact(options: CompactOptions): CompactPrompt {
     : new BigInt64Array(ids.length).fill(1n);
   if (mask.length !== ids.length)
     throw invalid('ERR_SHAPE', 'attentionMask', `${mask.length} elements`, `${ids.length}, as many as inputIds`);
+  object('kept', options.kept, '{ indices, assignment }, or one for each picture');
   const visible = keptFlags('indices' in options.kept ? [options.kept] : options.kept);
   const image = BigInt(imageTokenId);
   const count = ids.reduce((sum, id) => sum + Number(id === image), 0);
@@ -122,6 +123,7 @@ function keptFlags(pictures: readonly KeptPatches[]): boolean[] {
 
 function int64(name: string, value: Tensor | BigInt64Array | readonly number[]): BigInt64Array {
   if (types.isBigInt64Array(value)) return value;
+  object(name, value, 'an int64 tensor, a BigInt64Array or an array of ids');
   if (Array.isArray(value)) return BigInt64Array.from(value as number[], BigInt);
   const { data, dims } = value as Tensor;
   if (!types.isBigInt64Array(data)) throw new DesapError('ERR_DTYPE', `${name}: wanted an int64 tensor`);

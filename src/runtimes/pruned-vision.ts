@@ -27,7 +27,7 @@ import {
   towerGraph,
 } from '../onnx/index.js';
 import { loadOrt } from '../ort.js';
-import { object, Tensor } from '../tensor.js';
+import { type FloatData, floatData, halfToFloat, matrix, object, Tensor } from '../tensor.js';
 import { ClipText, type LongText } from '../text/clip-text.js';
 import { clipFile } from './clip-folder.js';
 import { type HiddenMemory, hiddenMemory } from './hidden-memory.js';
@@ -195,8 +195,6 @@ export class PrunedVision {
   }
 
   async #analyze(pixelValues: Tensor): Promise<VisionAnalysis> {
-    const { dims } = pixelValues;
-    if (dims.length !== 4 || dims[0] !== 1) throw invalid('ERR_SHAPE', 'pixelValues.dims', dims, '[1, 3, H, W]');
     const start = performance.now();
     const { memory, hidden } = await this.#hidden(pixelValues);
     try {
@@ -233,8 +231,8 @@ export class PrunedVision {
   }
 
   async #project(tokens: TensorLike): Promise<Tensor> {
-    const [rows, width] = tokens.dims.slice(-2);
-    const input = new Tensor('float32', tokens.data as Float32Array, [1, rows, width]);
+    const { data, half, rows, cols } = matrix('tokens', tokens, { cols: this.pruner.head.width });
+    const input = new Tensor('float32', single(data, half), [1, rows, cols]);
     const outputs = await runSession(this.projector, PROJECTOR, { [PATCHES]: input });
     return outputs[IMAGE_FEATURES];
   }
@@ -264,8 +262,11 @@ export class PrunedVision {
 
   /** Hidden states [1, N, D] in memory that the pruner reads in place. */
   async #hidden(pixelValues: Tensor): Promise<{ memory: HiddenMemory; hidden: Tensor }> {
-    const feeds = { [this.tower.inputNames[0]]: pixelValues };
-    const key = pixelValues.dims.join();
+    const { data, half, dims: extents } = floatData('pixelValues', pixelValues);
+    if (extents.length !== 4 || extents[0] !== 1)
+      throw invalid('ERR_SHAPE', 'pixelValues.dims', extents, '[1, 3, H, W]');
+    const feeds = { [this.tower.inputNames[0]]: new this.ort.Tensor('float32', single(data, half), extents) };
+    const key = extents.join();
     const known = this.#shapes.get(key);
     const output = known ? null : (await runSession(this.tower, TOWER, feeds))[HIDDEN_STATES];
     const dims = known ?? (output as Tensor).dims;
@@ -340,6 +341,7 @@ export class VisionAnalysis implements Disposable {
 
   async #prune(question: string | TextTokens, options: VisionPruneOptions): Promise<PrunedFeatures> {
     object('options', options);
+    if (typeof question !== 'string') object('question', question, 'a text, or its tokens already encoded');
     const keep = (options.keep ?? this.vision.keep) as number; // checked with the other options
     const start = performance.now();
     const text = typeof question === 'string' ? await this.vision.text.encode(checkQuestion(question)) : question;
@@ -373,6 +375,11 @@ export class VisionAnalysis implements Disposable {
   [DISPOSE](): void {
     this.dispose();
   }
+}
+
+/** Float memory as float32; float16 is widened. */
+function single(data: FloatData, half: boolean): Float32Array {
+  return half ? Float32Array.from(data, halfToFloat) : (data as Float32Array);
 }
 
 async function openText(options: PrunedVisionOptions & { clip: string }): Promise<ClipText> {

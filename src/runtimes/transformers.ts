@@ -3,6 +3,7 @@
  * Neither Transformers.js nor ONNX Runtime is imported here: both are those of the model that is handed over.
  */
 import type { InferenceSession } from 'onnxruntime-common';
+import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { invalid } from '../errors.js';
 import { disableTelemetry } from '../telemetry.js';
 import type { VisionFamily } from './transformers/family.js';
@@ -69,12 +70,12 @@ const REFUSED: Readonly<Record<string, string>> = {
  * Attach while no call of the model is running.
  *
  * @param model what `from_pretrained` returned
- * @returns puts the model back as it was, once the calls in flight have ended
+ * @returns puts the model back as it was, once the calls in flight have ended; also by `await using`
  * @throws DesapError `ERR_VALUE` for models of another kind and for bad options; `ERR_GRAPH` when a graph has parts of unknown
  *   meaning, with what was found; `ERR_FILE` when a folder lacks a file; `ERR_HEAD_MISMATCH` when the CLIP folder, or the file found
  *   for the model, does not belong to it; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`
  */
-export async function attach(model: LoadedModel, options: AttachOptions): Promise<() => Promise<void>> {
+export async function attach(model: LoadedModel, options: AttachOptions): Promise<Detach> {
   const hooked = requireModel(model);
   const open = familyOf(hooked);
   requireSessions(hooked);
@@ -100,7 +101,7 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
   await plain.release();
 
   let detached: Promise<void> | undefined;
-  return () => {
+  const detach = () => {
     detached ??= (async () => {
       while (running.size > 0) await Promise.allSettled(running);
       restore();
@@ -111,7 +112,11 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
     })();
     return detached;
   };
+  return Object.assign(detach, { [ASYNC_DISPOSE]: detach });
 }
+
+/** Puts a model back as it was, once the calls in flight have ended. Works with `await using`. */
+export type Detach = (() => Promise<void>) & AsyncDisposable;
 
 type OpenFamily = (
   model: HookedModel,

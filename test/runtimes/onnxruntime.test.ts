@@ -135,6 +135,38 @@ describe('PrunedVision', () => {
     await expect(vision.encode(pixels[0], question, { keep })).rejects.toMatchObject({ code: 'ERR_VALUE' });
   });
 
+  it.each([
+    [
+      'null for an image',
+      () => vision.encode(null as never, QUESTION, { keep: 4 }),
+      'ERR_DTYPE',
+      /^pixelValues: got null/,
+    ],
+    ['an object for one', () => vision.encodeAll({} as never), 'ERR_DTYPE', /^pixelValues: got Object/],
+    [
+      'ids for pixels',
+      () => vision.encode(new Tensor('int64', new BigInt64Array(27648), [1, 3, 96, 96]), QUESTION, { keep: 4 }),
+      'ERR_DTYPE',
+      /^pixelValues: got int64/,
+    ],
+    [
+      'two images',
+      () => vision.encodeAll(new Tensor('float32', new Float32Array(55296), [2, 3, 96, 96])),
+      'ERR_SHAPE',
+      /^pixelValues.dims/,
+    ],
+    [
+      'no question',
+      () => vision.encode(pixels[0], undefined as never, { keep: 4 }),
+      'ERR_VALUE',
+      /^question: got undefined/,
+    ],
+    ['an object for rows', () => vision.project({} as never), 'ERR_DTYPE', /^tokens: got Object/],
+  ])('refuses %s by name', async (_, call, code, message) => {
+    await vision.encode(pixels[0], QUESTION, { keep: 4 });
+    await expect(call()).rejects.toMatchObject({ name: 'DesapError', code, message: expect.stringMatching(message) });
+  });
+
   it('refuses an image of another size with a typed error', async () => {
     const image = new Tensor('float32', new Float32Array(3 * 48 * 48), [1, 3, 48, 48]);
     await expect(vision.encode(image, QUESTION, { keep: 4 })).rejects.toMatchObject({ name: 'DesapError' });

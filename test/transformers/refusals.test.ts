@@ -101,6 +101,17 @@ describe('attach refuses, and leaves the model alone', () => {
     expect(await answer(inputs, model.generate({ ...inputs, ...EIGHT }))).toEqual(plain);
   });
 
+  it('nothing where an option of a call is undefined: the default holds', async () => {
+    await using _ = await attach(model, good());
+    const four = await answer(inputs, model.generate({ ...inputs, ...EIGHT }));
+    const call = model.generate({ ...inputs, ...EIGHT, desap: { keep: undefined } });
+    expect(await answer(inputs, call)).toEqual(four);
+  });
+
+  it('nothing behind `await using`: the model is as it was', async () => {
+    expect(await answer(inputs, model.generate({ ...inputs, ...EIGHT }))).toEqual(plain);
+  });
+
   it('a convolutional tower', async () => {
     const folder = join(root, 'own', 'convolutional');
     await cp(own.llava, folder, { recursive: true });

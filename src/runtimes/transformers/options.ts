@@ -60,7 +60,9 @@ export interface PrunedImage extends Pick<PruneResult, 'indices' | 'source' | 'a
 export function callOptions(model: HookedModel, defaults: CallOptions, given: unknown): CallOptions {
   if (given !== undefined && (typeof given !== 'object' || given === null))
     throw invalid('ERR_VALUE', 'desap', given, 'an object, for example { keep: 32 }');
-  const options: CallOptions = { ...defaults, ...(given as CallOptions | undefined) };
+  // An option that is undefined is not given.
+  const own = Object.entries(given ?? {}).filter(([, value]) => value !== undefined);
+  const options: CallOptions = { ...defaults, ...Object.fromEntries(own) };
   const { keep, positions } = options;
   const isKeep = (one: unknown) => one === 'all' || (typeof one === 'number' && one > 0);
   if (!(Array.isArray(keep) ? keep.length > 0 && keep.every(isKeep) : isKeep(keep)))
