@@ -4,19 +4,7 @@ import { join } from 'node:path';
 import { Tokenizer } from '@huggingface/tokenizers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Chat } from '../../src/runtimes/chat.js';
-
-const FIXTURES = 'test/fixtures/prompts';
-
-interface Case {
-  readonly template: string;
-  readonly tokenizer: string;
-  readonly image: number;
-  readonly kind: string;
-  readonly words: string;
-  readonly ids: readonly number[];
-}
-const cases: Case[] = JSON.parse(await readFile(join(FIXTURES, 'cases.json'), 'utf8'));
-const templates = [...new Set(cases.map(({ template }) => template))];
+import { cases, PROMPTS, templates } from '../prompt-cases.js';
 
 let root: string;
 beforeAll(async () => {
@@ -27,7 +15,7 @@ afterAll(() => rm(root, { recursive: true }));
 /** A folder with a tokenizer, and with other files on top. */
 async function folderOf(tokenizer: string, files: Record<string, string | object>): Promise<string> {
   const folder = await mkdtemp(join(root, 'folder-'));
-  await cp(join(FIXTURES, 'tokenizers', tokenizer), folder, { recursive: true });
+  await cp(join(PROMPTS, 'tokenizers', tokenizer), folder, { recursive: true });
   for (const [name, content] of Object.entries(files)) {
     await mkdir(join(folder, name, '..'), { recursive: true });
     await writeFile(join(folder, name), typeof content === 'string' ? content : JSON.stringify(content));
@@ -35,7 +23,7 @@ async function folderOf(tokenizer: string, files: Record<string, string | object
   return folder;
 }
 
-const templateOf = (name: string) => readFile(join(FIXTURES, 'templates', `${name}.jinja`), 'utf8');
+const templateOf = (name: string) => readFile(join(PROMPTS, 'templates', `${name}.jinja`), 'utf8');
 
 describe('prompts have the ids of Hugging Face’s processor', () => {
   it.each(templates)('%s', async (template) => {
@@ -106,7 +94,7 @@ describe('where a folder keeps its template', () => {
 
   it('a processor that transformers 5 saved', async () => {
     const saved = join(root, 'saved');
-    await cp(join(FIXTURES, 'saved'), saved, { recursive: true });
+    await cp(join(PROMPTS, 'saved'), saved, { recursive: true });
     await writeFile(join(saved, 'config.json'), JSON.stringify(CONFIG['config.json']));
     const chat = await Chat.open(saved);
     const own = cases.filter(({ template, kind }) => template === 'llava-1.5' && kind === 'one turn');

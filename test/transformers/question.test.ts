@@ -4,21 +4,7 @@ import { join } from 'node:path';
 import { Tokenizer } from '@huggingface/tokenizers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Questions } from '../../src/runtimes/transformers/question.js';
-
-const FIXTURES = 'test/fixtures/prompts';
-
-interface Case {
-  readonly template: string;
-  readonly tokenizer: string;
-  /** Id of the image token. */
-  readonly image: number;
-  readonly kind: string;
-  /** The last user turn. */
-  readonly words: string;
-  readonly ids: readonly number[];
-}
-const cases: Case[] = JSON.parse(await readFile(join(FIXTURES, 'cases.json'), 'utf8'));
-const templates = [...new Set(cases.map(({ template }) => template))];
+import { cases, PROMPTS, type PromptCase, templates } from '../prompt-cases.js';
 
 let root: string;
 beforeAll(async () => {
@@ -36,7 +22,7 @@ class Reader {
   /** @param template name of a fixture, or the template itself */
   static async of(name: string, template?: string): Promise<Reader> {
     const folder = await mkdtemp(join(root, 'folder-'));
-    await cp(join(FIXTURES, 'tokenizers', name), folder, { recursive: true });
+    await cp(join(PROMPTS, 'tokenizers', name), folder, { recursive: true });
     const own = template && templates.includes(template) ? await templateOf(template) : template;
     if (own !== undefined) await writeFile(join(folder, 'chat_template.jinja'), own);
     const read = async (file: string) => JSON.parse(await readFile(join(folder, file), 'utf8'));
@@ -51,13 +37,13 @@ class Reader {
 }
 
 function templateOf(name: string): Promise<string> {
-  return readFile(join(FIXTURES, 'templates', `${name}.jinja`), 'utf8');
+  return readFile(join(PROMPTS, 'templates', `${name}.jinja`), 'utf8');
 }
 
 const REFUSED = { code: 'ERR_VALUE', message: expect.stringMatching(/^query: .*the option query/) };
 
 /** A system text is not marked in these, so that a paragraph of the user's could be one. */
-const UNMARKED: Record<string, (one: Case) => boolean> = {
+const UNMARKED: Record<string, (one: PromptCase) => boolean> = {
   'mistral-v3': ({ kind, words }) => kind.startsWith('system') || words.includes('\n\n'),
   'gemma-parts': ({ kind, words }) => kind === 'system' || (kind === 'one turn' && words.includes('\n\n')),
 };
