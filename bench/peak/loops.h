@@ -1,10 +1,9 @@
-// Loops that show what the processor could do, beside the one of native/test/peak.h: float32 multiply-adds in registers.
+// Loops that show what the processor could do, two for each instruction set:
 //
-// - in_registers: products of bfloat16 pairs and nothing else (VDPBF16PS, BFDOT), the peak of what has bfloat16 operands.
-// - loaded: two multiply-adds per operand that is broadcast from the first-level cache, and an integer addition, much as in a
-//   tile of a matrix product. That is twice the instructions per multiply-add. On a quiet core it reaches the peak in registers.
-//   Where another thread of the same core takes its share of decoding and loading, a matrix product slows down and so does this
-//   loop, but the loop in registers does not.
+// - in_registers: multiply-adds and nothing else, the peak. That of bfloat16 pairs (VDPBF16PS, BFDOT) is of what has such operands.
+// - loaded: for each two multiply-adds also an operand that is broadcast from the first-level cache, and an integer addition, much
+//   as in a tile of a matrix product: twice the instructions. On a quiet core it comes close to the peak. Where another thread of
+//   the same core takes its share of decoding and loading, matrix products slow down and so does this loop, but not the other.
 #pragma once
 
 #include <chrono>
@@ -15,23 +14,21 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#elif defined(__aarch64__)
+#else
 #include <arm_neon.h>
 #endif
 
 namespace desap::bench {
 
-using Loop = double (*)();
-
-// As much work as the loop of native/test/peak.h does, FLOP.
+// The work of one loop, FLOP: about 12 ms at 110 GFLOP/s, long beside a timer tick, too short to heat anything.
 constexpr double loop_work = 1.28e9;
 
 inline double gflops_since(std::chrono::steady_clock::time_point start, double work) {
   return work / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / 1e9;
 }
 
-// All threads at once: cores may share a clock, a power budget, or their units. GFLOP/s of all together.
-inline double on_threads(int threads, Loop loop) {
+// A loop of one thread, on all threads at once: cores may share a clock, a power budget, or their units. GFLOP/s of all together.
+inline double on_threads(int threads, double (*loop)()) {
   std::vector<double> each(static_cast<size_t>(threads));
   std::vector<std::thread> others;
   for (size_t i = 1; i < each.size(); i++) others.emplace_back([&each, i, loop] { each[i] = loop(); });
@@ -50,68 +47,75 @@ inline float pair_of_quarters() {
   return word;
 }
 
-// `count` independent accumulators, more than latency (up to 6) times units (2). An empty asm keeps a value in its register.
-// `step` (a, x, y) is one instruction on vectors of `lanes` words, `flops` per lane.
-#define DESAP_IN_REGISTERS(isa, lanes, count, flops, step, attribute, constraint)                          \
-  attribute inline double in_registers_##isa() {                                                           \
-    typedef float V __attribute__((vector_size(4 * lanes)));                                               \
-    V a[count] = {}, x = pair_of_quarters() - V{}, y = x;                                                  \
-    const int64_t turns = static_cast<int64_t>(loop_work / (count * lanes * flops));                       \
-    const auto start = std::chrono::steady_clock::now();                                                   \
-    for (int64_t i = 0; i < turns; i++) {                                                                  \
-      _Pragma("GCC unroll 24") for (int j = 0; j < count; j++) {                                           \
-        a[j] = step(a[j], x, y);                                                                           \
-        __asm__ volatile("" : "+" constraint(a[j]));                                                       \
-      }                                                                                                    \
-    }                                                                                                      \
-    return gflops_since(start, static_cast<double>(turns) * count * lanes * flops);                        \
+// GFLOP/s of one thread. `step` (a, x, y) is one instruction on vectors of `lanes` words, `flops` for each. There are `count`
+// independent accumulators, more than latency (up to 6 cycles) times units (2). An empty asm keeps a value in its register, and
+// from being known when this is compiled; the one on memory lets the operands change, so that every turn loads them again.
+#define DESAP_LOOPS(isa, lanes, count, flops, step, attribute, constraint)                         \
+  attribute inline double in_registers_##isa() {                                                   \
+    typedef float V __attribute__((vector_size(4 * lanes)));                                       \
+    V a[count] = {}, x = pair_of_quarters() - V{}, y = x;                                          \
+    __asm__ volatile("" : "+" constraint(x), "+" constraint(y));                                   \
+    const int64_t turns = static_cast<int64_t>(loop_work / (count * lanes * flops));               \
+    const auto start = std::chrono::steady_clock::now();                                           \
+    for (int64_t i = 0; i < turns; i++) {                                                          \
+      _Pragma("GCC unroll 24") for (int j = 0; j < count; j++) {                                   \
+        a[j] = step(a[j], x, y);                                                                   \
+        __asm__ volatile("" : "+" constraint(a[j]));                                               \
+      }                                                                                            \
+    }                                                                                              \
+    return gflops_since(start, static_cast<double>(turns) * count * lanes * flops);                \
+  }                                                                                                \
+                                                                                                   \
+  attribute inline double loaded_##isa() {                                                         \
+    typedef float V __attribute__((vector_size(4 * lanes)));                                       \
+    V a[count] = {}, y = pair_of_quarters() - V{};                                                 \
+    __asm__ volatile("" : "+" constraint(y));                                                      \
+    float operands[count / 2];                                                                     \
+    for (float& operand : operands) operand = pair_of_quarters();                                  \
+    int64_t sums[4] = {};                                                                          \
+    const int64_t turns = static_cast<int64_t>(loop_work / (count * lanes * flops));               \
+    const auto start = std::chrono::steady_clock::now();                                           \
+    for (int64_t i = 0; i < turns; i++) {                                                          \
+      __asm__ volatile("" : : "r"(operands) : "memory");                                           \
+      _Pragma("GCC unroll 12") for (int j = 0; j < count / 2; j++) {                               \
+        V x = DESAP_BROADCAST(operands + j);                                                       \
+        __asm__ volatile("" : "+" constraint(x));                                                  \
+        a[2 * j] = step(a[2 * j], x, y);                                                           \
+        a[2 * j + 1] = step(a[2 * j + 1], x, y);                                                   \
+        __asm__ volatile("" : "+" constraint(a[2 * j]), "+" constraint(a[2 * j + 1]));             \
+        sums[j % 4] += 1;                                                                          \
+        __asm__ volatile("" : "+r"(sums[j % 4]));                                                  \
+      }                                                                                            \
+    }                                                                                              \
+    return gflops_since(start, static_cast<double>(turns) * count * lanes * flops);                \
   }
-
-// The operands lie in memory that another thread might write to: every turn loads all of them again.
-#define DESAP_LOADED(isa, lanes, count, flops, step, attribute, constraint)                                \
-  attribute inline double loaded_##isa() {                                                                 \
-    typedef float V __attribute__((vector_size(4 * lanes)));                                               \
-    V a[count] = {}, y = pair_of_quarters() - V{};                                                         \
-    float operands[count / 2];                                                                             \
-    for (float& operand : operands) operand = pair_of_quarters();                                          \
-    int64_t sums[4] = {};                                                                                  \
-    const int64_t turns = static_cast<int64_t>(loop_work / (count * lanes * flops));                       \
-    const auto start = std::chrono::steady_clock::now();                                                   \
-    for (int64_t i = 0; i < turns; i++) {                                                                  \
-      __asm__ volatile("" : : "r"(operands) : "memory");                                                   \
-      _Pragma("GCC unroll 12") for (int j = 0; j < count / 2; j++) {                                       \
-        V x = operands[j] - V{};                                                                           \
-        __asm__ volatile("" : "+" constraint(x));                                                          \
-        a[2 * j] = step(a[2 * j], x, y);                                                                   \
-        a[2 * j + 1] = step(a[2 * j + 1], x, y);                                                           \
-        __asm__ volatile("" : "+" constraint(a[2 * j]), "+" constraint(a[2 * j + 1]));                     \
-        sums[j % 4] += 1;                                                                                  \
-        __asm__ volatile("" : "+r"(sums[j % 4]));                                                          \
-      }                                                                                                    \
-    }                                                                                                      \
-    return gflops_since(start, static_cast<double>(turns) * count * lanes * flops);                        \
-  }
-
-#define DESAP_MULTIPLY_ADD(a, x, y) (a * x + y)
 
 #if defined(__x86_64__)
-#define DESAP_AVX512BF16 __attribute__((target("avx512f,avx512bf16")))
+#define DESAP_BROADCAST(word) (*(word) - V{})
+#define DESAP_MULTIPLY_ADD(a, x, y) (a * x + y)
 #define DESAP_DOT(a, x, y) ((V)_mm512_dpbf16_ps((__m512)a, (__m512bh)x, (__m512bh)y))
-DESAP_LOADED(scalar, 4, 12, 2, DESAP_MULTIPLY_ADD, , "x")
-DESAP_LOADED(avx2, 8, 12, 2, DESAP_MULTIPLY_ADD, __attribute__((target("avx2,fma"))), "x")
-DESAP_LOADED(avx512, 16, 24, 2, DESAP_MULTIPLY_ADD, __attribute__((target("avx512f"))), "v")
-DESAP_LOADED(bfloat16, 16, 24, 4, DESAP_DOT, DESAP_AVX512BF16, "v")
-DESAP_IN_REGISTERS(bfloat16, 16, 24, 4, DESAP_DOT, DESAP_AVX512BF16, "v")
+DESAP_LOOPS(baseline, 4, 12, 2, DESAP_MULTIPLY_ADD, , "x")
+DESAP_LOOPS(avx2, 8, 12, 2, DESAP_MULTIPLY_ADD, __attribute__((target("avx2,fma"))), "x")
+DESAP_LOOPS(avx512, 16, 24, 2, DESAP_MULTIPLY_ADD, __attribute__((target("avx512f"))), "v")
+DESAP_LOOPS(bfloat16, 16, 24, 4, DESAP_DOT, __attribute__((target("avx512f,avx512bf16"))), "v")
 #else
 #if defined(__clang__)
-#define DESAP_NEONBF16 __attribute__((target("bf16")))
+#define DESAP_BF16 __attribute__((target("bf16")))
 #else
-#define DESAP_NEONBF16 __attribute__((target("arch=armv8.2-a+bf16")))
+#define DESAP_BF16 __attribute__((target("arch=armv8.2-a+bf16")))
 #endif
+// vld1q_dup_f32 becomes a load and a DUP, which takes a unit from the multiply-adds.
+inline float32x4_t load_replicated(const float* word) {
+  float32x4_t x;
+  __asm__ volatile("ld1r {%0.4s}, %1" : "=w"(x) : "Q"(*word));
+  return x;
+}
+#define DESAP_BROADCAST(word) ((V)load_replicated(word))
+#define DESAP_MULTIPLY_ADD(a, x, y) ((V)vfmaq_f32((float32x4_t)a, (float32x4_t)x, (float32x4_t)y))
 #define DESAP_DOT(a, x, y) ((V)vbfdotq_f32((float32x4_t)a, (bfloat16x8_t)x, (bfloat16x8_t)y))
-DESAP_LOADED(scalar, 4, 24, 2, DESAP_MULTIPLY_ADD, , "w")
-DESAP_LOADED(bfloat16, 4, 24, 4, DESAP_DOT, DESAP_NEONBF16, "w")
-DESAP_IN_REGISTERS(bfloat16, 4, 24, 4, DESAP_DOT, DESAP_NEONBF16, "w")
+DESAP_LOOPS(baseline, 4, 24, 2, DESAP_MULTIPLY_ADD, , "w")
+DESAP_LOOPS(bfloat16, 4, 24, 4, DESAP_DOT, DESAP_BF16, "w")
 #endif
+#undef DESAP_LOOPS
 
 }  // namespace desap::bench
