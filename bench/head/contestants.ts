@@ -47,7 +47,8 @@ export async function ours(
     const { indices, assignment, tokens } = run();
     return { indices: [...indices], assignment: [...assignment], tokens: tokens.data as Float32Array };
   };
-  const arithmetic = pruner.precision === 'bf16' ? 'bf16' : 'float32';
+  const float32 = options.isa === 'avx2' ? 'float32 by AVX2' : 'float32';
+  const arithmetic = pruner.precision === 'bf16' ? 'bf16' : float32;
   return { name, threads: options.threads ?? 1, arithmetic, time: () => timed(run), outcome };
 }
 

@@ -8,7 +8,11 @@ const times = ({ median, low, high }: Spread) => `${median.toFixed(2)} (${low.to
 const share = ({ median, low, high }: Spread) => `${median.toFixed(3)} (${low.toFixed(3)} - ${high.toFixed(3)})`;
 const percent = (x: number) => `${(100 * x).toFixed(1)} %`;
 
-const PRODUCTS: Record<Arithmetic, string> = { float32: 'float32 multiply-adds', bf16: 'bfloat16 products' };
+const PRODUCTS: Record<Arithmetic, string> = {
+  float32: 'float32 multiply-adds',
+  'float32 by AVX2': 'float32 multiply-adds by AVX2',
+  bf16: 'bfloat16 products',
+};
 
 export function duelReport({ rows, peaks, gflop, rounds, reference, torch, notes }: Duel): string[] {
   const watched = rounds.foreign
@@ -49,7 +53,7 @@ export function duelReport({ rows, peaks, gflop, rounds, reference, torch, notes
     ),
     '',
     `A share is ${gflop.toFixed(2)} GFLOP, the head's work after exact algebra, by the contestant's time and the peak measured right before and after it: that of`,
-    'float32 multiply-adds, or of bfloat16 products for those in bf16, though part of their work stays in float32. The peak in registers is of products and nothing',
+    'float32 multiply-adds (of AVX2 where only that was used), or of bfloat16 products for bf16, though part of its work stays in float32. The peak in registers is of products and nothing',
     'else. In the one with loads, each two products share an operand that is loaded and an integer addition: twice the instructions, as in a matrix product. Where it',
     'is lower than the other, something else ran on the same cores, and every matrix product was slower as well.',
     ...notes,

@@ -56,12 +56,12 @@ export interface Duel {
 /** Runs the duel; fails where the contestants disagree. */
 export async function duel({ quick, python }: DuelOptions): Promise<Duel> {
   const weights = head();
-  const arithmetics: Arithmetic[] = (await offersBf16(weights)) ? ['float32', 'bf16'] : ['float32'];
+  const hasBf16 = await offersBf16(weights);
   const torch: TorchProcess[] = [];
   try {
     for (const threads of python ? THREADS : [])
-      torch.push(await TorchProcess.start(python!, weights, question(), threads, arithmetics));
-    return await duelAmong(weights, arithmetics, torch, quick);
+      torch.push(await TorchProcess.start(python!, weights, question(), threads, hasBf16));
+    return await duelAmong(weights, hasBf16, torch, quick);
   } finally {
     for (const process of torch) process[Symbol.dispose]();
   }
@@ -69,12 +69,12 @@ export async function duel({ quick, python }: DuelOptions): Promise<Duel> {
 
 async function duelAmong(
   weights: HeadWeights,
-  arithmetics: readonly Arithmetic[],
+  hasBf16: boolean,
   torch: readonly TorchProcess[],
   quick: boolean,
 ): Promise<Duel> {
   const [isa] = instructionSets();
-  const contestants = await enter(weights, arithmetics, torch);
+  const contestants = await enter(weights, hasBf16, torch);
   const reference = await ours('JavaScript reference', weights, question(), { device: 'reference' });
   const want = await reference.outcome();
   for (const { name, threads, outcome } of contestants)
@@ -107,6 +107,7 @@ async function duelAmong(
       shares: { registers: share('registers'), loaded: share('loaded') },
     };
   });
+  const arithmetics = [...new Set(contestants.map(({ arithmetic }) => arithmetic))];
   const peaks = THREADS.flatMap((threads) =>
     arithmetics.map((arithmetic): PeaksAround => {
       const around = contestants.flatMap((one, c) =>
@@ -132,24 +133,19 @@ async function duelAmong(
     rounds: { counted: times[0].length, dropped, foreign: foreign && spread(foreign) },
     reference: { counted: ms.length, dropped: slow.dropped },
     torch: torch.length > 0 ? torch[0].version : null,
-    notes: missing(arithmetics, torch),
+    notes: missing(hasBf16, torch),
   };
 }
 
 /** All that are timed beside the peaks; of each number of threads our float32 head is the first. */
-async function enter(
-  weights: HeadWeights,
-  arithmetics: readonly Arithmetic[],
-  torch: readonly TorchProcess[],
-): Promise<Contestant[]> {
+async function enter(weights: HeadWeights, hasBf16: boolean, torch: readonly TorchProcess[]): Promise<Contestant[]> {
   const asked = question();
   const graphs = graphsFor(weights, asked);
   const contestants: Contestant[] = [];
   for (const [t, threads] of THREADS.entries()) {
     const device = { device: 'cpu', threads } as const;
     contestants.push(await ours('desap, float32', weights, asked, device));
-    if (arithmetics.includes('bf16'))
-      contestants.push(await ours('desap, bf16', weights, asked, { ...device, precision: 'bf16' }));
+    if (hasBf16) contestants.push(await ours('desap, bf16', weights, asked, { ...device, precision: 'bf16' }));
     if (hasAvx512()) contestants.push(await ours('desap, float32 by AVX2', weights, asked, { ...device, isa: 'avx2' }));
     for (const [name, graph] of graphs)
       contestants.push(await onnxRuntime(`ONNX Runtime, ${name} graph`, graph, asked, threads));
@@ -160,9 +156,9 @@ async function enter(
 
 const hasAvx512 = () => instructionSets().includes('avx512');
 
-function missing(arithmetics: readonly Arithmetic[], torch: readonly TorchProcess[]): string[] {
+function missing(hasBf16: boolean, torch: readonly TorchProcess[]): string[] {
   const notes: string[] = [];
-  if (!arithmetics.includes('bf16')) notes.push('bf16 was not measured: this processor has no bfloat16 products.');
+  if (!hasBf16) notes.push('bf16 was not measured: this processor has no bfloat16 products.');
   if (!hasAvx512())
     notes.push('The AVX2 path against the AVX-512 path was not measured: this processor has no AVX-512.');
   if (torch.length === 0) notes.push('PyTorch was not measured: no Python that has it was named (`--python`).');

@@ -1,8 +1,8 @@
 /** The processor's peaks. `npm run bench:head` builds the addon that measures them. */
 import { createRequire } from 'node:module';
 
-/** What most of a call's products are of. */
-export type Arithmetic = 'float32' | 'bf16';
+/** What most of a call's products are of. Where nothing else is said, float32 is by the best instruction set of the machine. */
+export type Arithmetic = 'float32' | 'float32 by AVX2' | 'bf16';
 
 /** GFLOP/s that so many threads reach together. */
 export interface Peaks {
@@ -17,7 +17,8 @@ const { float32, bfloat16 } = createRequire(import.meta.url)('../peak/build/Rele
   bfloat16(threads: number): Peaks;
 };
 
-/** Measures the peaks of one kind of products. The processor must have them; those of bfloat16 have one instruction set only. */
+/** Measures the peaks of products that the processor must have; `isa` is its best instruction set. */
 export function peaksOf(arithmetic: Arithmetic, isa: string, threads: number): Peaks {
-  return arithmetic === 'bf16' ? bfloat16(threads) : float32(isa, threads);
+  if (arithmetic === 'bf16') return bfloat16(threads);
+  return float32(arithmetic === 'float32' ? isa : 'avx2', threads);
 }

@@ -9,13 +9,13 @@ import { type HeadWeights, saveHead } from '../../src/index.js';
 import { formatSafeTensors } from '../../src/safetensors.js';
 import type { Tensor } from '../../src/tensor.js';
 import type { Contestant, Question } from './contestants.js';
-import type { Arithmetic } from './peaks.js';
 
 const SCRIPT = fileURLToPath(new URL('../peers/torch_cpu.py', import.meta.url));
 /** As much of what the process complained about as an error quotes. */
 const COMPLAINT = 2000;
 
-const TYPES: Record<Arithmetic, string> = { float32: 'float32', bf16: 'bfloat16' };
+/** PyTorch's own name of the type. */
+const BF16 = 'bfloat16';
 
 interface Answer {
   readonly cpu_ms: number;
@@ -55,7 +55,7 @@ export class TorchProcess implements Disposable {
   }
 
   /**
-   * Starts `python`, a program that has PyTorch and finds a C++ compiler. Compiling takes a minute at first.
+   * Starts `python`, a program that has PyTorch and finds a C++ compiler. Compiling takes half a minute. `bf16`: in that type too.
    * @throws Error with what the process complained about, when it ends instead
    */
   static async start(
@@ -63,12 +63,12 @@ export class TorchProcess implements Disposable {
     weights: HeadWeights,
     question: Question,
     threads: number,
-    arithmetics: readonly Arithmetic[],
+    bf16: boolean,
   ): Promise<TorchProcess> {
     const folder = await mkdtemp(join(tmpdir(), 'desap-bench-'));
     try {
       await writeInputs(folder, weights, question);
-      const types = arithmetics.map((arithmetic) => TYPES[arithmetic]);
+      const types = bf16 ? ['float32', BF16] : ['float32'];
       const torch = new TorchProcess(spawn(python, [SCRIPT, folder, `${threads}`, ...types]), threads);
       torch.ready = await torch.answer<Ready>();
       return torch;
@@ -90,7 +90,7 @@ export class TorchProcess implements Disposable {
   contestants(): Contestant[] {
     return this.ready.contestants.map((contestant) => ({
       name: `PyTorch, ${contestant}`,
-      arithmetic: contestant.endsWith(TYPES.bf16) ? 'bf16' : 'float32',
+      arithmetic: contestant.endsWith(BF16) ? 'bf16' : 'float32',
       threads: this.threads,
       time: async () => (await this.ask<Answer & { ms: number }>(contestant, 'time')).ms,
       outcome: async () => {

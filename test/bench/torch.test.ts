@@ -43,7 +43,7 @@ beforeAll(async () => {
 afterAll(() => rm(folder, { recursive: true }));
 
 test('a process runs the contestants that it names when it is told to, and its own time is known', async () => {
-  using torch = await TorchProcess.start(python, HEAD, QUESTION, 2, ['float32', 'bf16']);
+  using torch = await TorchProcess.start(python, HEAD, QUESTION, 2, true);
   expect(torch.version).toBe('torch_cpu.py 2 10,8 3,6 4');
   expect(torch.processorTime).toBe(100);
   const [float32, bf16] = torch.contestants();
@@ -57,7 +57,7 @@ test('a process runs the contestants that it names when it is told to, and its o
 });
 
 test('a program that ends at once, or is not there, is an error that says so', async () => {
-  const start = (program: string) => TorchProcess.start(program, HEAD, QUESTION, 1, ['float32']);
+  const start = (program: string) => TorchProcess.start(program, HEAD, QUESTION, 1, false);
   const broken = join(folder, 'broken');
   await writeFile(broken, '#!/bin/sh\necho "No module named torch" >&2\nexit 1\n');
   await chmod(broken, 0o755);
