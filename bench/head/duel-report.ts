@@ -53,9 +53,9 @@ export function duelReport({ rows, peaks, gflop, rounds, reference, torch, notes
     ),
     '',
     `A share is ${gflop.toFixed(2)} GFLOP, the head's work after exact algebra, by the contestant's time and the peak measured right before and after it: that of`,
-    'float32 multiply-adds (of AVX2 where only that was used), or of bfloat16 products for bf16, though part of its work stays in float32. The peak in registers is of products and nothing',
-    'else. In the one with loads, each two products share an operand that is loaded and an integer addition: twice the instructions, as in a matrix product. Where it',
-    'is lower than the other, something else ran on the same cores, and every matrix product was slower as well.',
+    'float32 multiply-adds (of AVX2 where no other was used), or of bfloat16 products for bf16, though part of its work stays in float32. The peak in registers is',
+    'of products and nothing else. In the one with loads, each two products share an operand that is loaded and an integer addition: twice the instructions, as in a',
+    'matrix product. Where it is lower by more than a tenth, something else ran on the same cores, and slowed every matrix product as well.',
     ...notes,
     '',
   ];

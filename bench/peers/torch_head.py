@@ -7,7 +7,7 @@
 Eager (F.scaled_dot_product_attention, every step in the given type) and torch.compile(mode="max-autotune", fullgraph=True), both
 replayed as CUDA graphs where that is said ("graph"); eager is also timed launch by launch, which is what eager means. Hidden
 states are on the card in the type that is measured; several sets of inputs take turns, more than the L2 cache holds. Needs
-PyTorch 2.2 or later with CUDA; writes nothing but the named file.
+PyTorch 2.2 or later with CUDA, and torch_model.py beside it; writes nothing but the named file.
 """
 
 import argparse
