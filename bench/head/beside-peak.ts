@@ -1,27 +1,21 @@
-/** Calls timed beside the processor's multiply-add peak. `npm run bench:head` builds the addon that measures it. */
-import { createRequire } from 'node:module';
-import { timed } from './rounds.js';
+/** Calls timed beside the processor's peaks. */
+import type { Peaks } from './peaks.js';
 
-/** GFLOP/s of multiply-adds in registers on this many threads at once. */
-const { multiplyAddPeak } = createRequire(import.meta.url)('../peak/build/Release/peak.node') as {
-  multiplyAddPeak(isa: string, threads: number): number;
-};
-
-/** One call and the processor's peak at that time: it moves with the clock. */
-export interface Sample {
+/** One call and the peaks at that time, means of right before and right after: they move with the clock and with neighbours. */
+export interface Sample extends Peaks {
   readonly ms: number;
-  /** GFLOP/s, the mean of right before and right after. */
-  readonly peak: number;
 }
 
-/** Samples a call beside the peak on as many threads. */
-export async function besidePeak(run: () => unknown, isa: string, threads: number, repeats = 1): Promise<Sample> {
-  const before = multiplyAddPeak(isa, threads);
-  const ms = await timed(run, repeats);
-  return { ms, peak: (before + multiplyAddPeak(isa, threads)) / 2 };
+/** Takes a sample: the milliseconds that `time` tells, between two measurements of the peaks. */
+export async function besidePeak(time: () => Promise<number>, peaks: () => Peaks): Promise<Sample> {
+  const before = peaks();
+  const ms = await time();
+  const after = peaks();
+  const mean = (key: keyof Peaks) => (before[key] + after[key]) / 2;
+  return { ms, registers: mean('registers'), loaded: mean('loaded') };
 }
 
-/** Share of the peak that calls of this much work reached, by round. */
-export function peakShares(work: number, samples: readonly Sample[]): number[] {
-  return samples.map(({ ms, peak }) => work / (ms * 1e6) / peak);
+/** Share of one of the peaks that calls of this much work reached, by round. */
+export function peakShares(work: number, samples: readonly Sample[], of: keyof Peaks): number[] {
+  return samples.map((sample) => work / (sample.ms * 1e6) / sample[of]);
 }

@@ -1,24 +1,21 @@
-/** Who competes: our head, ONNX Runtime's, and the JavaScript reference. Each computes the same from the same memory. */
+/** Who competes: our head, ONNX Runtime's, and the JavaScript reference; PyTorch's is in torch.ts. Each computes the same from the same memory. */
 import { InferenceSession } from 'onnxruntime-node';
 import { type DeviceOptions, devices, type HeadWeights, Pruner } from '../../src/index.js';
 import { atRest } from '../../src/runtimes/session.js';
 import type { Tensor } from '../../src/tensor.js';
 import { tensor } from '../data.js';
 import { LLAVA } from '../harness.js';
+import type { Outcome } from './agreement.js';
 import { GRAPH_NAMES, type GraphName, headGraph } from './graphs.js';
-
-/** What all have to agree on, as plain numbers. */
-export interface Outcome {
-  readonly indices: readonly number[];
-  readonly assignment: readonly number[];
-  readonly tokens: Float32Array;
-}
+import type { Arithmetic } from './peaks.js';
+import { timed } from './rounds.js';
 
 export interface Contestant {
   readonly name: string;
   readonly threads: number;
-  /** Runs once; what it returns is awaited. */
-  run(): unknown;
+  readonly arithmetic: Arithmetic;
+  /** Runs once, and tells how many milliseconds that took. */
+  time(): Promise<number>;
   /** Runs once, for its results. */
   outcome(): Promise<Outcome>;
 }
@@ -50,7 +47,9 @@ export async function ours(
     const { indices, assignment, tokens } = run();
     return { indices: [...indices], assignment: [...assignment], tokens: tokens.data as Float32Array };
   };
-  return { name, threads: options.threads ?? 1, run, outcome };
+  const float32 = options.isa === 'avx2' ? 'float32 by AVX2' : 'float32';
+  const arithmetic = pruner.precision === 'bf16' ? 'bf16' : float32;
+  return { name, threads: options.threads ?? 1, arithmetic, time: () => timed(run), outcome };
 }
 
 /** A graph in ONNX Runtime. Its threads rest between its runs, as they must not compete with the next contestant's. */
@@ -67,7 +66,7 @@ export async function onnxRuntime(
     const numbers = ({ data }: { data: unknown }) => Array.from(data as BigInt64Array, Number);
     return { indices: numbers(indices), assignment: numbers(assignment), tokens: tokens.data as Float32Array };
   };
-  return { name, threads, run, outcome };
+  return { name, threads, arithmetic: 'float32', time: () => timed(run), outcome };
 }
 
 /** The graphs for a question, by name. */
@@ -84,4 +83,10 @@ export function instructionSets(): readonly string[] {
   const cpu = devices().find(({ device }) => device === 'cpu');
   if (!cpu?.available || !('isas' in cpu)) throw new Error('the CPU addon is not available');
   return cpu.isas as readonly string[];
+}
+
+/** Whether the CPU has kernels with bfloat16 operands. */
+export async function offersBf16(weights: HeadWeights): Promise<boolean> {
+  using pruner = await Pruner.load(weights, { device: 'cpu', precision: 'bf16' });
+  return pruner.precision === 'bf16';
 }

@@ -16,7 +16,7 @@ interface Panel {
 }
 
 const ms = ({ ms }: Point) => ms.median;
-const share = ({ peakShare }: Point) => peakShare.median;
+const share = ({ shares }: Point) => shares.registers.median;
 const WIDE = 'width 1280, no class token';
 const NARROW = 'width 1024';
 

@@ -10,6 +10,9 @@ export interface RoundLimits {
   readonly foreign: number;
 }
 
+/** The share that is usually allowed. */
+export const FOREIGN = 0.04;
+
 export interface Rounds<T> {
   /** The samples of each sampler, by round that counts; there is at least one. */
   readonly samples: readonly (readonly T[])[];

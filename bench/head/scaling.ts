@@ -8,7 +8,8 @@ import { besidePeak, peakShares } from './beside-peak.js';
 import { instructionSets, type Question } from './contestants.js';
 import { type Blocked, eventLoopBlocked } from './event-loop.js';
 import { scratchMegabytes } from './memory.js';
-import { type RoundLimits, runRounds, timed } from './rounds.js';
+import { type Peaks, peaksOf } from './peaks.js';
+import { FOREIGN, type RoundLimits, runRounds, timed } from './rounds.js';
 import { type HeadShape, headWork } from './work.js';
 
 export const SCALING_THREADS = 2;
@@ -24,7 +25,6 @@ const QWEN_TOKENS = [4096, 16384];
 
 /** Work in GFLOP from which a call is long enough to be a sample, and too long for many of them. */
 const LONG = 80;
-const FOREIGN = 0.04;
 const SHORT_LIMITS: RoundLimits = { rounds: 9, limit: 20, foreign: FOREIGN };
 const LONG_LIMITS: RoundLimits = { rounds: 3, limit: 5, foreign: FOREIGN };
 const QUICK_LIMITS: RoundLimits = { rounds: 2, limit: 2, foreign: Number.POSITIVE_INFINITY };
@@ -52,7 +52,7 @@ export interface Point extends Workload {
   /** Milliseconds per call. */
   readonly ms: Spread;
   readonly nanosecondsPerToken: number;
-  readonly peakShare: Spread;
+  readonly shares: Record<keyof Peaks, Spread>;
   /** Share of the peak by that of one image of LLaVA-1.5 in the same rounds; null where that was not among them. */
   readonly efficiency: Spread | null;
 }
@@ -117,10 +117,15 @@ async function measure(
   const samplers = list.map(({ images, shape }) => {
     const run = calls.call(images, shape);
     const repeats = repeatsOf(run);
-    return () => besidePeak(run, isa, SCALING_THREADS, repeats);
+    return () =>
+      besidePeak(
+        () => timed(run, repeats),
+        () => peaksOf('float32', isa, SCALING_THREADS),
+      );
   });
   const { samples, dropped } = await runRounds(samplers, limits);
-  const shares = list.map(({ gflop }, i) => peakShares(gflop * 1e9, samples[i]));
+  const shares = (of: keyof Peaks) => list.map(({ gflop }, i) => peakShares(gflop * 1e9, samples[i], of));
+  const [registers, loaded] = [shares('registers'), shares('loaded')];
   const base = list.findIndex(({ series }) => series === 'models');
   const points = list.map((workload, i): Point => {
     const ms = spread(samples[i].map((sample) => sample.ms));
@@ -129,8 +134,8 @@ async function measure(
       rounds: samples[i].length,
       ms,
       nanosecondsPerToken: (1e6 * ms.median) / (workload.images * workload.shape.tokens),
-      peakShare: spread(shares[i]),
-      efficiency: base < 0 ? null : ratios(shares[i], shares[base]),
+      shares: { registers: spread(registers[i]), loaded: spread(loaded[i]) },
+      efficiency: base < 0 ? null : ratios(registers[i], registers[base]),
     };
   });
   return { points, dropped };

@@ -1,4 +1,4 @@
-# The processor's multiply-add peak for JavaScript benchmarks: native/test/peak.h as an addon.
+# The processor's peaks for JavaScript benchmarks, as an addon.
 {
   'targets': [
     {

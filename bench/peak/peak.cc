@@ -1,27 +1,49 @@
-// multiplyAddPeak(isa, threads): GFLOP/s that the processor reaches with nothing but float32 multiply-adds in registers.
+// The peaks of a processor, GFLOP/s on `threads` threads at once, as { registers, loaded } (loops.h):
+// - float32(isa, threads): of float32 multiply-adds by an instruction set that the processor has;
+// - bfloat16(threads): of products of bfloat16 pairs, which the processor must have.
 #include <napi.h>
 
 #include <string>
 
-#include "../../native/test/peak.h"
+#include "loops.h"
 
 namespace {
 
-// An instruction set by its name; what has no loop of its own has the baseline's.
-desap::Isa isa_of(const std::string& name) {
-  if (name == "avx512bf16") return desap::Isa::avx512bf16;
-  if (name == "avx512") return desap::Isa::avx512;
-  return name == "avx2" ? desap::Isa::avx2 : desap::Isa::scalar;
+using namespace desap::bench;
+
+struct Loops {
+  double (*registers)();
+  double (*loaded)();
+};
+
+// What has no loops of its own has the baseline's.
+Loops float32_loops(const std::string& isa) {
+#if defined(__x86_64__)
+  if (isa == "avx512" || isa == "avx512bf16") return {in_registers_avx512, loaded_avx512};
+  if (isa == "avx2") return {in_registers_avx2, loaded_avx2};
+#endif
+  (void)isa;
+  return {in_registers_baseline, loaded_baseline};
 }
 
-Napi::Value multiply_add_peak(const Napi::CallbackInfo& info) {
-  const std::string isa = info[0].As<Napi::String>();
-  const int threads = info[1].As<Napi::Number>();
-  return Napi::Number::New(info.Env(), desap::test::multiply_add_peak(isa_of(isa), threads));
+Napi::Value measure(Napi::Env env, Loops loops, int threads) {
+  Napi::Object peaks = Napi::Object::New(env);
+  peaks.Set("registers", on_threads(threads, loops.registers));
+  peaks.Set("loaded", on_threads(threads, loops.loaded));
+  return peaks;
+}
+
+Napi::Value float32(const Napi::CallbackInfo& info) {
+  return measure(info.Env(), float32_loops(info[0].As<Napi::String>()), info[1].As<Napi::Number>());
+}
+
+Napi::Value bfloat16(const Napi::CallbackInfo& info) {
+  return measure(info.Env(), {in_registers_bfloat16, loaded_bfloat16}, info[0].As<Napi::Number>());
 }
 
 Napi::Object load(Napi::Env env, Napi::Object exports) {
-  exports.Set("multiplyAddPeak", Napi::Function::New(env, multiply_add_peak));
+  exports.Set("float32", Napi::Function::New(env, float32));
+  exports.Set("bfloat16", Napi::Function::New(env, bfloat16));
   return exports;
 }
 

@@ -7,13 +7,12 @@
 Eager (F.scaled_dot_product_attention, every step in the given type) and torch.compile(mode="max-autotune", fullgraph=True), both
 replayed as CUDA graphs where that is said ("graph"); eager is also timed launch by launch, which is what eager means. Hidden
 states are on the card in the type that is measured; several sets of inputs take turns, more than the L2 cache holds. Needs
-PyTorch 2.2 or later with CUDA; writes nothing but the named file.
+PyTorch 2.2 or later with CUDA, and torch_model.py beside it; writes nothing but the named file.
 """
 
 import argparse
 import datetime
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -46,13 +45,13 @@ def make_weights(shape, seed=1):
         return torch.randn(*size, generator=g, dtype=torch.float64) * scale
 
     w = {}
-    for name in ("ln1", "post"):
+    for name in ("ln1", "post_ln"):
         w[f"{name}.weight"] = 1 + normal(d, scale=0.1)
         w[f"{name}.bias"] = normal(d, scale=0.1)
     for name in ("q", "k", "v", "out"):
         w[f"{name}.weight"] = normal(d, d, scale=d**-0.5)
         w[f"{name}.bias"] = normal(d, scale=0.1)
-    w["projection"] = normal(e, d, scale=d**-0.5)
+    w["visual_projection.weight"] = normal(e, d, scale=d**-0.5)
     return w
 
 
@@ -63,83 +62,10 @@ def make_inputs(shape, batch, seed):
     return hidden, text
 
 
-def make_head(shape, weights, kind, device):
-    """A function of (hidden [B, N, D], text [B, T, E]); scores are float32 (float64 in the reference) whatever the type."""
-    heads, keep, class_token = shape["heads"], shape["keep"], shape["class_token"]
-    size = shape["width"] // heads
-    task_keep = (keep + 1) // 2
-    first = 1 if class_token else 0
-    score = torch.float64 if kind == torch.float64 else torch.float32
-    w = {name: value.to(device=device, dtype=kind) for name, value in weights.items()}
-    qv_weight, qv_bias = torch.cat((w["q.weight"], w["v.weight"])), torch.cat((w["q.bias"], w["v.bias"]))
-    qkv_weight = torch.cat((w["q.weight"], w["v.weight"], w["k.weight"]))
-    qkv_bias = torch.cat((w["q.bias"], w["v.bias"], w["k.bias"]))
-    lam = 0.1
-
-    def split(x):
-        return x.unflatten(-1, (heads, size)).transpose(1, 2)
-
-    def head(hidden, text):
-        batch, tokens, width = hidden.shape
-        x = F.layer_norm(hidden, (width,), w["ln1.weight"], w["ln1.bias"], 1e-5)
-        if class_token:
-            # Only the class token's query meets the keys: its saliency needs x W_k^T q_cls, not k.
-            q, v = F.linear(x, qv_weight, qv_bias).split(width, dim=-1)
-            q, v = split(q), split(v)
-            folded = torch.einsum("bhd,hdc->bhc", q[:, :, 0], w["k.weight"].view(heads, size, width))
-            scores = (folded @ x.transpose(1, 2)).to(score) * size**-0.5
-            saliency = torch.softmax(scores, dim=-1).mean(dim=1)[:, 1:]
-        else:
-            q, v, k = F.linear(x, qkv_weight, qkv_bias).split(width, dim=-1)
-            q, v, k = split(q), split(v), split(k)
-            # The mean over the query rows, a block of rows at a time: N x N weights of all heads would not fit.
-            saliency = torch.zeros(batch, tokens, dtype=score, device=hidden.device)
-            step = max(1, min(tokens, (1 << 28) // (batch * heads * tokens)))
-            for begin in range(0, tokens, step):
-                scores = (q[:, :, begin : begin + step] @ k.transpose(2, 3)).to(score) * size**-0.5
-                saliency = saliency + torch.softmax(scores, dim=-1).sum(dim=(1, 2))
-            saliency = saliency / (heads * tokens)
-        attended = F.scaled_dot_product_attention(q, q, v).transpose(1, 2).reshape(batch, tokens, width)
-        attended = F.linear(attended, w["out.weight"], w["out.bias"])
-        normal = F.layer_norm(attended, (width,), w["post.weight"], w["post.bias"], 1e-5)
-        embedding = F.normalize(F.linear(normal, w["projection"]).to(score), dim=-1, eps=1e-12)
-        patches = embedding[:, first:]
-        centre = embedding[:, 0] if class_token else F.normalize(embedding.sum(dim=1), dim=-1, eps=1e-12)
-
-        words = F.normalize(text.to(score), dim=-1, eps=1e-12)
-        count, length = patches.shape[1], words.shape[1]
-        m = patches @ words.transpose(1, 2)
-        alpha, beta = m[:, :, -1:], (words @ centre.unsqueeze(-1)).transpose(1, 2)
-        m_v = alpha * torch.softmax(lam * beta * m, dim=2) / count
-        m_t = beta * torch.softmax(lam * alpha * m, dim=1) / length
-        task = ((m_v + m_t) * m).mean(dim=2)
-
-        by_task = task.topk(task_keep, dim=1).indices
-        rest = saliency.scatter(1, by_task, -math.inf)
-        by_saliency = rest.topk(keep - task_keep, dim=1).indices
-        kept = torch.cat((by_task, by_saliency), dim=1).sort(dim=1).values
-
-        features = hidden[:, first:]
-        unit = F.normalize(features, dim=-1, eps=1e-6 if features.dtype == torch.float16 else 1e-12)
-        index = kept.unsqueeze(-1).expand(-1, -1, width)
-        nearest = (unit @ unit.gather(1, index).transpose(1, 2)).argmax(dim=2)
-        nearest = nearest.scatter(1, kept, torch.arange(keep, device=hidden.device).expand(batch, -1))
-        one_hot = (nearest.unsqueeze(1) == torch.arange(keep, device=hidden.device).unsqueeze(-1)).to(kind)
-        counts = one_hot.sum(dim=2, dtype=score)
-        if count <= 2048:
-            sums = one_hot @ features
-        else:  # the product would cost more than the additions
-            sums = torch.zeros(batch, keep, width, dtype=score, device=hidden.device)
-            sums = sums.scatter_add(1, nearest.unsqueeze(-1).expand(-1, -1, width), features.to(score))
-        return sums / counts.unsqueeze(-1), kept, nearest, counts, task, saliency, embedding
-
-    return head
-
-
 def check(shape, weights, result, device):
     """Largest errors relative to the largest value, against float64, and how many of the kept patches differ."""
     hidden, text, outputs = result
-    exact = make_head(shape, weights, torch.float64, device)(hidden.double(), text.double())
+    exact = Head(shape, weights, torch.float64, device)(hidden.double(), text.double())
     _, kept, _, _, task, saliency, embedding = outputs
 
     def error(actual, expected):
@@ -213,7 +139,7 @@ def measure_head(results, shape, batch, precision, device):
     size = batch * shape["tokens"] * shape["width"] * torch.empty((), dtype=kind).element_size()
     sets = max(1, min(16, ROTATED_BYTES // size + 1))
     inputs = [tuple(x.to(device=device, dtype=kind) for x in make_inputs(shape, batch, seed)) for seed in range(sets)]
-    eager = make_head(shape, weights, kind, device)
+    eager = Head(shape, weights, kind, device)
     common = dict(name="head", shape=shape_name(shape), batch=batch, precision=precision, type=name)
 
     def each(function):
@@ -399,9 +325,9 @@ def main():
         with open(arguments.results) as file:
             peer = json.load(file)
     else:
-        global torch, F
+        global torch, Head
         import torch
-        import torch.nn.functional as F
+        from torch_model import Head
 
         if not torch.cuda.is_available():
             sys.exit("no CUDA card that PyTorch can use")
