@@ -24,7 +24,9 @@ struct Kernels {
   Status (*rotated_read_out)(Context&, ConstMatrix x, const RotatedReadOut&, float epsilon, Matrix y);
   decltype(&desap::align) align;
   decltype(&desap::merge) merge;
-  bool bfloat16;  // whether products of bfloat16 operands are among them
+  // Steps of products alone (gemm.h), to time them; those of bfloat16 operands are null where there are none.
+  float (*multiply_float32)(int64_t steps);
+  float (*multiply_bfloat16)(int64_t steps);
 };
 
 extern const Kernels scalar_kernels;

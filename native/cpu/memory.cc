@@ -4,6 +4,9 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace desap {
@@ -11,6 +14,17 @@ namespace {
 
 constexpr size_t cache_line = 64;
 constexpr size_t large_page = size_t{1} << 21;
+
+int64_t ask_second_level_cache() {
+  int64_t size = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#elif defined(__APPLE__)
+  size_t length = sizeof size;
+  if (sysctlbyname("hw.l2cachesize", &size, &length, nullptr, 0) != 0) size = 0;
+#endif
+  return size > 0 ? size : int64_t{512} << 10;
+}
 
 }  // namespace
 
@@ -25,5 +39,10 @@ void* allocate_memory(size_t bytes) {
 }
 
 void free_memory(void* memory) { std::free(memory); }
+
+int64_t second_level_cache() {
+  static const int64_t size = ask_second_level_cache();
+  return size;
+}
 
 }  // namespace desap
