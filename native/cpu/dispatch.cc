@@ -179,7 +179,7 @@ Status convert_to_half(Context& context, const float* x, int64_t size, uint16_t*
 }
 
 Status layer_norm(Context& context, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y) {
-  return context.kernels->layer_norm(context, x, weight, bias, epsilon, y);
+  return context.kernels->layer_norm(context, x, weight, bias, epsilon, y, nullptr);
 }
 
 Status linear_pack(Context& context, ConstMatrix weight, const float* bias, Linear** linear) {
@@ -217,7 +217,7 @@ Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float
 
 Status merge(Context& context, ConstMatrix features, const int32_t* kept, int64_t k, Matrix tokens, int32_t* assignment,
              int32_t* counts) {
-  return context.kernels->merge(context, features, kept, k, tokens, assignment, counts);
+  return context.kernels->merge(context, features, nullptr, kept, k, tokens, assignment, counts);
 }
 
 }  // namespace desap

@@ -33,7 +33,13 @@ void* allocate_memory(size_t bytes) {
   void* memory = nullptr;
   if (posix_memalign(&memory, alignment, bytes) != 0) return nullptr;
 #if defined(__linux__)
-  if (alignment == large_page) madvise(memory, bytes, MADV_HUGEPAGE);  // a hint: to be without it is no error
+  // Hints: to be without large pages is no error. Pages that the allocator has from an earlier block would stay small: they go
+  // back to the system first.
+  if (alignment == large_page) {
+    const size_t whole = bytes / large_page * large_page;
+    madvise(memory, whole, MADV_DONTNEED);
+    madvise(memory, whole, MADV_HUGEPAGE);
+  }
 #endif
   return memory;
 }
