@@ -197,7 +197,7 @@ template <class Arithmetic>
 float multiply_registers(int64_t steps) {
   constexpr int count = 16;  // enough to hide the latency
   F sums[count] = {};
-  const F x = from_bits(U{} + 0x3f803f80u);  // 1, or two of them
+  const F x = from_bits(U{} + 0x3f823f81u);  // about 1, or two such numbers
   for (; steps > 0; steps--) {
     _Pragma("GCC unroll 16") for (int i = 0; i < count; i++) sums[i] = Arithmetic::multiply_add(x, x, sums[i]);
   }
