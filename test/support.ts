@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { findCudaAddon } from '../src/backend/cuda.js';
 import { loadAddon } from '../src/backend/native.js';
-import { type Backend, type DeviceOptions, devices, type Isa, openBackend } from '../src/index.js';
+import { type Backend, type DeviceOptions, devices, openBackend } from '../src/index.js';
 import { uniform } from '../src/onnx/pixels.js';
 import { float32, type Tensor } from '../src/tensor.js';
 
@@ -29,9 +29,9 @@ export function provideCuda(): 'cuda' | 'cuda emulated' {
  * (`npm run build:simt`). Comes before the addon's first use. Returns how to call it, and the instruction set to ask for: it is
  * not the default where it is slower than float32.
  */
-export function provideBfloat16(): { name: 'cpu' | 'cpu emulated'; isa: Isa } {
+export function provideBfloat16(): { name: 'cpu' | 'cpu emulated'; isa: NonNullable<DeviceOptions['isa']> } {
   const [isa] = loadAddon(ROOT).bfloat16Isas;
-  if (isa) return { name: 'cpu', isa: isa as Isa };
+  if (isa) return { name: 'cpu', isa: isa as NonNullable<DeviceOptions['isa']> };
   process.env.DESAP_PREBUILD = dirname(dirname(dirname(EMULATED)));
   return { name: 'cpu emulated', isa: 'avx512bf16' };
 }
