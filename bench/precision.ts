@@ -61,11 +61,11 @@ export function mapErrors(maps: Maps, exact: Maps): MapErrors {
 }
 
 async function main(): Promise<void> {
-  const [card, cpu] = [provideCuda(), provideBfloat16()];
+  const [card, { name: cpu, isa }] = [provideCuda(), provideBfloat16()];
   const { maps: exact } = await runExpectedItems({ device: 'reference' });
   const contestants: [string, DeviceOptions][] = [
     ['cpu, fp32', { device: 'cpu', precision: 'fp32' }],
-    [`${cpu}, bf16`, { device: 'cpu', precision: 'bf16' }],
+    [`${cpu}, bf16`, { device: 'cpu', precision: 'bf16', isa }],
     ...CARD_PRECISIONS.map((precision): [string, DeviceOptions] => [
       `${card}, ${precision}`,
       { device: 'cuda', precision },

@@ -26,12 +26,14 @@ export function provideCuda(): 'cuda' | 'cuda emulated' {
 
 /**
  * From now on the CPU of this process multiplies bfloat16 numbers: with this processor's instruction, or as its definition says
- * (`npm run build:simt`). Comes before the addon's first use. Returns how to call it.
+ * (`npm run build:simt`). Comes before the addon's first use. Returns how to call it, and the instruction set to ask for: it is
+ * not the default where it is slower than float32.
  */
-export function provideBfloat16(): 'cpu' | 'cpu emulated' {
-  if (loadAddon(ROOT).bfloat16Isas.length > 0) return 'cpu';
+export function provideBfloat16(): { name: 'cpu' | 'cpu emulated'; isa: NonNullable<DeviceOptions['isa']> } {
+  const [isa] = loadAddon(ROOT).bfloat16Isas;
+  if (isa) return { name: 'cpu', isa: isa as NonNullable<DeviceOptions['isa']> };
   process.env.DESAP_PREBUILD = dirname(dirname(dirname(EMULATED)));
-  return 'cpu emulated';
+  return { name: 'cpu emulated', isa: 'avx512bf16' };
 }
 
 /**

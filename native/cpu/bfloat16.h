@@ -8,16 +8,51 @@
 namespace desap {
 namespace DESAP_ISA {
 
+#if defined(DESAP_EMULATED_BF16)
 // In the upper half; below it lies what was rounded off.
 DESAP_INLINE U bfloat16(F x) {
   const U word = bits(x);
   const U rounded = word + 0x7fffu + (word >> 16 & 1u);
   return (word & 0x7fffffffu) <= 0x7f800000u ? rounded : word | 0x400000u;  // a NaN could otherwise become infinite
 }
+#endif
+
+// Words of 2 x lanes numbers in a row. The x86 instruction makes 0 of subnormal numbers, as VDPBF16PS would when it reads them.
+DESAP_INLINE F bfloat16_row(F first, F next) {
+#if defined(DESAP_EMULATED_BF16)
+  uint16_t row[2 * lanes];
+  for (int i = 0; i < lanes; i++) {
+    row[i] = static_cast<uint16_t>(bfloat16(first)[i] >> 16);
+    row[lanes + i] = static_cast<uint16_t>(bfloat16(next)[i] >> 16);
+  }
+  F words;
+  __builtin_memcpy(&words, row, sizeof words);
+  return words;
+#elif DESAP_LANES == 16
+  return (F)_mm512_cvtne2ps_pbh(next, first);
+#else
+  return vreinterpretq_f32_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(first), next));
+#endif
+}
+
+// Words of (first, second), from those of first's numbers and then second's.
+DESAP_INLINE F bfloat16_pairs(F first, F second) {
+#if defined(DESAP_EMULATED_BF16)
+  return from_bits(bfloat16(first) >> 16 | (bfloat16(second) & 0xffff0000u));
+#elif DESAP_LANES == 16
+  static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return (F)_mm512_maskz_permutexvar_epi16(0xffffffffu, _mm512_loadu_si512(order), (__m512i)bfloat16_row(first, second));
+#else
+  const uint16x8_t row = vreinterpretq_u16_f32(bfloat16_row(first, second));
+  return vreinterpretq_f32_u16(vzip1q_u16(row, vextq_u16(row, row, lanes)));
+#endif
+}
 
 struct BFloat16 {
   static constexpr int64_t elements = 2;
-  static DESAP_INLINE F words(F first, F second) { return from_bits(bfloat16(first) >> 16 | (bfloat16(second) & 0xffff0000u)); }
+  static DESAP_INLINE F words(F first, F second) { return bfloat16_pairs(first, second); }
+  static DESAP_INLINE F row(const float* x, float scale) { return bfloat16_row(load(x) * scale, load(x + lanes) * scale); }
   static DESAP_INLINE float word(float first, float second) { return words(broadcast(first), broadcast(second))[0]; }
   static DESAP_INLINE F multiply_add(F a, F b, F sum) {
 #if defined(DESAP_EMULATED_BF16)
@@ -36,8 +71,11 @@ inline void bfloat16_rows(ConstMatrix x, float* words, int64_t ld) {
   for (int64_t i = 0; i < x.rows; i++) {
     const float* row = x.row(i);
     float* out = words + i * ld;
-    for (int64_t k = 0; k + 1 < x.cols; k += 2) out[k / 2] = BFloat16::word(row[k], row[k + 1]);
-    if (x.cols % 2 != 0) out[x.cols / 2] = BFloat16::word(row[x.cols - 1], 0);
+    for (int64_t k = 0; k < x.cols; k += 2 * lanes) {
+      const int64_t n = x.cols - k;
+      const F next = n > lanes ? load_first(n - lanes, row + k + lanes) : F{};
+      store_first(words_of<BFloat16>(n), out + k / 2, bfloat16_row(load_first(n, row + k), next));
+    }
   }
 }
 

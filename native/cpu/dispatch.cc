@@ -1,7 +1,11 @@
 #include "dispatch.h"
 
+#include <algorithm>
+#include <chrono>
 #include <new>
 #include <system_error>
+#include <utility>
+#include <vector>
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
@@ -66,13 +70,45 @@ const Entry table[] = {
     {Isa::scalar, &scalar_kernels, always},
 };
 
+// Whether bfloat16 operands pay. Zen 4 does two multiplications with VDPBF16PS in the time of one, so they take half of
+// float32's; Intel's cores with AVX-512 take four times as long for the instruction, so they take twice as long. Either is far
+// from the bound: what else the machine does cannot change the answer.
+bool bfloat16_pays(const Kernels& kernels) {
+#if defined(DESAP_LANES16)  // whose speed says nothing
+  (void)kernels;
+  return true;
+#else
+  // The shortest of many, in turn: wide units take some 20 us to wake up.
+  using Clock = std::chrono::steady_clock;
+  Clock::duration bfloat16 = std::chrono::seconds(1), float32 = bfloat16;
+  const auto time = [](float (*multiply)(int64_t), Clock::duration& shortest) {
+    const auto start = Clock::now();
+    [[maybe_unused]] const volatile float kept = multiply(100);
+    shortest = std::min(shortest, Clock::now() - start);
+  };
+  for (int i = 0; i < 100; i++) time(kernels.multiply_float32, float32), time(kernels.multiply_bfloat16, bfloat16);
+  return 5 * bfloat16 < 8 * float32;  // a step has twice the products
+#endif
+}
+
+// Best first. Where bfloat16 operands do not pay, the set without them comes before the one with them; float32 is the same in both.
+std::vector<const Entry*> order() {
+  std::vector<const Entry*> entries;
+  for (const Entry& entry : table) {
+    if (entry.supported()) entries.push_back(&entry);
+  }
+  if (entries.size() > 1 && entries[0]->kernels->multiply_bfloat16 && !bfloat16_pays(*entries[0]->kernels)) {
+    std::swap(entries[0], entries[1]);
+  }
+  return entries;
+}
+
 }  // namespace
 
 int supported_isas(Isa out[isa_count]) {
+  static const std::vector<const Entry*> entries = order();
   int count = 0;
-  for (const Entry& entry : table) {
-    if (entry.supported()) out[count++] = entry.isa;
-  }
+  for (const Entry* entry : entries) out[count++] = entry->isa;
   return count;
 }
 
@@ -90,7 +126,7 @@ const char* isa_name(Isa isa) {
 
 bool has_bfloat16(Isa isa) {
   for (const Entry& entry : table) {
-    if (entry.isa == isa) return entry.kernels->bfloat16;
+    if (entry.isa == isa) return entry.kernels->multiply_bfloat16 != nullptr;
   }
   return false;
 }
@@ -101,7 +137,7 @@ Status context_create(const ContextOptions& options, Context** context) {
   for (const Entry& entry : table) {
     if (entry.isa != options.isa || !entry.supported()) continue;
     try {
-      *context = new Context(*entry.kernels, options.threads, options.bfloat16 && entry.kernels->bfloat16);
+      *context = new Context(*entry.kernels, options.threads, options.bfloat16 && entry.kernels->multiply_bfloat16);
       return {};
     } catch (const std::bad_alloc&) {
       return out_of_memory("context");
@@ -143,7 +179,7 @@ Status convert_to_half(Context& context, const float* x, int64_t size, uint16_t*
 }
 
 Status layer_norm(Context& context, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y) {
-  return context.kernels->layer_norm(context, x, weight, bias, epsilon, y);
+  return context.kernels->layer_norm(context, x, weight, bias, epsilon, y, nullptr);
 }
 
 Status linear_pack(Context& context, ConstMatrix weight, const float* bias, Linear** linear) {
@@ -181,7 +217,7 @@ Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float
 
 Status merge(Context& context, ConstMatrix features, const int32_t* kept, int64_t k, Matrix tokens, int32_t* assignment,
              int32_t* counts) {
-  return context.kernels->merge(context, features, kept, k, tokens, assignment, counts);
+  return context.kernels->merge(context, features, nullptr, kept, k, tokens, assignment, counts);
 }
 
 }  // namespace desap

@@ -22,12 +22,14 @@ constexpr float gaussian_limit = 84;  // of h
 constexpr int64_t gaussian_block = 96;  // tokens: whole vectors and tiles; the last block has up to half as many again
 constexpr int64_t gaussian_largest = gaussian_block * 3 / 2;
 constexpr int64_t gaussian_ld = gaussian_largest + 16;
+constexpr int weighed_rows = lanes == 16 ? 4 : 2;  // at once: exponentials are long chains; divides the panels' width
 
 // h_i of one head; returns the largest, infinity where one is not a number. half: [N rounded up to vectors], the rest infinite.
 inline float gaussian_halves(ConstMatrix q, float* half) {
   const float scale = 0.5f * score_scale(q.cols);
   float most = 0;
   for (int64_t i = 0; i < q.rows; i++) {
+    prefetch_row(q, i + rows_ahead);
     half[i] = scale * dot(q.row(i), q.row(i), q.cols);
     if (!(half[i] <= most)) most = half[i] == half[i] ? half[i] : __builtin_inff();
   }
@@ -66,10 +68,15 @@ inline void gaussian_block_weights(float* e, int64_t rows, int64_t columns, cons
     gaussian_weights<decltype(count)::value>(e + r * gaussian_ld + skipped, columns - skipped, half, g, i + r, j + skipped,
                                              i == j ? panel_width : 0, sums);
   };
-  for (int64_t r = 0; r + 2 <= rows; r += 2) weigh(r, std::integral_constant<int, 2>());
-  if (rows % 2 != 0) weigh(rows - 1, std::integral_constant<int, 1>());
+  int64_t r = 0;
+  for (; r + weighed_rows <= rows; r += weighed_rows) weigh(r, std::integral_constant<int, weighed_rows>());
+  for (; r < rows; r++) weigh(r, std::integral_constant<int, 1>());
   if (i != j) return;
-  for (int64_t r = panel_width; r < rows; r++) {
+  r = panel_width;
+  for (; transposes && r + lanes <= rows; r += lanes) {
+    transpose_squares<Float32>({e + r, r / panel_width * panel_width, lanes, gaussian_ld}, e + r * gaussian_ld, gaussian_ld, 1);
+  }
+  for (; r < rows; r++) {
     for (int64_t c = 0; c < r / panel_width * panel_width; c++) e[r * gaussian_ld + c] = e[c * gaussian_ld + r];
   }
 }
@@ -160,6 +167,7 @@ void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, float m
 
   for (int64_t i = 0; i < tokens; i++) {
     const float scale = 1.0f / sums[i];
+    prefetch_row(y, i + rows_ahead);
     for (int64_t d = 0; d < size; d += lanes) store_first(size - d, y.row(i) + d, load(output + i * output_ld + d) * scale);
   }
 }

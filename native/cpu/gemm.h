@@ -37,6 +37,7 @@ struct Float32 {
   static constexpr int64_t elements = 1;  // of a word
   static DESAP_INLINE float word(float x, float) { return x; }
   static DESAP_INLINE F words(F x, F) { return x; }
+  static DESAP_INLINE F row(const float* x, float scale) { return load(x) * scale; }
   static DESAP_INLINE F multiply_add(F a, F b, F sum) { return a * b + sum; }
 };
 
@@ -47,12 +48,24 @@ inline int64_t words_of(int64_t elements) {
 
 // ---------------------------------------------------------------------------------------------------------- packing
 
+constexpr int64_t rows_ahead = 16;
+
+// Row i to L1. Rows of one head lie a page apart, where the processor by itself fetches nothing.
+inline void prefetch_row(ConstMatrix x, int64_t i) {
+  for (int64_t j = 0; j < x.cols; j += 16) __builtin_prefetch(x.row(i) + j);
+}
+
 // Panel p of B = scale X^T: column j of B is row j of x. `data` begins with panel 0.
 template <class Arithmetic = Float32>
 inline void pack_rows(ConstMatrix x, int64_t p, float* data, float scale = 1) {
   const int64_t begin = p * panel_width, count = min(panel_width, x.rows - begin), width = round_up(count, lanes);
   float* panel = data + begin * words_of<Arithmetic>(x.cols);
-  for (int64_t k = 0; k < x.cols; k += Arithmetic::elements) {
+  int64_t k = 0;
+  if (transposes && count == width) {
+    k = transpose_squares<Arithmetic>({x.row(begin), count, x.cols, x.ld}, panel, width, scale);
+    panel += k / Arithmetic::elements * width;
+  }
+  for (; k < x.cols; k += Arithmetic::elements) {
     const bool pair = k + 1 < x.cols;
     for (int64_t j = 0; j < count; j++) {
       const float* element = x.row(begin + j) + k;
@@ -67,6 +80,7 @@ inline void pack_rows(ConstMatrix x, int64_t p, float* data, float scale = 1) {
 template <class Arithmetic = Float32>
 inline void pack_columns(ConstMatrix x, int64_t begin, int64_t end, float* data, const float* scales = nullptr) {
   for (int64_t k = begin; k < end; k += Arithmetic::elements) {
+    prefetch_row(x, k + rows_ahead);
     for (int64_t p = 0; p < x.cols; p += panel_width) {
       const int64_t count = min(panel_width, x.cols - p), width = round_up(count, lanes);
       float* row = data + p * words_of<Arithmetic>(x.rows) + k / Arithmetic::elements * width;
@@ -95,11 +109,18 @@ struct Operands {
   int64_t init_ld;
   float* c;
   int64_t c_ld;
+  const float* ahead = nullptr;  // what is multiplied after this product, where it may lie beyond L2
 };
 
 constexpr int per_line = lanes < 16 ? 16 / lanes : 1;  // vectors of a cache line
 
-// `count` tiles below each other. B is fetched 64 steps ahead, since the processor by itself stops at the end of a page. One call
+// A step of the 16-lane tile takes 12 cycles and loads in 5 of them: there is time to fetch what comes next from beyond L2.
+constexpr bool fetches_ahead = lanes == 16;
+constexpr int steps_ahead = fetches_ahead ? 32 : 64;  // of B, to L1
+constexpr int floats_ahead = 2;                       // of `ahead`, to L2, per step: 32 tiles fetch one panel
+constexpr int steps_in_l1 = 128;                      // a panel of fewer is still there when the next tile begins
+
+// `count` tiles below each other. B is fetched ahead, since the processor by itself stops at the end of a page. One call
 // for all of them: between tiles that are called one by one the units would idle for some 50 cycles, an eighth of a tile of
 // depth 64.
 template <class Arithmetic, int rows, int vectors>
@@ -113,14 +134,23 @@ void tiles(Operands t, int64_t count) {
     }
     const float* a = t.a;
     const float* b = t.b;
-    for (const float* end = b + t.depth * vectors * lanes; b != end; b += vectors * lanes, a += t.a_step) {
-      F column[vectors];
-      DESAP_UNROLL for (int v = 0; v < vectors; v += per_line) __builtin_prefetch(b + (64 * vectors + v) * lanes);
-      DESAP_UNROLL for (int v = 0; v < vectors; v++) column[v] = load(b + v * lanes);
-      DESAP_UNROLL for (int r = 0; r < rows; r++) {
-        const F x = broadcast(a[r * t.a_ld]);
-        DESAP_UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = Arithmetic::multiply_add(x, column[v], sums[r][v]);
+    [[maybe_unused]] const float* ahead = t.ahead;
+    constexpr int64_t step = vectors * lanes;
+    const float* const end = b + t.depth * step;
+    int64_t distance = steps_ahead * step;
+    const float* stop = fetches_ahead && t.depth > steps_in_l1 ? end - distance : end;
+    for (;; stop = end, distance -= t.depth * step) {  // the second time at the beginning, for the next tile
+      for (; b != stop; b += step, a += t.a_step) {
+        F column[vectors];
+        DESAP_UNROLL for (int v = 0; v < vectors; v += per_line) __builtin_prefetch(b + distance + v * lanes);
+        if constexpr (fetches_ahead) __builtin_prefetch(ahead, 0, 2), ahead += floats_ahead;
+        DESAP_UNROLL for (int v = 0; v < vectors; v++) column[v] = load(b + v * lanes);
+        DESAP_UNROLL for (int r = 0; r < rows; r++) {
+          const F x = broadcast(a[r * t.a_ld]);
+          DESAP_UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = Arithmetic::multiply_add(x, column[v], sums[r][v]);
+        }
       }
+      if (stop == end) break;
     }
     DESAP_UNROLL for (int r = 0; r < rows; r++) {
       DESAP_UNROLL for (int v = 0; v < vectors; v++) {
@@ -130,6 +160,7 @@ void tiles(Operands t, int64_t count) {
     t.a += rows * t.a_ld;
     t.init += rows * t.init_ld;
     t.c += rows * t.c_ld;
+    if constexpr (fetches_ahead) t.ahead = ahead;
   }
 }
 
@@ -161,6 +192,20 @@ inline Tiles tiles_of(int64_t rows, int64_t vectors) {
   }
 }
 
+// Products alone, of registers: what the units can do. Returns something that depends on all of them.
+template <class Arithmetic>
+float multiply_registers(int64_t steps) {
+  constexpr int count = 16;  // enough to hide the latency
+  F sums[count] = {};
+  const F x = from_bits(U{} + 0x3f823f81u);  // about 1, or two such numbers
+  for (; steps > 0; steps--) {
+    _Pragma("GCC unroll 16") for (int i = 0; i < count; i++) sums[i] = Arithmetic::multiply_add(x, x, sums[i]);
+  }
+  F total{};
+  _Pragma("GCC unroll 16") for (int i = 0; i < count; i++) total += sums[i];
+  return sum(total);
+}
+
 // One panel for any number of rows, whole vectors of columns.
 template <class Arithmetic>
 inline void multiply_vectors(Operands t, int64_t rows, int64_t vectors) {
@@ -169,7 +214,9 @@ inline void multiply_vectors(Operands t, int64_t rows, int64_t vectors) {
     t.a += tile * count * t.a_ld;
     t.init += tile * count * t.init_ld;
     t.c += tile * count * t.c_ld;
+    if constexpr (fetches_ahead) t.ahead += floats_ahead * t.depth * count;
   };
+  if (!t.ahead) t.ahead = t.b;
   int64_t full = rows / tile_rows, rest = rows % tile_rows;
   if (rest == 1 && full > 0) full--, rest += tile_rows;
   multiply(tile_rows, full);

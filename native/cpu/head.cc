@@ -88,7 +88,7 @@ struct Rotation {
 struct Head::State {
   HeadConfig config;
   LinearPointer w_q, w_k, w_v;
-  Floats k_weight;          // with a class token: not packed, for its saliency
+  Memory k_weight;          // with a class token: not packed, for its saliency
   LinearPointer w_read_out;
   RotatedReadOut read_out;  // without its weight and rotation, which are packed
   std::shared_ptr<const Rotation> rotation;
@@ -107,10 +107,13 @@ Status Head::create(Context& context, const HeadConfig& config, const HeadWeight
   auto state = std::make_unique<State>();
   const int64_t width = config.width, size = config.embedding;
   state->config = config;
-  const auto project = [&](const float* weight, const float* bias, LinearPointer& linear, Floats* plain) {
+  const auto project = [&](const float* weight, const float* bias, LinearPointer& linear, Memory* plain) {
     Rounded layer(fold_norm(weight, bias, weights.ln1_weight, weights.ln1_bias, width, width));
     DESAP_TRY(pack(context, layer.weight.data(), layer.bias.data(), width, width, linear));
-    if (plain) *plain = std::move(layer.weight);
+    if (!plain) return Status{};
+    plain->reset(static_cast<float*>(allocate_memory(layer.weight.size() * sizeof(float))));
+    if (!*plain) return out_of_memory("weight");
+    std::copy(layer.weight.begin(), layer.weight.end(), plain->get());
     return Status{};
   };
   DESAP_TRY(project(weights.q_weight, weights.q_bias, state->w_q, nullptr));
@@ -147,10 +150,11 @@ struct Analysis::State {
   Hold hold;                     // of `features`, when they are the caller's memory
   std::vector<float> own;        // otherwise: every row (half) or the patch rows (no hold)
   const float* features;         // [P, D]
-  Memory results;                // holds the three below, unless they lie in the scratch of a call that keeps nothing
+  Memory results;                // holds the four below, unless they lie in the scratch of a call that keeps nothing
   float* embedding;              // [N, E], A_d U
   float* saliency;               // [P]
   float* global;                 // [E], v_s U
+  float* inverse_norms;          // [P], of the features
   AnalyzeTimings timings;
 
   int64_t patches() const { return tokens - (config.class_token ? 1 : 0); }
@@ -188,7 +192,7 @@ Status Head::State::analyze(Context& context, const HiddenStates& hidden, Encodi
   result->kernels = context.kernels;
   result->tokens = tokens;
   const int64_t patches = result->patches(), size = config.embedding;
-  if (const int64_t floats = tokens * size + patches + size; results) {
+  if (const int64_t floats = tokens * size + patches + size + tokens; results) {
     result->embedding = results->floats(floats);
   } else {
     result->results.reset(static_cast<float*>(allocate_memory(static_cast<size_t>(floats) * sizeof(float))));
@@ -197,6 +201,8 @@ Status Head::State::analyze(Context& context, const HiddenStates& hidden, Encodi
   if (!result->embedding) return out_of_memory("analyze");
   result->saliency = result->embedding + tokens * size;
   result->global = result->saliency + patches;
+  float* const norms = result->global + size;
+  result->inverse_norms = norms + (tokens - patches);
   Stopwatch watch;
 
   const int64_t skipped = (tokens - patches) * width;
@@ -225,7 +231,8 @@ Status Head::State::analyze(Context& context, const HiddenStates& hidden, Encodi
   const Matrix v = padded(scratch, tokens, width);
   if (scratch.failed()) return out_of_memory("analyze");
 
-  DESAP_TRY(rename(layer_norm(context, {x, tokens, width, width}, nullptr, nullptr, config.epsilon, normal), "hidden"));
+  const ConstMatrix input{x, tokens, width, width};
+  DESAP_TRY(rename(context.kernels->layer_norm(context, input, nullptr, nullptr, config.epsilon, normal, norms), "hidden"));
   result->timings.normalize = watch.lap();
 
   DESAP_TRY(linear(context, {normal.data, q.rows, width, normal.ld}, *w_q, q));
@@ -236,7 +243,7 @@ Status Head::State::analyze(Context& context, const HiddenStates& hidden, Encodi
   if (reads_k) {
     DESAP_TRY(saliency(context, q, k, config.heads, config.class_token, result->saliency));
   } else {
-    DESAP_TRY(context.kernels->folded_saliency(context, normal, q.data, k_weight.data(), config.heads, result->saliency));
+    DESAP_TRY(context.kernels->folded_saliency(context, normal, q.data, k_weight.get(), config.heads, result->saliency));
   }
   result->timings.saliency = watch.lap();
 
@@ -349,7 +356,8 @@ Status Analysis::prune(Context& context, const PruneRequest& request, const Prun
 
   if (request.merge) {
     const Matrix tokens{output.tokens, keep, features.cols, features.cols};
-    DESAP_TRY(merge(context, features, indices, keep, tokens, output.assignment, output.counts));
+    const float* norms = request.features.data ? nullptr : state_->inverse_norms;
+    DESAP_TRY(context.kernels->merge(context, features, norms, indices, keep, tokens, output.assignment, output.counts));
   } else {
     for (int64_t i = 0; i < patches; i++) output.assignment[i] = -1;
     for (int64_t i = 0; i < keep; i++) {

@@ -8,7 +8,9 @@
 namespace desap {
 namespace DESAP_ISA {
 
-Status layer_norm(Context& context, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y) {
+// inverse_norms: [N], of the rows of x (unit_rows.h); null where not wanted.
+Status layer_norm(Context& context, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y,
+                  float* inverse_norms) {
   FirstRow bad;
   const int64_t size = x.cols;
   context.pool.parallel_for(row_tasks(x.rows), [&](int64_t task, int) {
@@ -22,6 +24,7 @@ Status layer_norm(Context& context, ConstMatrix x, const float* weight, const fl
         bad.report(i);
         continue;
       }
+      if (inverse_norms) inverse_norms[i] = inverse_norm(row, size);
       const float scale = 1.0f / __builtin_sqrtf(variance + epsilon);
       for (int64_t j = 0; j < size; j += lanes) {
         const int64_t n = size - j;

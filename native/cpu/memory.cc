@@ -4,6 +4,9 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace desap {
@@ -12,6 +15,17 @@ namespace {
 constexpr size_t cache_line = 64;
 constexpr size_t large_page = size_t{1} << 21;
 
+int64_t ask_second_level_cache() {
+  int64_t size = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#elif defined(__APPLE__)
+  size_t length = sizeof size;
+  if (sysctlbyname("hw.l2cachesize", &size, &length, nullptr, 0) != 0) size = 0;
+#endif
+  return size > 0 ? size : int64_t{512} << 10;
+}
+
 }  // namespace
 
 void* allocate_memory(size_t bytes) {
@@ -19,11 +33,22 @@ void* allocate_memory(size_t bytes) {
   void* memory = nullptr;
   if (posix_memalign(&memory, alignment, bytes) != 0) return nullptr;
 #if defined(__linux__)
-  if (alignment == large_page) madvise(memory, bytes, MADV_HUGEPAGE);  // a hint: to be without it is no error
+  // Hints: to be without large pages is no error. Pages that the allocator has from an earlier block would stay small: they go
+  // back to the system first.
+  if (alignment == large_page) {
+    const size_t whole = bytes / large_page * large_page;
+    madvise(memory, whole, MADV_DONTNEED);
+    madvise(memory, whole, MADV_HUGEPAGE);
+  }
 #endif
   return memory;
 }
 
 void free_memory(void* memory) { std::free(memory); }
+
+int64_t second_level_cache() {
+  static const int64_t size = ask_second_level_cache();
+  return size;
+}
 
 }  // namespace desap

@@ -41,8 +41,9 @@ DESAP_INLINE int32_t best_of(const Nearest& nearest) {
   return nearest.centre[best];
 }
 
-Status merge(Context& context, ConstMatrix features, const int32_t* kept, int64_t k, Matrix tokens, int32_t* assignment,
-             int32_t* counts) {
+// inverse_norms: [P], of the features (unit_rows.h); null: computed here.
+Status merge(Context& context, ConstMatrix features, const float* inverse_norms, const int32_t* kept, int64_t k, Matrix tokens,
+             int32_t* assignment, int32_t* counts) {
   const int64_t size = features.cols, blocks = blocks_of(features.rows, merge_rows), panels = blocks_of(k, panel_width);
   const int64_t centre_ld = padded_ld(size), thread_size = merge_rows * panel_width;
   static const float zeros[panel_width] = {};
@@ -60,7 +61,7 @@ Status merge(Context& context, ConstMatrix features, const int32_t* kept, int64_
   context.pool.parallel_for(row_tasks(features.rows), [&](int64_t task, int) {
     const int64_t end = min((task + 1) * rows_per_task, features.rows);
     for (int64_t i = task * rows_per_task; i < end; i++) {
-      scales[i] = inverse_norm(features.row(i), size);
+      scales[i] = inverse_norms ? inverse_norms[i] : inverse_norm(features.row(i), size);
       if (scales[i] == 0) bad.report(i);
     }
   });

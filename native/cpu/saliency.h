@@ -54,7 +54,7 @@ Status class_token_saliency(Context& context, ConstMatrix q, ConstMatrix k, int6
 // The same from the rows x that the keys would be made of. q: the class token's row [D]; k_weight: [D, D], not packed.
 Status folded_saliency(Context& context, ConstMatrix x, const float* q, const float* k_weight, int64_t heads, float* saliency) {
   const int64_t width = x.cols, size = width / heads, panels = blocks_of(heads, panel_width);
-  const Blocks blocks(x.rows, linear_rows);
+  const Blocks blocks(x.rows, score_rows);
   static const float zeros[panel_width] = {};
   Scratch scratch(context.arena);
   const Matrix folded{scratch.floats(heads * width), heads, width, width};  // row h: W_k^T of head h, times q of head h

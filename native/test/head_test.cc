@@ -278,6 +278,29 @@ DESAP_CASE(head_batches) {
   check(is(again, Code::not_finite, "hidden", 7) && again.image == 1, "in one go, too");
 }
 
+// Of its own rows an analysis knows the norms; of others merging finds them.
+DESAP_CASE(head_merges_its_rows_like_given_ones) {
+  const HeadShape s{40, 24, 3, 20, true, 3, 9};
+  const RandomWeights weights(s);
+  RandomImages images(s, 1);
+  for (const bool huge : {false, true}) {  // a row that can be centred, and whose norm is infinite
+    for (int64_t j = 0; huge && j < s.width; j++) images.hidden[static_cast<size_t>(17 * s.width + j)] = 3e19f;
+    std::shared_ptr<Head> head;
+    check(Head::create(machine.one(), weights.config, weights.weights(), &head).good(), "create");
+    std::shared_ptr<Analysis> analysis;
+    const Status made = head->analyze(machine.one(), images.states().data(), 1, Encoding::qq, nullptr, &analysis);
+    if (huge && is(made, Code::not_finite, "hidden", 17)) continue;  // a card's sums of squares end there already
+    if (!check(made.good(), "analyze")) continue;
+    PruneRequest given = images.requests()[0];
+    given.features = {images.image(0) + s.width, s.patches(), s.width, s.width};
+    Answers own(s, 1), others(s, 1);
+    const Status status = analysis->prune(machine.one(), images.requests()[0], own.outputs()[0], nullptr);
+    const Status expected = analysis->prune(machine.one(), given, others.outputs()[0], nullptr);
+    check(status.code == expected.code && status.where == expected.where && own.bytes() == others.bytes(), "as if given");
+    check(huge ? is(status, Code::not_finite, "features", 16) : status.good(), "status");
+  }
+}
+
 DESAP_CASE(head_errors_write_nothing) {
   const float infinity = std::numeric_limits<float>::infinity();
   Example e("tiny");

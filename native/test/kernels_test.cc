@@ -170,9 +170,11 @@ DESAP_CASE(unit_rows_shapes) {
 
 DESAP_CASE(linear_shapes) {
   const int64_t shapes[][3] = {{1, 1, 1},   {1, 16, 16},  {2, 20, 33},   {17, 64, 80},   {33, 80, 17},  {65, 32, 65},  {97, 128, 64},
-                               {5, 7, 130}, {6, 64, 128}, {12, 65, 256}, {145, 256, 48}, {96, 1281, 20}, {7, 3000, 70}, {257, 100, 96}};
+                               {5, 7, 130}, {6, 64, 128}, {12, 65, 256}, {145, 256, 48}, {96, 1281, 20}, {7, 3000, 70}, {257, 100, 96},
+                               {400, 40, 520}};  // the last in blocks of other sizes for other numbers of threads
   for (const auto& sizes : shapes) {
     const int64_t rows = sizes[0], in = sizes[1], out = sizes[2];
+    if (rows == 400 && !machine.affords(static_cast<double>(rows * in * out))) continue;
     Random random(static_cast<uint64_t>(rows * 7 + in * 3 + out));
     const Floats x = random.floats(rows * in), w = random.floats(out * in), b = random.floats(out);
     for (bool with_bias : {true, false}) {
@@ -190,6 +192,32 @@ DESAP_CASE(linear_shapes) {
                   std::sqrt(static_cast<double>(in)));
     }
   }
+}
+
+// One number per row, so that each sum is the number itself; wherever in a row it stands.
+DESAP_CASE(linear_rounds_to_the_nearest_bfloat16_of_two_the_even_one) {
+  if (machine.precision != Precision::bf16) return;
+  const uint32_t bits[][2] = {{0x3f808000, 0x3f800000}, {0x3f818000, 0x3f820000}, {0x3f808001, 0x3f810000}, {0xbf807fff, 0xbf800000},
+                              {0x7f7f7fff, 0x7f7f0000}, {0x7f7f8000, 0x7f800000}, {0x00800001, 0x00800000}, {0x80000000, 0x00000000}};
+  const auto number = [](uint32_t word) {
+    float x;
+    std::memcpy(&x, &word, sizeof x);
+    return x;
+  };
+  const int64_t in = 75;
+  const Floats ones(static_cast<size_t>(in), 1.0f);
+  Linear* packed = nullptr;
+  check(linear_pack(machine.one(), {ones.data(), 1, in, in}, nullptr, &packed).good(), "pack");
+  for (const auto& [given, wanted] : bits) {
+    Floats x(static_cast<size_t>(in * in), 0.0f);
+    for (int64_t i = 0; i < in; i++) x[static_cast<size_t>(i * in + i)] = number(given);
+    Rows y(in, 1);
+    check(linear(machine.one(), {x.data(), in, in, in}, *packed, y).good(), "status");
+    bool equal = true;
+    for (float value : y.dense()) equal = equal && value == number(wanted);
+    check(equal, std::to_string(number(given)));
+  }
+  linear_free(packed);
 }
 
 DESAP_CASE(linear_rows_do_not_depend_on_each_other) {

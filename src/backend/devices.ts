@@ -26,7 +26,8 @@ export interface DeviceOptions {
    *   each, about float32. Scores and maps are within 1e-4 of the exact ones (of the largest magnitude in a tensor), and the
    *   same tokens are kept.
    * - `fast`: operands rounded to float16 (11 bits) on a card.
-   * - `bf16`: operands rounded to bfloat16 (8 bits), on a card and on processors that multiply them (`avx512bf16`, `neonbf16`).
+   * - `bf16`: operands rounded to bfloat16 (8 bits), on a card and on processors that multiply them faster than float32
+   *   (`avx512bf16`, `neonbf16`; Intel's do not, and compute in float32 unless `isa` names such a set).
    *
    * What a device has no faster arithmetic for, it computes as finely as it can; `precision` of a backend or pruner tells.
    * The reference computes in float64 whatever this says.
@@ -38,7 +39,7 @@ export interface DeviceOptions {
   isa?: Isa;
 }
 
-/** One line of {@link devices}: each card has its own. */
+/** One line of {@link devices}: each card has its own. `isas`: best first; `bfloat16`: whether `bf16` rounds with the first. */
 export type DeviceReport =
   | { device: 'cpu'; available: true; description: string; isas: readonly string[]; bfloat16: boolean }
   | ({ device: `cuda:${number}`; available: true; description: string } & Omit<CudaDevice, 'index'>)
@@ -57,7 +58,7 @@ export function devices(): DeviceReport[] {
 function describeCpu(): DeviceReport {
   try {
     const { isas, bfloat16Isas } = loadCpuAddon();
-    const bfloat16 = bfloat16Isas.length > 0;
+    const bfloat16 = bfloat16Isas.includes(isas[0]);
     return { device: 'cpu', available: true, description: `native kernels, ${isas[0]}`, isas, bfloat16 };
   } catch (error) {
     return { device: 'cpu', available: false, reason: (error as Error).message };

@@ -10,7 +10,7 @@ import { desap } from './run.js';
 const GOLDEN = 'test/golden';
 const TINY = join(GOLDEN, 'tiny.safetensors');
 
-provideBfloat16();
+const { isa } = provideBfloat16();
 const CASES = (await readdir(GOLDEN)).map((file) => join(GOLDEN, file));
 
 let folder: string;
@@ -54,7 +54,8 @@ describe('desap verify', () => {
 
   it('holds bf16 to the tolerance of bf16, and decisions to the computed maps', async () => {
     const wrong = await altered('output.task', (bytes) => bytes.copyWithin(0, 8, 16));
-    const { code, out } = await desap('verify', ...CASES, wrong, '--device', 'cpu', '--precision', 'bf16', '--json');
+    const options = ['--device', 'cpu', '--isa', isa, '--precision', 'bf16', '--json'];
+    const { code, out } = await desap('verify', ...CASES, wrong, ...options);
     expect(code).toBe(1);
     const { precision, tolerance, failed, cases } = JSON.parse(out);
     expect({ precision, tolerance, failed }).toEqual({ precision: 'bf16', tolerance: 0.03, failed: 1 });
