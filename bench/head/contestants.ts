@@ -85,8 +85,10 @@ export function instructionSets(): readonly string[] {
   return cpu.isas as readonly string[];
 }
 
-/** Whether the CPU has kernels with bfloat16 operands. */
-export async function offersBf16(weights: HeadWeights): Promise<boolean> {
-  using pruner = await Pruner.load(weights, { device: 'cpu', precision: 'bf16' });
-  return pruner.precision === 'bf16';
+/**
+ * The instruction set with bfloat16 products, or undefined. Where they are not faster than float32's, the package computes in float32
+ * unless it is asked for this one by name.
+ */
+export function bf16Isa(): DeviceOptions['isa'] {
+  return instructionSets().find((isa) => isa.endsWith('bf16')) as DeviceOptions['isa'];
 }

@@ -5,7 +5,7 @@ import { readLoad } from '../foreign-load.js';
 import { LLAVA, ratios, type Spread, spread } from '../harness.js';
 import { requireAgreement } from './agreement.js';
 import { besidePeak, peakShares } from './beside-peak.js';
-import { type Contestant, graphsFor, instructionSets, offersBf16, onnxRuntime, ours, question } from './contestants.js';
+import { bf16Isa, type Contestant, graphsFor, instructionSets, onnxRuntime, ours, question } from './contestants.js';
 import { type Arithmetic, type Peaks, peaksOf } from './peaks.js';
 import { FOREIGN, type RoundLimits, runRounds } from './rounds.js';
 import { TorchProcess } from './torch.js';
@@ -56,7 +56,7 @@ export interface Duel {
 /** Runs the duel; fails where the contestants disagree. */
 export async function duel({ quick, python }: DuelOptions): Promise<Duel> {
   const weights = head();
-  const hasBf16 = await offersBf16(weights);
+  const hasBf16 = bf16Isa() !== undefined;
   const torch: TorchProcess[] = [];
   try {
     for (const threads of python ? THREADS : [])
@@ -145,7 +145,10 @@ async function enter(weights: HeadWeights, hasBf16: boolean, torch: readonly Tor
   for (const [t, threads] of THREADS.entries()) {
     const device = { device: 'cpu', threads } as const;
     contestants.push(await ours('desap, float32', weights, asked, device));
-    if (hasBf16) contestants.push(await ours('desap, bf16', weights, asked, { ...device, precision: 'bf16' }));
+    if (hasBf16) {
+      const bf16 = { ...device, precision: 'bf16', isa: bf16Isa() } as const;
+      contestants.push(await ours('desap, bf16', weights, asked, bf16));
+    }
     if (hasAvx512()) contestants.push(await ours('desap, float32 by AVX2', weights, asked, { ...device, isa: 'avx2' }));
     for (const [name, graph] of graphs)
       contestants.push(await onnxRuntime(`ONNX Runtime, ${name} graph`, graph, asked, threads));
@@ -159,6 +162,10 @@ const hasAvx512 = () => instructionSets().includes('avx512');
 function missing(hasBf16: boolean, torch: readonly TorchProcess[]): string[] {
   const notes: string[] = [];
   if (!hasBf16) notes.push('bf16 was not measured: this processor has no bfloat16 products.');
+  else if (!instructionSets()[0].endsWith('bf16'))
+    notes.push(
+      "bf16 was asked for by `isa`: this processor's bfloat16 products are not faster than float32's, and `precision: 'bf16'` computes in float32 here.",
+    );
   if (!hasAvx512())
     notes.push('The AVX2 path against the AVX-512 path was not measured: this processor has no AVX-512.');
   if (torch.length === 0) notes.push('PyTorch was not measured: no Python that has it was named (`--python`).');
