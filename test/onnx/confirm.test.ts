@@ -38,6 +38,45 @@ describe('confirmHead', () => {
     }
   });
 
+  test.each([
+    [
+      'turned round',
+      (n: number) => Array.from({ length: n }, (_, i) => n - 1 - i),
+      /patches line by line; found .* row 143/,
+    ],
+    [
+      'column by column',
+      (n: number) => Array.from({ length: n }, (_, i) => (i % 12) * 12 + Math.floor(i / 12)),
+      /found .* row 13/,
+    ],
+  ])(
+    'patches %s, by an operator that the search does not follow, are seen by their numbers',
+    async (_, order, message) => {
+      const graph = await Editable.from(readFileSync(CLIP));
+      const join = graph.nodes.findIndex(({ op, attributes }) => op === 'Concat' && attributes.axis?.i === 1);
+      const node = graph.nodes[join];
+      const places = graph.integers(order(144));
+      node.inputs[1] = graph.add('Gather', [node.inputs[1], places], { axis: { i: 1 } }, { at: join });
+      await expect(confirmHead(ort, graph.bytes(), head, { session: QUIET })).rejects.toMatchObject({
+        code: 'ERR_GRAPH',
+        message: expect.stringMatching(message),
+      });
+    },
+  );
+
+  test('a row that no image has a part in is seen by its numbers', async () => {
+    const graph = await Editable.from(readFileSync(CLIP));
+    const join = graph.nodes.findIndex(({ op, attributes }) => op === 'Concat' && attributes.axis?.i === 1);
+    const node = graph.nodes[join];
+    // Patch 5 becomes zeros: a pick of rows that the search does not follow, times zero.
+    const keep = Float32Array.from({ length: 144 }, (_, i) => Number(i !== 5));
+    node.inputs[1] = graph.add('Mul', [node.inputs[1], graph.floats(keep, [144, 1])], {}, { at: join });
+    await expect(confirmHead(ort, graph.bytes(), head, { session: QUIET })).rejects.toMatchObject({
+      code: 'ERR_GRAPH',
+      message: expect.stringMatching(/found the rows 0, 6 of 145/),
+    });
+  });
+
   test('a float16 graph gets the tolerance of its type', async () => {
     const graph = await Editable.from(readFileSync(CLIP));
     halfPrecision(graph);
