@@ -22,7 +22,6 @@ import {
   finite,
   float32,
   floatData,
-  halfToFloat,
   integer,
   matrix,
   object,
@@ -30,6 +29,7 @@ import {
   Tensor,
   type TensorLike,
   vector,
+  widened,
 } from './tensor.js';
 
 export type { AnalyzeTimings, PruneTimings };
@@ -501,5 +501,5 @@ function keepCount(keep: number, patches: number): number {
 }
 
 function singlePrecision(x: FloatMatrix): FloatMatrix {
-  return x.half ? { ...x, data: Float32Array.from(x.data, halfToFloat), half: false } : x;
+  return x.half ? { ...x, data: widened(x), half: false } : x;
 }

@@ -167,6 +167,11 @@ export function halfToFloat(bits: number): number {
   return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }
 
+/** Float memory as float32: as it is, or widened from float16. */
+export function widened({ data, half }: { readonly data: FloatData; readonly half: boolean }): Float32Array {
+  return half ? Float32Array.from(data, halfToFloat) : (data as Float32Array);
+}
+
 /** A number rounded to binary16 bits, nearest even. */
 export function floatToHalf(value: number): number {
   HALF_SCRATCH[0] = value;

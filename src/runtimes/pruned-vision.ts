@@ -27,7 +27,7 @@ import {
   towerGraph,
 } from '../onnx/index.js';
 import { loadOrt } from '../ort.js';
-import { type FloatData, floatData, halfToFloat, matrix, object, Tensor } from '../tensor.js';
+import { floatData, matrix, object, Tensor, widened } from '../tensor.js';
 import { ClipText, type LongText } from '../text/clip-text.js';
 import { clipFile } from './clip-folder.js';
 import { type HiddenMemory, hiddenMemory } from './hidden-memory.js';
@@ -231,8 +231,8 @@ export class PrunedVision {
   }
 
   async #project(tokens: TensorLike): Promise<Tensor> {
-    const { data, half, rows, cols } = matrix('tokens', tokens, { cols: this.pruner.head.width });
-    const input = new Tensor('float32', single(data, half), [1, rows, cols]);
+    const kept = matrix('tokens', tokens, { cols: this.pruner.head.width });
+    const input = new Tensor('float32', widened(kept), [1, kept.rows, kept.cols]);
     const outputs = await runSession(this.projector, PROJECTOR, { [PATCHES]: input });
     return outputs[IMAGE_FEATURES];
   }
@@ -262,10 +262,11 @@ export class PrunedVision {
 
   /** Hidden states [1, N, D] in memory that the pruner reads in place. */
   async #hidden(pixelValues: Tensor): Promise<{ memory: HiddenMemory; hidden: Tensor }> {
-    const { data, half, dims: extents } = floatData('pixelValues', pixelValues);
+    const pixels = floatData('pixelValues', pixelValues);
+    const extents = pixels.dims;
     if (extents.length !== 4 || extents[0] !== 1)
       throw invalid('ERR_SHAPE', 'pixelValues.dims', extents, '[1, 3, H, W]');
-    const feeds = { [this.tower.inputNames[0]]: new this.ort.Tensor('float32', single(data, half), extents) };
+    const feeds = { [this.tower.inputNames[0]]: new this.ort.Tensor('float32', widened(pixels), extents) };
     const key = extents.join();
     const known = this.#shapes.get(key);
     const output = known ? null : (await runSession(this.tower, TOWER, feeds))[HIDDEN_STATES];
@@ -375,11 +376,6 @@ export class VisionAnalysis implements Disposable {
   [DISPOSE](): void {
     this.dispose();
   }
-}
-
-/** Float memory as float32; float16 is widened. */
-function single(data: FloatData, half: boolean): Float32Array {
-  return half ? Float32Array.from(data, halfToFloat) : (data as Float32Array);
 }
 
 async function openText(options: PrunedVisionOptions & { clip: string }): Promise<ClipText> {

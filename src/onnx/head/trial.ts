@@ -1,6 +1,6 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError } from '../../errors.js';
-import { floatData, halfToFloat, type TensorLike } from '../../tensor.js';
+import { floatData, type TensorLike, widened } from '../../tensor.js';
 import type { OrtModule } from '../edit.js';
 import type { TowerStructure } from '../tower.js';
 
@@ -12,8 +12,8 @@ export interface OpenTower {
 
 /** An image as float32. */
 export function pixelTensor(ort: OrtModule, image: TensorLike): Tensor {
-  const { data, half, dims } = floatData('pixelValues', image);
-  return new ort.Tensor('float32', half ? Float32Array.from(data, halfToFloat) : (data as Float32Array), dims);
+  const pixels = floatData('pixelValues', image);
+  return new ort.Tensor('float32', widened(pixels), pixels.dims);
 }
 
 /**
