@@ -5,9 +5,9 @@
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import { Llava } from '../src/cli/llava/llava.js';
 import type { Alignment, Backend, PruneResult } from '../src/index.js';
-import { Llava } from '../src/runtimes/llava.js';
-import type { VisionAnalysis } from '../src/runtimes/pruned-vision.js';
+import type { VisionAnalysis } from '../src/vision/llava.js';
 import { VanillaSimilarity } from './vanilla.js';
 
 const MODELS = fileURLToPath(new URL('../models', import.meta.url));
@@ -43,7 +43,7 @@ export const METHODS: Record<string, Method> = {
   'DeSAP as printed, 100/0': desap('fcma', 1),
   'class token only, 0/100': desap('fcma', 0),
   'vanilla similarity, 50/50': async ({ seen, text, backend, vanilla }, keep) => {
-    const task = await vanilla.map(seen.hidden, text.tokens);
+    const task = await vanilla.map(seen.hidden, text.embeddings);
     const related = await backend.topK({ scores: task, k: Math.floor(keep / 2 + 0.5) });
     const excluded = new Uint8Array(task.length);
     for (const index of related) excluded[index] = 1;

@@ -7,8 +7,8 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import { Llava } from '../src/cli/llava/llava.js';
 import type { DeviceOptions } from '../src/index.js';
-import { Llava } from '../src/runtimes/llava.js';
 import { items, keep } from '../test/expected-items.js';
 import { provideBfloat16, provideCuda, relativeError } from '../test/support.js';
 import { machine } from './harness.js';

@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { decoderFlops, MODEL_SHAPES } from '../src/flops.js';
 import { Pruner } from '../src/index.js';
-import { atRest } from '../src/runtimes/session.js';
+import { atRest } from '../src/vision/session.js';
 import { head, normal, tensor } from './data.js';
 import { LLAVA, machine, type Spread, spread } from './harness.js';
 import { type DecoderShape, llamaDecoder, temporaryFolder } from './onnx-models.js';

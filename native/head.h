@@ -46,8 +46,19 @@ struct PruneTimings { double align, top_k, merge; };
 // Optional copies of the intermediates, each [N, D]; null where not wanted.
 struct Intermediates { float* context; float* attention; };
 
+// What an encoder without a head of ours says of an image: the parts of an analysis.
+struct AnalysisParts {
+  ConstMatrix patch_embeddings;  // [P, E]; made unit rows
+  const float* global;           // [E], made a unit row; null: the normalised mean of the unit patch embeddings
+  const float* saliency;         // [P]
+  const void* features;          // [P, F], contiguous rows: what merging reads
+  bool half;                     // the features are binary16
+  int64_t width;                 // F
+  Hold hold;                     // of the features, as in HiddenStates
+};
+
 struct PruneRequest {
-  ConstMatrix text;              // [T, E], not normalised
+  ConstMatrix text;              // [T, E], not normalised; data null: no text, and task_keep is 0
   const float* query;            // [E] end-of-text vector, not normalised; null: row `end_of_text` of text
   int64_t end_of_text;
   int64_t keep;                  // K, 1 <= K <= P
@@ -65,7 +76,7 @@ struct PruneOutput {
   uint8_t* source;               // [K] 0 task, 1 saliency
   int32_t* assignment;           // [P] position in indices
   int32_t* counts;               // [K]
-  float* task;                   // [P], never null
+  float* task;                   // [P]; null where there is no text
   float* saliency;               // [P] the map that chose the rest: the request's, else A_s; or null
   AlignmentMatrices matrices;    // each null or [P, T]
 };
@@ -110,7 +121,11 @@ class Analysis {
   const void* features() const;
   const AnalyzeTimings& timings() const;
 
-  // not_finite("text" | "query" | "saliency" | "features", row), out_of_memory. Nothing is written on failure.
+  // An analysis from parts; tokens() and patches() are P. Everything but held float32 features is copied.
+  // not_finite("patchEmbeddings" | "global" | "saliency" | "features", row), out_of_memory.
+  static Status from(Context&, const AnalysisParts&, std::shared_ptr<Analysis>*);
+
+  // not_finite("text" | "endOfText" | "saliency" | "features", row), out_of_memory. Nothing is written on failure.
   Status prune(Context&, const PruneRequest&, const PruneOutput&, PruneTimings*) const;
 
  private:

@@ -100,6 +100,13 @@ Status align(Context&, ConstMatrix visual, ConstMatrix text, const float* query,
 // not_finite("scores", index) when an entry that takes part is NaN; infinities order as usual.
 Status top_k(Context&, const float* scores, const uint8_t* excluded, int64_t size, int64_t k, int32_t* indices);
 
+// The two-stage selection: the task_keep largest task scores, then the keep - task_keep largest saliencies among the other
+// entries; ties as in top_k. indices: [keep] ascending; source: [keep] 0 where the task scores chose, 1 where the saliency did.
+// task may be null where task_keep is 0, saliency where task_keep is keep. 0 <= task_keep <= keep <= size.
+// not_finite("task" | "saliency", index) when an entry that takes part is NaN.
+Status select(Context&, const float* task, const float* saliency, int64_t size, int64_t keep, int64_t task_keep, int32_t* indices,
+              uint8_t* source);
+
 // Nearest-centre merge. The kept rows are the centres; every other row joins the centre of highest cosine similarity
 // (equal: the centre that comes first), and each centre becomes the plain mean of itself and the rows that joined it.
 // features: [P, D]; kept: [K] ascending, distinct; tokens: [K, D]; assignment: [P] position in kept (of a kept row: its

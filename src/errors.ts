@@ -43,15 +43,20 @@ export class DesapError extends Error {
   }
 }
 
-/** `argument: got X, wanted Y` as a {@link DesapError}. */
-export function invalid(code: DesapErrorCode, argument: string, got: unknown, wanted: string): DesapError {
-  return new DesapError(code, `${argument}: got ${describe(got)}, wanted ${wanted}`);
+/** `argument: got X, wanted Y` as a {@link DesapError}, for a value as the caller gave it: strings are quoted. */
+export function invalid(code: DesapErrorCode, argument: string, value: unknown, wanted: string): DesapError {
+  return mismatch(code, argument, describe(value), wanted);
+}
+
+/** `argument: got X, wanted Y` as a {@link DesapError}, for what is said of a value: `6 elements`. */
+export function mismatch(code: DesapErrorCode, argument: string, got: string, wanted: string): DesapError {
+  return new DesapError(code, `${argument}: got ${got}, wanted ${wanted}`);
 }
 
 /** The error for an input that holds NaN or Inf; `row` is the first row (of a vector: the first element) at fault. */
 export function notFinite(argument: string, row: number, image?: number): DesapError {
   const name = image === undefined ? argument : `${argument}[${image}]`;
-  const error = invalid(
+  const error = mismatch(
     'ERR_NOT_FINITE',
     name,
     `NaN, Inf or a magnitude beyond float32 in row ${row}`,
@@ -60,8 +65,11 @@ export function notFinite(argument: string, row: number, image?: number): DesapE
   return Object.assign(error, { argument, row, image });
 }
 
+/** Characters of a string that a message quotes. */
+const LONGEST = 200;
+
 function describe(value: unknown): string {
-  if (typeof value === 'string') return value;
+  if (typeof value === 'string') return `'${value.length > LONGEST ? `${value.slice(0, LONGEST)}...` : value}'`;
   if (typeof value === 'number' || typeof value === 'bigint' || value === null || value === undefined)
     return String(value);
   if (typeof value === 'boolean') return String(value);

@@ -1,5 +1,5 @@
 import { types } from 'node:util';
-import { DesapError, invalid } from './errors.js';
+import { DesapError, invalid, mismatch } from './errors.js';
 import { writeWhole } from './files.js';
 import { formatSafeTensors, parseSafeTensors, readSafeTensors, type SafeTensors, toFloat32 } from './safetensors.js';
 import { object } from './tensor.js';
@@ -66,10 +66,10 @@ export function checkHead(head: HeadWeights, name = 'head'): HeadWeights {
   const check = (key: string, data: Float32Array, length: number) => {
     if (!types.isFloat32Array(data)) throw invalid('ERR_DTYPE', `${name}.${key}`, data, 'a Float32Array');
     if (data.length !== length)
-      throw invalid('ERR_SHAPE', `${name}.${key}`, `${data.length} elements`, `${length} elements`);
+      throw mismatch('ERR_SHAPE', `${name}.${key}`, `${data.length} elements`, `${length} elements`);
     for (let i = 0; i < length; i++)
       if (!Number.isFinite(data[i]))
-        throw invalid('ERR_NOT_FINITE', `${name}.${key}`, `${data[i]} at element ${i}`, 'finite weights');
+        throw mismatch('ERR_NOT_FINITE', `${name}.${key}`, `${data[i]} at element ${i}`, 'finite weights');
   };
   for (const [field] of LAYERS) {
     const isNorm = field === 'ln1' || field === 'postNorm';

@@ -1,6 +1,6 @@
-import type { NativeHostBuffer } from './backend/addon.js';
-import { availableCudaAddon, cudaStatus } from './backend/cuda.js';
-import { desapError, loadCpuAddon } from './backend/native.js';
+import type { NativeHostBuffer } from './devices/addon.js';
+import { desapError, loadCpuAddon } from './devices/cpu.js';
+import { availableCudaAddon, cudaStatus } from './devices/cuda.js';
 import { DISPOSE } from './dispose-symbols.js';
 import { DesapError, invalid } from './errors.js';
 import { assertAlive, object, Tensor } from './tensor.js';

@@ -1,8 +1,8 @@
-export type { AsyncKernels, Backend, Kernels, Vector } from './backend/backend.js';
-export { openBackend } from './backend/backend.js';
-export type { Device, DeviceOptions, DeviceReport, Isa } from './backend/devices.js';
-export { devices } from './backend/devices.js';
-export type { Precision } from './backend/driver.js';
+export type { Precision } from './devices/driver.js';
+export type { AsyncKernels, Backend, Kernels, Vector } from './devices/kernel-api.js';
+export { openBackend } from './devices/kernel-api.js';
+export type { Device, DeviceOptions, DeviceReport, Isa } from './devices/open.js';
+export { devices } from './devices/open.js';
 export type { DesapErrorCode } from './errors.js';
 export { DesapError } from './errors.js';
 export type { HeadWeights, LinearWeights } from './head.js';
@@ -17,7 +17,7 @@ export type {
   PruneOptions,
   PruneResult,
   PruneTimings,
-  TextTokens,
+  TextEmbeddings,
 } from './pruner.js';
 export { ImageAnalysis, Pruner } from './pruner.js';
 export type { TensorLike } from './tensor.js';

@@ -1,6 +1,4 @@
 import { types } from 'node:util';
-import { type Backend, createBackend } from './backend/backend.js';
-import { type DeviceOptions, openDevice } from './backend/devices.js';
 import type {
   AnalyzeTimings,
   Driver,
@@ -11,9 +9,11 @@ import type {
   PruneOutput,
   PruneRequest,
   PruneTimings,
-} from './backend/driver.js';
+} from './devices/driver.js';
+import { type Backend, createBackend } from './devices/kernel-api.js';
+import { type DeviceOptions, openDevice } from './devices/open.js';
 import { DISPOSE } from './dispose-symbols.js';
-import { type DesapError, invalid, notFinite } from './errors.js';
+import { type DesapError, invalid, mismatch, notFinite } from './errors.js';
 import { checkHead, type HeadWeights, loadHead } from './head.js';
 import { ALIGNMENTS, type Alignment, ENCODINGS, type Encoding } from './kernels/kernels.js';
 import {
@@ -42,15 +42,15 @@ export interface AnalyzeOptions {
   intermediates?: boolean;
 }
 
-/** Text tokens in the space that the encoder shares with the text: S of the paper, before L2 normalisation, no padding. */
-export interface TextTokens {
+/** Embeddings of a text's tokens in the space that it shares with the image: S of the paper, before L2 normalisation, no padding. */
+export interface TextEmbeddings {
   /** [T, E] (or [1, T, E]). */
-  readonly tokens: TensorLike;
+  readonly embeddings: TensorLike;
   /** Row of the end-of-text token, or that vector itself [E]; default: the last row. */
   readonly endOfText?: number | Float32Array;
 }
 
-type Text = TensorLike | TextTokens;
+type Text = TensorLike | TextEmbeddings;
 
 /** Options of {@link ImageAnalysis.prune}. */
 export interface PruneOptions {
@@ -238,7 +238,7 @@ export class Pruner implements Disposable {
   ): MaybePromise<PruneResult[]> {
     for (const key of ['saliency', 'features'] as const)
       if (options && (options as PruneOptions)[key] !== undefined)
-        throw invalid(
+        throw mismatch(
           'ERR_VALUE',
           key,
           'one for several images',
@@ -265,7 +265,7 @@ export class Pruner implements Disposable {
   ): MaybePromise<PruneResult[]> {
     assertAlive('Pruner', this.#alive);
     if (isList(text) && text.length !== images.length)
-      throw invalid('ERR_SHAPE', 'text', `${text.length} texts`, `${images.length}, one per image`);
+      throw mismatch('ERR_SHAPE', 'text', `${text.length} texts`, `${images.length}, one per image`);
     const shapes = images.map(({ rows, cols }) => ({
       patches: rows - Number(this.head.classToken),
       width: cols,
@@ -427,8 +427,8 @@ function pruneRequest(
   { patches, embedding }: { patches: number; embedding: number },
 ): PruneRequest {
   object('options', options, 'an object with keep');
-  const given: TextTokens = isTextTokens(text) ? text : { tokens: text };
-  const tokens = singlePrecision(matrix(argument, given.tokens, { cols: embedding }));
+  const given: TextEmbeddings = isTextEmbeddings(text) ? text : { embeddings: text };
+  const tokens = singlePrecision(matrix(argument, given.embeddings, { cols: embedding }));
   const end = given.endOfText ?? tokens.rows - 1;
   const keep = keepCount(options.keep, patches);
   const taskShare = finite('taskShare', options.taskShare ?? 0.5, 0, 1);
@@ -488,8 +488,8 @@ function isList<T>(given: T | readonly T[]): given is readonly T[] {
   return Array.isArray(given);
 }
 
-function isTextTokens(text: Text): text is TextTokens {
-  return typeof text === 'object' && text !== null && 'tokens' in text;
+function isTextEmbeddings(text: Text): text is TextEmbeddings {
+  return typeof text === 'object' && text !== null && 'embeddings' in text;
 }
 
 /** K of P: a fraction below 1 is rounded half up, at least one token. */

@@ -4,7 +4,7 @@
  * folder, and sends what it collected to its maker. Packages that run models on a user's behalf should not do that unasked.
  */
 import { isMainThread } from 'node:worker_threads';
-import { loadCpuAddon } from './backend/native.js';
+import { loadCpuAddon } from './devices/cpu.js';
 import { warnOnce } from './warn.js';
 
 const VARIABLE = 'ORT_DISABLE_TELEMETRY';

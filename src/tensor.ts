@@ -1,6 +1,6 @@
 import { types } from 'node:util';
 import * as common from 'onnxruntime-common';
-import { DesapError, invalid } from './errors.js';
+import { DesapError, invalid, mismatch } from './errors.js';
 import { nodeRequire, resolvePackage } from './package.js';
 
 /** Typed arrays that this package makes or is given, each with a tensor type that it holds. */
@@ -64,7 +64,7 @@ export function floatData(
     half = true;
   } else {
     const kind = (data as object | null)?.constructor?.name ?? typeof data;
-    throw invalid(
+    throw mismatch(
       'ERR_DTYPE',
       argument,
       `${type ?? 'data'} in ${kind}`,
@@ -74,13 +74,18 @@ export function floatData(
   const size = dims.reduce((product, extent) => product * extent, 1);
   if (memory.length !== size) {
     if (memory.length < size && isGone(memory))
-      throw invalid(
+      throw mismatch(
         'ERR_DETACHED',
         argument,
         `${memory.length} elements behind dims [${dims.join(', ')}]`,
         `${size} elements; the buffer was detached, transferred or resized`,
       );
-    throw invalid('ERR_SHAPE', argument, `${memory.length} elements for dims [${dims.join(', ')}]`, `${size} elements`);
+    throw mismatch(
+      'ERR_SHAPE',
+      argument,
+      `${memory.length} elements for dims [${dims.join(', ')}]`,
+      `${size} elements`,
+    );
   }
   return { data: memory, half, dims };
 }
@@ -112,9 +117,9 @@ export function matrix(argument: string, tensor: TensorLike, want: { rows?: numb
 export function vector(argument: string, value: TensorLike | Float32Array, length?: number): Float32Array {
   const tensor = types.isFloat32Array(value) ? { data: value, dims: [value.length] } : value;
   const { data, half } = floatData(argument, tensor);
-  if (half) throw invalid('ERR_DTYPE', argument, 'float16', 'float32');
+  if (half) throw mismatch('ERR_DTYPE', argument, 'float16', 'float32');
   if (data.length < 1 || (length !== undefined && data.length !== length))
-    throw invalid('ERR_SHAPE', argument, `${data.length} elements`, `${length ?? 'at least 1'} elements`);
+    throw mismatch('ERR_SHAPE', argument, `${data.length} elements`, `${length ?? 'at least 1'} elements`);
   return data as Float32Array;
 }
 

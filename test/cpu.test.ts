@@ -1,7 +1,7 @@
 import { spawnSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
-import { createCpuDriver, loadAddon, loadCpuAddon } from '../src/backend/native.js';
+import { createCpuDriver, loadAddon, loadCpuAddon } from '../src/devices/cpu.js';
 import * as small from './fixtures/native.mjs';
 import { ROOT } from './support.js';
 

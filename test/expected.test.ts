@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { expectedAccuracy, measure } from '../bench/accuracy.js';
-import { Llava } from '../src/runtimes/llava.js';
+import { Llava } from '../src/cli/llava/llava.js';
 import { close, items, keep } from './expected-items.js';
 
 describe('the example model, against an implementation in PyTorch', () => {

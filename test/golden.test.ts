@@ -18,7 +18,7 @@ describe.each(devicesUnderTest())('golden cases on %s', (_, options) => {
     const { encoding, endOfText, ...choice } = golden.options;
     using pruner = await Pruner.load(golden.head, options);
     using image = await pruner.analyze(golden.hidden, { encoding, intermediates: true });
-    const kept = await image.prune({ tokens: golden.text, endOfText }, { ...choice, maps: true });
+    const kept = await image.prune({ embeddings: golden.text, endOfText }, { ...choice, maps: true });
     const { context, attention } = image.intermediates()!;
     const computed = {
       context: values(context),

@@ -3,7 +3,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext, runInThisContext } from 'node:vm';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { afterAll, beforeEach, describe, expect, it } from 'vitest';
-import { createCpuDriver, loadCpuAddon } from '../src/backend/native.js';
+import { createCpuDriver, loadCpuAddon } from '../src/devices/cpu.js';
 import { HostBuffer } from '../src/index.js';
 import { floatToHalf } from '../src/tensor.js';
 import { normal, randomHead, relativeError } from './support.js';

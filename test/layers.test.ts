@@ -8,15 +8,14 @@ import { ROOT } from './support.js';
 const LAYERS: readonly (readonly [string, RegExp])[] = [
   ['basics', /^[a-z-]+\.ts$/],
   ['kernels', /^kernels\//],
-  ['devices', /^backend\/|^telemetry\.ts$/],
+  ['devices', /^devices\/|^telemetry\.ts$/],
   ['onnx format', /^onnx\/format\//],
   ['onnx search', /^onnx\/search\//],
   ['onnx', /^onnx\//],
   ['onnx head', /^onnx\/head\/|^onnx\/index\.ts$/],
   ['pruner', /^(pruner|host-buffer|ort|index)\.ts$/],
-  ['text', /^text\//],
-  ['pipelines', /^runtimes\//],
-  ['transformers', /^runtimes\/transformers/],
+  ['vision', /^vision\//],
+  ['transformers', /^transformers\//],
   ['command line', /^cli\//],
 ];
 const SOURCE = join(ROOT, 'src');

@@ -89,7 +89,7 @@ describe.each(devicesUnderTest())('Pruner on %s', (_, options) => {
     using pruner = await Pruner.load(head, options);
     const other = normalTensor(12, 50, 48);
     const stack = float32(Float32Array.of(...values(hidden), ...values(other)), [2, 50, 48]);
-    const question = { tokens: text, endOfText: 3 };
+    const question = { embeddings: text, endOfText: 3 };
     const batch = await pruner.pruneBatch(stack, question, { keep: 6, encoding: 'kk' });
     for (const [i, image] of [hidden, other].entries())
       expect(withoutTimings(batch[i])).toEqual(
@@ -170,9 +170,9 @@ describe.each(devicesUnderTest())('Pruner on %s', (_, options) => {
   it('finds the end-of-text row by index or takes it as a vector', async () => {
     using pruner = await Pruner.load(head, options);
     using image = await pruner.analyze(hidden);
-    const byIndex = await image.prune({ tokens: text, endOfText: 3 }, { keep: 9, maps: true });
+    const byIndex = await image.prune({ embeddings: text, endOfText: 3 }, { keep: 9, maps: true });
     const byVector = await image.prune(
-      { tokens: text, endOfText: values(text).slice(60, 80) },
+      { embeddings: text, endOfText: values(text).slice(60, 80) },
       { keep: 9, maps: true },
     );
     expect(relativeError(byVector.maps!.task, byIndex.maps!.task)).toBeLessThan(1e-6);

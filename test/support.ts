@@ -1,8 +1,8 @@
 /** What the tests share: devices under test, seeded data, error measures. */
 import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { findCudaAddon } from '../src/backend/cuda.js';
-import { loadAddon } from '../src/backend/native.js';
+import { loadAddon } from '../src/devices/cpu.js';
+import { findCudaAddon } from '../src/devices/cuda.js';
 import { type Backend, type DeviceOptions, devices, openBackend } from '../src/index.js';
 import { uniform } from '../src/onnx/head/pixels.js';
 import { float32, type Tensor } from '../src/tensor.js';

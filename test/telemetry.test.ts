@@ -77,8 +77,8 @@ describe("ONNX Runtime's usage data", () => {
   );
 
   it.each([
-    ['desap/onnxruntime', 'runtimes/onnxruntime.js'],
-    ['desap/transformers', 'runtimes/transformers.js'],
+    ['desap/onnxruntime', 'vision/index.js'],
+    ['desap/transformers', 'transformers/index.js'],
     ['desap/onnx', 'onnx/index.js'],
   ])('is off for sessions of the user, once %s is imported', async (_, file) => {
     const program = `
@@ -94,7 +94,7 @@ describe('in a worker', () => {
     import { SHARE_ENV, Worker } from 'node:worker_threads';
     ${before}
     new Worker(\`
-      import('${process.cwd()}/dist/runtimes/onnxruntime.js').then(({ ClipText }) =>
+      import('${process.cwd()}/dist/vision/index.js').then(({ ClipText }) =>
         ClipText.open({ model: 'models/tiny-clip/onnx/text_model.onnx', tokenizer: 'models/tiny-clip' }));
     \`, { eval: true, ${options} });`;
   const run = (program: string, env?: Record<string, string>) =>
@@ -109,7 +109,7 @@ describe('in a worker', () => {
   it.each<[string, string, Record<string, string>]>([
     ['that shares the environment', worker('env: SHARE_ENV'), {}],
     ['of a process that was started with the variable', worker(''), { ORT_DISABLE_TELEMETRY: '1' }],
-    ['of a main thread that has imported the package', worker('', "import './dist/runtimes/onnxruntime.js';"), {}],
+    ['of a main thread that has imported the package', worker('', "import './dist/vision/index.js';"), {}],
   ])('%s nothing is kept', async (_, program, env) => {
     expect(await run(program, env)).toMatchObject({ ...quiet, err: '' });
   });

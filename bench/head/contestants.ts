@@ -1,8 +1,8 @@
 /** Who competes: our head, ONNX Runtime's, and the JavaScript reference; PyTorch's is in torch.ts. Each computes the same from the same memory. */
 import { InferenceSession } from 'onnxruntime-node';
 import { type DeviceOptions, devices, type HeadWeights, Pruner } from '../../src/index.js';
-import { atRest } from '../../src/runtimes/session.js';
 import type { Tensor } from '../../src/tensor.js';
+import { atRest } from '../../src/vision/session.js';
 import { tensor } from '../data.js';
 import { LLAVA } from '../harness.js';
 import type { Outcome } from './agreement.js';

@@ -6,7 +6,7 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
-import { atRest } from '../../src/runtimes/session.js';
+import { atRest } from '../../src/vision/session.js';
 import { head } from '../data.js';
 import { LLAVA, machine, range, ratios, type Spread, spread } from '../harness.js';
 import { question } from './contestants.js';

@@ -1,4 +1,4 @@
-// What the addon exports: Addon of src/backend/addon.ts. Loaded once per environment (main thread, each worker).
+// What the addon exports: Addon of src/devices/addon.ts. Loaded once per environment (main thread, each worker).
 #include <cstdlib>
 #include <string>
 

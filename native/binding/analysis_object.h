@@ -1,4 +1,4 @@
-// The JavaScript class behind analyze: DriverAnalysis of src/backend/driver.ts.
+// The JavaScript class behind analyze: DriverAnalysis of src/devices/driver.ts.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,4 @@
-// The JavaScript class Context: NativeContext of src/backend/addon.ts.
+// The JavaScript class Context: NativeContext of src/devices/addon.ts.
 #pragma once
 
 #include <memory>

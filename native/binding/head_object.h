@@ -1,4 +1,4 @@
-// The JavaScript class behind createHead: DriverHead of src/backend/driver.ts.
+// The JavaScript class behind createHead: DriverHead of src/devices/driver.ts.
 #pragma once
 
 #include <memory>

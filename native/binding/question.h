@@ -1,5 +1,5 @@
 // What is asked about one image: the options of a pruning, the memory that it reads, and the arrays that it fills.
-// PruneRequest and PruneOutput of src/backend/driver.ts.
+// PruneRequest and PruneOutput of src/devices/driver.ts.
 #pragma once
 
 #include <cstdint>

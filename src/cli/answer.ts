@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { Llava } from '../runtimes/llava.js';
+import { Llava } from './llava/llava.js';
 import {
   deviceOptions,
   keepOrAll,

@@ -3,8 +3,8 @@ import { join, resolve } from 'node:path';
 import { Command } from 'commander';
 import { DesapError } from '../errors.js';
 import { writeWhole } from '../files.js';
-import type { Answer } from '../runtimes/answer.js';
-import { Llava } from '../runtimes/llava.js';
+import type { Answer } from './llava/answer.js';
+import { Llava } from './llava/llava.js';
 import {
   deviceOptions,
   keepCount,

@@ -6,7 +6,7 @@ import { isFile } from '../files.js';
 import { type HeadWeights, saveHead } from '../index.js';
 import { confirmHead, extractHead } from '../onnx/index.js';
 import { loadOrt } from '../ort.js';
-import { findClipFile } from '../runtimes/clip-folder.js';
+import { findClipFile } from '../vision/clip-folder.js';
 import { positive, print } from './options.js';
 
 interface Flags {

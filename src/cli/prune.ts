@@ -1,9 +1,9 @@
 import { join } from 'node:path';
 import { Command } from 'commander';
-import { invalid } from '../errors.js';
+import { mismatch } from '../errors.js';
 import { writeWhole } from '../files.js';
-import { ImageProcessor, type Picture } from '../runtimes/image.js';
-import { type PrunedFeatures, PrunedVision } from '../runtimes/pruned-vision.js';
+import { ImageProcessor, type Picture } from '../vision/image-processor.js';
+import { type PrunedFeatures, PrunedVision } from '../vision/llava.js';
 import {
   deviceOptions,
   keepCount,
@@ -69,7 +69,7 @@ export async function draw(
   const { indices, source, maps, assignment } = kept;
   const columns = Math.sqrt((assignment.length * picture.width) / picture.height);
   if (!maps || !Number.isInteger(columns))
-    throw invalid(
+    throw mismatch(
       'ERR_SHAPE',
       'picture',
       `${assignment.length} patches on ${picture.width}x${picture.height} pixels`,

@@ -1,6 +1,6 @@
 import type { Sharp } from 'sharp';
 import { optional } from '../optional.js';
-import type { Picture } from '../runtimes/image.js';
+import type { Picture } from '../vision/image-processor.js';
 
 /** What {@link renderKept} shows of one pruning. P patches row by row, K kept. */
 export interface KeptView {

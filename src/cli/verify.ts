@@ -89,7 +89,7 @@ async function verify(file: string, device: DeviceOptions): Promise<{ verdict: V
 async function compare(pruner: Pruner, golden: GoldenCase): Promise<Omit<Verdict, 'file'>> {
   const { encoding, endOfText, ...choice } = golden.options;
   using image = await pruner.analyze(golden.hidden, { encoding, intermediates: true });
-  const kept = await image.prune({ tokens: golden.text, endOfText }, { ...choice, maps: true });
+  const kept = await image.prune({ embeddings: golden.text, endOfText }, { ...choice, maps: true });
   const { context, attention } = image.intermediates() as { context: Tensor; attention: Tensor };
   const maps = kept.maps as { task: Float32Array; saliency: Float32Array };
   const decisions = { kept: kept.indices, source: kept.source, assignment: kept.assignment, count: kept.counts };

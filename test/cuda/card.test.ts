@@ -1,6 +1,6 @@
 /** What needs a real card: run by `npm run test:cuda` on a machine that has one. */
 import { describe, expect, it } from 'vitest';
-import { findCudaAddon } from '../../src/backend/cuda.js';
+import { findCudaAddon } from '../../src/devices/cuda.js';
 import { HostBuffer, type ImageAnalysis, Pruner } from '../../src/index.js';
 import { normal, normalTensor, ROOT, randomHead, realCard, relativeError, values } from '../support.js';
 

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { afterAll, afterEach, describe, expect, it, vi } from 'vitest';
-import { findCudaAddon } from '../../src/backend/cuda.js';
+import { findCudaAddon } from '../../src/devices/cuda.js';
 import { type DeviceOptions, devices, HostBuffer, openBackend, Pruner } from '../../src/index.js';
 import { desap, ONE_LINE } from '../cli/run.js';
 import { normalTensor, randomHead } from '../support.js';

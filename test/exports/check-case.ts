@@ -4,12 +4,12 @@
  */
 import { join } from 'node:path';
 import * as ort from 'onnxruntime-node';
-import { DesapError, type HeadWeights, Pruner, type TextTokens } from '../../src/index.js';
+import { DesapError, type HeadWeights, Pruner, type TextEmbeddings } from '../../src/index.js';
 import { confirmHead, extractHead, HIDDEN_STATES, openGraph, readTower, towerGraph } from '../../src/onnx/index.js';
-import { PrunedVision } from '../../src/runtimes/onnxruntime.js';
 import { readSafeTensors, type SafeTensors, toFloat32 } from '../../src/safetensors.js';
 import { float32, type Tensor } from '../../src/tensor.js';
-import { ClipText } from '../../src/text/clip-text.js';
+import { ClipText } from '../../src/vision/clip-text.js';
+import { PrunedVision } from '../../src/vision/index.js';
 import { relativeError } from '../support.js';
 
 /** One entry of a manifest. Paths are relative to the manifest. */
@@ -217,7 +217,7 @@ async function checkBatch(
 async function checkChoices(check: Check, head: HeadWeights, hidden: Tensor): Promise<void> {
   using pruner = await Pruner.load(head, { device: 'cpu' });
   using image = await pruner.analyze(hidden);
-  const text: TextTokens = { tokens: check.tensor('text') };
+  const text: TextEmbeddings = { embeddings: check.tensor('text') };
   for (const keep of check.given.keeps ?? []) {
     const kept = await image.prune(text, { keep, maps: true });
     check.equal(`kept.${keep}`, [...kept.indices], check.integers(`kept.${keep}`));
@@ -243,7 +243,7 @@ async function checkText(check: Check): Promise<void> {
       const encoded = await text.encode(sentence);
       check.equal(`ids of text ${i}`, encoded.ids, check.integers(`ids.${i}`));
       check.equal(`end of text ${i}`, encoded.endOfText, encoded.ids.length - 1);
-      check.close(`rows of text ${i}`, encoded.tokens, check.tensor(`rows.${i}`));
+      check.close(`rows of text ${i}`, encoded.embeddings, check.tensor(`rows.${i}`));
     }
   } finally {
     await text.dispose();

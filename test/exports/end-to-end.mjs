@@ -26,7 +26,7 @@ const { values: options } = parseArgs({
     made: { type: 'boolean' },
   },
 });
-const root = fileURLToPath(new URL('../../', import.meta.url));
+const root = fileURLToPath(new URL('../..', import.meta.url));
 const out = options.out ?? (await mkdtemp(join(tmpdir(), 'desap-exports-')));
 const models = join(out, 'models');
 const llavaFolder = join(models, 'llava');

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { expect, it, test } from 'vitest';
 import { Pruner } from '../../src/index.js';
-import { PrunedVision } from '../../src/runtimes/onnxruntime.js';
+import { PrunedVision } from '../../src/vision/index.js';
 import { checkCase, type ExportCase } from '../exports/check-case.js';
 import { normal, ROOT, randomHead, relativeError } from '../support.js';
 

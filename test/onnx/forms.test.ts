@@ -16,8 +16,8 @@ import {
   readTower,
   towerGraph,
 } from '../../src/onnx/index.js';
-import { ImageProcessor, PrunedVision } from '../../src/runtimes/onnxruntime.js';
 import { floatToHalf, halfToFloat } from '../../src/tensor.js';
+import { ImageProcessor, PrunedVision } from '../../src/vision/index.js';
 import { normal, relativeError } from '../support.js';
 import { Editable } from './editable.js';
 import * as forms from './forms.js';

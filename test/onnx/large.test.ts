@@ -29,7 +29,7 @@ import {
   readTower,
   towerGraph,
 } from '../../src/onnx/index.js';
-import { PrunedVision } from '../../src/runtimes/onnxruntime.js';
+import { PrunedVision } from '../../src/vision/index.js';
 import { normal } from '../support.js';
 import { Editable } from './editable.js';
 

@@ -16,7 +16,7 @@ import {
   readText,
   readTower,
 } from '../../src/onnx/index.js';
-import { ClipText } from '../../src/text/clip-text.js';
+import { ClipText } from '../../src/vision/clip-text.js';
 import { normal, relativeError } from '../support.js';
 import { Editable } from './editable.js';
 import { blocks4, dynamic8 } from './forms.js';

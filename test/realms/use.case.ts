@@ -1,7 +1,7 @@
 // Runs in another realm than Node's own: see realms.test.ts.
 import { expect, it } from 'vitest';
+import { Llava } from '../../src/cli/llava/llava.js';
 import { DesapError, HostBuffer, openBackend, Pruner } from '../../src/index.js';
-import { Llava } from '../../src/runtimes/onnxruntime.js';
 import { smallHead, wave } from '../fixtures/native.mjs';
 
 const tensor = (rows: number, cols: number, at = 0) => ({ data: wave(rows * cols, at), dims: [rows, cols] });

@@ -14,7 +14,7 @@ async function example(name: string, ...args: string[]): Promise<string[]> {
 }
 
 describe('the examples', () => {
-  beforeAll(() => access('dist/runtimes/transformers.js'));
+  beforeAll(() => access('dist/transformers/index.js'));
 
   it('answer from raw ONNX files', async () => {
     expect(await example('onnxruntime')).toEqual([

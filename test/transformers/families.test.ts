@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type PreTrainedModel, type Processor, RawImage, Tensor } from '@huggingface/transformers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { attach, type CallOptions, type LoadedModel, type PrunedImage } from '../../src/runtimes/transformers.js';
+import { attach, type CallOptions, type LoadedModel, type PrunedImage } from '../../src/transformers/index.js';
 import { ids, int64, load } from './support.js';
 
 const ROOT = 'test/fixtures/families';

@@ -11,8 +11,8 @@ import {
 } from '@huggingface/transformers';
 import { Tensor as OrtTensor } from 'onnxruntime-common';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
-import { compact, type Positions, PrunedVision } from '../../src/runtimes/onnxruntime.js';
-import { attach, type PrunedImage } from '../../src/runtimes/transformers.js';
+import { attach, type PrunedImage } from '../../src/transformers/index.js';
+import { compact, type Positions, PrunedVision } from '../../src/vision/index.js';
 import { IMAGE_TOKEN, PATCHES, type SmallLlava, writeLlava } from './small/llava.js';
 import {
   answer,

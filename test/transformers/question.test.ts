@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Tokenizer } from '@huggingface/tokenizers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { Questions } from '../../src/runtimes/transformers/question.js';
+import { Questions } from '../../src/transformers/question/question.js';
 import { cases, PROMPTS, type PromptCase, templates } from '../prompt-cases.js';
 
 let root: string;

@@ -12,7 +12,7 @@ import { InferenceSession } from 'onnxruntime-node';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { openBackend } from '../../src/index.js';
 import { readQwenTower } from '../../src/onnx/qwen-graph.js';
-import { attach, type PrunedImage } from '../../src/runtimes/transformers.js';
+import { attach, type PrunedImage } from '../../src/transformers/index.js';
 import { type EncoderForm, encoder, IMAGE, IMAGE_TOKEN, type Kind, PREFIX, SUFFIX, writeQwen } from './small/qwen.js';
 import {
   answer,

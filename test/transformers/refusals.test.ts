@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { PreTrainedModel, Processor } from '@huggingface/transformers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { type AttachOptions, attach, type LoadedModel } from '../../src/runtimes/transformers.js';
+import { type AttachOptions, attach, type LoadedModel } from '../../src/transformers/index.js';
 import { Editable, type Node } from '../onnx/editable.js';
 import { FLOAT, SmallGraph } from './small/graph.js';
 import { PATCHES, type SmallLlava, writeLlava } from './small/llava.js';

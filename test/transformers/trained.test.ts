@@ -11,7 +11,7 @@ import {
   type Tensor,
 } from '@huggingface/transformers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { attach, type PrunedImage } from '../../src/runtimes/transformers.js';
+import { attach, type PrunedImage } from '../../src/transformers/index.js';
 import { close, type ExpectedItem, items, keep } from '../expected-items.js';
 import { Editable } from '../onnx/editable.js';
 import { halfPrecision } from '../onnx/variants.js';

@@ -1,0 +1,59 @@
+import { DesapError, invalid } from '../../errors.js';
+import { type ChatTemplate, type Message, writesParts } from '../../vision/chat-template.js';
+
+/** A prompt as text: `{image}` stands for the picture, `{question}` for the question. */
+export type PromptForm = string;
+
+/** Writes the prompt of a question about a picture, with the model's placeholder for the picture. */
+export type PromptWriter = (question: string) => string;
+
+/**
+ * A prompt that the caller gives.
+ * @throws DesapError `ERR_VALUE` for a form without its parts
+ */
+export function formPrompt(form: PromptForm, imageToken: string): PromptWriter {
+  if (typeof form !== 'string' || !form.includes('{image}') || !form.includes('{question}'))
+    throw invalid('ERR_VALUE', 'prompt', form, 'a text with {image} and {question}');
+  const [image, question] = [/\{image\}/, /\{question\}/];
+  return (text) => form.replace(image, () => imageToken).replace(question, () => text);
+}
+
+/** Contents that mean "a picture, then this text": parts, a text with the placeholder, and parts that hold such a text. */
+const CONTENTS: readonly ((question: string, imageToken: string) => Message['content'])[] = [
+  (text) => [{ type: 'image' }, { type: 'text', text }],
+  (text, imageToken) => `${imageToken}\n${text}`,
+  (text, imageToken) => [{ type: 'text', text: `${imageToken}\n${text}` }],
+];
+
+/** A question to try a template with: plain letters, which no template changes. */
+const TRIAL = 'desapquestion';
+
+/**
+ * The prompt that a folder's own chat template writes for one user message.
+ *
+ * A template takes contents of one shape or the other and does not tell which; the shape is the first with which it writes the
+ * picture's placeholder and the question once each.
+ *
+ * @throws DesapError `ERR_FILE` for a template that does so with none
+ */
+export function templatePrompt(template: ChatTemplate, imageToken: string): PromptWriter {
+  let reason = `it does not write ${imageToken} and the question once each`;
+  for (const content of CONTENTS) {
+    const write: PromptWriter = (question) =>
+      template.render([{ role: 'user', content: content(question, imageToken) }], true);
+    try {
+      const trial = write(TRIAL);
+      if (count(trial, imageToken) === 1 && count(trial, TRIAL) === 1 && !writesParts(trial)) return write;
+    } catch (error) {
+      reason = (error as Error).message;
+    }
+  }
+  throw new DesapError(
+    'ERR_FILE',
+    `${template.source}: got a chat template that cannot be used (${reason}), wanted one that writes a user's picture and text, or the option prompt, for example 'USER: {image}\\n{question} ASSISTANT:'`,
+  );
+}
+
+function count(text: string, part: string): number {
+  return text.split(part).length - 1;
+}

@@ -1,0 +1,320 @@
+import { types } from 'node:util';
+import { DISPOSE } from '../dispose-symbols.js';
+import { invalid, mismatch } from '../errors.js';
+import type { LinearWeights } from '../head.js';
+import {
+  ALIGNMENTS,
+  type Alignment,
+  type KernelArguments,
+  type KernelName,
+  type KernelResults,
+} from '../kernels/kernels.js';
+import {
+  type FloatMatrix,
+  finite,
+  float32,
+  integer,
+  matrix,
+  object,
+  oneOf,
+  type Tensor,
+  type TensorLike,
+  vector,
+} from '../tensor.js';
+import type { Driver } from './driver.js';
+import { type DeviceOptions, openDevice } from './open.js';
+
+/**
+ * Each kernel alone, on caller-made tensors. Matrices are row-major float32 or float16 (see {@link TensorLike}); a
+ * leading extent of 1 is ignored. Symbols: N tokens, P patches, D width, H heads, E shared width, T text tokens, K kept.
+ *
+ * Every kernel throws (or rejects with) a `DesapError`: `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, `ERR_DETACHED`,
+ * `ERR_NOT_FINITE` where the kernel says so, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`; on a card also `ERR_VALUE` for heads wider
+ * than it takes (128), `ERR_DEVICE_FAILED` and `ERR_DEVICE_LOST`.
+ */
+export interface Kernels {
+  /** Layer norm over rows, biased variance. x: [N, D]; weight, bias: [D]; gives [N, D]. Fails on NaN and Inf. */
+  layerNorm(args: { x: TensorLike; weight: Vector; bias: Vector; epsilon?: number }): Tensor;
+  /** x W^T + b. x: [N, in]; weight: [out, in]; bias: [out]; gives [N, out]. */
+  linear(args: { x: TensorLike; weight: TensorLike; bias?: Vector | null }): Tensor;
+  /**
+   * Decoupled attention, eq. 2: softmax(Q K^T / sqrt(D / H)) V per head, heads concatenated, no output projection.
+   * q, k, v: [N, D]; gives [N, D]. For the paper's qq form pass the same tensor as q and k. No N x N buffer.
+   */
+  attention(args: { q: TensorLike; k: TensorLike; v: TensorLike; heads: number }): Tensor;
+  /**
+   * Visual saliency A_s, eq. 4. q, k: [N, D]. With a class token: its attention to the patches, [N - 1]. Without: the mean
+   * attention that each token receives, [N].
+   */
+  saliency(args: { q: TensorLike; k: TensorLike; heads: number; classToken?: boolean }): Float32Array;
+  /** Rows divided by their L2 length (at least 1e-12). x: [N, E]; gives [N, E]. Fails on NaN and Inf. */
+  unitRows(args: { x: TensorLike }): Tensor;
+  /**
+   * From the attention's context to A_d: output projection, post norm, visual projection, unit rows.
+   * context: [N, D]; out.weight: [D, D]; visualProjection: [E, D]; gives attention [N, D] and embedding [N, E].
+   */
+  readOut(args: {
+    context: TensorLike;
+    out: { weight: TensorLike; bias: Vector };
+    postNorm: { weight: Vector; bias: Vector };
+    visualProjection: TensorLike;
+    epsilon?: number;
+  }): { attention: Tensor; embedding: Tensor };
+  /**
+   * Fine-grained cross-modal alignment, eq. 3. visual: [P, E] and text: [T, E], both of unit rows; query: the end-of-text
+   * row [E] (default: the last row of text); global: the class token's row of A_d [E]. Gives A_t [P] and, with
+   * `matrices`, m, M_V and M_T as [P, T].
+   */
+  align(args: {
+    visual: TensorLike;
+    text: TensorLike;
+    global: Vector;
+    query?: Vector;
+    alignment?: Alignment;
+    lambda?: number;
+    matrices?: boolean;
+  }): {
+    task: Float32Array;
+    matrices: { similarity: Tensor; visualAlignment: Tensor | null; textAlignment: Tensor | null } | null;
+  };
+  /**
+   * Indices of the k largest scores, ascending; equal scores: the lower index. Entries with a set `excluded` byte do not
+   * take part. Fails on NaN.
+   */
+  topK(args: { scores: Vector; k: number; excluded?: Uint8Array | null }): Int32Array;
+  /**
+   * Nearest-centre merge. features: [P, D]; kept: [K] ascending, distinct. Every other row joins the kept row of highest
+   * cosine similarity (equal: the first). Gives tokens [K, D] (plain means), assignment [P] (position in kept) and
+   * counts [K]. Fails on NaN and Inf.
+   */
+  merge(args: { features: TensorLike; kept: Int32Array }): {
+    tokens: Tensor;
+    assignment: Int32Array;
+    counts: Int32Array;
+  };
+}
+
+/** A vector: a Float32Array, or a float32 tensor of that many elements. */
+export type Vector = Float32Array | TensorLike;
+
+/** The same kernels, asynchronous: they do not block the event loop (the `reference` device computes on it). */
+export type AsyncKernels = {
+  [K in keyof Kernels]: (args: Parameters<Kernels[K]>[0]) => Promise<ReturnType<Kernels[K]>>;
+};
+
+/**
+ * A device that runs kernels. Called directly they are asynchronous: a caller's own memory is copied first, memory of a
+ * `HostBuffer` is read in place. Through `sync` they read any memory in place and return at once.
+ */
+export interface Backend extends AsyncKernels, Disposable {
+  readonly kind: Driver['kind'];
+  /** In words: instruction set and threads, or the card. */
+  readonly description: string;
+  /** Arithmetic of the matrix products: `float64` (reference), `float32` (CPU), or the coarser one that was accepted. */
+  readonly precision: Driver['precision'];
+  /** Why `device: 'auto'` did not take a faster device; null where there was none to prefer. */
+  readonly fallback: string | null;
+  readonly sync: Kernels;
+  /** Frees threads and memory; work in flight ends first. */
+  dispose(): void;
+}
+
+type Checks = {
+  [K in KernelName]: {
+    check(args: Parameters<Kernels[K]>[0]): KernelArguments[K];
+    wrap(result: KernelResults[K], args: KernelArguments[K]): ReturnType<Kernels[K]>;
+  };
+};
+
+const single = (argument: string, x: TensorLike, want: { rows?: number; cols?: number } = {}): FloatMatrix => {
+  const checked = matrix(argument, x, want);
+  if (checked.half) throw mismatch('ERR_DTYPE', argument, 'float16', 'float32 weights');
+  return checked;
+};
+
+const heads = (value: number, width: number): number => {
+  integer('heads', value, 1, width);
+  if (width % value !== 0) throw invalid('ERR_VALUE', 'heads', value, `a divisor of the width ${width}`);
+  return value;
+};
+
+const layer = (name: string, weights: { weight: TensorLike; bias: Vector }, width: number): LinearWeights => ({
+  weight: single(`${name}.weight`, object(name, weights, '{ weight, bias }').weight, { rows: width, cols: width })
+    .data as Float32Array,
+  bias: vector(`${name}.bias`, weights.bias, width),
+});
+
+const epsilonOf = (value = 1e-5): number => finite('epsilon', value, Number.MIN_VALUE, 1);
+
+const KERNELS: Checks = {
+  layerNorm: {
+    check: (args) => {
+      const x = matrix('x', args.x);
+      const [weight, bias] = [vector('weight', args.weight, x.cols), vector('bias', args.bias, x.cols)];
+      return { x, weight, bias, epsilon: epsilonOf(args.epsilon) };
+    },
+    wrap: (y, { x }) => float32(y, [x.rows, x.cols]),
+  },
+  linear: {
+    check: (args) => {
+      const x = matrix('x', args.x);
+      const weight = single('weight', args.weight, { cols: x.cols });
+      return { x, weight, bias: args.bias ? vector('bias', args.bias, weight.rows) : null };
+    },
+    wrap: (y, { x, weight }) => float32(y, [x.rows, weight.rows]),
+  },
+  attention: {
+    check: (args) => {
+      const q = matrix('q', args.q);
+      const same = { rows: q.rows, cols: q.cols };
+      return { q, k: matrix('k', args.k, same), v: matrix('v', args.v, same), heads: heads(args.heads, q.cols) };
+    },
+    wrap: (y, { q }) => float32(y, [q.rows, q.cols]),
+  },
+  saliency: {
+    check: (args) => {
+      const q = matrix('q', args.q);
+      const classToken = args.classToken ?? true;
+      if (classToken && q.rows < 2)
+        throw invalid('ERR_SHAPE', 'q.dims', args.q.dims, 'the class token and at least one patch');
+      return {
+        q,
+        k: matrix('k', args.k, { rows: q.rows, cols: q.cols }),
+        heads: heads(args.heads, q.cols),
+        classToken,
+      };
+    },
+    wrap: (scores) => scores,
+  },
+  unitRows: {
+    check: (args) => ({ x: matrix('x', args.x) }),
+    wrap: (y, { x }) => float32(y, [x.rows, x.cols]),
+  },
+  readOut: {
+    check: (args) => {
+      const context = matrix('context', args.context);
+      const width = context.cols;
+      const postNorm = object('postNorm', args.postNorm, '{ weight, bias }');
+      return {
+        context,
+        out: layer('out', args.out, width),
+        postNorm: {
+          weight: vector('postNorm.weight', postNorm.weight, width),
+          bias: vector('postNorm.bias', postNorm.bias, width),
+        },
+        epsilon: epsilonOf(args.epsilon),
+        visualProjection: single('visualProjection', args.visualProjection, { cols: width }),
+      };
+    },
+    wrap: ({ attention, embedding }, { context, visualProjection }) => ({
+      attention: float32(attention, [context.rows, context.cols]),
+      embedding: float32(embedding, [context.rows, visualProjection.rows]),
+    }),
+  },
+  align: {
+    check: (args) => {
+      const visual = matrix('visual', args.visual);
+      const text = matrix('text', args.text, { cols: visual.cols });
+      return {
+        visual,
+        text,
+        query: args.query ? vector('query', args.query, visual.cols) : lastRow(text),
+        global: vector('global', args.global, visual.cols),
+        alignment: oneOf('alignment', args.alignment ?? 'fcma', ALIGNMENTS),
+        lambda: finite('lambda', args.lambda ?? 0.1, -1e6, 1e6),
+        matrices: args.matrices ?? false,
+      };
+    },
+    wrap: ({ task, matrices }, { visual, text }) => {
+      const tensor = (data: Float32Array) => float32(data, [visual.rows, text.rows]);
+      return {
+        task,
+        matrices: matrices && {
+          similarity: tensor(matrices.similarity),
+          visualAlignment: matrices.visualAlignment && tensor(matrices.visualAlignment),
+          textAlignment: matrices.textAlignment && tensor(matrices.textAlignment),
+        },
+      };
+    },
+  },
+  topK: {
+    check: (args) => {
+      const scores = vector('scores', args.scores);
+      const excluded = args.excluded ?? null;
+      if (excluded !== null && (!types.isUint8Array(excluded) || excluded.length !== scores.length))
+        throw mismatch(
+          'ERR_SHAPE',
+          'excluded',
+          `${excluded?.length} elements`,
+          `a Uint8Array of ${scores.length} elements`,
+        );
+      const candidates =
+        excluded === null ? scores.length : excluded.reduce((count, byte) => count + (byte ? 0 : 1), 0);
+      return { scores, k: integer('k', args.k, 0, candidates), excluded };
+    },
+    wrap: (indices) => indices,
+  },
+  merge: {
+    check: (args) => {
+      const features = matrix('features', args.features);
+      const { kept } = args;
+      if (!types.isInt32Array(kept)) throw invalid('ERR_DTYPE', 'kept', kept, 'an Int32Array');
+      if (kept.length < 1) throw mismatch('ERR_SHAPE', 'kept', 'no index', 'at least one');
+      kept.forEach((index, i) => {
+        integer(`kept[${i}]`, index, i === 0 ? 0 : kept[i - 1] + 1, features.rows - 1);
+      });
+      return { features, kept };
+    },
+    wrap: ({ tokens, assignment, counts }, { features, kept }) => ({
+      tokens: float32(tokens, [kept.length, features.cols]),
+      assignment,
+      counts,
+    }),
+  },
+};
+
+function lastRow(text: FloatMatrix): Float32Array {
+  if (text.half) throw mismatch('ERR_DTYPE', 'text', 'float16 without a query', 'float32, or the query given');
+  return (text.data as Float32Array).slice((text.rows - 1) * text.cols);
+}
+
+/** A backend over a driver; the driver stays the caller's where `owned` is false. */
+export function createBackend(driver: Driver, fallback: string | null): Backend {
+  const names = Object.keys(KERNELS) as KernelName[];
+  const call = (name: KernelName, args: never, sync: boolean) => {
+    const { check, wrap } = KERNELS[name] as {
+      check(args: unknown): never;
+      wrap(result: unknown, args: unknown): unknown;
+    };
+    const checked = check(object('args', args, `the arguments of ${name}`));
+    const result = driver.run(name, checked, sync);
+    return sync ? wrap(result, checked) : (result as Promise<unknown>).then((value) => wrap(value, checked));
+  };
+  const entries = (sync: boolean) =>
+    Object.fromEntries(
+      names.map((name) => [
+        name,
+        sync ? (args: never) => call(name, args, true) : async (args: never) => call(name, args, false),
+      ]),
+    );
+  const dispose = () => driver.dispose();
+  return {
+    ...(entries(false) as unknown as AsyncKernels),
+    sync: entries(true) as unknown as Kernels,
+    kind: driver.kind,
+    description: driver.description,
+    precision: driver.precision,
+    fallback,
+    dispose,
+    [DISPOSE]: dispose,
+  };
+}
+
+/**
+ * Opens a device for single kernels. A {@link Pruner} opens its own.
+ * @throws DesapError `ERR_DEVICE_UNAVAILABLE` with the reason; `ERR_VALUE` for unknown options
+ */
+export function openBackend(options: DeviceOptions = {}): Backend {
+  const { driver, fallback } = openDevice(options);
+  return createBackend(driver, fallback);
+}

@@ -1,0 +1,157 @@
+import type { InferenceSession } from 'onnxruntime-common';
+import { Tensor } from 'onnxruntime-common';
+import { DesapError, invalid } from '../errors.js';
+import type { OrtModule } from '../onnx/index.js';
+import { loadOrt } from '../ort.js';
+
+/** A tensor of Transformers.js, as far as it is used here. */
+export interface ModelTensor {
+  readonly type: string;
+  readonly dims: readonly number[];
+  readonly data: Float32Array | Uint16Array | BigInt64Array;
+}
+
+/** The Tensor class of the Transformers.js that the user's model came from. */
+export type ModelTensorClass = new (type: string, data: ModelTensor['data'], dims: readonly number[]) => ModelTensor;
+
+/** What travels through `generate()`, and what a direct call is given. */
+export interface ModelInputs {
+  input_ids?: ModelTensor;
+  attention_mask?: ModelTensor | null;
+  pixel_values?: ModelTensor | null;
+  image_grid_thw?: ModelTensor | null;
+  position_ids?: ModelTensor | null;
+  inputs_embeds?: ModelTensor | null;
+  past_key_values?: ModelCache | null;
+  rope_deltas?: ModelTensor | null;
+  /** Options of this package: the user's at first, then one call's state. */
+  desap?: unknown;
+}
+
+/** A DynamicCache. */
+export interface ModelCache {
+  get_seq_length(): number;
+}
+
+/** An ONNX Runtime session as Transformers.js keeps it. */
+export type ModelSession = InferenceSession & { config?: { dtype?: string; device?: string } };
+
+interface ModelConfig {
+  readonly model_type?: string;
+  readonly image_token_index?: number;
+  readonly image_token_id?: number;
+  readonly _name_or_path?: string;
+  readonly vision_config?: {
+    readonly model_type?: string;
+    readonly image_size?: number;
+    readonly spatial_merge_size?: number;
+    readonly patch_size?: number;
+    readonly temporal_patch_size?: number;
+    readonly in_channels?: number;
+    readonly in_chans?: number;
+    readonly depth?: number;
+    readonly fullatt_block_indexes?: readonly number[];
+  };
+}
+
+/** A loaded vision-language model of Transformers.js: what `from_pretrained` returns. */
+export interface LoadedModel {
+  readonly config: object;
+  readonly sessions: object;
+}
+
+/** The same with the parts that are hooked; {@link requireModel} and {@link requireSessions} check that they are there. */
+export interface HookedModel {
+  readonly config: ModelConfig;
+  readonly sessions: { vision_encoder: ModelSession; embed_tokens: ModelSession; decoder_model_merged: ModelSession };
+  forward_params: string[];
+  forward(inputs: ModelInputs): Promise<unknown>;
+  generate(options: Record<string, unknown>): Promise<unknown>;
+  encode_text(inputs: { input_ids: ModelTensor }): Promise<ModelTensor>;
+  prepare_inputs_for_generation(ids: unknown, inputs: ModelInputs, config: unknown): ModelInputs;
+  _update_model_kwargs_for_generation(step: { model_inputs: ModelInputs }): ModelInputs;
+  /** Qwen-VL only: M-RoPE positions [3, B, S] and what decoding adds to the cache's length, [B, 1]. */
+  get_rope_index?(
+    ids: ModelTensor,
+    images: ModelTensor | null | undefined,
+    videos: undefined,
+    mask: ModelTensor | null | undefined,
+  ): [ModelTensor, ModelTensor];
+}
+
+const SESSIONS = ['vision_encoder', 'embed_tokens', 'decoder_model_merged'] as const;
+const METHODS = [
+  'forward',
+  'generate',
+  'encode_text',
+  'prepare_inputs_for_generation',
+  '_update_model_kwargs_for_generation',
+] as const;
+
+/**
+ * Inputs of a decoder that stay right when tokens are dropped: states of convolutions and of linear attention have no token axis.
+ * Anything else could be per token.
+ */
+const DECODER_INPUT =
+  /^(inputs_embeds|attention_mask|position_ids|num_logits_to_keep|use_cache_branch|past_(key_values|conv|recurrent)\..+)$/;
+
+/**
+ * Checks that a model has the methods that pruning hooks into.
+ * @throws DesapError `ERR_VALUE` when it is no such model
+ */
+export function requireModel(model: LoadedModel): HookedModel {
+  const isModel = (typeof model === 'object' || typeof model === 'function') && model !== null;
+  const given = model as Partial<HookedModel>;
+  if (isModel && given.config && given.sessions && METHODS.every((name) => typeof given[name] === 'function'))
+    return given as HookedModel;
+  throw invalid('ERR_VALUE', 'model', model, 'a loaded image-text-to-text model of Transformers.js');
+}
+
+/**
+ * Checks that a model has the sessions that pruning runs, and a decoder that it would not break.
+ * @throws DesapError `ERR_VALUE` when one is missing; `ERR_GRAPH` for a decoder input of unknown meaning
+ */
+export function requireSessions({ sessions }: HookedModel): void {
+  for (const name of SESSIONS)
+    if (typeof sessions[name]?.run !== 'function')
+      throw invalid('ERR_VALUE', `model.sessions.${name}`, sessions[name], 'a session; load the model with its images');
+  const unknown = sessions.decoder_model_merged.inputNames.filter((name) => !DECODER_INPUT.test(name));
+  if (unknown.length > 0)
+    throw new DesapError(
+      'ERR_GRAPH',
+      `model.sessions.decoder_model_merged: got the inputs ${unknown.join(', ')}, of which it is not known what dropped tokens mean to them`,
+    );
+}
+
+/**
+ * The id that stands for one visual token in a prompt.
+ * @throws DesapError `ERR_VALUE`
+ */
+export function imageTokenId({ config }: HookedModel): bigint {
+  const id = config.image_token_index ?? config.image_token_id;
+  if (Number.isInteger(id)) return BigInt(id as number);
+  throw invalid('ERR_VALUE', 'model.config.image_token_id', id, 'the id of the image token');
+}
+
+/** The user's own ONNX Runtime, and the element type of the language model's input. */
+export interface ModelRuntime {
+  readonly ort: OrtModule;
+  /** Rows of the embedding table for some ids, [1, n, W]. */
+  embed(ids: readonly number[]): Promise<Tensor>;
+}
+
+/**
+ * The ONNX Runtime that the model's sessions run on: the session class is that of a session, and the tensor class that of
+ * what a session returns (a package tree can hold several copies of both).
+ */
+export async function modelRuntime({ sessions }: HookedModel): Promise<ModelRuntime> {
+  const session = sessions.embed_tokens;
+  const embed = async (ids: readonly number[]) => {
+    const input = new Tensor('int64', BigInt64Array.from(ids, BigInt), [1, ids.length]);
+    return (await session.run({ [session.inputNames[0]]: input }))[session.outputNames[0]] as Tensor;
+  };
+  const InferenceSession = session.constructor as unknown as OrtModule['InferenceSession'];
+  if (typeof InferenceSession.create !== 'function') return { ort: await loadOrt(), embed };
+  const output = await embed([0]);
+  return { ort: { InferenceSession, Tensor: output.constructor as OrtModule['Tensor'] }, embed };
+}

@@ -1,0 +1,282 @@
+import type { InferenceSession } from 'onnxruntime-common';
+import { ASYNC_DISPOSE } from '../dispose-symbols.js';
+import { DesapError, invalid, mismatch } from '../errors.js';
+import { Lifetime } from '../lifetime.js';
+import { type OrtModule, openGraph } from '../onnx/edit.js';
+import type { ModelSource } from '../onnx/format/model.js';
+import { DataType } from '../onnx/format/proto.js';
+import { relativeError } from '../onnx/head/compare.js';
+import { toleranceOf } from '../onnx/search/precision.js';
+import {
+  positionTable,
+  readText,
+  TEXT_EMBEDDED,
+  TEXT_EMBEDDING,
+  TEXT_TOKENS,
+  type TextStructure,
+  textGraph,
+} from '../onnx/text.js';
+import { loadOrt } from '../ort.js';
+import { float32, object, oneOf, type Tensor } from '../tensor.js';
+import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
+
+/**
+ * What happens to a text longer than the tower's context: `segment` encodes it in windows, `truncate` drops what is too
+ * much, `error` refuses it.
+ */
+export type LongText = 'segment' | 'truncate' | 'error';
+const LONG_TEXT: readonly LongText[] = ['segment', 'truncate', 'error'];
+
+export interface ClipTextOptions {
+  /** A CLIP `text_model.onnx` with projection: path, bytes or model. */
+  readonly model: ModelSource;
+  /** Path of `tokenizer.json`, or of the folder that holds it. */
+  readonly tokenizer: string;
+  /** The onnxruntime-node module; default: the installed one. */
+  readonly ort?: OrtModule;
+  /** Default `segment`. */
+  readonly longText?: LongText;
+  /** Session options of ONNX Runtime. */
+  readonly session?: InferenceSession.SessionOptions;
+}
+
+/** A text as tokens in the space that CLIP shares between image and text. */
+export interface EncodedText {
+  /**
+   * One row for each token [T, E], not normalised, no padding: from the start token to the end token; for a text that was
+   * encoded in windows, its content tokens.
+   */
+  readonly embeddings: Tensor;
+  /** The end-of-text row: its index, or for a text in windows the row itself [E]: the normalised mean of the windows' unit end rows. */
+  readonly endOfText: number | Float32Array;
+  /** Token ids of the rows. */
+  readonly ids: readonly number[];
+}
+
+/**
+ * A CLIP text tower over onnxruntime-node that hands out every token's embedding in the shared space, where the file
+ * itself hands out the end-of-text row only.
+ */
+export class ClipText {
+  readonly #life = new Lifetime('ClipText');
+
+  private constructor(
+    private readonly session: InferenceSession,
+    private readonly ort: OrtModule,
+    private readonly structure: TextStructure,
+    private readonly tokenizer: ClipTokenizer,
+    /** Tokens that the tower takes at a time, special ones included. */
+    readonly contextLength: number,
+    private readonly longText: LongText,
+  ) {}
+
+  /**
+   * Opens a text tower and its tokenizer. The graph is edited in memory; one text is run, and its end row has to equal the
+   * embedding that the file computes.
+   *
+   * @throws DesapError `ERR_FILE`, `ERR_GRAPH` (no CLIP text tower, or rows that do not agree), `ERR_MISSING_PACKAGE`,
+   *   `ERR_VALUE`
+   */
+  static async open(options: ClipTextOptions): Promise<ClipText> {
+    const { model, tokenizer: path, ort, longText = 'segment', session: sessionOptions } = object('options', options);
+    oneOf('longText', longText, LONG_TEXT);
+    const runtime = ort ?? (await loadOrt('encoding text'));
+    const structure = readText(model, 'model');
+    const tokenizer = await openTokenizer(path);
+    const length = Math.min(
+      structure.contextLength ?? Number.POSITIVE_INFINITY,
+      tokenizer.maxLength ?? Number.POSITIVE_INFINITY,
+    );
+    // The special tokens, and one that says something.
+    const special = tokenizer.start.length + 2;
+    if (!(length > special && Number.isFinite(length)))
+      throw new DesapError(
+        'ERR_GRAPH',
+        `${structure.graph.model.name}: got a context of ${length} tokens, wanted more than ${special}`,
+      );
+    const session = await openGraph(runtime, textGraph(structure), sessionOptions);
+    const text = new ClipText(session, runtime, structure, tokenizer, length, longText);
+    try {
+      await text.confirm();
+    } catch (error) {
+      await text.dispose();
+      throw error;
+    }
+    return text;
+  }
+
+  /**
+   * Encodes one text.
+   *
+   * @throws DesapError `ERR_VALUE` for no string, an empty text, or with `longText: 'error'` one that is too long;
+   *   `ERR_DISPOSED`
+   */
+  async encode(text: string): Promise<EncodedText> {
+    return this.#life.call(() => this.#encode(text));
+  }
+
+  async #encode(text: string): Promise<EncodedText> {
+    if (typeof text !== 'string' || text.trim() === '') throw invalid('ERR_VALUE', 'text', text, 'a text');
+    const { start, end } = this.tokenizer;
+    const content = upToEnd(this.tokenizer.content(text), end);
+    if (content.length === 0) throw invalid('ERR_VALUE', 'text', text, 'a text with at least one token');
+    const room = this.contextLength - start.length - 1;
+    if (content.length > room && this.longText === 'error')
+      throw mismatch(
+        'ERR_VALUE',
+        'text',
+        `${content.length + start.length + 1} tokens`,
+        `at most ${this.contextLength} (or longText: 'segment' | 'truncate')`,
+      );
+    if (content.length > room && this.longText === 'segment') return this.encodeWindows(content, room);
+    const ids = [...start, ...content.slice(0, room), end];
+    const { rows, width } = await this.run(ids);
+    return { embeddings: float32(rows, [ids.length, width]), endOfText: ids.length - 1, ids };
+  }
+
+  private async encodeWindows(content: readonly number[], room: number): Promise<EncodedText> {
+    const { start, end } = this.tokenizer;
+    const parts: Float32Array[] = [];
+    let sum: Float64Array | undefined;
+    let width = 0;
+    for (let at = 0; at < content.length; at += room) {
+      const window = content.slice(at, at + room);
+      const encoded = await this.run([...start, ...window, end]);
+      width = encoded.width;
+      const endRow = encoded.rows.subarray(-width);
+      const norm = length(endRow);
+      sum ??= new Float64Array(width);
+      for (let c = 0; c < width; c++) sum[c] += endRow[c] / norm;
+      parts.push(encoded.rows.subarray(start.length * width, -width));
+    }
+    const mean = sum ?? new Float64Array(width);
+    const norm = length(mean);
+    const rows = new Float32Array(content.length * width);
+    let offset = 0;
+    for (const part of parts) {
+      rows.set(part, offset);
+      offset += part.length;
+    }
+    return {
+      embeddings: float32(rows, [content.length, width]),
+      endOfText: Float32Array.from(mean, (value) => value / norm),
+      ids: content,
+    };
+  }
+
+  /** Runs the tower on one sequence. */
+  private async run(ids: readonly number[]): Promise<Rows> {
+    const { structure, ort, session, tokenizer } = this;
+    // An export for one length only takes end tokens as padding; their rows come after the first end and are dropped.
+    const fixed = structure.ids.dims?.[1];
+    const total = typeof fixed === 'number' && fixed > ids.length ? fixed : ids.length;
+    const feeds: Record<string, Tensor> = {};
+    const feed = ({ name, type }: TextStructure['ids'], value: (i: number) => number) => {
+      const values = Array.from({ length: total }, (_, i) => value(i));
+      feeds[name] = integers(ort, type, values);
+    };
+    feed(structure.ids, (i) => ids[i] ?? tokenizer.end);
+    for (const mask of structure.masks) feed(mask, (i) => (i < ids.length ? 1 : 0));
+    for (const positions of structure.positions) feed(positions, (i) => i);
+    for (const types of structure.types) feed(types, () => 0);
+    const outputs = await session.run(feeds).catch((cause: Error) => {
+      const { name } = structure.graph.model;
+      const text = cause.message.split('\n').join(' ');
+      throw new DesapError('ERR_GRAPH', `${name}: onnxruntime does not run it on ${total} tokens: ${text}`, { cause });
+    });
+    const tokens = outputs[TEXT_TOKENS];
+    const width = tokens.dims[1];
+    const rows = (tokens.data as Float32Array).slice(0, ids.length * width);
+    const picked = outputs[TEXT_EMBEDDING].data as Float32Array;
+    return { rows, picked, width, embedded: (outputs[TEXT_EMBEDDED]?.data as Float32Array | undefined) ?? null };
+  }
+
+  /** One text and the same with a token more, checked by what each says of the other and of the file. */
+  private async confirm(): Promise<void> {
+    const { start, end } = this.tokenizer;
+    const [word = end] = upToEnd(this.tokenizer.content('a photo'), end);
+    const once = await this.run([...start, word, end]);
+    const twice = await this.run([...start, word, word, end]);
+    const { graph, readOut } = this.structure;
+    const fail = (what: string, error: number, tolerance: number, advice: string) =>
+      new DesapError(
+        'ERR_GRAPH',
+        `${graph.model.name}: ${what}: got a relative error of ${error.toExponential(1)}, wanted at most ${tolerance}. ${advice}`,
+      );
+
+    // Rows and embedding are one computation up to the final norm.
+    const { width } = once;
+    const tolerance = toleranceOf(graph, readOut.projection.output, readOut.norm.output);
+    const error = relativeError(once.rows.subarray(-width), once.picked);
+    if (!(error <= tolerance))
+      throw fail(
+        'the projected end-of-text row differs from the file’s own text embedding',
+        error,
+        tolerance,
+        'Tokenizer and model may not belong together',
+      );
+
+    // CLIP reads from the left: what follows changes no row.
+    const rounding = toleranceOf(graph, readOut.projection.output);
+    const shared = (start.length + 1) * width;
+    const change = relativeError(twice.rows.subarray(0, shared), once.rows.subarray(0, shared));
+    if (!(change <= rounding))
+      throw fail('the rows of a text depend on what follows it', change, rounding, 'This is no CLIP text tower');
+
+    // The same token in two places: what enters the first layer differs by the rows of the position embedding.
+    const table = await positionTable(this.structure);
+    if (table === null || twice.embedded === null) return;
+    const step = (data: ArrayLike<number>, cols: number, at: number) =>
+      Float64Array.from({ length: cols }, (_, c) => data[(at + 1) * cols + c] - data[at * cols + c]);
+    const [got, wanted] = [twice.embedded, table.data].map((data) => step(data, table.cols, start.length));
+    const moved = relativeError(got, wanted);
+    if (!(moved <= rounding))
+      throw fail(
+        'its tokens do not stand at the positions 0, 1, 2, ...',
+        moved,
+        rounding,
+        'Take an export without position_ids',
+      );
+  }
+
+  /** Releases the session, after the calls under way. Safe to call again. */
+  dispose(): Promise<void> {
+    return this.#life.end(() => this.session.release());
+  }
+
+  [ASYNC_DISPOSE](): Promise<void> {
+    return this.dispose();
+  }
+}
+
+/** What the tower says of one sequence of T tokens. */
+interface Rows {
+  /** [T, E] */
+  readonly rows: Float32Array;
+  /** The row that the file itself picks, [E]. */
+  readonly picked: Float32Array;
+  /** E. */
+  readonly width: number;
+  /** What enters the first layer, [T, D]; null unless positions are fed. */
+  readonly embedded: Float32Array | null;
+}
+
+/** Whole numbers as [1, T], in the type that an input has. */
+function integers(ort: OrtModule, type: number, values: readonly number[]): Tensor {
+  const dims = [1, values.length];
+  if (type === DataType.int64) return new ort.Tensor('int64', BigInt64Array.from(values, BigInt), dims);
+  if (type === DataType.bool) return new ort.Tensor('bool', Uint8Array.from(values), dims);
+  return new ort.Tensor('int32', Int32Array.from(values), dims);
+}
+
+/** CLIP pads with its end token and reads a text up to the first one. */
+function upToEnd(ids: readonly number[], end: number): readonly number[] {
+  const first = ids.indexOf(end);
+  return first < 0 ? ids : ids.slice(0, first);
+}
+
+function length(row: Float32Array | Float64Array): number {
+  let sum = 0;
+  for (const value of row) sum += value * value;
+  return Math.sqrt(sum);
+}

@@ -1,0 +1,133 @@
+import { types } from 'node:util';
+import { DesapError, invalid, mismatch } from '../errors.js';
+import type { PruneResult } from '../index.js';
+import { object, Tensor } from '../tensor.js';
+
+/**
+ * Whether the language model sees the kept tokens renumbered without gaps (`compact`) or at the places that they had among all
+ * visual tokens (`original`).
+ */
+export type Positions = 'compact' | 'original';
+
+/** What {@link compact} needs of a `PruneResult`: which patches were kept, and of how many (the length of `assignment`). */
+export type KeptPatches = Pick<PruneResult, 'indices' | 'assignment'>;
+
+export interface CompactOptions {
+  /** The prompt of one sequence, [1, L] or [L], int64, with one `imageTokenId` for each patch of each picture. */
+  inputIds: Tensor | BigInt64Array | readonly number[];
+  /** [1, L] or [L], int64: 0 where the sequence is padded; default: all ones. */
+  attentionMask?: Tensor | BigInt64Array | readonly number[];
+  imageTokenId: number;
+  /** The result for the picture, or one result for each picture in the order of the prompt. */
+  kept: KeptPatches | readonly KeptPatches[];
+  /**
+   * The positions that the prompt has already, int64 [1, L] or [R, 1, L] (R = 3 for M-RoPE): each token that stays keeps its
+   * column. In place of `positions`.
+   */
+  positionIds?: Tensor;
+  /** Default `compact`. */
+  positions?: Positions;
+}
+
+/** A shortened prompt of L' ids, [1, L'] int64 each; `positionIds` [R, 1, L'] when they were given so. */
+export interface CompactPrompt {
+  readonly inputIds: Tensor;
+  readonly attentionMask: Tensor;
+  /** For decoders that take `position_ids`; padding has position 1, as Hugging Face's generation gives it. */
+  readonly positionIds: Tensor;
+  /** The position that the first generated token has. */
+  readonly nextPosition: number;
+}
+
+/**
+ * Takes the dropped visual tokens out of a prompt, for whoever puts the decoder's input together: the ids that remain have one
+ * image token for each kept patch, in the order of `kept.indices`.
+ *
+ * @throws DesapError `ERR_SHAPE` when the prompt has not one image token per patch, `ERR_DTYPE`, `ERR_VALUE`
+ */
+export function compact(options: CompactOptions): CompactPrompt {
+  const { imageTokenId, positionIds, positions = 'compact' } = object('options', options);
+  if (positionIds && options.positions)
+    throw mismatch('ERR_VALUE', 'positions', `${options.positions} and positionIds`, 'one of the two');
+  if (positions !== 'compact' && positions !== 'original')
+    throw invalid('ERR_VALUE', 'positions', positions, 'compact | original');
+  const ids = int64('inputIds', options.inputIds);
+  const mask = options.attentionMask
+    ? int64('attentionMask', options.attentionMask)
+    : new BigInt64Array(ids.length).fill(1n);
+  if (mask.length !== ids.length)
+    throw mismatch('ERR_SHAPE', 'attentionMask', `${mask.length} elements`, `${ids.length}, as many as inputIds`);
+  object('kept', options.kept, '{ indices, assignment }, or one for each picture');
+  const visible = keptFlags('indices' in options.kept ? [options.kept] : options.kept);
+  const image = BigInt(imageTokenId);
+  const count = ids.reduce((sum, id) => sum + Number(id === image), 0);
+  if (count !== visible.length)
+    throw mismatch(
+      'ERR_SHAPE',
+      'inputIds',
+      `${count} image tokens (id ${imageTokenId})`,
+      `${visible.length}, one per patch`,
+    );
+
+  const given = positionIds && positionRows(positionIds, ids.length);
+  const columns: number[] = [];
+  const out = { ids: [] as bigint[], mask: [] as bigint[], positions: [] as bigint[] };
+  let [patch, next] = [0, 0];
+  for (let i = 0; i < ids.length; i++) {
+    const stays = ids[i] !== image || visible[patch++];
+    if (stays) {
+      columns.push(i);
+      out.ids.push(ids[i]);
+      out.mask.push(mask[i]);
+      out.positions.push(mask[i] === 0n ? 1n : BigInt(next));
+    }
+    if (mask[i] !== 0n && (stays || positions === 'original')) next++;
+  }
+  const tensor = (values: bigint[]) => new Tensor('int64', BigInt64Array.from(values), [1, values.length]);
+  return {
+    inputIds: tensor(out.ids),
+    attentionMask: tensor(out.mask),
+    positionIds: given ? given.at(columns) : tensor(out.positions),
+    nextPosition: given ? given.next : next,
+  };
+}
+
+/** Given positions: some of their columns, and the position behind the largest. */
+function positionRows(positionIds: Tensor, length: number): { at(columns: readonly number[]): Tensor; next: number } {
+  const { data, dims } = positionIds;
+  if (!types.isBigInt64Array(data)) throw invalid('ERR_DTYPE', 'positionIds', positionIds.type, 'int64');
+  const rows = dims.length === 3 ? dims[0] : 1;
+  if (dims.length < 2 || dims.length > 3 || dims.at(-2) !== 1 || dims.at(-1) !== length)
+    throw invalid('ERR_SHAPE', 'positionIds.dims', dims, `[1, ${length}] or [rows, 1, ${length}]`);
+  return {
+    at: (columns) => {
+      const kept = Array.from({ length: rows }, (_, r) => columns.map((column) => data[r * length + column]));
+      return new Tensor('int64', BigInt64Array.from(kept.flat()), [...dims.slice(0, -1), columns.length]);
+    },
+    next: Number(data.reduce((largest, position) => (position > largest ? position : largest), -1n)) + 1,
+  };
+}
+
+/** One flag for each patch of all pictures. */
+function keptFlags(pictures: readonly KeptPatches[]): boolean[] {
+  return pictures.flatMap(({ indices, assignment }) => {
+    const flags = new Array<boolean>(assignment.length).fill(false);
+    for (const index of indices) {
+      if (!(index >= 0 && index < flags.length))
+        throw invalid('ERR_VALUE', 'kept.indices', index, `0 to ${flags.length - 1}`);
+      flags[index] = true;
+    }
+    return flags;
+  });
+}
+
+function int64(name: string, value: Tensor | BigInt64Array | readonly number[]): BigInt64Array {
+  if (types.isBigInt64Array(value)) return value;
+  object(name, value, 'an int64 tensor, a BigInt64Array or an array of ids');
+  if (Array.isArray(value)) return BigInt64Array.from(value as number[], BigInt);
+  const { data, dims } = value as Tensor;
+  if (!types.isBigInt64Array(data)) throw new DesapError('ERR_DTYPE', `${name}: wanted an int64 tensor`);
+  if (dims.length > 2 || (dims.length === 2 && dims[0] !== 1))
+    throw invalid('ERR_SHAPE', `${name}.dims`, dims, '[1, L]: one sequence at a time');
+  return data;
+}

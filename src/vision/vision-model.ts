@@ -1,0 +1,84 @@
+import type { Tensor } from 'onnxruntime-common';
+import type { PruneOptions, PruneResult, TextEmbeddings } from '../index.js';
+
+/**
+ * A vision-language model's view of images, with pruning: one file implements it for each family of models. Pipelines over plain
+ * onnxruntime and `attach` work with this alone, and know no family.
+ */
+export interface VisionModel extends AsyncDisposable {
+  /** `model_type` of the configs that the family is for. */
+  readonly family: string;
+  /** Where the kernels run: `cpu`, `cuda:0`, `reference`; and in words. */
+  readonly device: string;
+  readonly deviceDescription: string;
+  /**
+   * Encodes the images of one call, in their order, by as few runs of the encoder as it takes. What a question may yet ask for can be
+   * left to {@link EncodedImage.prune}: a family with tiles may look at the whole image here, and closer there.
+   *
+   * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_NOT_FINITE`, `ERR_OUT_OF_MEMORY`, `ERR_DISPOSED`; all images or none
+   */
+  encode(inputs: VisionInputs): Promise<EncodedImage[]>;
+  /**
+   * A question as rows that the task scores are computed from, for many images.
+   * @throws DesapError `ERR_VALUE` for an empty question, or where there is nothing to encode it with
+   */
+  encodeQuestion(question: string): Promise<TextEmbeddings>;
+  /** Frees everything, after the calls under way. Safe to call again. */
+  dispose(): Promise<void>;
+}
+
+/** What an image processor makes of the images of one call. A family takes those that its encoder takes. */
+export interface VisionInputs {
+  /** LLaVA: [images, 3, H, W]; Qwen-VL: [patches of all images, C]. float32. */
+  readonly pixelValues: Tensor;
+  /** Qwen-VL: frames, rows and columns of patches of each image, [images, 3] int64. */
+  readonly imageGridThw?: Tensor;
+}
+
+/** One encoded image, for many questions. */
+export interface EncodedImage extends Disposable {
+  /** P: the visual tokens that the prompt has for it. Each is one unit: a patch, or the patches that the connector joins. */
+  readonly tokenCount: number;
+  /** Where they stand: the tokens of one tile after the other, row by row. An image without tiles is one tile. */
+  readonly tiles: readonly Tile[];
+  /**
+   * Keeps K visual tokens for a question, as rows of the language model's width.
+   *
+   * @param question a text, or its embeddings; null with `taskShare: 0`, which asks for none
+   * @throws DesapError `ERR_VALUE` for the question and the options; those of `ImageAnalysis.prune`
+   */
+  prune(question: string | TextEmbeddings | null, options?: VisionPruneOptions): Promise<PrunedFeatures>;
+  /** All visual tokens, [1, P, W], as the model's own file encodes them: nothing is pruned. */
+  all(): Promise<Tensor>;
+  /** Frees what the image holds, after the calls under way. Safe to call again. */
+  dispose(): void;
+}
+
+/** A rectangle of visual tokens that the encoder sees together: an image, a part of one, or a frame of a film. */
+export interface Tile {
+  /** Which frame of a film it belongs to; 0 for images. */
+  readonly frame: number;
+  readonly rows: number;
+  readonly columns: number;
+}
+
+/** How to prune; see `PruneOptions`. `keep` or `keepRatio`: default is that of the model. */
+export type VisionPruneOptions = Omit<PruneOptions, 'features' | 'matrices'>;
+
+/** Milliseconds: the encoder; what the image costs the pruner; encoding the question; pruning; the connector. */
+export interface VisionTimings {
+  readonly vision: number;
+  readonly analyze: number;
+  readonly text: number;
+  readonly prune: number;
+  readonly projector: number;
+  /** The pruner's own stages. */
+  readonly stages: PruneResult['timings'];
+}
+
+/** What the language model gets of one image for one question. K kept tokens, W its width. */
+export interface PrunedFeatures extends Omit<PruneResult, 'tokens' | 'matrices' | 'timings'> {
+  /** [1, K, W], float32, for the image tokens of the prompt. */
+  readonly features: Tensor;
+  readonly timings: VisionTimings;
+}
