@@ -325,7 +325,7 @@ DESAP_CASE(head_errors_write_nothing) {
   e.text = text;
   Floats query(static_cast<size_t>(e.config.embedding), infinity);
   e.request.query = query.data();
-  fails("query", 0, e.config.width);
+  fails("endOfText", 0, e.config.width);
   e.request.query = nullptr;
   Floats map(static_cast<size_t>(e.patches), 0.0f);
   map[9] = NAN;
