@@ -8,7 +8,7 @@ namespace desap::device {
 namespace {
 
 constexpr int64_t kMaximumDevices = 1024, kMaximumLanes = 16;
-constexpr const char* precisions[] = {"strict", "fast", "bf16"};  // in the order of the enumeration
+constexpr const char* precisions[] = {"fp32", "fp16", "bf16"};  // in the order of the enumeration
 
 std::string capability(const cuda::DeviceInfo& device) {
   return std::to_string(device.major) + "." + std::to_string(device.minor);

@@ -156,7 +156,7 @@ void Call::lay_out() {
   }
   p.mirror_size = layout.size();
 
-  const int planes = precision_ == Precision::strict ? 2 : 1;
+  const int planes = precision_ == Precision::fp32 ? 2 : 1;
   const auto operand = [&](int64_t ld) { return layout.take(planes * extent_.rows * ld * 2); };
   if (head_) {
     const PackedHead& weights = head_->weights;
@@ -195,7 +195,7 @@ GraphKey Call::key() const {
 
 Operand Call::operand(int64_t place, int64_t ld) const {
   uint16_t* hi = device<uint16_t>(place);
-  return {hi, precision_ == Precision::strict ? hi + extent_.rows * ld : nullptr, ld};
+  return {hi, precision_ == Precision::fp32 ? hi + extent_.rows * ld : nullptr, ld};
 }
 
 Operand Call::block(PackedHead::Block which) const {

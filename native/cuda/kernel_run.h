@@ -38,7 +38,7 @@ class KernelRun {
   Matrix matrix(int64_t rows, int64_t cols) { return {array<float>(rows * cols), rows, cols, cols}; }
   Operand operand(int64_t rows, int64_t ld) {
     uint16_t* hi = array<uint16_t>(rows * ld);
-    return {hi, precision() == Precision::strict ? array<uint16_t>(rows * ld) : nullptr, ld};
+    return {hi, precision() == Precision::fp32 ? array<uint16_t>(rows * ld) : nullptr, ld};
   }
 
   // To device memory of the caller's.

@@ -29,8 +29,8 @@ std::shared_ptr<Head> new_head(Context& context, const RandomWeights& weights) {
   return head;
 }
 
-// Errors of the largest value: strict is far inside the contract's 1e-4.
-double head_tolerance(const Machine& machine) { return machine.precision == Precision::strict ? 1e-5 : machine.tolerance(2e-5); }
+// Errors of the largest value: fp32 is far inside the contract's 1e-4.
+double head_tolerance(const Machine& machine) { return machine.precision == Precision::fp32 ? 1e-5 : machine.tolerance(2e-5); }
 
 void check_head(const Machine& machine, const RandomWeights& weights, const HeadShape& shape, Encoding encoding, const std::string& what) {
   const RandomImages images(shape, 1);
@@ -486,7 +486,7 @@ struct Life {
 };
 
 DESAP_CASE(head_out_of_memory_anywhere) {
-  if (machine.precision != Precision::strict) return;
+  if (machine.precision != Precision::fp32) return;
   arrange_nothing();
   Life good(machine.precision);
   check(good.whole().good(), "without a fault");
@@ -510,7 +510,7 @@ DESAP_CASE(head_out_of_memory_anywhere) {
 
 // Any call of the driver may refuse, and the context works on; or the card may die, and every later call says so.
 DESAP_CASE(head_driver_errors_anywhere) {
-  if (machine.precision != Precision::strict) return;
+  if (machine.precision != Precision::fp32) return;
   for (const cudaError_t error : {cudaErrorLaunchOutOfResources, cudaErrorIllegalAddress}) {
     const bool fatal = error == cudaErrorIllegalAddress;
     for (const simt::Fault fault : {simt::Fault::launch, simt::Fault::call}) {
