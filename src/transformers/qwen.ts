@@ -182,7 +182,14 @@ class QwenImage implements SeenImage {
     const visual = await backend.unitRows({ x: float32(rows, [tokens, width]) });
     const text = await backend.unitRows({ x: narrowed(question.embeddings, width) });
     const query = endOf(question, text);
-    const { task } = await backend.align({ visual, text, query, global: meanRow(visual), alignment, lambda });
+    const { task } = await backend.align({
+      visual,
+      text,
+      endOfText: query,
+      global: meanRow(visual),
+      alignment,
+      lambda,
+    });
     return task;
   }
 

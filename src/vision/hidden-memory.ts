@@ -1,4 +1,4 @@
-import { type Backend, DesapError, HostBuffer } from '../index.js';
+import { DesapError, HostBuffer } from '../index.js';
 
 /** Float32 memory for hidden states, with what gives it back. */
 export interface HiddenMemory {
@@ -12,9 +12,9 @@ export interface HiddenMemory {
  *
  * @throws DesapError `ERR_OUT_OF_MEMORY`
  */
-export function hiddenMemory(dims: readonly number[], device: Backend['kind']): HiddenMemory {
+export function hiddenMemory(dims: readonly number[], device: string): HiddenMemory {
   try {
-    const buffer = HostBuffer.forTensor('float32', dims, device === 'cuda' ? {} : { pinned: false });
+    const buffer = HostBuffer.forTensor('float32', dims, device.startsWith('cuda') ? {} : { pinned: false });
     return { data: buffer.float32(), dispose: () => buffer.dispose() };
   } catch (error) {
     if (!(error instanceof DesapError) || error.code !== 'ERR_DEVICE_UNAVAILABLE') throw error;

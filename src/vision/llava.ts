@@ -180,7 +180,7 @@ export class PrunedVision {
 
   /** The pruner's device in words. */
   get device(): string {
-    return this.pruner.device;
+    return this.pruner.deviceDescription;
   }
 
   /**
@@ -272,7 +272,7 @@ export class PrunedVision {
     const output = known ? null : (await runSession(this.tower, TOWER, feeds))[HIDDEN_STATES];
     const dims = known ?? (output as Tensor).dims;
     this.#shapes.set(key, dims);
-    const memory = hiddenMemory(dims, this.pruner.backend.kind);
+    const memory = hiddenMemory(dims, this.pruner.device);
     try {
       // ONNX Runtime writes into a given output only when its own Tensor class holds it.
       const hidden = new this.ort.Tensor('float32', memory.data, dims);
