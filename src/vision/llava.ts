@@ -1,4 +1,5 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { DEVICE_OPTIONS } from '../devices/open.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { isFile, requireFolder } from '../files.js';
 import {
@@ -28,7 +29,7 @@ import { floatData, matrix, widened } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
 import { findClipFile } from './clip-folder.js';
 import { ClipText, type LongText } from './clip-text.js';
-import { DEVICE_OPTIONS, deviceOptions } from './device-options.js';
+import { deviceOptions } from './device-options.js';
 import { isTensor } from './image/pixel-values.js';
 import { type Analyzed, EncodedImageBase, type Kept } from './image-base.js';
 import { VisionModelBase } from './model-base.js';
