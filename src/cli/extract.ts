@@ -59,7 +59,7 @@ async function resolveSource(source: string): Promise<{ weights: string; visionM
 
 function report(head: HeadWeights, output: string, error: number | null): void {
   print(
-    `${output}: width ${head.width}, ${head.heads} heads, shared space ${head.embedding}, ${head.classToken ? 'with' : 'without'} class token`,
+    `${output}: width ${head.width}, ${head.heads} heads, shared space ${head.projectionDim}, ${head.classToken ? 'with' : 'without'} class token`,
   );
   print(
     error === null

@@ -68,14 +68,14 @@ export async function draw(
 ): Promise<Uint8Array> {
   const { indices, source, maps, assignment } = kept;
   const columns = Math.sqrt((assignment.length * picture.width) / picture.height);
-  if (!maps || !Number.isInteger(columns))
+  if (!maps?.task || !Number.isInteger(columns))
     throw mismatch(
       'ERR_SHAPE',
       'picture',
       `${assignment.length} patches on ${picture.width}x${picture.height} pixels`,
       'square patches',
     );
-  return renderKept(picture, { indices, source, ...maps, columns, question, answer });
+  return renderKept(picture, { indices, source, task: maps.task, saliency: maps.saliency, columns, question, answer });
 }
 
 function forPrograms(question: string, kept: PrunedFeatures, device: string) {
