@@ -14,7 +14,7 @@ import {
   requireSessions,
 } from './model.js';
 import { locate, type ModelFiles } from './model-files.js';
-import { type AttachOptions, callOptions } from './options.js';
+import { type AttachOptions, attachOptions } from './options.js';
 import { override } from './override.js';
 import { Questions } from './question/question.js';
 import { openQwen } from './qwen.js';
@@ -45,7 +45,7 @@ const REFUSED: Readonly<Record<string, string>> = {
  *
  * ```ts
  * const model = await AutoModelForImageTextToText.from_pretrained('llava-1.5-7b-hf', { dtype: 'fp32' });
- * const detach = await attach(model, { clipFolder: 'clip-vit-large-patch14-336', modelDir: 'llava-1.5-7b-hf', keep: 64 });
+ * const detach = await attach(model, { clip: 'clip-vit-large-patch14-336', model: 'llava-1.5-7b-hf', keep: 64 });
  * const output = await model.generate({ ...inputs, max_new_tokens: 64 });                 // 64 visual tokens
  * const other = await model.generate({ ...inputs, max_new_tokens: 64, desap: { keep: 32 } });
  * await detach();
@@ -64,18 +64,17 @@ const REFUSED: Readonly<Record<string, string>> = {
  *   meaning, with what was found; `ERR_FILE` when a folder lacks a file; `ERR_HEAD_MISMATCH` when the CLIP folder, or the file found
  *   for the model, does not belong to it; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`
  */
-export async function attach(model: LoadedModel, options: AttachOptions): Promise<Detach> {
+export async function attach(model: LoadedModel, given: AttachOptions): Promise<Detach> {
   const hooked = requireModel(model);
   const open = familyOf(hooked);
   requireSessions(hooked);
-  const { session: _, clipFolder, pruner, modelDir, ...defaults } = options ?? {};
-  callOptions(hooked, defaults, undefined);
+  const { options, defaults } = attachOptions(hooked, given);
   if (isStandIn(hooked.sessions.vision_encoder))
     throw mismatch('ERR_VALUE', 'model', 'a model that is attached to already', 'detach() first');
   imageTokenId(hooked);
 
   const session = sessionOptions(hooked, options);
-  const files = await locate(hooked, options.modelDir);
+  const files = await locate(hooked, options.model);
   const runtime = await modelRuntime(hooked);
   let opened: Promise<Questions> | undefined;
   const questions = () => (opened ??= Questions.open(files.folder));

@@ -21,17 +21,17 @@ export async function openLlava(
   model: HookedModel,
   files: ModelFiles,
   { ort }: ModelRuntime,
-  { clipFolder, ...options }: AttachOptions,
+  { clip, ...options }: AttachOptions,
 ): Promise<VisionFamily> {
   const plain = model.sessions.vision_encoder;
-  if (clipFolder === undefined && options.pruner === undefined)
-    throw invalid('ERR_VALUE', 'clipFolder', clipFolder, 'the CLIP folder of the model’s vision tower');
+  if (clip === undefined && options.pruner === undefined)
+    throw invalid('ERR_VALUE', 'clip', clip, 'the CLIP folder of the model’s vision tower');
   if (plain.inputNames.length !== 1 || plain.outputNames.length !== 1)
     throw new DesapError(
       'ERR_GRAPH',
       `model.sessions.vision_encoder: got the inputs ${plain.inputNames.join(', ')} and the outputs ${plain.outputNames.join(', ')}, wanted pixel_values and image_features only`,
     );
-  const vision = await PrunedVision.open(files.visionEncoder, { ...options, clip: clipFolder, ort, keep: undefined });
+  const vision = await PrunedVision.open(files.visionEncoder, { ...options, clip, ort, keep: undefined });
   try {
     if (!vision.dropsClassToken)
       throw new DesapError(

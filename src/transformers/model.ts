@@ -20,6 +20,7 @@ export interface ModelInputs {
   attention_mask?: ModelTensor | null;
   pixel_values?: ModelTensor | null;
   image_grid_thw?: ModelTensor | null;
+  video_grid_thw?: ModelTensor | null;
   position_ids?: ModelTensor | null;
   inputs_embeds?: ModelTensor | null;
   past_key_values?: ModelCache | null;
@@ -40,6 +41,8 @@ interface ModelConfig {
   readonly model_type?: string;
   readonly image_token_index?: number;
   readonly image_token_id?: number;
+  readonly video_token_id?: number;
+  readonly vision_start_token_id?: number;
   readonly _name_or_path?: string;
   readonly vision_config?: {
     readonly model_type?: string;
@@ -74,7 +77,7 @@ export interface HookedModel {
   get_rope_index?(
     ids: ModelTensor,
     images: ModelTensor | null | undefined,
-    videos: undefined,
+    videos: ModelTensor | null | undefined,
     mask: ModelTensor | null | undefined,
   ): [ModelTensor, ModelTensor];
 }

@@ -2,10 +2,10 @@ import { types } from 'node:util';
 import { mismatch } from '../errors.js';
 import type { TextEmbeddings } from '../index.js';
 import { floatToHalf } from '../tensor.js';
-import { append, dropped, type Layout, pack, pickColumns } from './cache-map.js';
+import { append, type CacheMap, dropped, pack, pickColumns } from './cache-map.js';
 import type { KeptTokens, SeenImage, VisionFamily } from './family.js';
 import { type HookedModel, imageTokenId, type ModelInputs, type ModelTensor, type ModelTensorClass } from './model.js';
-import { type CallOptions, entryOf, type PrunedImage, type Query } from './options.js';
+import { amountOf, type CallOptions, entryOf, type PrunedImage, type Question } from './options.js';
 import type { Questions } from './question/question.js';
 
 /** The parts of an attached model that a prefill works with. */
@@ -18,7 +18,7 @@ export interface Attached {
 /** A shortened prefill: what the model's own `forward` takes, and where the slots of its cache come from. */
 export interface Prefill {
   readonly inputs: Required<Pick<ModelInputs, 'inputs_embeds' | 'attention_mask'>> & Pick<ModelInputs, 'position_ids'>;
-  readonly layout: Layout;
+  readonly map: CacheMap;
 }
 
 interface Image {
@@ -39,7 +39,7 @@ export async function prefill(
   attached: Attached,
   inputs: ModelInputs,
   options: CallOptions,
-  before: Layout | null,
+  before: CacheMap | null,
 ): Promise<Prefill> {
   const { model, family } = attached;
   const ids = inputs.input_ids as ModelTensor;
@@ -63,7 +63,7 @@ export async function prefill(
         attention_mask: shortMask(inputs, slots, past, columns),
         position_ids: shortPositions(inputs, options, slots, past, before),
       },
-      layout: append(before, past, slots, columns),
+      map: append(before, past, slots, columns),
     };
   } finally {
     for (const one of seen) one[Symbol.dispose]();
@@ -105,8 +105,8 @@ async function pruneAll(
   const kept: KeptTokens[] = [];
   for (const [i, { sequence, seen }] of images.entries()) {
     if (!asked.has(sequence)) asked.set(sequence, await question(attached, inputs, sequence, options));
-    const keep = entryOf('keep', options.keep ?? 'all', i, images.length);
-    kept.push(await seen.prune(asked.get(sequence) ?? null, { ...options, keep: keep === 'all' ? seen.tokens : keep }));
+    const amount = amountOf(options, i, images.length, seen.tokens);
+    kept.push(await seen.prune(asked.get(sequence) ?? null, { ...options, ...amount }));
   }
   options.onPruned?.(
     kept.map(
@@ -127,9 +127,9 @@ async function question(
 ): Promise<TextEmbeddings | null> {
   if (!family.asks(options)) return null;
   const ids = inputs.input_ids as ModelTensor;
-  let query: Query | undefined = entryOf('query', options.query, sequence, ids.dims[0]) as Query | undefined;
-  query ??= (await questions()).read(unpadded(inputs, sequence), Number(imageTokenId(model)));
-  return typeof query === 'string' ? family.encodeQuestion(query) : query;
+  let asked = entryOf('question', options.question, sequence, ids.dims[0]) as Question | undefined;
+  asked ??= (await questions()).read(unpadded(inputs, sequence), Number(imageTokenId(model)));
+  return typeof asked === 'string' ? family.encodeQuestion(asked) : asked;
 }
 
 /** The ids of one sequence that its mask does not hide. */
@@ -200,7 +200,7 @@ function shortPositions(
   { positions }: CallOptions,
   slots: readonly Int32Array[],
   past: number,
-  before: Layout | null,
+  before: CacheMap | null,
 ): ModelTensor | null {
   const ids = inputs.input_ids as ModelTensor;
   const [rows, columns] = ids.dims;
@@ -212,7 +212,7 @@ function shortPositions(
 }
 
 /** Places [rows, columns] among all tokens that are not padding, those that the cache has lost included. */
-export function originalPositions(inputs: ModelInputs, past: number, before: Layout | null): BigInt64Array {
+export function originalPositions(inputs: ModelInputs, past: number, before: CacheMap | null): BigInt64Array {
   const [rows, columns] = (inputs.input_ids as ModelTensor).dims;
   const mask = inputs.attention_mask?.data as BigInt64Array | undefined;
   const data = new BigInt64Array(rows * columns);

@@ -198,7 +198,7 @@ function narrowed(text: TextEmbeddings['embeddings'], width: number): TextEmbedd
   const data = new Float32Array(rows * width);
   for (let row = 0; row < rows; row++) {
     if (text.data.subarray(row * given + width, (row + 1) * given).some((value) => value !== 0))
-      throw mismatch('ERR_SHAPE', 'query', `${given} columns`, `${width}, or zeros in the columns behind`);
+      throw mismatch('ERR_SHAPE', 'question', `${given} columns`, `${width}, or zeros in the columns behind`);
     data.set(text.data.subarray(row * given, row * given + width), row * width);
   }
   return float32(data, [rows, width]);
@@ -288,9 +288,9 @@ function trials(
   });
 }
 
-function requireOptions({ config }: HookedModel, { clipFolder, encoding }: AttachOptions): void {
-  if (clipFolder !== undefined)
-    throw invalid('ERR_VALUE', 'clipFolder', clipFolder, 'none: the vision encoder of this model is no CLIP tower');
+function requireOptions({ config }: HookedModel, { clip, encoding }: AttachOptions): void {
+  if (clip !== undefined)
+    throw invalid('ERR_VALUE', 'clip', clip, 'none: the vision encoder of this model is no CLIP tower');
   if (encoding !== undefined && encoding !== 'qq')
     throw invalid('ERR_VALUE', 'encoding', encoding, 'qq, the only one for this model');
   const { depth, fullatt_block_indexes: full } = config.vision_config ?? {};

@@ -95,6 +95,6 @@ export function requireSame(
   if (difference <= tolerance * magnitude) return;
   throw new DesapError(
     'ERR_HEAD_MISMATCH',
-    `modelDir: got ${file}, whose features (${got.length} numbers) differ by ${difference.toExponential(1)} from those of the loaded model (${want.length} numbers), wanted the file that the model was loaded from${reading}`,
+    `options.model: got ${file}, whose features (${got.length} numbers) differ by ${difference.toExponential(1)} from those of the loaded model (${want.length} numbers), wanted the file that the model was loaded from${reading}`,
   );
 }

@@ -106,7 +106,7 @@ describe.each([
     const onPruned = (images: readonly PrunedImage[]) => {
       pruned = images;
     };
-    detach = await attach(model, { modelDir: folder, keep: 5, onPruned });
+    detach = await attach(model, { model: folder, keep: 5, onPruned });
   });
   afterEach(() => detach());
   afterAll(async () => {
@@ -176,10 +176,8 @@ describe.each([
 
   it('gives the unpruned ids for K = P, for all, and after detach', async () => {
     for (const [i, inputs] of singles.entries())
-      for (const keep of [TOKENS[i], 'all', 0.9999])
-        expect(await answer(inputs, model.generate({ ...inputs, ...EIGHT, desap: { keep } }))).toEqual([
-          plain.singles[i],
-        ]);
+      for (const desap of [{ keep: TOKENS[i] }, { keep: 'all' }, { keepRatio: 1 }, { keepRatio: 0.9999 }])
+        expect(await answer(inputs, model.generate({ ...inputs, ...EIGHT, desap }))).toEqual([plain.singles[i]]);
     await detach();
     for (const [i, inputs] of singles.entries())
       expect(await answer(inputs, model.generate({ ...inputs, ...EIGHT }))).toEqual([plain.singles[i]]);
@@ -237,7 +235,7 @@ describe.each([
   it('continues a pruned cache as if it had not stopped', async () => {
     const [inputs] = singles;
     const { pixel_values, image_grid_thw } = inputs;
-    const desap = { query: QUESTIONS[0] };
+    const desap = { question: QUESTIONS[0] };
     const cached = { ...EIGHT, return_dict_in_generate: true, desap };
     for (const count of [1, 4]) {
       const first = async () =>
@@ -283,7 +281,10 @@ describe.each([
     const mute = await processor(`${PREFIX}${IMAGE}${SUFFIX}`, photos[0]);
     expect(await answer(mute, model.generate({ ...mute, ...EIGHT, desap: { taskShare: 0 } }))).toHaveLength(1);
     expect([...pruned[0].source]).toEqual(new Array(5).fill(1));
-    await expect(model.generate({ ...mute, ...EIGHT })).rejects.toMatchObject({ code: 'ERR_VALUE', message: /query/ });
+    await expect(model.generate({ ...mute, ...EIGHT })).rejects.toMatchObject({
+      code: 'ERR_VALUE',
+      message: /^question: /,
+    });
   });
 
   it('gives kept tokens as they are without merging', async () => {
@@ -308,17 +309,17 @@ describe.each([
 
   it('refuses what it cannot do', async () => {
     await detach();
-    const good = { modelDir: folder, keep: 4 };
+    const good = { model: folder, keep: 4 };
     const refused = (options: object, code: string) =>
       expect(attach(model, { ...good, ...options })).rejects.toMatchObject({ name: 'DesapError', code });
-    await refused({ clipFolder: 'models/tiny-clip' }, 'ERR_VALUE');
+    await refused({ clip: 'models/tiny-clip' }, 'ERR_VALUE');
     await refused({ positions: 'compact' }, 'ERR_VALUE');
     await refused({ encoding: 'kk' }, 'ERR_VALUE');
     const other = join(root, 'other');
     await writeQwen(other, seed + 77, kind);
-    await refused({ modelDir: join(other, 'small-qwen') }, 'ERR_HEAD_MISMATCH');
+    await refused({ model: join(other, 'small-qwen') }, 'ERR_HEAD_MISMATCH');
     await writeFile(join(other, 'small-qwen', 'onnx', 'vision_encoder.onnx'), encoder(seed, kind, { inspect: true }));
-    await refused({ modelDir: join(other, 'small-qwen') }, 'ERR_GRAPH');
+    await refused({ model: join(other, 'small-qwen') }, 'ERR_GRAPH');
     expect(await answer(singles[0], model.generate({ ...singles[0], ...EIGHT }))).toEqual([plain.singles[0]]);
   });
 });
@@ -332,7 +333,7 @@ async function answersOf(kind: Kind, seed: number, forms: readonly EncoderForm[]
     const { processor, model } = await load(root, 'small-qwen');
     const run: unknown[] = [];
     const onPruned = (images: readonly PrunedImage[]) => run.push(images);
-    const detach = await attach(model, { modelDir: folder, keep: 6, onPruned });
+    const detach = await attach(model, { model: folder, keep: 6, onPruned });
     for (const [width, height] of [...SIZES, [40, 40]] as const) {
       const image = await (await photo(4)).resize(width, height);
       const inputs = await processor(`${PREFIX}${IMAGE}${QUESTIONS[0]}${SUFFIX}`, image);

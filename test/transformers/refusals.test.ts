@@ -37,7 +37,7 @@ function changed(parts: { config?: object; sessions?: object }): LoadedModel {
 }
 
 describe('attach refuses, and leaves the model alone', () => {
-  const good = (): AttachOptions => ({ clipFolder: own.clip, modelDir: own.llava, keep: 4 });
+  const good = (): AttachOptions => ({ clip: own.clip, model: own.llava, keep: 4 });
   const decoder = (inputNames: string[]) => ({ decoder_model_merged: { run() {}, inputNames } });
   const cases: [string, () => [LoadedModel, Partial<AttachOptions>], string, RegExp][] = [
     ['what is no model', () => [{ config: {}, sessions: {} }, {}], 'ERR_VALUE', /model: .*Transformers\.js/],
@@ -45,31 +45,26 @@ describe('attach refuses, and leaves the model alone', () => {
     ['no keep', () => [model, { keep: undefined }], 'ERR_VALUE', /keep/],
     ['keep 0', () => [model, { keep: 0 }], 'ERR_VALUE', /keep/],
     ['other positions', () => [model, { positions: 'none' as never }], 'ERR_VALUE', /positions/],
-    ['no CLIP folder', () => [model, { clipFolder: undefined }], 'ERR_VALUE', /clipFolder/],
-    ['a CLIP folder that is not there', () => [model, { clipFolder: 'no/such' }], 'ERR_FILE', /no\/such/],
-    [
-      'the CLIP folder of another tower',
-      () => [model, { clipFolder: other.clip }],
-      'ERR_HEAD_MISMATCH',
-      /hidden states/,
-    ],
+    ['no CLIP folder', () => [model, { clip: undefined }], 'ERR_VALUE', /^clip: got undefined/],
+    ['a CLIP folder that is not there', () => [model, { clip: 'no/such' }], 'ERR_FILE', /no\/such/],
+    ['the CLIP folder of another tower', () => [model, { clip: other.clip }], 'ERR_HEAD_MISMATCH', /hidden states/],
     [
       'the folder of another model',
-      () => [model, { modelDir: other.llava, clipFolder: other.clip }],
+      () => [model, { model: other.llava, clip: other.clip }],
       'ERR_HEAD_MISMATCH',
-      /modelDir/,
+      /^options\.model: got .*differ/,
     ],
     [
       'a model folder that is not there',
-      () => [model, { modelDir: 'no/such' }],
+      () => [model, { model: 'no/such' }],
       'ERR_FILE',
-      /modelDir.*vision_encoder/,
+      /^options\.model: .*vision_encoder/,
     ],
     [
       'a model of which it is not told where it lies',
-      () => [model, { modelDir: undefined }],
+      () => [model, { model: undefined }],
       'ERR_FILE',
-      /pass the option modelDir/,
+      /^options\.model: got no name of the model in its config, wanted the folder/,
     ],
     [
       'a decoder with an input of unknown meaning',
@@ -125,7 +120,7 @@ describe('attach refuses, and leaves the model alone', () => {
     g.output(g.linear(g.transpose(rows, [0, 2, 1]), 32, 32), 'image_features');
     await writeFile(join(folder, 'onnx', 'vision_encoder.onnx'), g.bytes());
     const { model: convolutional } = await load(join(root, 'own'), 'convolutional');
-    const result = attach(convolutional, { ...good(), modelDir: folder });
+    const result = attach(convolutional, { ...good(), model: folder });
     await expect(result).rejects.toMatchObject({ code: 'ERR_GRAPH', message: /self-attention/ });
     await convolutional.dispose();
   });
@@ -141,7 +136,7 @@ describe('an encoder that hands out its class token too', () => {
     Object.assign(cut, { op: 'Identity', inputs: cut.inputs.slice(0, 1) });
     await writeFile(path, graph.bytes());
     const { model: full } = await load(join(root, 'own'), 'full');
-    const result = attach(full, { clipFolder: own.clip, modelDir: folder, keep: 4 });
+    const result = attach(full, { clip: own.clip, model: folder, keep: 4 });
     await expect(result).rejects.toMatchObject({ code: 'ERR_GRAPH', message: /select_strategy "full"/ });
     await full.dispose();
   });
@@ -152,7 +147,7 @@ describe('a decoder that counts its positions itself', () => {
     const { root: folder, llava, clip } = await writeLlava(join(root, 'counting'), FRESH + 7, { positions: false });
     const { model: counting } = await load(folder, 'small-llava');
     const whole = await answer(inputs, counting.generate({ ...inputs, ...EIGHT }));
-    const detach = await attach(counting, { clipFolder: clip, modelDir: llava, keep: PATCHES });
+    const detach = await attach(counting, { clip: clip, model: llava, keep: PATCHES });
     expect(await answer(inputs, counting.generate({ ...inputs, ...EIGHT }))).toEqual(whole);
     const short = await answer(inputs, counting.generate({ ...inputs, ...EIGHT, desap: { keep: 3 } }));
     expect(short[0]).toHaveLength(8);

@@ -257,8 +257,8 @@ function quoted(talk: string, from: number, place: Place | undefined): boolean {
 function ambiguous(why: string): Error {
   return mismatch(
     'ERR_VALUE',
-    'query',
+    'question',
     `a prompt whose last user turn can be read in more than one way: ${why}`,
-    'the option query',
+    'the option question',
   );
 }
