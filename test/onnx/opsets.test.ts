@@ -75,9 +75,9 @@ async function project(source: string | Uint8Array): Promise<Float32Array> {
 
 async function encode(source: string | Uint8Array): Promise<Float32Array> {
   const text = await ClipText.open({ model: source, tokenizer: 'models/tiny-clip', session: QUIET });
-  const { tokens } = await text.encode('what color is the ring ?');
+  const { embeddings } = await text.encode('what color is the ring ?');
   await text.dispose();
-  return tokens.data as Float32Array;
+  return embeddings.data as Float32Array;
 }
 
 let head: HeadWeights;

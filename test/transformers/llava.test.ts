@@ -299,6 +299,8 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
     expect(await kept(singles[0], { taskShare: 1, question: QUESTIONS[0] })).toEqual(fromPrompt);
     const encoded = await vision.text.encode(QUESTIONS[0]);
     expect(await kept(singles[0], { taskShare: 1, question: encoded })).toEqual(fromPrompt);
+    const shares = await kept(both, { keepRatio: [0.25, 0.01] });
+    expect(shares.map((indices) => indices.length)).toEqual([PATCHES / 4, 1]);
     expect(await kept(both, { taskShare: 1, question: QUESTIONS })).toEqual(await kept(both, { taskShare: 1 }));
     await expect(kept(singles[0], { question: QUESTIONS })).rejects.toMatchObject({ code: 'ERR_VALUE' });
     await expect(kept(singles[0], { question: ' ' })).rejects.toMatchObject({ code: 'ERR_VALUE' });

@@ -277,6 +277,31 @@ describe.each([
     for (const [id, value] of hand.entries()) expect(got[id]).toBeCloseTo(value, 4);
   });
 
+  it('lets videos beside images pass as the model does, and wants a grid for each', async () => {
+    // Two video tokens of one frame of 2 x 4 patches, which nobody encodes.
+    const film = tokens(processor, '<|vision_start|><|video_pad|><|video_pad|><|vision_end|>');
+    const [{ pixel_values, image_grid_thw, input_ids }] = singles;
+    const all = [...(film.data as BigInt64Array), ...(input_ids.data as BigInt64Array)];
+    const dims = [1, all.length];
+    const prompt = { input_ids: int64(all, dims), attention_mask: int64(new Array(all.length).fill(1), dims) };
+    const inputs = { ...prompt, pixel_values, image_grid_thw };
+    const video_grid_thw = int64([1, 2, 4], [1, 3]);
+    const pruned = await model({ ...inputs, video_grid_thw, desap: { keep: TOKENS[0] } });
+    expect((await model({ ...inputs, video_grid_thw })).logits.dims[1]).toBe(all.length - TOKENS[0] + 5);
+    const error = { code: 'ERR_VALUE', message: /^video_grid_thw: got grids for 0, wanted grids for 1, .*image_grid_thw/ };
+    await expect(model(inputs)).rejects.toMatchObject(error);
+    await expect(model.generate({ ...inputs, ...EIGHT, video_grid_thw })).rejects.toMatchObject(error);
+    const image = { ...singles[0], input_ids: tokens(processor, `${PREFIX}${IMAGE}${IMAGE}a${SUFFIX}`) };
+    const missing = { code: 'ERR_VALUE', message: /^image_grid_thw: got grids for 1, wanted grids for 2, / };
+    image.attention_mask = int64(new Array(image.input_ids.dims[1]).fill(1), image.input_ids.dims);
+    await expect(model(image)).rejects.toMatchObject(missing);
+    await expect(model.generate({ ...image, ...EIGHT })).rejects.toMatchObject(missing);
+    await detach();
+    const whole = await model({ ...inputs, video_grid_thw });
+    for (const [i, value] of (whole.logits.data as Float32Array).entries())
+      expect(pruned.logits.data[i]).toBeCloseTo(value, 4);
+  });
+
   it('needs no question where the saliency map alone decides', async () => {
     const mute = await processor(`${PREFIX}${IMAGE}${SUFFIX}`, photos[0]);
     expect(await answer(mute, model.generate({ ...mute, ...EIGHT, desap: { taskShare: 0 } }))).toHaveLength(1);

@@ -39,11 +39,28 @@ function changed(parts: { config?: object; sessions?: object }): LoadedModel {
 describe('attach refuses, and leaves the model alone', () => {
   const good = (): AttachOptions => ({ clip: own.clip, model: own.llava, keep: 4 });
   const decoder = (inputNames: string[]) => ({ decoder_model_merged: { run() {}, inputNames } });
-  const cases: [string, () => [LoadedModel, Partial<AttachOptions>], string, RegExp][] = [
+  type Refusal = [string, () => [LoadedModel, Partial<AttachOptions>], string, RegExp];
+  const cases: Refusal[] = [
     ['what is no model', () => [{ config: {}, sessions: {} }, {}], 'ERR_VALUE', /model: .*Transformers\.js/],
     ['another kind of model', () => [changed({ config: { model_type: 'florence2' } }), {}], 'ERR_VALUE', /florence2/],
     ['no keep', () => [model, { keep: undefined }], 'ERR_VALUE', /keep/],
-    ['keep 0', () => [model, { keep: 0 }], 'ERR_VALUE', /keep/],
+    ['keep 0', () => [model, { keep: 0 }], 'ERR_VALUE', /^keep: got 0, wanted a count/],
+    ['a share as a count', () => [model, { keep: 0.5 }], 'ERR_VALUE', /^keep: got 0\.5, .*keepRatio/],
+    ['a count as a share', () => [model, { keep: undefined, keepRatio: 64 }], 'ERR_VALUE', /^keepRatio: got 64,/],
+    ['a bad entry of a list', () => [model, { keep: [4, 'none' as never] }], 'ERR_VALUE', /^keep\[1\]: got 'none'/],
+    ['an empty list', () => [model, { keep: [] }], 'ERR_VALUE', /^keep: got \[\]/],
+    ['a count and a share', () => [model, { keepRatio: 0.5 }], 'ERR_VALUE', /^keepRatio: .*one of the two/],
+    ['a question that is none', () => [model, { question: 5 as never }], 'ERR_VALUE', /^question: got 5/],
+    ['a listener that is none', () => [model, { onPruned: {} as never }], 'ERR_VALUE', /^onPruned: got Object/],
+    ['an unknown option', () => [model, { kep: 4 } as never], 'ERR_VALUE', /^options: got the unknown option 'kep'/],
+    ...Object.entries({ clipFolder: 'clip', modelDir: 'model', query: 'question' }).map(
+      ([before, now]): Refusal => [
+        `the option ${before} of before`,
+        () => [model, { [before]: 'x' } as never],
+        'ERR_VALUE',
+        new RegExp(`^options: got the unknown option '${before}', wanted ${now}, its name now`),
+      ],
+    ),
     ['other positions', () => [model, { positions: 'none' as never }], 'ERR_VALUE', /positions/],
     ['no CLIP folder', () => [model, { clip: undefined }], 'ERR_VALUE', /^clip: got undefined/],
     ['a CLIP folder that is not there', () => [model, { clip: 'no/such' }], 'ERR_FILE', /no\/such/],
@@ -101,6 +118,27 @@ describe('attach refuses, and leaves the model alone', () => {
     const four = await answer(inputs, model.generate({ ...inputs, ...EIGHT }));
     const call = model.generate({ ...inputs, ...EIGHT, desap: { keep: undefined } });
     expect(await answer(inputs, call)).toEqual(four);
+  });
+
+  it('options of a call, by their names, and answers the next call', async () => {
+    await using _ = await attach(model, good());
+    const refused = (desap: object, message: RegExp) => {
+      const error = { name: 'DesapError', code: 'ERR_VALUE', message };
+      return Promise.all([
+        expect(model.generate({ ...inputs, ...EIGHT, desap })).rejects.toMatchObject(error),
+        expect(model({ ...inputs, desap })).rejects.toMatchObject(error),
+      ]);
+    };
+    await refused({ query: 'what ?' }, /^desap: got the unknown option 'query', wanted question, its name now/);
+    await refused({ clip: own.clip }, /^desap: got the unknown option 'clip', wanted one of keep, keepRatio,/);
+    await refused({ keep: 0.25 }, /^keep: got 0\.25, .*keepRatio/);
+    await refused({ keep: 4, keepRatio: 0.25 }, /^keepRatio: .*one of the two/);
+    await refused({ keep: [4, 4] }, /^keep: got 2 entries, wanted 1/);
+    await refused({ keepRatio: [0.5, 0.5] }, /^keepRatio: got 2 entries, wanted 1/);
+    // A share of a call stands in place of the count that is the default.
+    const counted = await answer(inputs, model.generate({ ...inputs, ...EIGHT, desap: { keep: PATCHES / 2 } }));
+    const share = model.generate({ ...inputs, ...EIGHT, desap: { keepRatio: 0.5 } });
+    expect(await answer(inputs, share)).toEqual(counted);
   });
 
   it('nothing behind `await using`: the model is as it was', async () => {
