@@ -1,4 +1,4 @@
-import type { Builder } from './builder.js';
+import type { Builder } from './format/builder.js';
 import type { Graph } from './search/graph.js';
 import type { Attention, Layout, Operand } from './search/last-attention.js';
 

@@ -291,7 +291,7 @@ describe.each([
     const error = { code: 'ERR_VALUE', message: /^video_grid_thw: got grids for 0, wanted grids for 1, .*image_grid_thw/ };
     await expect(model(inputs)).rejects.toMatchObject(error);
     await expect(model.generate({ ...inputs, ...EIGHT, video_grid_thw })).rejects.toMatchObject(error);
-    const image = { ...singles[0], input_ids: tokens(processor, `${PREFIX}${IMAGE}${IMAGE}a${SUFFIX}`) };
+    const image: Inputs = { ...singles[0], input_ids: tokens(processor, `${PREFIX}${IMAGE}${IMAGE}a${SUFFIX}`) };
     const missing = { code: 'ERR_VALUE', message: /^image_grid_thw: got grids for 1, wanted grids for 2, / };
     image.attention_mask = int64(new Array(image.input_ids.dims[1]).fill(1), image.input_ids.dims);
     await expect(model(image)).rejects.toMatchObject(missing);

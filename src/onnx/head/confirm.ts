@@ -4,11 +4,11 @@ import { checkHead, type HeadWeights } from '../../head.js';
 import type { NumberMatrix } from '../../kernels/numeric.js';
 import type { TensorLike } from '../../tensor.js';
 import { cut, type EditedGraph, type OrtModule, openGraph } from '../edit.js';
+import { Builder } from '../format/builder.js';
 import type { ModelSource } from '../format/model.js';
-import { type GraphNode, newNode } from '../format/write.js';
 import { toleranceOf } from '../search/precision.js';
 import { beforePicks } from '../search/read-out.js';
-import { batchFirst, floatPixels, HIDDEN_STATES, toFloat, towerGraph } from '../split.js';
+import { batchFirst, floatPixels, HIDDEN_STATES, towerGraph } from '../split.js';
 import { readOutOf, readTower, type TowerStructure } from '../tower.js';
 import { relativeError } from './compare.js';
 import { confirmRows } from './confirm-rows.js';
@@ -129,23 +129,17 @@ async function headValues(
       `head: got width ${head.width}, wanted ${tower.width}, the width of ${name}`,
     );
   const { out } = blocks[blocks.length - 1];
-  const { inputs, nodes } = floatPixels(tower);
-  const edited = cut(graph.model, {
-    inputs,
-    outputs: [HIDDEN_STATES, ATTENTION, LAST_HIDDEN, EMBEDDING],
-    nodes: [
-      ...nodes,
-      ...batchFirst(tower, tower.hidden, HIDDEN_STATES),
-      ...sumNodes(out.laterBias === null ? [out.output] : [out.output, out.laterBias], ATTENTION),
-      // All rows, though the file may pick one first: which row it picks is to show.
-      ...sumNodes(
-        readOut.norm.summands.map((value) => beforePicks(graph, value).value),
-        LAST_HIDDEN,
-      ),
-      toFloat(readOut.projection.output, EMBEDDING),
-    ],
-  });
-  return run(ort, tower, edited, pixels, session);
+  const builder = new Builder(graph.model.opset);
+  const inputs = floatPixels(builder, tower);
+  // All rows, though the file may pick one first: which row it picks is to show.
+  const [last, ...residuals] = readOut.norm.summands.map((value) => beforePicks(graph, value).value);
+  const outputs = [
+    builder.float(batchFirst(builder, tower, tower.hidden), HIDDEN_STATES),
+    builder.float(out.laterBias === null ? out.output : builder.sum(out.output, out.laterBias), ATTENTION),
+    builder.float(builder.sum(last, ...residuals), LAST_HIDDEN),
+    builder.float(readOut.projection.output, EMBEDDING),
+  ];
+  return run(ort, tower, cut(graph.model, { inputs, outputs, nodes: builder.nodes }), pixels, session);
 }
 
 function compareHead(
@@ -232,11 +226,4 @@ const SAMPLES = 8;
 function sampled(count: number): number[] {
   const samples = Math.min(SAMPLES, count);
   return Array.from({ length: samples }, (_, i) => Math.floor((i * count) / samples));
-}
-
-/** Nodes that hand out a sum of values as float32 under another name. */
-function sumNodes([first, ...rest]: readonly string[], as: string): GraphNode[] {
-  const partial = (i: number) => (i === 0 ? first : `${as}.${i}`);
-  const sums = rest.map((value, i) => newNode({ op: 'Add', inputs: [partial(i), value], outputs: [partial(i + 1)] }));
-  return [...sums, toFloat(partial(rest.length), as)];
 }

@@ -1,5 +1,5 @@
 import { DesapError } from '../../errors.js';
-import type { Builder } from '../builder.js';
+import type { Builder } from '../format/builder.js';
 import type { OnnxNode } from '../format/messages.js';
 import { renamed } from '../format/write.js';
 import { MOVES, PASS } from './constants.js';
