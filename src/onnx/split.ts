@@ -7,9 +7,13 @@ import { MOVES } from './search/constants.js';
 import { ancestors, type Graph } from './search/graph.js';
 import type { TowerStructure } from './tower.js';
 
-/** Names of the values that a cut graph takes and hands out; the prefix keeps them apart from the user's. */
+// The prefix keeps these names apart from those of the file.
+
+/** The output of {@link towerGraph}. */
 export const HIDDEN_STATES = 'desap.hidden_states';
+/** The input of {@link projectorGraph}. */
 export const PATCHES = 'desap.patches';
+/** The output of {@link projectorGraph}. */
 export const IMAGE_FEATURES = 'desap.image_features';
 
 /**

@@ -1,7 +1,7 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
-import type { OrtModule } from '../onnx/index.js';
+import type { OrtModule } from '../onnx/edit.js';
 import { loadOrt } from '../ort.js';
 
 /** A tensor of Transformers.js, as far as it is used here. */

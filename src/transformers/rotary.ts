@@ -39,7 +39,8 @@ export function requireGrids(model: HookedModel, inputs: ModelInputs): void {
 
 function requireGrid(argument: string, grids: ModelTensor | null | undefined, count: number, of: string): void {
   const given = grids?.dims[0] ?? 0;
-  if (given < count) throw mismatch('ERR_VALUE', argument, `grids for ${given}`, `grids for ${count}, one for each ${of}`);
+  if (given < count)
+    throw mismatch('ERR_VALUE', argument, `grids for ${given}`, `grids for ${count}, one for each ${of}`);
 }
 
 /** How many vision parts of the prompts begin with a token. */

@@ -1,6 +1,6 @@
 import type { Tensor } from 'onnxruntime-common';
 import { DesapError } from '../errors.js';
-import type { OrtModule } from '../onnx/index.js';
+import type { OrtModule } from '../onnx/edit.js';
 import { floatToHalf } from '../tensor.js';
 import type { ModelSession } from './model.js';
 

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
 import { loadHead, saveHead } from '../../src/head.js';
-import { extractHead } from '../../src/onnx/index.js';
+import { extractHead } from '../../src/onnx/head/extract.js';
 import { formatSafeTensors, readSafeTensors, toFloat32, type WritableTensors } from '../../src/safetensors.js';
 
 const VISION = 'models/tiny-clip/onnx/vision_model.onnx';

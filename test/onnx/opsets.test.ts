@@ -2,17 +2,12 @@ import { readFileSync } from 'node:fs';
 import * as ort from 'onnxruntime-node';
 import { beforeAll, describe, expect, test } from 'vitest';
 import type { HeadWeights } from '../../src/head.js';
-import {
-  confirmHead,
-  confirmTower,
-  extractHead,
-  IMAGE_FEATURES,
-  openGraph,
-  PATCHES,
-  projectorGraph,
-  readText,
-  readTower,
-} from '../../src/onnx/index.js';
+import { openGraph } from '../../src/onnx/edit.js';
+import { confirmHead, confirmTower } from '../../src/onnx/head/confirm.js';
+import { extractHead } from '../../src/onnx/head/extract.js';
+import { IMAGE_FEATURES, PATCHES, projectorGraph } from '../../src/onnx/split.js';
+import { readText } from '../../src/onnx/text.js';
+import { readTower } from '../../src/onnx/tower.js';
 import { ClipText } from '../../src/vision/clip-text.js';
 import { normal, relativeError } from '../support.js';
 import { Editable } from './editable.js';

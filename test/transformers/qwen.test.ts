@@ -288,7 +288,10 @@ describe.each([
     const video_grid_thw = int64([1, 2, 4], [1, 3]);
     const pruned = await model({ ...inputs, video_grid_thw, desap: { keep: TOKENS[0] } });
     expect((await model({ ...inputs, video_grid_thw })).logits.dims[1]).toBe(all.length - TOKENS[0] + 5);
-    const error = { code: 'ERR_VALUE', message: /^video_grid_thw: got grids for 0, wanted grids for 1, .*image_grid_thw/ };
+    const error = {
+      code: 'ERR_VALUE',
+      message: /^video_grid_thw: got grids for 0, wanted grids for 1, .*image_grid_thw/,
+    };
     await expect(model(inputs)).rejects.toMatchObject(error);
     await expect(model.generate({ ...inputs, ...EIGHT, video_grid_thw })).rejects.toMatchObject(error);
     const image: Inputs = { ...singles[0], input_ids: tokens(processor, `${PREFIX}${IMAGE}${IMAGE}a${SUFFIX}`) };

@@ -16,6 +16,7 @@ import { trialPixels } from './pixels.js';
 import { attentionRows, readOutRow } from './recompute.js';
 import { type OpenTower, pickRows, pixelTensor, runOpen } from './trial.js';
 
+/** Options of {@link confirmHead} and {@link confirmTower}. */
 export interface ConfirmOptions {
   /** An image as the graph takes it, [1, 3, height, width]; default: seeded noise of the size that the graph says. */
   readonly pixelValues?: TensorLike;
