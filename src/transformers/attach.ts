@@ -14,7 +14,7 @@ import {
   requireSessions,
 } from './model.js';
 import { locate, type ModelFiles } from './model-files.js';
-import { type AttachOptions, attachOptions } from './options.js';
+import { type AttachOptions, callDefaults } from './options.js';
 import { override } from './override.js';
 import { Questions } from './question/question.js';
 import { openQwen } from './qwen.js';
@@ -53,7 +53,7 @@ const REFUSED: Readonly<Record<string, string>> = {
  *
  * The vision encoder is opened again, in parts or with further outputs, in place of the model's vision session, which is released; its
  * weights are read from the same files.
- * Everything else are own properties of this one instance. `generate` returns the sequences of the whole prompt; a direct call
+ * Everything else is set as own properties of this one instance. `generate` returns the sequences of the whole prompt; a direct call
  * `model(inputs)` returns the logits of the shortened one.
  *
  * Each sequence of a batch gets the ids that it gets alone. The plain model differs where prompts of different length make a batch:
@@ -67,11 +67,11 @@ const REFUSED: Readonly<Record<string, string>> = {
  *   meaning, with what was found; `ERR_FILE` when a folder lacks a file; `ERR_HEAD_MISMATCH` when the CLIP folder, or the file found
  *   for the model, does not belong to it; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`
  */
-export async function attach(model: LoadedModel, given: AttachOptions): Promise<Detach> {
+export async function attach(model: LoadedModel, options: AttachOptions): Promise<Detach> {
   const hooked = requireModel(model);
   const open = familyOf(hooked);
   requireSessions(hooked);
-  const { options, defaults } = attachOptions(hooked, given);
+  const defaults = callDefaults(hooked, options);
   if (isStandIn(hooked.sessions.vision_encoder))
     throw mismatch('ERR_VALUE', 'model', 'a model that is attached to already', 'detach() first');
   imageTokenId(hooked);

@@ -122,7 +122,7 @@ export function requireSessions({ sessions }: HookedModel): void {
   if (unknown.length > 0)
     throw new DesapError(
       'ERR_GRAPH',
-      `model.sessions.decoder_model_merged: got the inputs ${unknown.join(', ')}, of which it is not known what dropped tokens mean to them`,
+      `model.sessions.decoder_model_merged: got the inputs ${unknown.join(', ')}, wanted none that may hold one entry for each token: desap cannot shorten inputs that it does not know`,
     );
 }
 

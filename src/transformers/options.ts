@@ -66,22 +66,18 @@ const OWN_NAMES: OptionNames<Omit<AttachOptions, keyof CallOptions>> = {
 const RENAMED = { clipFolder: 'clip', modelDir: 'model', query: 'question' };
 
 /**
- * The options of `attach`, checked, and those among them that are the defaults of every call.
- * @throws DesapError `ERR_VALUE`; `ERR_GRAPH` for original positions that the decoder is not told
+ * Checks the options of `attach`, and gives those that are the defaults of every call.
+ * @throws DesapError `ERR_VALUE`; `ERR_GRAPH` for original positions where the decoder takes none
  */
-export function attachOptions(
-  model: HookedModel,
-  given: AttachOptions,
-): { options: AttachOptions; defaults: CallOptions } {
+export function callDefaults(model: HookedModel, given: AttachOptions): CallOptions {
   const all = options('options', given, { ...CALL_NAMES, ...OWN_NAMES }, RENAMED);
   const isDefault = ([name]: [string, unknown]) => Object.hasOwn(CALL_NAMES, name);
-  const defaults = Object.fromEntries(Object.entries(all).filter(isDefault)) as CallOptions;
-  return { options: all, defaults: checked(model, defaults) };
+  return checked(model, Object.fromEntries(Object.entries(all).filter(isDefault)));
 }
 
 /**
  * The options of one call, with the defaults where it gives none.
- * @throws DesapError `ERR_VALUE`; `ERR_GRAPH` for original positions that the decoder is not told
+ * @throws DesapError `ERR_VALUE`; `ERR_GRAPH` for original positions where the decoder takes none
  */
 export function callOptions(model: HookedModel, defaults: CallOptions, desap: unknown): CallOptions {
   const given = options('desap', desap as CallOptions | undefined, CALL_NAMES, RENAMED);

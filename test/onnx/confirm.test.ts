@@ -110,6 +110,15 @@ describe('confirmHead', () => {
     });
   });
 
+  test('refuses misspelt options', async () => {
+    const error = {
+      code: 'ERR_VALUE',
+      message: /^options: got the unknown option 'pixels', wanted one of pixelValues, session/,
+    };
+    await expect(confirmHead(ort, CLIP, head, { pixels: PIXELS } as never)).rejects.toMatchObject(error);
+    await expect(confirmTower(ort, LLAVA, CLIP, { pixels: PIXELS } as never)).rejects.toMatchObject(error);
+  });
+
   test('refuses other widths, LLaVA files and images that do not fit', async () => {
     const narrow = { ...head, width: 64 };
     await expect(confirmHead(ort, CLIP, narrow)).rejects.toMatchObject({ code: 'ERR_SHAPE' });

@@ -2,6 +2,7 @@ import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError } from '../../errors.js';
 import { checkHead, type HeadWeights } from '../../head.js';
 import type { NumberMatrix } from '../../kernels/numeric.js';
+import { type OptionNames, options } from '../../options.js';
 import type { TensorLike } from '../../tensor.js';
 import { cut, type EditedGraph, type OrtModule, openGraph } from '../edit.js';
 import { Builder } from '../format/builder.js';
@@ -24,6 +25,8 @@ export interface ConfirmOptions {
   readonly session?: InferenceSession.SessionOptions;
 }
 
+const NAMES: OptionNames<ConfirmOptions> = { pixelValues: true, session: true };
+
 /** Largest difference between what a graph computes and what the head gives, relative to the largest magnitude. */
 export interface HeadConfirmation {
   /** Attention after its output projection: eight of its rows. */
@@ -45,10 +48,10 @@ const LAST_HIDDEN = 'desap.last_hidden';
 const EMBEDDING = 'desap.embedding';
 
 /**
- * Runs a CLIP vision model on one image and recomputes its last attention and its read-out from the head, in float64:
- * a wrong orientation, head count, scale or weight shows. (What does not show: a factor that moved between q and k.)
- * Eight rows of the attention are compared; each depends on every weight of it. Two images are embedded: the class token's row
- * has to be the only one that no image changes.
+ * Runs a CLIP vision model on one image, and recomputes its last attention and its read-out from the head, in float64.
+ * A wrong orientation, head count, scale or weight shows; a factor that moved between q and k does not.
+ * Eight rows of the attention are compared, and each depends on every weight. Two images are embedded: only the class token's row
+ * may be the same for both.
  *
  * @param ort the onnxruntime-node module
  * @param visionModel the CLIP `vision_model.onnx` that the head belongs to
@@ -59,8 +62,9 @@ export async function confirmHead(
   ort: OrtModule,
   visionModel: ModelSource,
   head: HeadWeights,
-  { pixelValues, session }: ConfirmOptions = {},
+  given?: ConfirmOptions,
 ): Promise<HeadConfirmation> {
+  const { pixelValues, session } = options('options', given, NAMES);
   const tower = readTower(visionModel, 'visionModel');
   const pixels = pixelTensor(ort, pixelValues ?? trialPixels(tower));
   const values = await headValues(ort, tower, head, pixels, session);
@@ -78,8 +82,9 @@ export async function confirmTower(
   ort: OrtModule,
   llavaVisionEncoder: ModelSource,
   clipVisionModel: ModelSource,
-  { pixelValues, session }: ConfirmOptions = {},
+  given?: ConfirmOptions,
 ): Promise<TowerConfirmation> {
+  const { pixelValues, session } = options('options', given, NAMES);
   const llava = readTower(llavaVisionEncoder, 'llavaVisionEncoder');
   const clip = readTower(clipVisionModel, 'clipVisionModel');
   const pixels = pixelTensor(ort, pixelValues ?? trialPixels(clip));
