@@ -11,15 +11,9 @@ import { mkdir, readdir, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import * as ort from 'onnxruntime-node';
-import {
-  HIDDEN_STATES,
-  IMAGE_FEATURES,
-  openGraph,
-  PATCHES,
-  projectorGraph,
-  readTower,
-  towerGraph,
-} from '../src/onnx/index.js';
+import { openGraph } from '../src/onnx/edit.js';
+import { HIDDEN_STATES, IMAGE_FEATURES, PATCHES, projectorGraph, towerGraph } from '../src/onnx/split.js';
+import { readTower } from '../src/onnx/tower.js';
 import { tensor } from './data.js';
 import { machine, type Spread, spread } from './harness.js';
 import { temporaryFolder, type VisionShape, visionEncoder } from './onnx-models.js';

@@ -1,7 +1,7 @@
 import { DesapError } from '../errors.js';
 import { attend } from './attend.js';
-import { Builder } from './builder.js';
 import { cut, type EditedGraph } from './edit.js';
+import { Builder } from './format/builder.js';
 import type { OnnxValue } from './format/messages.js';
 import { type OnnxModel, readModel } from './format/model.js';
 import { DataType, isFloat } from './format/proto.js';
@@ -11,7 +11,6 @@ import { describeNode, Graph } from './search/graph.js';
 import { lastAttention, type Operand } from './search/last-attention.js';
 import { type Linear, Linears } from './search/linear.js';
 import { CARRIES, moved, rotatedBehind } from './search/rotary.js';
-import { toFloat } from './split.js';
 
 /** What the tower graph hands out of M visual tokens, all in the grid's order. */
 export const FEATURES = 'desap.features';
@@ -93,7 +92,7 @@ export function readQwenTower(path: string, unit: number): QwenTower {
     [SALIENCY]: inOrder(builder, merger, builder.mean(groups, 1, 1), 'desap.saliency_order'),
     ...(merger.isPacked ? { [MAIN_FEATURES]: inOrder(builder, merger, merger.merged, 'desap.main_order') } : {}),
   };
-  builder.include(Object.entries(handedOut).map(([name, value]) => toFloat(value, name)));
+  for (const [name, value] of Object.entries(handedOut)) builder.float(value, name);
   return {
     ...cut(graph.model, { outputs: Object.keys(handedOut), nodes: builder.nodes }),
     tolerance: TOLERANCE[roundingOf(graph, linears, merger)],
@@ -141,7 +140,7 @@ const QUANTIZES = new Set(['DynamicQuantizeLinear', 'QuantizeLinear']);
 /** Another context through the output projection. */
 function projected(builder: Builder, graph: Graph, out: Linear, context: string, other: string): string {
   const value = computedFrom(builder, graph, new Map([[context, other]]), out.output, 'desap.decoupled');
-  return out.laterBias === null ? value : builder.add('Add', [value, out.laterBias]);
+  return out.laterBias === null ? value : builder.sum(value, out.laterBias);
 }
 
 /** Other rows through the merger. */

@@ -17,7 +17,7 @@ import {
   requireSessions,
 } from './model.js';
 import { locate, type ModelFiles } from './model-files.js';
-import { type AttachOptions, type CallOptions, callOptions } from './options.js';
+import { type AttachOptions, callDefaults } from './options.js';
 import { override } from './override.js';
 import { Questions } from './question/question.js';
 import { isReleased, isStandIn, standIn } from './vision-session.js';
@@ -28,7 +28,7 @@ import { isReleased, isStandIn, standIn } from './vision-session.js';
  *
  * ```ts
  * const model = await AutoModelForImageTextToText.from_pretrained('llava-1.5-7b-hf', { dtype: 'fp32' });
- * const detach = await attach(model, { clipFolder: 'clip-vit-large-patch14-336', modelDir: 'llava-1.5-7b-hf', keep: 64 });
+ * const detach = await attach(model, { clip: 'clip-vit-large-patch14-336', model: 'llava-1.5-7b-hf', keep: 64 });
  * const output = await model.generate({ ...inputs, max_new_tokens: 64 });                 // 64 visual tokens
  * const other = await model.generate({ ...inputs, max_new_tokens: 64, desap: { keep: 32 } });
  * await detach();
@@ -36,8 +36,11 @@ import { isReleased, isStandIn, standIn } from './vision-session.js';
  *
  * The vision encoder is opened again, in parts or with further outputs, in place of the model's vision session, which is released; its
  * weights are read from the same files.
- * Everything else are own properties of this one instance. `generate` returns the sequences of the whole prompt; a direct call
+ * Everything else is set as own properties of this one instance. `generate` returns the sequences of the whole prompt; a direct call
  * `model(inputs)` returns the logits of the shortened one.
+ *
+ * Each sequence of a batch gets the ids that it gets alone. The plain model differs where prompts of different length make a batch:
+ * its cached steps see the padding. There K = P and `keep: 'all'` can give different ids.
  *
  * Attach while no call of the model is running.
  *
@@ -51,12 +54,12 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
   const hooked = requireModel(model);
   const family = familyOf('model.config', hooked.config);
   requireSessions(hooked);
-  callOptions(hooked, callDefaults(options), undefined);
+  const defaults = callDefaults(hooked, options);
   const plain = hooked.sessions.vision_encoder;
   if (isStandIn(plain)) throw mismatch('ERR_VALUE', 'model', 'a model that is attached to already', 'detach() first');
   imageTokenId(hooked);
 
-  const files = await locate(hooked, options.modelDir);
+  const files = await locate(hooked, options.model);
   const runtime = await modelRuntime(hooked);
   const session = { logSeverityLevel: 3 as const, ...sessionOptions(hooked, options) };
   let opened: Promise<Questions> | undefined;
@@ -64,11 +67,7 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
   const vision = await openVision(hooked, family, files, { ...options, session }, { ...runtime, questions });
 
   const running = new Set<Promise<unknown>>();
-  const hooks = pruningHooks(
-    { model: hooked, vision: vision.model, questions },
-    ownMethods(hooked),
-    callDefaults(options),
-  );
+  const hooks = pruningHooks({ model: hooked, vision: vision.model, questions }, ownMethods(hooked), defaults);
   const restore = override(hooked, waitedFor(hooks, running));
   hooked.sessions.vision_encoder = vision.session;
   await plain.release();
@@ -91,13 +90,6 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
 /** Puts a model back as it was, once the calls in flight have ended. Works with `await using`. */
 export type Detach = (() => Promise<void>) & AsyncDisposable;
 
-/** The options of `attach` that are defaults of every call. */
-function callDefaults(options: AttachOptions): CallOptions {
-  const { session, clipFolder, pruner, modelDir, longText, encoding, device, precision, threads, isa, ...defaults } =
-    options ?? {};
-  return defaults;
-}
-
 interface Vision {
   readonly model: VisionModel;
   /** Stands in for the model's vision session. */
@@ -114,7 +106,7 @@ async function openVision(
 ): Promise<Vision> {
   const plain = sessions.vision_encoder;
   const inputs = fileInputs(plain, 'model.sessions.vision_encoder');
-  const { clipFolder: clip, pruner, encoding, longText, session, device, precision, threads, isa } = options;
+  const { clip, pruner, encoding, longText, session, device, precision, threads, isa } = options;
   const model = await family.openBeside(
     { ...files, config },
     {

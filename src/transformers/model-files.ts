@@ -15,11 +15,11 @@ export interface ModelFiles {
 /**
  * Finds the folder of a loaded model, which neither the model nor its sessions remember.
  *
- * @param modelDir a folder or a model id; default: the name in the model's config
+ * @param given a folder or a model id; default: the name in the model's config
  * @throws DesapError `ERR_FILE` with all places that were looked at
  */
-export async function locate(model: HookedModel, modelDir: string | undefined): Promise<ModelFiles> {
-  const name = modelDir ?? model.config._name_or_path;
+export async function locate(model: HookedModel, given: string | undefined): Promise<ModelFiles> {
+  const name = given ?? model.config._name_or_path;
   const { dtype = 'fp32' } = model.sessions.vision_encoder.config ?? {};
   const file = `vision_encoder${(SUFFIX as Record<string, string>)[dtype] ?? ''}.onnx`;
   const looked: string[] = [];
@@ -34,7 +34,7 @@ export async function locate(model: HookedModel, modelDir: string | undefined): 
   const got = looked.length > 0 ? `nothing at ${looked.join(', ')}` : 'no name of the model in its config';
   throw new DesapError(
     'ERR_FILE',
-    `modelDir: got ${got}, wanted the folder that the model was loaded from, which holds onnx/${file}: pass the option modelDir`,
+    `options.model: got ${got}, wanted the folder that the model was loaded from, which holds onnx/${file}`,
   );
 }
 

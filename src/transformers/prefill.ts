@@ -3,9 +3,9 @@ import { mismatch } from '../errors.js';
 import type { TextEmbeddings } from '../index.js';
 import { floatToHalf } from '../tensor.js';
 import type { EncodedImage, InputNames, PrunedFeatures, VisionModel } from '../vision/vision-model.js';
-import { append, dropped, type Layout, pack, pickColumns } from './cache-map.js';
+import { append, type CacheMap, dropped, pack, pickColumns } from './cache-map.js';
 import { type HookedModel, imageTokenId, type ModelInputs, type ModelTensor, type ModelTensorClass } from './model.js';
-import { type CallOptions, entryOf, type PrunedImage, type Query } from './options.js';
+import { amountOf, type CallOptions, entryOf, type PrunedImage, type Question } from './options.js';
 import type { Questions } from './question/question.js';
 
 /** The parts of an attached model that a prefill works with. */
@@ -18,7 +18,7 @@ export interface Attached {
 /** A shortened prefill: what the model's own `forward` takes, and where the slots of its cache come from. */
 export interface Prefill {
   readonly inputs: Required<Pick<ModelInputs, 'inputs_embeds' | 'attention_mask'>> & Pick<ModelInputs, 'position_ids'>;
-  readonly layout: Layout;
+  readonly map: CacheMap;
 }
 
 /** What callers of the model know its inputs by. */
@@ -42,7 +42,7 @@ export async function prefill(
   attached: Attached,
   inputs: ModelInputs,
   options: CallOptions,
-  before: Layout | null,
+  before: CacheMap | null,
 ): Promise<Prefill> {
   const { model, vision } = attached;
   const ids = inputs.input_ids as ModelTensor;
@@ -70,7 +70,7 @@ export async function prefill(
         attention_mask: shortMask(inputs, slots, past, columns),
         position_ids: shortPositions(inputs, options, slots, past, before),
       },
-      layout: append(before, past, slots, columns),
+      map: append(before, past, slots, columns),
     };
   } finally {
     for (const image of encoded) image.dispose();
@@ -114,9 +114,8 @@ async function pruneAll(
   const { taskShare, alignment, lambda, merge } = options;
   for (const [i, { sequence, encoded }] of images.entries()) {
     if (!asked.has(sequence)) asked.set(sequence, await question(attached, inputs, sequence, options));
-    const given = entryOf('keep', options.keep ?? 'all', i, images.length);
-    const keep = given === 'all' ? encoded.tokenCount : given;
-    kept.push(await encoded.prune(asked.get(sequence) ?? null, { keep, taskShare, alignment, lambda, merge }));
+    const amount = amountOf(options, i, images.length, encoded.tokenCount);
+    kept.push(await encoded.prune(asked.get(sequence) ?? null, { ...amount, taskShare, alignment, lambda, merge }));
   }
   options.onPruned?.(
     kept.map(
@@ -137,9 +136,9 @@ async function question(
 ): Promise<TextEmbeddings | null> {
   if (options.taskShare === 0) return null;
   const ids = inputs.input_ids as ModelTensor;
-  let query: Query | undefined = entryOf('query', options.query, sequence, ids.dims[0]) as Query | undefined;
-  query ??= (await questions()).read(unpadded(inputs, sequence), Number(imageTokenId(model)));
-  return typeof query === 'string' ? vision.encodeQuestion(query) : query;
+  let asked = entryOf('question', options.question, sequence, ids.dims[0]) as Question | undefined;
+  asked ??= (await questions()).read(unpadded(inputs, sequence), Number(imageTokenId(model)));
+  return typeof asked === 'string' ? vision.encodeQuestion(asked) : asked;
 }
 
 /** The ids of one sequence that its mask does not hide. */
@@ -211,7 +210,7 @@ function shortPositions(
   { positions }: CallOptions,
   slots: readonly Int32Array[],
   past: number,
-  before: Layout | null,
+  before: CacheMap | null,
 ): ModelTensor | null {
   const ids = inputs.input_ids as ModelTensor;
   const [rows, columns] = ids.dims;
@@ -223,7 +222,7 @@ function shortPositions(
 }
 
 /** Places [rows, columns] among all tokens that are not padding, those that the cache has lost included. */
-export function originalPositions(inputs: ModelInputs, past: number, before: Layout | null): BigInt64Array {
+export function originalPositions(inputs: ModelInputs, past: number, before: CacheMap | null): BigInt64Array {
   const [rows, columns] = (inputs.input_ids as ModelTensor).dims;
   const mask = inputs.attention_mask?.data as BigInt64Array | undefined;
   const data = new BigInt64Array(rows * columns);

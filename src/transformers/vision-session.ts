@@ -1,5 +1,5 @@
 import type { Tensor } from 'onnxruntime-common';
-import type { OrtModule } from '../onnx/index.js';
+import type { OrtModule } from '../onnx/edit.js';
 import { floatToHalf } from '../tensor.js';
 import { type AllFeatures, allFeatures, type FileInputs } from '../vision/file-features.js';
 import type { VisionModel } from '../vision/vision-model.js';

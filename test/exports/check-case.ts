@@ -5,7 +5,11 @@
 import { join } from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { DesapError, type HeadWeights, Pruner, type TextEmbeddings } from '../../src/index.js';
-import { confirmHead, extractHead, HIDDEN_STATES, openGraph, readTower, towerGraph } from '../../src/onnx/index.js';
+import { openGraph } from '../../src/onnx/edit.js';
+import { confirmHead } from '../../src/onnx/head/confirm.js';
+import { extractHead } from '../../src/onnx/head/extract.js';
+import { HIDDEN_STATES, towerGraph } from '../../src/onnx/split.js';
+import { readTower } from '../../src/onnx/tower.js';
 import { readSafeTensors, type SafeTensors, toFloat32 } from '../../src/safetensors.js';
 import { float32, type Tensor } from '../../src/tensor.js';
 import { ClipText } from '../../src/vision/clip-text.js';

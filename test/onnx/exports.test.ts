@@ -32,7 +32,7 @@ test('a LLaVA file with the class token among its features gives all rows as the
   const got = await image.all();
   expect(got.dims).toEqual([1, 17, wanted.dims[2]]);
   expect(relativeError(got.data as Float32Array, wanted.data as Float32Array)).toBeLessThan(1e-5);
-  const text = { tokens: { data: normal(6, 4 * 20), dims: [4, 20] } };
+  const text = { embeddings: { data: normal(6, 4 * 20), dims: [4, 20] } };
   expect((await image.prune(text, { keep: 5 })).features.dims).toEqual([1, 5, wanted.dims[2]]);
   image.dispose();
   await vision.dispose();

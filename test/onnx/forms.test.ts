@@ -3,19 +3,12 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { openGraph } from '../../src/onnx/edit.js';
 import { DataType } from '../../src/onnx/format/proto.js';
-import {
-  confirmHead,
-  confirmTower,
-  extractHead,
-  HIDDEN_STATES,
-  IMAGE_FEATURES,
-  openGraph,
-  PATCHES,
-  projectorGraph,
-  readTower,
-  towerGraph,
-} from '../../src/onnx/index.js';
+import { confirmHead, confirmTower } from '../../src/onnx/head/confirm.js';
+import { extractHead } from '../../src/onnx/head/extract.js';
+import { HIDDEN_STATES, IMAGE_FEATURES, PATCHES, projectorGraph, towerGraph } from '../../src/onnx/split.js';
+import { readTower } from '../../src/onnx/tower.js';
 import { floatToHalf, halfToFloat } from '../../src/tensor.js';
 import { ImageProcessor, LlavaVision } from '../../src/vision/index.js';
 import { normal, relativeError } from '../support.js';

@@ -16,19 +16,11 @@ import { join } from 'node:path';
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
+import { cut, type EditedGraph, openGraph } from '../../src/onnx/edit.js';
+import { readModel } from '../../src/onnx/format/model.js';
 import { DataType } from '../../src/onnx/format/proto.js';
-import {
-  cut,
-  type EditedGraph,
-  HIDDEN_STATES,
-  IMAGE_FEATURES,
-  openGraph,
-  PATCHES,
-  projectorGraph,
-  readModel,
-  readTower,
-  towerGraph,
-} from '../../src/onnx/index.js';
+import { HIDDEN_STATES, IMAGE_FEATURES, PATCHES, projectorGraph, towerGraph } from '../../src/onnx/split.js';
+import { readTower } from '../../src/onnx/tower.js';
 import { LlavaVision } from '../../src/vision/index.js';
 import { normal } from '../support.js';
 import { Editable } from './editable.js';

@@ -38,11 +38,13 @@ describe.each(QWEN_FAMILIES)('%s', (family) => {
     const onPruned = (images: readonly PrunedImage[]) => {
       pruned = images;
     };
-    detach = await attach(model, { modelDir: join(ROOT, family), keep: 4, onPruned });
+    detach = await attach(model, { model: join(ROOT, family), keep: 4, onPruned });
     for (const given of expected.cases) {
       for (const { options, ids: wanted, ...kept } of given.pruned) {
         const what = `${given.name}, ${JSON.stringify(options)}`;
-        const got = await generate(given, options);
+        const { keep, ...others } = options;
+        const isRatio = typeof keep === 'number' && keep < 1;
+        const got = await generate(given, { ...others, ...(isRatio ? { keepRatio: keep } : { keep }) });
         const list = (key: 'indices' | 'source' | 'assignment') => pruned.map((image) => [...(image[key] as never)]);
         expect(list('indices'), what).toEqual(kept.indices);
         expect(list('source'), what).toEqual(kept.source);
@@ -66,7 +68,7 @@ describe('families that are not taken are refused by their type', () => {
     ['llava_onevision', 'llava_onevision with a SigLIP tower: it has no class token, and no CLIP folder fits'],
   ])('%s', async (family, message) => {
     const { model } = await load(ROOT, family);
-    const attached = attach(model, { modelDir: join(ROOT, family), clipFolder: 'models/tiny-clip', keep: 4 });
+    const attached = attach(model, { model: join(ROOT, family), clip: 'models/tiny-clip', keep: 4 });
     await expect(attached).rejects.toMatchObject({
       code: 'ERR_VALUE',
       message: expect.stringContaining(`model.config.model_type: got ${message}`),
@@ -81,7 +83,7 @@ describe('what is looked at in a loaded Qwen2-VL', () => {
     ({ model } = await load(ROOT, 'qwen2_vl'));
   });
   afterAll(() => model.dispose());
-  const modelDir = join(ROOT, 'qwen2_vl');
+  const folder = join(ROOT, 'qwen2_vl');
 
   /** The model with another config, or with a decoder that has further inputs. */
   const changed = (config: object, inputs: string[] = []): LoadedModel => {
@@ -95,22 +97,24 @@ describe('what is looked at in a loaded Qwen2-VL', () => {
 
   it('refuses a LLaVA whose config says that its tower is another', async () => {
     const siglip = { model_type: 'llava', vision_config: { model_type: 'siglip_vision_model' } };
-    await expect(attach(changed(siglip), { modelDir, keep: 4 })).rejects.toMatchObject({
+    await expect(attach(changed(siglip), { model: folder, keep: 4 })).rejects.toMatchObject({
       code: 'ERR_VALUE',
-      message: expect.stringMatching(/vision_config\.model_type: got siglip_vision_model.*no CLIP folder fits/),
+      message: expect.stringMatching(/vision_config\.model_type: got 'siglip_vision_model'.*no CLIP folder fits/),
     });
   });
 
   it('tells a type that is not taken before it looks at the decoder', async () => {
     const other = changed({ model_type: 'lfm2_vl' }, ['per_layer_inputs']);
-    await expect(attach(other, { modelDir, keep: 4 })).rejects.toMatchObject({ message: /model_type: got lfm2_vl/ });
+    await expect(attach(other, { model: folder, keep: 4 })).rejects.toMatchObject({
+      message: /model_type: got lfm2_vl/,
+    });
   });
 
   it('refuses decoder inputs that could be per token, and takes states that are not', async () => {
-    const unknown = attach(changed({}, ['past_conv.0', 'per_layer_inputs']), { modelDir, keep: 4 });
+    const unknown = attach(changed({}, ['past_conv.0', 'per_layer_inputs']), { model: folder, keep: 4 });
     await expect(unknown).rejects.toMatchObject({ code: 'ERR_GRAPH', message: /got the inputs per_layer_inputs,/ });
     const states = changed({}, ['past_conv.0', 'past_recurrent.0']);
-    const bad = attach(states, { modelDir: 'no/such/folder', keep: 4 });
+    const bad = attach(states, { model: 'no/such/folder', keep: 4 });
     await expect(bad).rejects.toMatchObject({ code: 'ERR_FILE', message: /no\/such\/folder/ });
   });
 });

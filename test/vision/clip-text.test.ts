@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { readText } from '../../src/onnx/index.js';
+import { readText } from '../../src/onnx/text.js';
 import { Tensor } from '../../src/tensor.js';
 import { ClipText, type EncodedText } from '../../src/vision/clip-text.js';
 import { Editable } from '../onnx/editable.js';
