@@ -136,15 +136,15 @@ export async function measure(options: MeasureOptions = {}): Promise<Measurement
   const tallies = new Map<string, Tally>();
   const tally = (key: string) => tallies.get(key) ?? tallies.set(key, new Tally()).get(key)!;
   for (const [item, { image, question, answer, type }] of questions.entries()) {
-    using picture = await llava.see(join(MODELS, 'eval', image));
-    const seen = await picture.analyze();
+    using shown = await llava.see(join(MODELS, 'eval', image));
+    const seen = await shown.analyze();
     const asked: Asked = { seen, question, backend, vanilla, item, text: await vision.text.encode(question) };
     const isRight = async (selection: Selection, positions?: 'original') => {
       const features = await seen.project(selection.tokens);
       const { text } = await llava.complete({ features, kept: selection }, question, { positions });
       return Number(text === answer);
     };
-    if (baselines) tally('full').add(type, Number((await picture.answer(question, { keep: 'all' })).text === answer));
+    if (baselines) tally('full').add(type, Number((await shown.answer(question, { keep: 'all' })).text === answer));
     for (const keep of keeps) {
       for (const name of methods) {
         const selections = await METHODS[name](asked, keep);

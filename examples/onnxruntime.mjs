@@ -1,7 +1,7 @@
-// One picture, one question, over plain onnxruntime-node: the raw ONNX files of a LLaVA, with DeSAP between its vision tower and its
+// One image, one question, over plain onnxruntime-node: the raw ONNX files of a LLaVA, with DeSAP between its vision tower and its
 // projector. Run it from a clone, after `npm run build`:
 //
-//   node examples/onnxruntime.mjs [picture] [question] [visual tokens to keep]
+//   node examples/onnxruntime.mjs [image] [question] [visual tokens to keep]
 import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { Tokenizer } from '@huggingface/tokenizers';
@@ -10,7 +10,7 @@ import { InferenceSession, Tensor } from 'onnxruntime-node';
 
 const models = fileURLToPath(new URL('../models/', import.meta.url));
 const llava = `${models}tiny-llava`;
-const [picture = `${models}eval/images/000.png`, question = 'what is the large thing ?', keep = '16'] =
+const [image = `${models}eval/images/000.png`, question = 'what is the large thing ?', keep = '16'] =
   process.argv.slice(2);
 
 const json = async (name) => JSON.parse(await readFile(`${llava}/${name}`, 'utf8'));
@@ -21,8 +21,8 @@ const embedTokens = await InferenceSession.create(`${llava}/onnx/embed_tokens.on
 const decoder = await InferenceSession.create(`${llava}/onnx/decoder_model_merged.onnx`);
 const vision = await PrunedVision.open(`${llava}/onnx/vision_encoder.onnx`, { clip: `${models}tiny-clip` });
 
-// 1. The picture, pruned for the question: K rows for the language model, and which patches they stand for.
-const pixels = await images.process(picture);
+// 1. The image, pruned for the question: K rows for the language model, and which patches they stand for.
+const pixels = await images.process(image);
 const kept = await vision.encode(pixels, question, { keep: Number(keep) });
 
 // 2. The prompt with one image token per patch, and then without those of the dropped patches.

@@ -24,8 +24,8 @@ interface Flags extends ModelFlags, PruningFlags {
 
 export function answerCommand(): Command {
   return withPruning(withModels(new Command('answer')))
-    .description('Answer a question about a picture with a LLaVA model whose visual tokens are pruned.')
-    .argument('<picture>', 'PNG, JPEG, WebP, ... file')
+    .description('Answer a question about an image with a LLaVA model whose visual tokens are pruned.')
+    .argument('<image>', 'PNG, JPEG, WebP, ... file')
     .argument('<question>', 'the question, as the language model and the CLIP text tower see it')
     .option('--keep <count>', 'visual tokens to keep: a count, a fraction below 1, or all', keepOrAll, 'all')
     .addOption(positionsOption())
@@ -39,12 +39,12 @@ Examples:
   $ desap answer models/eval/demo/00.png "what color is the house ?" --keep 16
   $ desap answer photo.jpg "is the fence wood or metal?" --keep 64 --model llava-1.5-7b --clip clip-vit-large-patch14-336`,
     )
-    .action(async (picture: string, question: string, flags: Flags) => {
+    .action(async (image: string, question: string, flags: Flags) => {
       const { prompt } = flags;
       const { model, clip } = await modelFolders(flags);
       const llava = await Llava.open(model, { ...deviceOptions(flags), prompt, clip });
       try {
-        const { pruned, ...answer } = await llava.answer(picture, question, flags);
+        const { pruned, ...answer } = await llava.answer(image, question, flags);
         if (flags.json) return printJson({ ...answer, indices: pruned?.indices, source: pruned?.source });
         print(answer.text);
         const { vision, prune, projector, prefill, decode } = answer.timings;

@@ -35,7 +35,7 @@ export function deviceOptions({ device, precision, threads, isa }: DeviceOptions
   return { device, precision, threads, isa };
 }
 
-/** Options that choose the models of a question about a picture. */
+/** Options that choose the models of a question about an image. */
 export function withModels(command: Command): Command {
   return withDevice(
     command

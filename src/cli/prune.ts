@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import { Command } from 'commander';
 import { mismatch } from '../errors.js';
 import { writeWhole } from '../files.js';
-import { ImageProcessor, type Picture } from '../vision/image-processor.js';
+import { ImageProcessor, type RgbImage } from '../vision/image-processor.js';
 import { type PrunedFeatures, PrunedVision } from '../vision/llava.js';
 import {
   deviceOptions,
@@ -25,11 +25,11 @@ interface Flags extends ModelFlags, PruningFlags {
 
 export function pruneCommand(): Command {
   return withPruning(withModels(new Command('prune')))
-    .description('Show which patches of a picture a question keeps, and why.')
-    .argument('<picture>', 'PNG, JPEG, WebP, ... file')
+    .description('Show which patches of an image a question keeps, and why.')
+    .argument('<image>', 'PNG, JPEG, WebP, ... file')
     .argument('<question>', 'the question, as the CLIP text tower sees it')
     .requiredOption('--keep <count>', 'visual tokens to keep: a count, or a fraction below 1', keepCount)
-    .option('-o, --output <file>', 'write a picture of the kept patches and both maps (PNG)')
+    .option('-o, --output <file>', 'write an image of the kept patches and both maps (PNG)')
     .option('--json', 'print indices, source, assignment, counts, maps and timings as JSON')
     .addHelpText(
       'after',
@@ -42,15 +42,15 @@ Examples:
       const { keep, taskShare, alignment, lambda, merge, output } = flags;
       const { model, clip } = await modelFolders(flags);
       const images = await ImageProcessor.open(model);
-      const picture = await images.picture(file);
+      const image = await images.rgb(file);
       const vision = await PrunedVision.open(join(model, 'onnx', 'vision_encoder.onnx'), {
         ...deviceOptions(flags),
         clip,
       });
       try {
         const options = { keep, taskShare, alignment, lambda, merge, maps: true };
-        const kept = await vision.encode(images.normalize(picture), question, options);
-        if (output !== undefined) await writeWhole(output, await draw(picture, question, kept));
+        const kept = await vision.encode(images.normalize(image), question, options);
+        if (output !== undefined) await writeWhole(output, await draw(image, question, kept));
         if (flags.json) printJson(forPrograms(question, kept, vision.device));
         else summarize(kept, vision.device, output);
       } finally {
@@ -59,23 +59,23 @@ Examples:
     });
 }
 
-/** The picture of {@link renderKept} for one pruning with maps. */
+/** The image of {@link renderKept} for one pruning with maps. */
 export async function draw(
-  picture: Picture,
+  image: RgbImage,
   question: string,
   kept: PrunedFeatures,
   answer?: string,
 ): Promise<Uint8Array> {
   const { indices, source, maps, assignment } = kept;
-  const columns = Math.sqrt((assignment.length * picture.width) / picture.height);
+  const columns = Math.sqrt((assignment.length * image.width) / image.height);
   if (!maps || !Number.isInteger(columns))
     throw mismatch(
       'ERR_SHAPE',
-      'picture',
-      `${assignment.length} patches on ${picture.width}x${picture.height} pixels`,
+      'image',
+      `${assignment.length} patches on ${image.width}x${image.height} pixels`,
       'square patches',
     );
-  return renderKept(picture, { indices, source, ...maps, columns, question, answer });
+  return renderKept(image, { indices, source, ...maps, columns, question, answer });
 }
 
 function forPrograms(question: string, kept: PrunedFeatures, device: string) {
@@ -93,5 +93,5 @@ function summarize({ indices, source, assignment, timings }: PrunedFeatures, dev
   print(
     `ms: vision ${ms(vision)}, analysis ${ms(analyze)}, text ${ms(text)}, pruning ${ms(prune)}, projector ${ms(projector)}`,
   );
-  if (output !== undefined) print(`picture: ${output}`);
+  if (output !== undefined) print(`image: ${output}`);
 }

@@ -1,6 +1,6 @@
 import type { Sharp } from 'sharp';
 import { optional } from '../optional.js';
-import type { Picture } from '../vision/image-processor.js';
+import type { RgbImage } from '../vision/image-processor.js';
 
 /** What {@link renderKept} shows of one pruning. P patches row by row, K kept. */
 export interface KeptView {
@@ -33,30 +33,26 @@ const HEAT: readonly Rgb[] = [
 ];
 
 /**
- * A PNG with three panels: the picture with dropped patches greyed and kept ones outlined by what chose them, and the task and
- * the saliency map as heat over the picture.
+ * A PNG with three panels: the image with dropped patches greyed and kept ones outlined by what chose them, and the task and
+ * the saliency map as heat over the image.
  *
- * @param picture what the encoder saw, so that patches lie on the grid
+ * @param image what the encoder saw, so that patches lie on the grid
  */
-export async function renderKept(picture: Picture, view: KeptView): Promise<Uint8Array> {
-  const { default: sharp } = await optional(() => import('sharp'), 'sharp', 'drawing pictures');
-  const side = panelSide(picture);
-  const scale = side.width / picture.width;
+export async function renderKept(image: RgbImage, view: KeptView): Promise<Uint8Array> {
+  const { default: sharp } = await optional(() => import('sharp'), 'sharp', 'drawing images');
+  const side = panelSide(image);
+  const scale = side.width / image.width;
   const kept = new Set(view.indices);
   const panels = [
-    paint(picture, view, (rgb, patch) => (kept.has(patch) ? rgb : faded(rgb))),
-    heat(picture, view, view.task),
-    heat(picture, view, view.saliency),
+    paint(image, view, (rgb, patch) => (kept.has(patch) ? rgb : faded(rgb))),
+    heat(image, view, view.task),
+    heat(image, view, view.saliency),
   ];
   const left = (panel: number) => MARGIN + panel * (side.width + MARGIN);
   const enlarged = (data: Uint8Array): Sharp =>
-    sharp(data, { raw: { width: picture.width, height: picture.height, channels: 3 } }).resize(
-      side.width,
-      side.height,
-      {
-        kernel: 'nearest',
-      },
-    );
+    sharp(data, { raw: { width: image.width, height: image.height, channels: 3 } }).resize(side.width, side.height, {
+      kernel: 'nearest',
+    });
   const layers = await Promise.all(
     panels.map(async (data, panel) => ({
       input: await enlarged(data).png().toBuffer(),
@@ -66,21 +62,21 @@ export async function renderKept(picture: Picture, view: KeptView): Promise<Uint
   );
   const width = left(3);
   const height = TITLE + side.height + LEGEND;
-  const svg = drawing(view, { width, height, side, patch: (picture.width / view.columns) * scale, left });
+  const svg = drawing(view, { width, height, side, patch: (image.width / view.columns) * scale, left });
   return sharp({ create: { width, height, channels: 3, background: '#ffffff' } })
     .composite([...layers, { input: Buffer.from(svg), left: 0, top: 0 }])
     .png()
     .toBuffer();
 }
 
-/** An integer multiple of the picture, so that every pixel keeps its shape. */
-function panelSide({ width, height }: Picture): { width: number; height: number } {
+/** An integer multiple of the image, so that every pixel keeps its shape. */
+function panelSide({ width, height }: RgbImage): { width: number; height: number } {
   const factor = Math.max(1, Math.round(480 / Math.max(width, height)));
   return { width: width * factor, height: height * factor };
 }
 
-function paint(picture: Picture, view: KeptView, color: (rgb: Rgb, patch: number) => Rgb): Uint8Array {
-  const { data, width } = picture;
+function paint(image: RgbImage, view: KeptView, color: (rgb: Rgb, patch: number) => Rgb): Uint8Array {
+  const { data, width } = image;
   const size = width / view.columns;
   const out = new Uint8Array(data.length);
   for (let i = 0; i < data.length; i += 3) {
@@ -98,10 +94,10 @@ function faded(rgb: Rgb): Rgb {
   return [grey, grey, grey];
 }
 
-function heat(picture: Picture, view: KeptView, map: Float32Array): Uint8Array {
+function heat(image: RgbImage, view: KeptView, map: Float32Array): Uint8Array {
   const [low, high] = [Math.min(...map), Math.max(...map)];
   const span = high > low ? high - low : 1;
-  return paint(picture, view, (rgb, patch) => {
+  return paint(image, view, (rgb, patch) => {
     const color = heatColor((map[patch] - low) / span);
     const grey = luminance(rgb);
     return [0, 1, 2].map((c) => 0.72 * color[c] + 0.28 * grey) as unknown as Rgb;

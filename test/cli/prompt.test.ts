@@ -52,7 +52,7 @@ describe('templatePrompt', () => {
 
   it.each([
     ['no question', () => '<image>', /once each/],
-    ['no picture', () => 'desapquestion', /once each/],
+    ['no image', () => 'desapquestion', /once each/],
     [
       'nothing for a user',
       () => {

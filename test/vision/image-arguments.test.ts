@@ -9,10 +9,10 @@ import { Llava } from '../../src/cli/llava/llava.js';
 import { Tensor } from '../../src/tensor.js';
 import type { ImageSource } from '../../src/vision/image-processor.js';
 
-const PICTURE = 'models/eval/demo/02.png';
+const IMAGE = 'models/eval/demo/02.png';
 const QUESTION = 'what color is the star ?';
-const bytes = new Uint8Array(await readFile(PICTURE));
-const raw = await sharp(PICTURE).ensureAlpha().raw().toBuffer({ resolveWithObject: true });
+const bytes = new Uint8Array(await readFile(IMAGE));
+const raw = await sharp(IMAGE).ensureAlpha().raw().toBuffer({ resolveWithObject: true });
 const rgba = { data: new Uint8Array(raw.data), width: raw.info.width, height: raw.info.height };
 
 let llava: Llava;
@@ -37,7 +37,7 @@ function detached(): ArrayBuffer {
   return buffer;
 }
 
-describe('pictures are taken as', () => {
+describe('images are taken as', () => {
   const shared = new SharedArrayBuffer(bytes.length);
   new Uint8Array(shared).set(bytes);
   const offset = new Uint8Array(bytes.length + 7);
@@ -46,9 +46,9 @@ describe('pictures are taken as', () => {
   const base64 = Buffer.from(bytes).toString('base64');
 
   it.each<[string, () => unknown]>([
-    ['a path', () => PICTURE],
-    ['a file: URL', () => pathToFileURL(resolve(PICTURE))],
-    ['the text of a file: URL', () => pathToFileURL(resolve(PICTURE)).href],
+    ['a path', () => IMAGE],
+    ['a file: URL', () => pathToFileURL(resolve(IMAGE))],
+    ['the text of a file: URL', () => pathToFileURL(resolve(IMAGE)).href],
     ['a data: URL', () => `data:image/png;base64,${base64}`],
     ['a data: URL with escapes', () => new URL(`data:image/png;base64,${encodeURIComponent(base64)}`)],
     ['a Buffer', () => Buffer.from(bytes)],
@@ -67,33 +67,33 @@ describe('pictures are taken as', () => {
     ['a RawImage of three channels', () => new RawImage(rgba.data, 96, 96, 4).rgb()],
     ['an ImageData', () => ({ ...rgba, data: new Uint8ClampedArray(rgba.data), colorSpace: 'srgb' })],
     ["another realm's pixels", () => foreign('({ ...rgba, data: Uint8Array.from(rgba.data) })', { rgba })],
-    ['its own picture', () => llava.images.picture(PICTURE)],
+    ['its own image', () => llava.images.rgb(IMAGE)],
   ])('%s', async (_, make) => {
-    const picture = await llava.images.picture((await make()) as ImageSource);
-    expect(same(picture.data, (await llava.images.picture(PICTURE)).data)).toBe(true);
+    const image = await llava.images.rgb((await make()) as ImageSource);
+    expect(same(image.data, (await llava.images.rgb(IMAGE)).data)).toBe(true);
   });
 
   it('grey pixels, with and without transparency', async () => {
     const both = Uint8Array.from({ length: 2 * grey.length }, (_, i) => (i % 2 ? 9 : grey[i >> 1]));
-    const rgb = await llava.images.picture({ data: grey, width: 96, height: 96 });
+    const rgb = await llava.images.rgb({ data: grey, width: 96, height: 96 });
     expect(
       same(
         rgb.data,
         rgb.data.map((_, i) => grey[Math.floor(i / 3)]),
       ),
     ).toBe(true);
-    const { data } = await llava.images.picture({ data: both, width: 96, height: 96, channels: 2 });
+    const { data } = await llava.images.rgb({ data: both, width: 96, height: 96, channels: 2 });
     expect(same(data, rgb.data)).toBe(true);
   });
 
   it('bytes that are changed or transferred afterwards', async () => {
     const mine = bytes.slice();
     const pixels = { ...rgba, data: rgba.data.slice() };
-    const pending = [llava.images.picture(mine), llava.images.picture(pixels)];
+    const pending = [llava.images.rgb(mine), llava.images.rgb(pixels)];
     mine.fill(0);
     structuredClone(pixels.data, { transfer: [pixels.data.buffer] });
-    const want = await llava.images.picture(PICTURE);
-    for (const picture of await Promise.all(pending)) expect(same(picture.data, want.data)).toBe(true);
+    const want = await llava.images.rgb(IMAGE);
+    for (const image of await Promise.all(pending)) expect(same(image.data, want.data)).toBe(true);
   });
 
   it.each<[string, (values: Float32Array) => unknown]>([
@@ -102,17 +102,17 @@ describe('pictures are taken as', () => {
     ['data and dims', (data) => ({ data, dims: [1, 3, 96, 96] })],
     ["another realm's", (data) => foreign('({ data: Float32Array.from(data), dims: [1, 3, 96, 96] })', { data })],
   ])('pixel_values: %s', async (_, make) => {
-    const values = (await llava.images.process(PICTURE)).data as Float32Array;
-    const want = await llava.answer(PICTURE, QUESTION);
+    const values = (await llava.images.process(IMAGE)).data as Float32Array;
+    const want = await llava.answer(IMAGE, QUESTION);
     for (const keep of [16, 'all'] as const) {
       const { text } = await llava.answer(make(values) as ImageSource, QUESTION, { keep });
-      expect(text).toBe((await llava.answer(PICTURE, QUESTION, { keep })).text);
+      expect(text).toBe((await llava.answer(IMAGE, QUESTION, { keep })).text);
     }
     expect(want.text).toBe('purple');
   });
 });
 
-describe('pictures are refused', () => {
+describe('images are refused', () => {
   const pixels = (dims: number[], length = dims.reduce((a, b) => a * b)) => ({ data: new Float32Array(length), dims });
   const disposed = () => {
     const tensor = new Tensor('float32', new Float32Array(3), [1, 3, 1, 1]);
@@ -137,32 +137,27 @@ describe('pictures are refused', () => {
       'ERR_VALUE',
       /a string of \d+ characters/,
     ],
-    ['an http URL', () => 'https://example.org/a.png', 'ERR_VALUE', /^image: got https:.*await fetch/],
-    ['an http URL object', () => new URL('http://example.org/a.png'), 'ERR_VALUE', /^image: got http:.*await fetch/],
-    ['a blob: URL', () => URL.createObjectURL(new Blob([bytes])), 'ERR_VALUE', /^image: got blob:/],
+    ['an http URL', () => 'https://example.org/a.png', 'ERR_VALUE', /^image: got 'https:.*await fetch/],
+    ['an http URL object', () => new URL('http://example.org/a.png'), 'ERR_VALUE', /^image: got 'http:.*await fetch/],
+    ['a blob: URL', () => URL.createObjectURL(new Blob([bytes])), 'ERR_VALUE', /^image: got 'blob:/],
     ['a file: URL of another host', () => 'file://host/a.png', 'ERR_VALUE', /wanted the URL of a file/],
     ['a file: URL of no file', () => 'file:///no/such.png', 'ERR_FILE', /^\/no\/such.png: cannot be read/],
     ['a data: URL of text', () => 'data:text/plain,hello', 'ERR_VALUE', /^image: got data:text.*base64/],
     ['a data: URL with broken escapes', () => 'data:image/png;base64,%E0%A4', 'ERR_VALUE', /broken % escapes/],
-    ['a data: URL of something else', () => 'data:image/png;base64,aGVsbG8=', 'ERR_FILE', /^image: not a picture/],
-    ['an array', () => [PICTURE, PICTURE], 'ERR_VALUE', /^image: got an array of 2/],
+    ['a data: URL of something else', () => 'data:image/png;base64,aGVsbG8=', 'ERR_FILE', /^image: not an image/],
+    ['an array', () => [IMAGE, IMAGE], 'ERR_VALUE', /^image: got an array of 2/],
     ['an empty object', () => ({}), 'ERR_VALUE', /^image: got Object/],
     ['an object without a class', () => Object.create(null), 'ERR_VALUE', /^image: got an object/],
-    [
-      'a promise',
-      () => ({ promise: Promise.resolve(PICTURE) }).promise.then(() => Promise),
-      'ERR_VALUE',
-      /^image: got/,
-    ],
+    ['a promise', () => ({ promise: Promise.resolve(IMAGE) }).promise.then(() => Promise), 'ERR_VALUE', /^image: got/],
     ['floats', () => new Float32Array(12), 'ERR_VALUE', /^image: got Float32Array.*those of bytes/],
-    ['an empty Blob', () => new Blob([]), 'ERR_FILE', /^image: not a picture/],
+    ['an empty Blob', () => new Blob([]), 'ERR_FILE', /^image: not an image/],
     ['a Response that was read', spent, 'ERR_VALUE', /^image: got a Response that cannot be read/],
     ['a detached buffer', detached, 'ERR_DETACHED', /^image: got memory that was detached/],
     ['float pixels', () => ({ ...rgba, data: new Float32Array(9216) }), 'ERR_DTYPE', /^image.data: got Float32Array/],
     ['pixels without a size', () => ({ data: bytes }), 'ERR_SHAPE', /^image: got undefined x undefined/],
     ['too few pixels', () => ({ ...rgba, height: 97 }), 'ERR_SHAPE', /^image.data: got 36864 bytes for 96 x 97/],
     ['other channels', () => ({ ...rgba, channels: 3 }), 'ERR_SHAPE', /of 3 channels/],
-    ['two pictures', () => pixels([2, 3, 96, 96]), 'ERR_SHAPE', /^image.dims: got \[2, 3, 96, 96\], wanted \[1, 3, H/],
+    ['two images', () => pixels([2, 3, 96, 96]), 'ERR_SHAPE', /^image.dims: got \[2, 3, 96, 96\], wanted \[1, 3, H/],
     ['one without a batch', () => pixels([3, 96, 96]), 'ERR_SHAPE', /^image.dims: got \[3, 96, 96\]/],
     ['another channel count', () => pixels([1, 4, 96, 96]), 'ERR_SHAPE', /^image.dims/],
     ['another size', () => pixels([1, 3, 40, 40]), 'ERR_SHAPE', /got .*\[1, 3, 40, 40\], which the vision/],

@@ -46,7 +46,7 @@ export interface Answer {
   readonly pruned?: PrunedFeatures;
 }
 
-/** What {@link Llava.complete} adds to a prompt in place of the picture. */
+/** What {@link Llava.complete} adds to a prompt in place of the image. */
 export interface VisualTokens {
   /** Projected features, float32 [K, W] or [1, K, W]. */
   readonly features: Tensor;

@@ -69,7 +69,7 @@ export class Chat {
   }
 
   /**
-   * The prompt of a question, with `patches` placeholders for the picture, and where they begin.
+   * The prompt of a question, with `patches` placeholders for the image, and where they begin.
    * @throws DesapError `ERR_VALUE` when the question brings a placeholder of its own
    */
   prompt(question: string, patches: number): { ids: number[]; at: number } {

@@ -33,7 +33,7 @@ type Completion = Omit<Answer, 'timings'> & { readonly timings: Pick<AnswerTimin
 /**
  * A LLaVA folder (the Transformers.js layout: `onnx/vision_encoder.onnx`, `embed_tokens.onnx`, `decoder_model_merged.onnx`, and the
  * tokenizer's and processor's JSON files) over plain onnxruntime-node, with pruning between vision tower and projector.
- * Greedy decoding, one picture and one question at a time.
+ * Greedy decoding, one image and one question at a time.
  *
  * ONNX Runtime blocks Node's event loop while a session runs; a server puts the whole pipeline into a worker thread.
  *
@@ -44,7 +44,7 @@ type Completion = Omit<Answer, 'timings'> & { readonly timings: Pick<AnswerTimin
  */
 export class Llava {
   #plain: Promise<InferenceSession> | null = null;
-  /** @internal Its pictures use it too. */
+  /** @internal Its images use it too. */
   readonly life = new Lifetime('Llava');
 
   private constructor(
@@ -82,14 +82,14 @@ export class Llava {
     return this.parts.vision;
   }
 
-  /** Turns pictures into `pixel_values`. */
+  /** Turns images into `pixel_values`. */
   get images(): ImageProcessor {
     return this.parts.images;
   }
 
   /**
-   * A picture in any form, or `pixel_values` [1, 3, H, W], for many questions; the encoder runs once for all of them.
-   * @throws DesapError as {@link ImageProcessor.process}; `ERR_SHAPE`, `ERR_DTYPE` for a tensor that is not the pixels of one picture;
+   * An image in any form, or `pixel_values` [1, 3, H, W], for many questions; the encoder runs once for all of them.
+   * @throws DesapError as {@link ImageProcessor.process}; `ERR_SHAPE`, `ERR_DTYPE` for a tensor that is not the pixels of one image;
    *   `ERR_DISPOSED`
    */
   async see(image: ImageSource | TensorLike): Promise<LlavaImage> {
@@ -101,7 +101,7 @@ export class Llava {
   }
 
   /**
-   * Answers one question about one picture.
+   * Answers one question about one image.
    * @throws DesapError as {@link Llava.see}; `ERR_VALUE` for an empty question, `keep`, `positions`, ...
    */
   async answer(image: ImageSource | TensorLike, question: string, options: AnswerOptions = {}): Promise<Answer> {
@@ -220,7 +220,7 @@ export class Llava {
   }
 }
 
-/** One picture that questions can be asked about; made by {@link Llava.see}. */
+/** One image that questions can be asked about; made by {@link Llava.see}. */
 export class LlavaImage implements Disposable {
   readonly #life = new Lifetime('LlavaImage');
   #analysis: Promise<VisionAnalysis> | null = null;
@@ -255,7 +255,7 @@ export class LlavaImage implements Disposable {
     return { ...answer, pruned, timings: { vision, prune: analyze + text + prune, projector, ...timings } };
   }
 
-  /** The picture's part of the pruning, computed once. */
+  /** The image's part of the pruning, computed once. */
   async analyze(): Promise<VisionAnalysis> {
     return this.#life.call(() => this.#analyze());
   }
@@ -275,7 +275,7 @@ export class LlavaImage implements Disposable {
     return { ...answer, timings: { vision, prune: 0, projector: 0, ...timings } };
   }
 
-  /** Frees what the device holds of the picture, after the calls under way. Safe to call again. */
+  /** Frees what the device holds of the image, after the calls under way. Safe to call again. */
   dispose(): void {
     this.#life.end(async () => (await this.#analysis?.catch(() => null))?.dispose());
   }
