@@ -1,6 +1,5 @@
 import { join } from 'node:path';
 import { Template } from '@huggingface/jinja';
-import { DesapError } from '../errors.js';
 import { isFile, readJsonIfThere, readText } from '../files.js';
 
 /** A part of a message, as the templates of processors take it. */
@@ -80,18 +79,6 @@ class JinjaTemplate implements ChatTemplate {
       ...this.names,
     });
   }
-}
-
-/**
- * The preferred template of a folder.
- * @throws DesapError `ERR_FILE` for a folder without one, with the places that were searched
- */
-export function requireTemplate(folder: string, [preferred]: readonly ChatTemplate[]): ChatTemplate {
-  if (preferred) return preferred;
-  throw new DesapError(
-    'ERR_FILE',
-    `${folder}: got no chat template (in processor_config.json, chat_template.json, chat_template.jinja or tokenizer_config.json), wanted one (of several with names, one that is named default), or the option prompt, for example 'USER: {image}\\n{question} ASSISTANT:'`,
-  );
 }
 
 /** Whether a template that takes contents as a text was given parts, and printed them as they are. */

@@ -1,4 +1,4 @@
-import { mkdtemp, readdir, rm } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import sharp from 'sharp';
@@ -45,7 +45,7 @@ describe('desap prune', () => {
   });
 
   it('prints everything for programs', async () => {
-    const { code, out } = await desap('prune', IMAGE, QUESTION, '--keep', '0.1', '--json');
+    const { code, out } = await desap('prune', IMAGE, QUESTION, '--keep-ratio', '0.1', '--json');
     const kept = JSON.parse(out);
     expect(code).toBe(0);
     expect(kept.indices).toHaveLength(14);
@@ -55,6 +55,22 @@ describe('desap prune', () => {
     expect(kept.maps.task).toHaveLength(144);
     expect(kept.maps.saliency).toHaveLength(144);
     expect(kept.timings.vision).toBeGreaterThan(0);
+  });
+
+  it('prunes by saliency alone, without a question and without a text tower', async () => {
+    const clip = join(folder, 'vision-only');
+    await mkdir(join(clip, 'onnx'), { recursive: true });
+    await cp('models/tiny-clip/onnx/vision_model.onnx', join(clip, 'onnx/vision_model.onnx'));
+    const output = join(folder, 'salient.png');
+    const salient = ['--task-share', '0', '--clip', clip, '--keep', '16'];
+    const { code, out } = await desap('prune', IMAGE, ...salient, '--json', '-o', output);
+    const kept = JSON.parse(out);
+    expect(code).toBe(0);
+    expect(kept.source).toEqual(new Array(16).fill(1));
+    expect(kept.maps.task).toBeNull();
+    expect((await sharp(output).metadata()).width).toBeLessThan(3 * 480);
+    const answer = await desap('answer', IMAGE, QUESTION, ...salient, '--json');
+    expect(JSON.parse(answer.out).indices).toEqual(kept.indices);
   });
 
   it('leaves nothing where it cannot write', async () => {
@@ -69,7 +85,7 @@ describe('desap demo', () => {
     const { code, out } = await desap('demo', '--output', folder);
     expect(code).toBe(0);
     expect(out).toMatch(/correct: 33 of 36 with 144 visual tokens, \d+ with 16/);
-    expect(out).toContain(`image: ${join(folder, 'kept.png')}`);
+    expect(out).toContain(`drawing: ${join(folder, 'kept.png')}`);
   });
 });
 
@@ -84,7 +100,7 @@ describe('desap extract', () => {
     expect(code).toBe(0);
     expect(out).toContain('width 128, 4 heads');
     using pruner = await Pruner.load(output, { device: 'reference' });
-    expect(pruner.head).toEqual({ width: 128, heads: 4, embedding: 96, classToken: true });
+    expect(pruner.head).toEqual({ width: 128, heads: 4, projectionDim: 96, classToken: true });
   });
 
   it.each([

@@ -1,9 +1,11 @@
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { InferenceSession } from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Llava } from '../../src/cli/llava/llava.js';
 import { Tensor } from '../../src/tensor.js';
+import { relativeError } from '../support.js';
 
 const MODEL = 'models/tiny-llava';
 const CLIP = 'models/tiny-clip';
@@ -39,29 +41,33 @@ describe('Llava', () => {
       expect(answer.timings[part]).toBeGreaterThan(0);
   });
 
-  it('keeping every patch is the plain path', async () => {
+  it('all tokens and every patch are what the file itself computes', async () => {
+    const session = await InferenceSession.create(`${MODEL}/onnx/vision_encoder.onnx`);
+    const pixelValues = await llava.images.process(IMAGE);
+    const { [session.outputNames[0]]: want } = await session.run({ [session.inputNames[0]]: pixelValues });
     using seen = await llava.see(IMAGE);
     const kept = await seen.answer(QUESTION, { keep: 144 });
-    const { features } = await llava.encodeAll(await llava.images.process(IMAGE));
-    const [got, want] = [kept.pruned?.features.data as Float32Array, features.data as Float32Array];
-    let largest = 0;
-    want.forEach((value, i) => {
-      largest = Math.max(largest, Math.abs(value - got[i]));
-    });
-    expect(largest).toBeLessThan(1e-4);
+    for (const features of [await seen.image.all(), kept.pruned?.features]) {
+      expect(features?.dims).toEqual(want.dims);
+      expect(relativeError(features?.data as Float32Array, want.data as Float32Array)).toBeLessThan(1e-6);
+    }
     expect(kept.text).toBe('purple');
+    await session.release();
   });
 
-  it('takes pixel values, bytes and many questions', async () => {
-    const pixels = await llava.images.process(IMAGE);
-    using fromPixels = await llava.see(pixels);
+  it('takes bytes, decoded pixels and many questions', async () => {
     using fromBytes = await llava.see(new Uint8Array(await readFile(IMAGE)));
+    using fromPixels = await llava.see(await llava.images.rgb(IMAGE));
     for (const question of [QUESTION, 'what shape is the green thing ?', 'is there a red ring ?']) {
       const a = await fromPixels.answer(question, { keep: 24 });
       const b = await fromBytes.answer(question, { keep: 24 });
       expect(a.text).toBe(b.text);
       expect(a.pruned?.indices).toEqual(b.pruned?.indices);
     }
+  });
+
+  it('keeps a ratio', async () => {
+    expect(await llava.answer(IMAGE, QUESTION, { keepRatio: 0.1 })).toMatchObject({ tokens: 14 });
   });
 
   it('answers several questions at once', async () => {
@@ -81,8 +87,7 @@ describe('Llava', () => {
     });
     expect([compact.promptTokens, original.promptTokens]).toEqual([24, 24]);
     const all = { indices: Int32Array.from({ length: 144 }, (_, i) => i), assignment: new Int32Array(144) };
-    const { features } = await llava.encodeAll(await llava.images.process(IMAGE));
-    const kept = { features, kept: all };
+    const kept = { features: await seen.image.all(), kept: all };
     expect((await llava.complete(kept, QUESTION, { positions: 'original' })).text).toBe(
       (await llava.complete(kept, QUESTION)).text,
     );
@@ -92,7 +97,7 @@ describe('Llava', () => {
     const open = join(folder, 'no-end');
     await cp(MODEL, open, { recursive: true });
     await writeFile(join(open, 'generation_config.json'), JSON.stringify({ eos_token_id: [2], max_new_tokens: 4 }));
-    const endless = await Llava.open(open);
+    const endless = await Llava.open(open, { clip: CLIP });
     const { ids, timings } = await endless.answer(IMAGE, QUESTION);
     expect(ids).toHaveLength(4);
     expect(timings.decode).toBeGreaterThan(0);
@@ -107,7 +112,7 @@ describe('Llava', () => {
     const { chat_template, ...config } = JSON.parse(await readFile(join(saved, 'tokenizer_config.json'), 'utf8'));
     await writeFile(join(saved, 'tokenizer_config.json'), JSON.stringify(config));
     await writeFile(join(saved, 'chat_template.jinja'), chat_template);
-    const other = await Llava.open(saved);
+    const other = await Llava.open(saved, { clip: CLIP });
     expect(await other.answer(IMAGE, QUESTION)).toMatchObject({ text: 'purple', promptTokens: 152 });
     await other.dispose();
   });
@@ -132,18 +137,14 @@ describe('Llava', () => {
   });
 
   it('refuses folders that are missing, or without their files', async () => {
-    await expect(Llava.open('no/such')).rejects.toMatchObject({ code: 'ERR_FILE' });
-    await expect(Llava.open('models/tiny-clip')).rejects.toMatchObject({ name: 'DesapError' });
+    await expect(Llava.open('no/such', { clip: CLIP })).rejects.toMatchObject({ code: 'ERR_FILE' });
+    await expect(Llava.open('models/tiny-clip', { clip: CLIP })).rejects.toMatchObject({ name: 'DesapError' });
     await expect(Llava.open(MODEL, { clip: 'no/such' })).rejects.toMatchObject({ code: 'ERR_FILE' });
     const partial = join(folder, 'partial');
     await cp(MODEL, partial, { recursive: true, filter: (path) => !path.endsWith('embed_tokens.onnx') });
-    await expect(Llava.open(partial)).rejects.toMatchObject({ code: 'ERR_FILE', message: /embed_tokens/ });
-  });
-
-  it('needs a CLIP folder to prune', async () => {
-    const plain = await Llava.open(MODEL);
-    await expect(plain.answer(IMAGE, QUESTION, { keep: 16 })).rejects.toThrow(/clip/);
-    expect((await plain.answer(IMAGE, QUESTION)).text).toBe('purple');
-    await plain.dispose();
+    await expect(Llava.open(partial, { clip: CLIP })).rejects.toMatchObject({
+      code: 'ERR_FILE',
+      message: /embed_tokens/,
+    });
   });
 });

@@ -30,6 +30,9 @@ describe('the command line', () => {
     ['keep 0', ['prune', IMAGE, QUESTION, '--keep', '0']],
     ['keep 1.5', ['prune', IMAGE, QUESTION, '--keep', '1.5']],
     ['no keep', ['prune', IMAGE, QUESTION]],
+    ['a ratio above 1', ['prune', IMAGE, QUESTION, '--keep-ratio', '1.5']],
+    ['keep and its ratio', ['prune', IMAGE, QUESTION, '--keep', '4', '--keep-ratio', '0.1']],
+    ['no question', ['prune', IMAGE, '--keep', '4']],
     ['an unknown device', ['devices', '--device', 'abacus']],
     ['an unknown precision', ['verify', 'case', '--precision', 'int4']],
     ['an unknown instruction set', ['verify', 'x', '--isa', 'mmx']],
@@ -41,6 +44,17 @@ describe('the command line', () => {
     expect(out).toBe('');
     expect(err).toMatch(ONE_LINE);
     expect(err).toContain('--help');
+  });
+
+  it.concurrent.each([
+    ['a ratio as --keep', ['prune', IMAGE, QUESTION, '--keep', '0.1'], /--keep-ratio/],
+    ['the precision strict', ['verify', 'x', '--precision', 'strict'], /fp32, its name now/],
+    ['the precision fast', ['verify', 'x', '--precision', 'fast'], /fp16, its name now/],
+  ])('names the new name for %s', async (_, args, message) => {
+    const { code, err } = await desap(...args);
+    expect(code).toBe(2);
+    expect(err).toMatch(ONE_LINE);
+    expect(err).toMatch(message);
   });
 
   it.concurrent.each([

@@ -5,9 +5,10 @@ import { runInNewContext } from 'node:vm';
 import { RawImage, Tensor as TransformersTensor } from '@huggingface/transformers';
 import sharp from 'sharp';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { Llava } from '../../src/cli/llava/llava.js';
-import { Tensor } from '../../src/tensor.js';
-import type { ImageSource } from '../../src/vision/image-processor.js';
+import { Tensor, type TensorLike } from '../../src/tensor.js';
+import { ImageProcessor, type ImageSource } from '../../src/vision/image-processor.js';
+import { openVisionModel } from '../../src/vision/open.js';
+import type { VisionModel } from '../../src/vision/vision-model.js';
 
 const IMAGE = 'models/eval/demo/02.png';
 const QUESTION = 'what color is the star ?';
@@ -15,11 +16,13 @@ const bytes = new Uint8Array(await readFile(IMAGE));
 const raw = await sharp(IMAGE).ensureAlpha().raw().toBuffer({ resolveWithObject: true });
 const rgba = { data: new Uint8Array(raw.data), width: raw.info.width, height: raw.info.height };
 
-let llava: Llava;
+let images: ImageProcessor;
+let vision: VisionModel;
 beforeAll(async () => {
-  llava = await Llava.open('models/tiny-llava', { clip: 'models/tiny-clip' });
+  images = await ImageProcessor.open('models/tiny-llava');
+  vision = await openVisionModel('models/tiny-llava', { clip: 'models/tiny-clip' });
 });
-afterAll(() => llava.dispose());
+afterAll(() => vision.dispose());
 
 /** A value of another realm, whose classes are not those of this one. */
 function foreign<T>(expression: string, values: object): T {
@@ -67,32 +70,32 @@ describe('images are taken as', () => {
     ['a RawImage of three channels', () => new RawImage(rgba.data, 96, 96, 4).rgb()],
     ['an ImageData', () => ({ ...rgba, data: new Uint8ClampedArray(rgba.data), colorSpace: 'srgb' })],
     ["another realm's pixels", () => foreign('({ ...rgba, data: Uint8Array.from(rgba.data) })', { rgba })],
-    ['its own image', () => llava.images.rgb(IMAGE)],
+    ['its own image', () => images.rgb(IMAGE)],
   ])('%s', async (_, make) => {
-    const image = await llava.images.rgb((await make()) as ImageSource);
-    expect(same(image.data, (await llava.images.rgb(IMAGE)).data)).toBe(true);
+    const image = await images.rgb((await make()) as ImageSource);
+    expect(same(image.data, (await images.rgb(IMAGE)).data)).toBe(true);
   });
 
   it('grey pixels, with and without transparency', async () => {
     const both = Uint8Array.from({ length: 2 * grey.length }, (_, i) => (i % 2 ? 9 : grey[i >> 1]));
-    const rgb = await llava.images.rgb({ data: grey, width: 96, height: 96 });
+    const rgb = await images.rgb({ data: grey, width: 96, height: 96 });
     expect(
       same(
         rgb.data,
         rgb.data.map((_, i) => grey[Math.floor(i / 3)]),
       ),
     ).toBe(true);
-    const { data } = await llava.images.rgb({ data: both, width: 96, height: 96, channels: 2 });
+    const { data } = await images.rgb({ data: both, width: 96, height: 96, channels: 2 });
     expect(same(data, rgb.data)).toBe(true);
   });
 
   it('bytes that are changed or transferred afterwards', async () => {
     const mine = bytes.slice();
     const pixels = { ...rgba, data: rgba.data.slice() };
-    const pending = [llava.images.rgb(mine), llava.images.rgb(pixels)];
+    const pending = [images.rgb(mine), images.rgb(pixels)];
     mine.fill(0);
     structuredClone(pixels.data, { transfer: [pixels.data.buffer] });
-    const want = await llava.images.rgb(IMAGE);
+    const want = await images.rgb(IMAGE);
     for (const image of await Promise.all(pending)) expect(same(image.data, want.data)).toBe(true);
   });
 
@@ -102,23 +105,17 @@ describe('images are taken as', () => {
     ['data and dims', (data) => ({ data, dims: [1, 3, 96, 96] })],
     ["another realm's", (data) => foreign('({ data: Float32Array.from(data), dims: [1, 3, 96, 96] })', { data })],
   ])('pixel_values: %s', async (_, make) => {
-    const values = (await llava.images.process(IMAGE)).data as Float32Array;
-    const want = await llava.answer(IMAGE, QUESTION);
-    for (const keep of [16, 'all'] as const) {
-      const { text } = await llava.answer(make(values) as ImageSource, QUESTION, { keep });
-      expect(text).toBe((await llava.answer(IMAGE, QUESTION, { keep })).text);
-    }
-    expect(want.text).toBe('purple');
+    const values = (await images.process(IMAGE)).data as Float32Array;
+    const [plain] = await vision.encode({ pixelValues: new Tensor('float32', values, [1, 3, 96, 96]) });
+    const [image] = await vision.encode({ pixelValues: make(values) as TensorLike });
+    const options = { keep: 16 };
+    expect((await image.prune(QUESTION, options)).indices).toEqual((await plain.prune(QUESTION, options)).indices);
+    expect((await image.all()).data).toEqual((await plain.all()).data);
+    for (const one of [image, plain]) one.dispose();
   });
 });
 
 describe('images are refused', () => {
-  const pixels = (dims: number[], length = dims.reduce((a, b) => a * b)) => ({ data: new Float32Array(length), dims });
-  const disposed = () => {
-    const tensor = new Tensor('float32', new Float32Array(3), [1, 3, 1, 1]);
-    tensor.dispose();
-    return tensor;
-  };
   const spent = async () => {
     const response = new Response(bytes);
     await response.arrayBuffer();
@@ -157,32 +154,49 @@ describe('images are refused', () => {
     ['pixels without a size', () => ({ data: bytes }), 'ERR_SHAPE', /^image: got undefined x undefined/],
     ['too few pixels', () => ({ ...rgba, height: 97 }), 'ERR_SHAPE', /^image.data: got 36864 bytes for 96 x 97/],
     ['other channels', () => ({ ...rgba, channels: 3 }), 'ERR_SHAPE', /of 3 channels/],
-    ['two images', () => pixels([2, 3, 96, 96]), 'ERR_SHAPE', /^image.dims: got \[2, 3, 96, 96\], wanted \[1, 3, H/],
-    ['one without a batch', () => pixels([3, 96, 96]), 'ERR_SHAPE', /^image.dims: got \[3, 96, 96\]/],
-    ['another channel count', () => pixels([1, 4, 96, 96]), 'ERR_SHAPE', /^image.dims/],
+  ])('%s', async (_, make, code, message) => {
+    await expect(images.process((await make()) as ImageSource)).rejects.toMatchObject({
+      name: 'DesapError',
+      code,
+      message: expect.stringMatching(message),
+    });
+  });
+
+  it('a tensor', async () => {
+    const tensor = { data: new Float32Array(3 * 96 * 96), dims: [1, 3, 96, 96] };
+    await expect(images.process(tensor as never)).rejects.toMatchObject({
+      code: 'ERR_VALUE',
+      message: expect.stringMatching(/^image: got a tensor \[1, 3, 96, 96\], wanted a path/),
+    });
+  });
+});
+
+describe('pixel_values are refused', () => {
+  const pixels = (dims: number[], length = dims.reduce((a, b) => a * b)) => ({ data: new Float32Array(length), dims });
+  const disposed = () => {
+    const tensor = new Tensor('float32', new Float32Array(3), [1, 3, 1, 1]);
+    tensor.dispose();
+    return tensor;
+  };
+
+  it.each<[string, () => unknown, string, RegExp]>([
+    ['one without a batch', () => pixels([3, 96, 96]), 'ERR_SHAPE', /^pixelValues.dims: got \[3, 96, 96\]/],
+    ['another channel count', () => pixels([1, 4, 96, 96]), 'ERR_SHAPE', /^pixelValues.dims/],
     ['another size', () => pixels([1, 3, 40, 40]), 'ERR_SHAPE', /got .*\[1, 3, 40, 40\], which the vision/],
-    ['too few values', () => pixels([1, 3, 96, 96], 9), 'ERR_SHAPE', /^image: got 9 elements/],
+    ['too few values', () => pixels([1, 3, 96, 96], 9), 'ERR_SHAPE', /^pixelValues: got 9 elements/],
     [
       'doubles',
       () => ({ data: new Float64Array(27648), dims: [1, 3, 96, 96] }),
       'ERR_DTYPE',
-      /^image: got data in Float64/,
+      /^pixelValues: got data in Float64/,
     ],
-    ['a disposed tensor', disposed, 'ERR_DISPOSED', /^image: got a tensor without its data/],
+    ['a disposed tensor', disposed, 'ERR_DISPOSED', /^pixelValues: got a tensor without its data/],
   ])('%s', async (_, make, code, message) => {
-    const image = (await make()) as ImageSource;
-    for (const keep of [16, 'all'] as const)
-      await expect(llava.answer(image, QUESTION, { keep })).rejects.toMatchObject({
-        name: 'DesapError',
-        code,
-        message: expect.stringMatching(message),
-      });
-  });
-
-  it('a tensor, by the image processor', async () => {
-    await expect(llava.images.process(pixels([1, 3, 96, 96]) as never)).rejects.toMatchObject({
-      code: 'ERR_VALUE',
-      message: expect.stringMatching(/^image: got a tensor \[1, 3, 96, 96\], wanted a path/),
+    const encoded = vision.encode({ pixelValues: make() as TensorLike });
+    await expect(encoded.then(([image]) => image.all())).rejects.toMatchObject({
+      name: 'DesapError',
+      code,
+      message: expect.stringMatching(message),
     });
   });
 });
