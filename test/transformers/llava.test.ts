@@ -12,7 +12,7 @@ import {
 import { Tensor as OrtTensor } from 'onnxruntime-common';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { attach, type PrunedImage } from '../../src/transformers/index.js';
-import { compact, type Positions, PrunedVision } from '../../src/vision/index.js';
+import { compact, LlavaVision, type Positions } from '../../src/vision/index.js';
 import { IMAGE_TOKEN, PATCHES, type SmallLlava, writeLlava } from './small/llava.js';
 import {
   answer,
@@ -37,7 +37,7 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
   let folders: SmallLlava;
   let processor: Processor;
   let model: PreTrainedModel;
-  let vision: PrunedVision;
+  let vision: LlavaVision;
   let detach: () => Promise<void>;
   let pruned: readonly PrunedImage[] = [];
   const prompts = QUESTIONS.map((question) => `<image>${question}<ans>`);
@@ -49,7 +49,7 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
     root = await mkdtemp(join(tmpdir(), 'desap-llava-'));
     folders = await writeLlava(root, seed);
     ({ processor, model } = await load(root, 'small-llava'));
-    vision = await PrunedVision.open(join(folders.llava, 'onnx', 'vision_encoder.onnx'), { clip: folders.clip });
+    vision = await LlavaVision.open(join(folders.llava, 'onnx', 'vision_encoder.onnx'), { clip: folders.clip });
     const photos = [await photo(1), await photo(2)];
     for (const [i, prompt] of prompts.entries()) singles.push(await processor(photos[i], prompt));
     both = await processor(photos, prompts, { padding: true });
@@ -82,7 +82,7 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
       const data = (inputs.pixel_values.data as Float32Array).slice(i * size, (i + 1) * size);
       return new OrtTensor('float32', data, [1, 3, 32, 32]);
     });
-    const kept = await Promise.all(images.map((image, i) => vision.encode(image, questions[i], { keep: keep[i] })));
+    const kept = await Promise.all(images.map((image, i) => vision.prune(image, questions[i], { keep: keep[i] })));
     const inputIds = Array.from(inputs.input_ids.data as BigInt64Array, Number);
     const short = compact({ inputIds, imageTokenId: IMAGE_TOKEN, kept, positions });
     const shortIds = Array.from(short.inputIds.data as BigInt64Array, Number);
