@@ -63,7 +63,7 @@ describe('the command line', () => {
     ['a model folder that is not there', ['answer', IMAGE, QUESTION, '--model', 'no/such'], /no such folder/],
     ['a CLIP folder that is not there', ['prune', IMAGE, QUESTION, '--keep', '4', '--clip', 'no/such'], /no\/such/],
     ['more tokens than patches', ['prune', IMAGE, QUESTION, '--keep', '200'], /keep: got 200, wanted .*144/],
-    ['an empty question', ['prune', IMAGE, '', '--keep', '4'], /question: got an empty text/],
+    ['an empty question', ['prune', IMAGE, '', '--keep', '4'], /question: got '', wanted a question/],
     ['an empty question to the language model', ['answer', IMAGE, ' '], /question/],
     ['an image token in the question', ['answer', IMAGE, 'is <image> there ?'], /<image>/],
   ])('exits with 1 and one line for %s', async (_, args, message) => {
