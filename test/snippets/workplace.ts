@@ -41,7 +41,6 @@ const SIZES: readonly (readonly [RegExp, string])[] = [
   [/\b768\b/g, '96'],
   [/(?<![\w-])336\b/g, '96'],
   [/--isa \w+/g, '--isa scalar'],
-  [/'q4'/g, "'fp32'"],
 ];
 
 export function sized(code: string): string {
