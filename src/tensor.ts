@@ -159,6 +159,12 @@ export function finite(argument: string, value: number, low = -Number.MAX_VALUE,
   return value;
 }
 
+/** true or false, or an error that names the argument. */
+export function boolean(argument: string, value: boolean): boolean {
+  if (typeof value !== 'boolean') throw invalid('ERR_VALUE', argument, value, 'true or false');
+  return value;
+}
+
 /** One of the listed strings, or an error that names the argument. */
 export function oneOf<T extends string>(argument: string, value: T, choices: readonly T[]): T {
   if (!choices.includes(value)) throw invalid('ERR_VALUE', argument, value, choices.join(' | '));

@@ -3,6 +3,7 @@ import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError } from '../errors.js';
 import type { OrtModule } from '../onnx/edit.js';
 import { floatData, widened } from '../tensor.js';
+import { TENTATIVE } from './session.js';
 import type { InputNames, VisionInputs, VisionModel } from './vision-model.js';
 
 /** The inputs of a whole vision encoder, by their types: pixels are float32, a grid is int64. */
@@ -76,9 +77,12 @@ export async function confirmFeatures(
   trials: readonly VisionInputs[],
   what: Compared & { readonly ort: OrtModule },
 ): Promise<Tensor> {
-  const run = async (trial: VisionInputs) => (await file.run(feeds(file, trial, what)))[file.outputNames[0]] as Tensor;
+  const run = async (trial: VisionInputs) =>
+    (await file.run(feeds(file, trial, what), TENTATIVE))[file.outputNames[0]] as Tensor;
   const [first, ...others] = trials;
-  const sample = await run(first);
+  const sample = await run(first).catch((cause: Error) => {
+    throw new DesapError('ERR_GRAPH', `${what.file}: onnxruntime does not run it: ${cause.message}`, { cause });
+  });
   await compare(vision, first, sample, what);
   for (const trial of others) {
     const features = await run(trial).catch(() => null);

@@ -3,7 +3,8 @@ import { DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid } from '../errors.js';
 import type { ImageAnalysis, PruneResult, TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
-import { type OptionNames, options } from '../options.js';
+import { options } from '../options.js';
+import { PRUNE_OPTIONS } from '../prune-request.js';
 import { checkQuestion } from './check-question.js';
 import type {
   Budget,
@@ -31,10 +32,7 @@ export interface Analyzed {
 /** Which tokens were kept. */
 export type Kept = Pick<PruneResult, 'tokens' | 'indices' | 'assignment' | 'counts'>;
 
-const PRUNE_OPTIONS: OptionNames<VisionPruneOptions> = {
-  ...{ keep: true, keepRatio: true, taskShare: true, alignment: true, lambda: true, merge: true },
-  ...{ saliency: true, maps: true },
-};
+const { features: _, matrices: __, ...NAMES } = PRUNE_OPTIONS;
 
 /** What encoded images have in common: a question's way through text encoder, pruner and connector. */
 export abstract class EncodedImageBase implements EncodedImage {
@@ -55,7 +53,7 @@ export abstract class EncodedImageBase implements EncodedImage {
   }
 
   async prune(question: Question, given?: VisionPruneOptions): Promise<PrunedFeatures> {
-    return this.call(() => this.#prune(question, options('options', given, PRUNE_OPTIONS)));
+    return this.call(() => this.#prune(question, options<VisionPruneOptions>('options', given, NAMES)));
   }
 
   async #prune(question: Question, { keep, keepRatio, ...how }: VisionPruneOptions): Promise<PrunedFeatures> {

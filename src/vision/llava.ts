@@ -1,4 +1,5 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { DEVICE_OPTIONS } from '../devices/open.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { isFile, requireFolder } from '../files.js';
 import {
@@ -28,10 +29,10 @@ import { floatData, isTensor, matrix, widened } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
 import { findClipFile } from './clip-folder.js';
 import { ClipText, type LongText } from './clip-text.js';
-import { DEVICE_OPTIONS, deviceOptions } from './device-options.js';
+import { deviceOptions } from './device-options.js';
 import { type Analyzed, EncodedImageBase, type Kept } from './image-base.js';
 import { VisionModelBase } from './model-base.js';
-import { allOrNone, atRest, runSession } from './session.js';
+import { allOrNone, atRest, runSession, TENTATIVE } from './session.js';
 import { TowerBatch } from './tower-batch.js';
 import { requireFit, towerHead } from './tower-head.js';
 import { pixelExtents, waves } from './trial.js';
@@ -231,7 +232,7 @@ export class LlavaVision extends VisionModelBase<LlavaImage, TensorLike> {
       if (pixelExtents(this.tower)[0] !== undefined) return false;
       const pixels = waves(2 * extents.reduce((product, extent) => product * extent, 1));
       const run = async (data: Float32Array, count: number) =>
-        (await this.tower.run(this.#feeds(data, [count, ...extents])))[HIDDEN_STATES].data as Float32Array;
+        (await this.tower.run(this.#feeds(data, [count, ...extents]), TENTATIVE))[HIDDEN_STATES].data as Float32Array;
       const second = await run(pixels.subarray(pixels.length / 2), 1);
       const both = await run(pixels, 2).catch(() => new Float32Array(0));
       return relativeError(both.subarray(both.length / 2), second) <= TOLERANCE;

@@ -1,4 +1,5 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { DEVICE_OPTIONS } from '../devices/open.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import {
   type Backend,
@@ -16,7 +17,7 @@ import { type OptionNames, options } from '../options.js';
 import { loadOrt } from '../ort.js';
 import { float32, matrix, vector, widened } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
-import { DEVICE_OPTIONS, deviceOptions } from './device-options.js';
+import { deviceOptions } from './device-options.js';
 import { confirmFeatures } from './file-features.js';
 import { type Analyzed, EncodedImageBase, type Kept } from './image-base.js';
 import { VisionModelBase } from './model-base.js';

@@ -53,6 +53,9 @@ export async function allOrNone<T>(
   }
 }
 
+/** Options of a run that may fail, and is then not complained about. */
+export const TENTATIVE = { logSeverityLevel: 4 } as const;
+
 /** Names for messages: the argument that the caller gave, and the graph that runs on it. */
 export interface RunNames {
   readonly argument: string;

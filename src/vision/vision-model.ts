@@ -82,15 +82,10 @@ export interface Tile {
 }
 
 /** How many visual tokens to keep: one of the two. */
-export interface Budget {
-  /** K, a count. */
-  keep?: number;
-  /** A share of P, above 0 and up to 1; rounded half up, at least one token. */
-  keepRatio?: number;
-}
+export type Budget = Pick<PruneOptions, 'keep' | 'keepRatio'>;
 
 /** How to prune; see `PruneOptions`. Without `keep` and `keepRatio`, those hold that the model was opened with. */
-export type VisionPruneOptions = Budget & Omit<PruneOptions, keyof Budget | 'features' | 'matrices'>;
+export type VisionPruneOptions = Omit<PruneOptions, 'features' | 'matrices'>;
 
 /**
  * Milliseconds: the encoder; what the image costs the pruner; encoding the question; pruning; the connector. Of images that were

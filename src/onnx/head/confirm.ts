@@ -169,7 +169,7 @@ function compareHead(
   const embedding = head.classToken
     ? relativeError(
         readOutRow(head, firstRow(values[LAST_HIDDEN], head.width)).data,
-        firstRow(values[EMBEDDING], head.embedding).data,
+        firstRow(values[EMBEDDING], head.projectionDim).data,
       )
     : null;
   // The head starts from the graph's own hidden states.

@@ -1,4 +1,4 @@
-#include "kernel_calls.h"
+#include "kernel_jobs.h"
 
 #include <memory>
 #include <utility>
@@ -21,17 +21,17 @@ class KernelJob : public Job {
 };
 
 template <class Body>
-Call call(const Napi::Value& prepared, Body body) {
-  return {std::make_unique<KernelJob<Body>>(std::move(body)), prepared.As<Napi::Object>()};
+Prepared job(const Napi::Value& result, Body body) {
+  return {std::make_unique<KernelJob<Body>>(std::move(body)), result.As<Napi::Object>()};
 }
 
-Call layer_norm_call(Napi::Env env, const Arguments& arguments, Access access) {
+Prepared prepare_layer_norm(Napi::Env env, const Arguments& arguments, Access access) {
   const MatrixArgument x = arguments.matrix("x");
   const VectorArgument weight = arguments.vector("weight"), bias = arguments.vector("bias");
   const float epsilon = arguments.number("epsilon");
   const Output<float> y = new_floats(env, x.size());
   MemoryReader memory(env, access);
-  return call(y.value,
+  return job(y.value,
               [x = FloatInput(memory, x), weight = VectorInput(memory, weight, x.cols),
                bias = VectorInput(memory, bias, x.cols), epsilon, y = y.data](Context& context) mutable -> Status {
                 DESAP_TRY(x.widen(context));
@@ -52,13 +52,13 @@ Status pack(Context& context, ConstMatrix weight, const float* bias, LinearPoint
   return {};
 }
 
-Call linear_call(Napi::Env env, const Arguments& arguments, Access access) {
+Prepared prepare_linear(Napi::Env env, const Arguments& arguments, Access access) {
   const MatrixArgument x = arguments.matrix("x"), weight = arguments.matrix("weight");
   const VectorArgument bias = arguments.vector_or_null("bias");
   expect_shape(weight, weight.rows, x.cols);
   const Output<float> y = new_floats(env, x.rows * weight.rows);
   MemoryReader memory(env, access);
-  return call(y.value,
+  return job(y.value,
               [x = FloatInput(memory, x), weight = FloatInput(memory, weight),
                bias = VectorInput(memory, bias, weight.rows), y = y.data](Context& context) mutable -> Status {
                 DESAP_TRY(x.widen(context));
@@ -69,7 +69,7 @@ Call linear_call(Napi::Env env, const Arguments& arguments, Access access) {
               });
 }
 
-Call attention_call(Napi::Env env, const Arguments& arguments, Access access) {
+Prepared prepare_attention(Napi::Env env, const Arguments& arguments, Access access) {
   const MatrixArgument q = arguments.matrix("q"), k = arguments.matrix("k"), v = arguments.matrix("v");
   const int64_t heads = arguments.integer("heads", 1, q.cols);
   expect_divides("heads", heads, q.cols);
@@ -77,7 +77,7 @@ Call attention_call(Napi::Env env, const Arguments& arguments, Access access) {
   expect_shape(v, q.rows, q.cols);
   const Output<float> y = new_floats(env, q.size());
   MemoryReader memory(env, access);
-  return call(y.value,
+  return job(y.value,
               [q = FloatInput(memory, q), k = FloatInput(memory, k), v = FloatInput(memory, v), heads,
                y = y.data](Context& context) mutable -> Status {
                 for (FloatInput* input : {&q, &k, &v}) DESAP_TRY(input->widen(context));
@@ -86,7 +86,7 @@ Call attention_call(Napi::Env env, const Arguments& arguments, Access access) {
               });
 }
 
-Call saliency_call(Napi::Env env, const Arguments& arguments, Access access) {
+Prepared prepare_saliency(Napi::Env env, const Arguments& arguments, Access access) {
   const MatrixArgument q = arguments.matrix("q"), k = arguments.matrix("k");
   const int64_t heads = arguments.integer("heads", 1, q.cols);
   const bool class_token = arguments.boolean("classToken");
@@ -95,7 +95,7 @@ Call saliency_call(Napi::Env env, const Arguments& arguments, Access access) {
   if (class_token && q.rows < 2) throw invalid("ERR_SHAPE", "q", "1 row", "the class token and at least one patch");
   const Output<float> y = new_floats(env, q.rows - (class_token ? 1 : 0));
   MemoryReader memory(env, access);
-  return call(y.value,
+  return job(y.value,
               [q = FloatInput(memory, q), k = FloatInput(memory, k), heads, class_token,
                y = y.data](Context& context) mutable -> Status {
                 DESAP_TRY(q.widen(context));
@@ -104,17 +104,17 @@ Call saliency_call(Napi::Env env, const Arguments& arguments, Access access) {
               });
 }
 
-Call unit_rows_call(Napi::Env env, const Arguments& arguments, Access access) {
+Prepared prepare_unit_rows(Napi::Env env, const Arguments& arguments, Access access) {
   const MatrixArgument x = arguments.matrix("x");
   const Output<float> y = new_floats(env, x.size());
   MemoryReader memory(env, access);
-  return call(y.value, [x = FloatInput(memory, x), y = y.data](Context& context) mutable -> Status {
+  return job(y.value, [x = FloatInput(memory, x), y = y.data](Context& context) mutable -> Status {
     DESAP_TRY(x.widen(context));
     return unit_rows(context, x.matrix(), rows_of(y, x.matrix().rows, x.matrix().cols));
   });
 }
 
-Call read_out_call(Napi::Env env, const Arguments& arguments, Access access) {
+Prepared prepare_read_out(Napi::Env env, const Arguments& arguments, Access access) {
   const MatrixArgument context_rows = arguments.matrix("context"), projection = arguments.matrix("visualProjection");
   const Arguments out = arguments.object("out"), post_norm = arguments.object("postNorm");
   const VectorArgument out_weight = out.vector("weight"), out_bias = out.vector("bias");
@@ -123,17 +123,17 @@ Call read_out_call(Napi::Env env, const Arguments& arguments, Access access) {
   const int64_t width = context_rows.cols;
   expect_shape(projection, projection.rows, width);
   const Output<float> attention = new_floats(env, context_rows.size());
-  const Output<float> embedding = new_floats(env, context_rows.rows * projection.rows);
+  const Output<float> embeddings = new_floats(env, context_rows.rows * projection.rows);
   Napi::Object result = Napi::Object::New(env);
   result.Set("attention", attention.value);
-  result.Set("embedding", embedding.value);
+  result.Set("embeddings", embeddings.value);
   MemoryReader memory(env, access);
-  return call(
+  return job(
       result,
       [x = FloatInput(memory, context_rows), projection = FloatInput(memory, projection),
        out_weight = VectorInput(memory, out_weight, width * width), out_bias = VectorInput(memory, out_bias, width),
        norm_weight = VectorInput(memory, norm_weight, width), norm_bias = VectorInput(memory, norm_bias, width),
-       epsilon, width, attention = attention.data, embedding = embedding.data](Context& context) mutable -> Status {
+       epsilon, width, attention = attention.data, embeddings = embeddings.data](Context& context) mutable -> Status {
         DESAP_TRY(x.widen(context));
         DESAP_TRY(projection.widen(context));
         LinearPointer packed_out, packed_projection;
@@ -142,13 +142,13 @@ Call read_out_call(Napi::Env env, const Arguments& arguments, Access access) {
         const ReadOut weights{packed_out.get(), norm_weight.data(), norm_bias.data(), epsilon, packed_projection.get()};
         const int64_t rows = x.matrix().rows;
         return read_out(context, x.matrix(), weights, rows_of(attention, rows, width),
-                        rows_of(embedding, rows, projection.matrix().rows));
+                        rows_of(embeddings, rows, projection.matrix().rows));
       });
 }
 
-Call align_call(Napi::Env env, const Arguments& arguments, Access access) {
+Prepared prepare_align(Napi::Env env, const Arguments& arguments, Access access) {
   const MatrixArgument visual = arguments.matrix("visual"), text = arguments.matrix("text");
-  const VectorArgument query = arguments.vector("query"), global = arguments.vector("global");
+  const VectorArgument end_of_text = arguments.vector("endOfText"), global = arguments.vector("global");
   const Alignment alignment = alignment_of(arguments);
   const float lambda = arguments.number("lambda");
   const bool wanted = arguments.boolean("matrices");
@@ -159,18 +159,18 @@ Call align_call(Napi::Env env, const Arguments& arguments, Access access) {
   result.Set("task", task.value);
   result.Set("matrices", new_matrices(env, wanted, alignment, visual.rows, text.rows, &matrices));
   MemoryReader memory(env, access);
-  return call(result,
+  return job(result,
               [visual = FloatInput(memory, visual), text = FloatInput(memory, text),
-               query = VectorInput(memory, query, visual.cols), global = VectorInput(memory, global, visual.cols),
+               end_of_text = VectorInput(memory, end_of_text, visual.cols), global = VectorInput(memory, global, visual.cols),
                alignment, lambda, task = task.data, matrices](Context& context) mutable -> Status {
                 DESAP_TRY(visual.widen(context));
                 DESAP_TRY(text.widen(context));
-                return align(context, visual.matrix(), text.matrix(), query.data(), global.data(), alignment, lambda,
+                return align(context, visual.matrix(), text.matrix(), end_of_text.data(), global.data(), alignment, lambda,
                              task, matrices);
               });
 }
 
-Call top_k_call(Napi::Env env, const Arguments& arguments, Access access) {
+Prepared prepare_top_k(Napi::Env env, const Arguments& arguments, Access access) {
   const VectorArgument scores = arguments.vector("scores"), excluded = arguments.vector_or_null("excluded");
   const int64_t size = length_of(scores.data);
   const int64_t k = arguments.integer("k", 0, size < 0 ? 0 : size);
@@ -186,13 +186,30 @@ Call top_k_call(Napi::Env env, const Arguments& arguments, Access access) {
       throw invalid("ERR_VALUE", "k", std::to_string(k),
                     "at most " + std::to_string(candidates) + ", the entries not excluded");
   }
-  return call(indices.value,
+  return job(indices.value,
               [scores = VectorInput(memory, scores, size), mask, size, k, indices = indices.data](Context& context) {
                 return top_k(context, scores.data(), static_cast<const uint8_t*>(mask.data), size, k, indices);
               });
 }
 
-Call merge_call(Napi::Env env, const Arguments& arguments, Access access) {
+Prepared prepare_select(Napi::Env env, const Arguments& arguments, Access access) {
+  const VectorArgument task = arguments.vector_or_null("task"), saliency = arguments.vector_or_null("saliency");
+  const int64_t size = length_of(task.given() ? task.data : saliency.data);
+  const int64_t keep = arguments.integer("keep", 0, size < 0 ? 0 : size);
+  const int64_t task_keep = arguments.integer("taskKeep", saliency.given() ? 0 : keep, task.given() ? keep : 0);
+  const Output<int32_t> indices = new_ints(env, keep);
+  const Output<uint8_t> source = new_bytes(env, keep);
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("indices", indices.value);
+  result.Set("source", source.value);
+  MemoryReader memory(env, access);
+  return job(result, [task = VectorInput(memory, task, size), saliency = VectorInput(memory, saliency, size), size, keep, task_keep,
+                      indices = indices.data, source = source.data](Context& context) {
+    return select(context, task.data(), saliency.data(), size, keep, task_keep, indices, source);
+  });
+}
+
+Prepared prepare_merge(Napi::Env env, const Arguments& arguments, Access access) {
   const MatrixArgument features = arguments.matrix("features");
   const VectorArgument kept = arguments.vector("kept");
   const int64_t k = length_of(kept.data);
@@ -215,7 +232,7 @@ Call merge_call(Napi::Env env, const Arguments& arguments, Access access) {
                   "ascending, distinct indices below " + std::to_string(features.rows));
   }
   MemoryReader memory(env, access);
-  return call(result,
+  return job(result,
               [features = FloatInput(memory, features), indices, k, tokens = tokens.data, assignment = assignment.data,
                counts = counts.data](Context& context) mutable -> Status {
                 DESAP_TRY(features.widen(context));
@@ -227,20 +244,21 @@ Call merge_call(Napi::Env env, const Arguments& arguments, Access access) {
 
 struct Entry {
   const char* name;
-  Call (*call)(Napi::Env, const Arguments&, Access);
+  Prepared (*prepare)(Napi::Env, const Arguments&, Access);
 };
 
 const Entry kernels[] = {
-    {"layerNorm", layer_norm_call}, {"linear", linear_call},      {"attention", attention_call},
-    {"saliency", saliency_call},    {"unitRows", unit_rows_call}, {"readOut", read_out_call},
-    {"align", align_call},          {"topK", top_k_call},         {"merge", merge_call},
+    {"layerNorm", prepare_layer_norm}, {"linear", prepare_linear},      {"attention", prepare_attention},
+    {"saliency", prepare_saliency},    {"unitRows", prepare_unit_rows}, {"readOut", prepare_read_out},
+    {"align", prepare_align},          {"topK", prepare_top_k},         {"select", prepare_select},
+    {"merge", prepare_merge},
 };
 
 }  // namespace
 
-Call kernel_call(Napi::Env env, const std::string& kernel, const Napi::Value& arguments, bool sync) {
+Prepared prepare_kernel(Napi::Env env, const std::string& kernel, const Napi::Value& arguments, bool sync) {
   for (const Entry& entry : kernels) {
-    if (kernel == entry.name) return entry.call(env, Arguments(arguments, ""), sync ? Access::in_place : Access::held);
+    if (kernel == entry.name) return entry.prepare(env, Arguments(arguments, ""), sync ? Access::in_place : Access::held);
   }
   throw invalid("ERR_VALUE", "kernel", kernel, "the name of a kernel");
 }
