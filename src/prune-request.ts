@@ -1,7 +1,7 @@
 import type { PruneRequest } from './devices/driver.js';
 import { invalid, mismatch } from './errors.js';
 import { ALIGNMENTS, type Alignment } from './kernels/kernels.js';
-import { type OptionNames, options } from './options.js';
+import type { OptionNames } from './options.js';
 import {
   boolean,
   type FloatMatrix,
@@ -104,15 +104,12 @@ function checkText(argument: string, text: Text, cols: number): Pick<PruneReques
   return { text: rows, endOfText: last };
 }
 
+/** What else is known of a text, as its ids, may come with it. */
 function textEmbeddings(argument: string, text: Text): TextEmbeddings {
-  if (typeof text !== 'object' || !('embeddings' in text || 'tokens' in text))
-    return { embeddings: text as TensorLike };
-  return options<TextEmbeddings>(
-    argument,
-    text as TextEmbeddings,
-    { embeddings: true, endOfText: true },
-    { tokens: 'embeddings' },
-  );
+  if (typeof text !== 'object') return { embeddings: text };
+  if ('embeddings' in text) return text;
+  if (!('tokens' in text)) return { embeddings: text };
+  throw mismatch('ERR_VALUE', argument, "the unknown option 'tokens'", 'embeddings, its name now');
 }
 
 function keepCount({ keep, keepRatio }: PruneOptions, patches: number): number {
