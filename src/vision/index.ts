@@ -7,7 +7,7 @@ export type { ClipTextOptions, EncodedText, LongText } from './clip-text.js';
 export { ClipText } from './clip-text.js';
 export type { CompactOptions, CompactPrompt, KeptPatches, Positions } from './compact.js';
 export { compact } from './compact.js';
-export type { ImageProcessorConfig, ImageSource, Picture, Pixels } from './image-processor.js';
+export type { ImageProcessorConfig, ImageSource, Pixels, RgbImage } from './image-processor.js';
 export { ImageProcessor } from './image-processor.js';
 export type { LlavaVisionOptions } from './llava.js';
 export { LlavaImage, LlavaVision } from './llava.js';
