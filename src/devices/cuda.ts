@@ -55,13 +55,13 @@ export function availableCudaAddon(): CudaAddon | null {
   return status.available ? addon : null;
 }
 
-/** Whether CUDA can be used here, why not, and the GPUs. Never throws. */
+/** Whether CUDA can be used here, why not, and the cards. Never throws. */
 export function cudaStatus(): CudaStatus {
   return cuda().status;
 }
 
 /**
- * Opens a GPU.
+ * Opens a card.
  *
  * @param options `device`: its index, default the first that can be used; `names`: words for the native side's names of
  *   inputs in messages
