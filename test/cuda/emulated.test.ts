@@ -1,4 +1,4 @@
-/** CUDA as the package offers it, over the emulator, which pretends whatever driver, GPUs and faults a test asks for. */
+/** CUDA as the package offers it, over the emulator, which pretends whatever driver, cards and faults a test asks for. */
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,7 +14,7 @@ const folder = mkdtempSync(join(tmpdir(), 'desap-emulated-'));
 const control = join(folder, 'control');
 process.env.DESAP_CUDA_ADDON = EMULATED;
 process.env.DESAP_SIMT_CONTROL = control;
-/** What holds from now on; counting begins anew, and a dead GPU works again. */
+/** What holds from now on; counting begins anew, and a dead card works again. */
 const pretend = (...lines: string[]) => writeFileSync(control, lines.map((line) => `${line}\n`).join(''));
 beforeEach(() => pretend());
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -35,7 +35,7 @@ async function fresh(): Promise<typeof desap> {
 afterEach(() => vi.resetModules());
 
 describe('what devices() finds', () => {
-  it('a GPU', async () => {
+  it('a card', async () => {
     expect(desap.devices()[1]).toEqual({
       device: 'cuda:0',
       available: true,
@@ -46,7 +46,7 @@ describe('what devices() finds', () => {
     });
   });
 
-  it('several GPUs, and opens the one that is asked for', async () => {
+  it('several cards, and opens the one that is asked for', async () => {
     pretend('devices 3');
     const { devices, openBackend } = await fresh();
     expect(devices().map(({ device }) => device)).toEqual(['cpu', 'cuda:0', 'cuda:1', 'cuda:2', 'reference']);
@@ -69,8 +69,8 @@ describe('what devices() finds', () => {
   it.each([
     ['no driver', ['driver 0'], /^no NVIDIA driver$/],
     ['an old driver', ['driver 12080'], /^NVIDIA driver too old: it supports CUDA 12\.8, this build needs 13\.0$/],
-    ['no GPU', ['devices 0'], /^no CUDA device$/],
-    ['an old GPU', ['capability 7.5'], /^no device of a supported compute capability .*: emulated device 0 \(7\.5\)$/],
+    ['no card', ['devices 0'], /^no CUDA device$/],
+    ['an old card', ['capability 7.5'], /^no device of a supported compute capability .*: emulated device 0 \(7\.5\)$/],
   ])('%s', async (_, lines, reason) => {
     pretend(...lines);
     const { devices, openBackend, Pruner, HostBuffer } = await fresh();
@@ -91,7 +91,7 @@ describe('what devices() finds', () => {
 });
 
 describe('auto', () => {
-  it('takes the GPU', async () => {
+  it('takes the card', async () => {
     using pruner = await Pruner.load(head, { precision: 'bf16' });
     expect(pruner.backend.kind).toBe('cuda');
     expect(pruner.backend.fallback).toBeNull();
@@ -99,7 +99,7 @@ describe('auto', () => {
     expect(pruner.device).toBe('emulated device 0, cuda:0, bf16');
   });
 
-  it('takes the CPU where the GPU has no memory left, and says so', async () => {
+  it('takes the CPU where the card has no memory left, and says so', async () => {
     pretend('memory 1000');
     await expect(Pruner.load(head, CUDA)).rejects.toEqual(failure('ERR_OUT_OF_MEMORY'));
     using pruner = await Pruner.load(head);
@@ -126,12 +126,12 @@ describe('auto', () => {
       }
       opened.dispose();
     }
-    // Lost: when it cannot even be told whether the GPU has ended its work.
+    // Lost: when it cannot even be told whether the card has ended its work.
     expect([...codes]).toEqual(expect.arrayContaining(['ERR_DEVICE_UNAVAILABLE', 'ERR_DEVICE_FAILED']));
     for (const code of codes) expect(code).toMatch(/^ERR_DEVICE_(UNAVAILABLE|FAILED|LOST)$/);
   });
 
-  it('takes the CPU for a head that the GPU does not take', async () => {
+  it('takes the CPU for a head that the card does not take', async () => {
     const wide = randomHead(4, { width: 136, heads: 1, embedding: 16 });
     await expect(Pruner.load(wide, CUDA)).rejects.toEqual(failure('ERR_VALUE', /head size/));
     using pruner = await Pruner.load(wide);
@@ -191,7 +191,7 @@ describe('a fault', () => {
     works(pruner);
   });
 
-  it.each(calls)('a GPU that is lost: %s says so from then on', async (_, call) => {
+  it.each(calls)('a card that is lost: %s says so from then on', async (_, call) => {
     using pruner = await Pruner.load(head, CUDA);
     using image = await pruner.analyze(hidden);
     pretend('fail launch 1 719');
@@ -203,13 +203,13 @@ describe('a fault', () => {
     image.dispose();
     pruner.dispose();
     await expect(pruner.analyze(hidden)).rejects.toEqual(failure('ERR_DISPOSED'));
-    // Another process' GPU, so to speak: this library keeps nothing of the dead one.
+    // Another process' card, so to speak: this library keeps nothing of the dead one.
     pretend('seed 2');
     using next = await Pruner.load(head, CUDA);
     works(next);
   });
 
-  it('leaves a lost GPU in flight without a trace', async () => {
+  it('leaves a lost card in flight without a trace', async () => {
     const pruner = await Pruner.load(head, CUDA);
     pretend('fail launch 3 719');
     const flying = Array.from({ length: 6 }, () => pruner.prune(hidden, text, { keep }));
@@ -263,7 +263,7 @@ describe('jobs', () => {
 });
 
 describe('HostBuffer', () => {
-  it('is pinned, and a GPU reads it in place', async () => {
+  it('is pinned, and a card reads it in place', async () => {
     using buffer = HostBuffer.forTensor('float32', [17, 32]);
     expect(buffer.pinned).toBe(true);
     expect(buffer.address % 64n).toBe(0n);

@@ -5,7 +5,7 @@ import { provideCuda } from '../support.js';
 
 const device = provideCuda();
 
-/** Least agreement; bench/results/precision.md has what was measured. A GPU may round its sums differently. */
+/** Least agreement; bench/results/precision.md has what was measured. A card may round its sums differently. */
 const LIMITS = {
   strict: { same: 94, overlap: 0.995, answers: 99 },
   fast: { same: 85, overlap: 0.985, answers: 97 },
