@@ -76,7 +76,7 @@ struct PruneOutput {
   uint8_t* source;               // [K] 0 task, 1 saliency
   int32_t* assignment;           // [P] position in indices
   int32_t* counts;               // [K]
-  float* task;                   // [P]; null where there is no text
+  float* task;                   // [P]; null where it is not wanted, or where there is no text
   float* saliency;               // [P] the map that chose the rest: the request's, else A_s; or null
   AlignmentMatrices matrices;    // each null or [P, T]
 };

@@ -29,7 +29,7 @@ SHAPES = [
     (dict(tokens=16384, width=1280, heads=16, embedding=768, class_token=False, words=30, keep=1820), [1]),
 ]
 # desap-cuda-bench's precision: PyTorch's type, and whether float32 products may use TF32
-TYPES = {"fast": ("float16", False), "bf16": ("bfloat16", False), "strict": ("float32", False), "tf32": ("float32", True)}
+TYPES = {"fp16": ("float16", False), "bf16": ("bfloat16", False), "fp32": ("float32", False), "tf32": ("float32", True)}
 
 
 def shape_name(shape):
@@ -193,7 +193,7 @@ def measure_head(results, shape, batch, precision, device):
 
 def measure_rates(results, device):
     n = 8192
-    for precision in ("fast", "bf16"):
+    for precision in ("fp16", "bf16"):
         kind = getattr(torch, TYPES[precision][0])
         a, b = (torch.randn(n, n, device=device, dtype=torch.float32).to(kind) for _ in range(2))
         out = torch.empty(n, n, device=device, dtype=kind)
@@ -272,16 +272,16 @@ def targets(ours, peer):
     def ratio(a, b):
         return a / b if a and b else None
 
-    head = dict(name="head", shape="577x1024", precision="fast")
+    head = dict(name="head", shape="577x1024", precision="fp16")
     device = {"from": "device"}
     b1, b64 = ours_us(**head, **device, batch=1), ours_us(**head, **device, batch=64)
     compiled = ("compiled, graph", "compiled, own graphs")
-    rates = [row["tflops"] for rows in (ours, peer) for row in rows["results"] if row["name"] == "matrix" and row["precision"] == "fast"]
+    rates = [row["tflops"] for rows in (ours, peer) for row in rows["results"] if row["name"] == "matrix" and row["precision"] == "fp16"]
     rate_b64 = find(ours, **head, **device, batch=64)
     # The copy may be timed twice; the rate is the faster.
     copies = [row["gb_per_s"] for rows in (ours, peer) for row in rows["results"] if row["name"] == "pinned copy"]
-    stream = find(ours, name="stream", shape="577x1024", precision="fast", batch=64, **{"from": "pinned"})
-    n16384 = ours_us(name="head", shape="16384x1280", precision="fast", **device)
+    stream = find(ours, name="stream", shape="577x1024", precision="fp16", batch=64, **{"from": "pinned"})
+    n16384 = ours_us(name="head", shape="16384x1280", precision="fp16", **device)
     return [
         ("device time, b1, us", b1, 30, 20, True),
         ("b1 against torch.compile with graphs, times", ratio(best_us(compiled, **head, batch=1), b1), 3.5, 5.5, False),
@@ -290,7 +290,7 @@ def targets(ours, peer):
         ("b64, share of the 8192^3 rate", ratio(rate_b64 and rate_b64["tflops"], max(rates, default=None)), 0.60, 0.70, False),
         ("host to host, b1, us", ours_us(**head, batch=1, **{"from": "pinned"}), 150, 100, True),
         ("b64 stream, share of the pinned copy's rate", ratio(stream and stream["gb_per_s"], max(copies, default=None)), 0.85, 0.95, False),
-        ("strict, device time, b1, us", ours_us(name="head", shape="577x1024", precision="strict", batch=1, **device), 45, 35, True),
+        ("fp32, device time, b1, us", ours_us(name="head", shape="577x1024", precision="fp32", batch=1, **device), 45, 35, True),
         ("N 16384, ms", n16384 and n16384 / 1e3, 7, 5.3, True),
     ]
 
@@ -298,7 +298,7 @@ def targets(ours, peer):
 def merge(ours, peer):
     if ours["card"] != peer["card"]:
         sys.exit(f"not the same card: {ours['card']} and {peer['card']}")
-    print(f"\n{ours['card']}: targets, fast unless it is said")
+    print(f"\n{ours['card']}: targets, fp16 unless it is said")
     for name, value, must, reach, smaller in targets(ours, peer):
         if value is None:
             print(f"  {name:50} not measured")

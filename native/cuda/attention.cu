@@ -8,7 +8,7 @@
 //
 // p is rounded to 16 bits for the product with v, with a factor 2^bias so that binary16 keeps small weights: from 2^15
 // down to its subnormals. What is summed below is the rounded p: the weights then are a true average, exact for a
-// single key and for equal values; rounding cannot scale a row. strict splits p, and what the tensor cores add of one
+// single key and for equal values; rounding cannot scale a row. fp32 splits p, and what the tensor cores add of one
 // tile is added to the rest by an ordinary addition: they truncate their sums, and over thousands of tiles that would
 // show.
 #include "scores.cuh"
@@ -21,7 +21,7 @@ struct AttentionPlan {
   static constexpr Precision precision = precision_;
   static constexpr int head = head_, rows = rows_;   // columns of a head, rows of a block
   static constexpr int planes = planes_of(precision), elements = planes * head;
-  static constexpr bool strict = precision == Precision::strict;
+  static constexpr bool two_planes = precision == Precision::fp32;
 
   static constexpr int keys = elements <= 128 ? 64 : 32;   // of a tile: with 64 rows of q 96 KB at most
   static constexpr int warp_keys = keys / halves, key_steps = warp_keys / 16, key_fragments = warp_keys / 8;
@@ -74,7 +74,7 @@ __device__ __forceinline__ void weigh(RowSoftmax<Plan::m>& softmax, const float 
       uint32_t hi, lo;
       split<Plan::precision>(left, right, hi, lo);
       p[n / 2].plane[0][i][n % 2 * 2 + row % 2] = hi;
-      if constexpr (Plan::strict) {
+      if constexpr (Plan::two_planes) {
         p[n / 2].plane[1][i][n % 2 * 2 + row % 2] = lo;
       } else {
         left = unpack<Plan::precision>(static_cast<uint16_t>(hi & 0xffff));
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(Plan::threads) attention_kernel(Attention a) {
 
       float factor[2 * m];
       const bool moved = softmax.advance(s, scale, factor);
-      if (!Plan::strict && moved) {
+      if (!Plan::two_planes && moved) {
 #pragma unroll
         for (int i = 0; i < m; i++) {
 #pragma unroll
@@ -164,18 +164,18 @@ __global__ void __launch_bounds__(Plan::threads) attention_kernel(Attention a) {
 
 #pragma unroll
       for (int n = 0; n < Plan::head_fragments; n += 2) {
-        float sum[m][2][4] = {};   // strict: of this tile
+        float sum[m][2][4] = {};   // fp32: of this tile
 #pragma unroll
         for (int step = 0; step < Plan::key_steps; step++) {
           ColumnFragments<precision> v;
           load_columns_transposed(v, arrived.v + step * 16 * layout.chunks, Plan::key_plane, layout, v_place, n / 2);
-          if constexpr (Plan::strict) {
+          if constexpr (Plan::two_planes) {
             multiply_rows(sum, 0, p[step], v);
           } else {
             multiply_rows(y, n, p[step], v);
           }
         }
-        if constexpr (Plan::strict) {
+        if constexpr (Plan::two_planes) {
 #pragma unroll
           for (int i = 0; i < m; i++) {
 #pragma unroll
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(Plan::threads) attention_kernel(Attention a) {
       uint32_t hi, lo;
       split<precision>(left, right, hi, lo);
       *reinterpret_cast<uint32_t*>(a.y.hi + offset + column_of(n, 0, lane)) = hi;
-      if constexpr (Plan::strict) *reinterpret_cast<uint32_t*>(a.y.lo + offset + column_of(n, 0, lane)) = lo;
+      if constexpr (Plan::two_planes) *reinterpret_cast<uint32_t*>(a.y.lo + offset + column_of(n, 0, lane)) = lo;
     }
   }
 }
@@ -241,7 +241,7 @@ void attention(Queue& queue, const Attention& a) {
 }
 
 // Blocks of 128 rows bring each tile in half as often, which counts when the L2 cache is the limit; blocks of 64 spread
-// little work over more processors, and are all that shared memory and registers allow the largest heads in strict.
+// little work over more processors, and are all that shared memory and registers allow the largest heads in fp32.
 template <Precision precision, int head>
 void attention(Queue& queue, const Attention& a) {
   constexpr int64_t enough = 2 * 132;
@@ -268,8 +268,8 @@ void attention(Queue& queue, const Attention& a) {
 
 void attention(Queue& queue, Precision precision, const Attention& a) {
   switch (precision) {
-    case Precision::strict: return attention<Precision::strict>(queue, a);
-    case Precision::fast: return attention<Precision::fast>(queue, a);
+    case Precision::fp32: return attention<Precision::fp32>(queue, a);
+    case Precision::fp16: return attention<Precision::fp16>(queue, a);
     case Precision::bf16: return attention<Precision::bf16>(queue, a);
   }
 }

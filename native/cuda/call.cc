@@ -36,6 +36,7 @@ void Call::analyze(Encoding encoding, bool half, bool intermediates) {
 
 void Call::prune(const PruneRequest& request, const PruneOutput& output) {
   prune_ = true;
+  align_ = request.text.data != nullptr;
   merge_ = request.merge;
   own_map_ = request.saliency != nullptr;
   own_features_ = request.features.data != nullptr;
@@ -43,8 +44,8 @@ void Call::prune(const PruneRequest& request, const PruneOutput& output) {
   alignment_ = request.alignment;
   lambda_ = request.lambda;
   feature_width_ = own_features_ ? request.features.cols : config_.width;
-  const bool weights = request.alignment != Alignment::mean;
-  wanted_[0] = output.matrices.similarity;
+  const bool weights = align_ && request.alignment != Alignment::mean;
+  wanted_[0] = align_ && output.matrices.similarity;
   wanted_[1] = weights && output.matrices.visual_alignment;
   wanted_[2] = weights && output.matrices.text_alignment;
 }
@@ -54,7 +55,7 @@ bool Call::same_kind(const PruneRequest& a, const PruneOutput& wanted_a, const P
   const auto alone = [](const AlignmentMatrices& m) { return m.similarity || m.visual_alignment || m.text_alignment; };
   const auto own = [](const PruneRequest& request) { return request.features.data ? request.features.cols : -1; };
   return !alone(wanted_a.matrices) && !alone(wanted_b.matrices) && a.alignment == b.alignment && a.lambda == b.lambda &&
-         a.merge == b.merge && !a.saliency == !b.saliency && own(a) == own(b) &&
+         a.merge == b.merge && !a.text.data == !b.text.data && !a.saliency == !b.saliency && own(a) == own(b) &&
          !wanted_a.saliency == !wanted_b.saliency;
 }
 
@@ -148,14 +149,14 @@ void Call::lay_out() {
     p.source = layout.take(kept);
     p.assignment = layout.take(patches * 4);
     p.counts = layout.take(kept * 4);
-    p.task = layout.take(patches * 4);
+    p.task = layout.take(align_ ? patches * 4 : 0);
     p.map = layout.take(wants_map_ ? patches * 4 : 0);
     p.tokens = layout.take(kept * feature_width_ * 4);
     for (int i = 0; i < 3; i++) p.matrices[i] = layout.take(wanted_[i] ? patches * images_[0].words * 4 : 0);
   }
   p.mirror_size = layout.size();
 
-  const int planes = precision_ == Precision::strict ? 2 : 1;
+  const int planes = precision_ == Precision::fp32 ? 2 : 1;
   const auto operand = [&](int64_t ld) { return layout.take(planes * extent_.rows * ld * 2); };
   if (head_) {
     const PackedHead& weights = head_->weights;
@@ -175,7 +176,7 @@ void Call::lay_out() {
   if (prune_) {
     p.unit_text = layout.take(text_rows_ * config_.embedding * 4);
     p.own_inverse_norm = layout.take(own_features_ ? patches * 4 : 0);
-    p.align_scratch = layout.take(align_scratch(extent_) * 4);
+    p.align_scratch = layout.take(align_ ? align_scratch(extent_) * 4 : 0);
     p.merge_scratch = layout.take(merge_ ? merge_scratch(extent_) : 0);
   }
   p.size = layout.size();
@@ -184,7 +185,7 @@ void Call::lay_out() {
 GraphKey Call::key() const {
   const int parts = (head_ ? 1 : 0) | (prune_ ? 2 : 0) | (half_ ? 4 : 0) | (intermediates_ ? 8 : 0) | (merge_ ? 16 : 0) |
                     (own_map_ ? 32 : 0) | (own_features_ ? 64 : 0) | (wanted_[0] ? 128 : 0) | (wanted_[1] ? 256 : 0) |
-                    (wanted_[2] ? 512 : 0) | (wants_map_ ? 1024 : 0);
+                    (wanted_[2] ? 512 : 0) | (wants_map_ ? 1024 : 0) | (align_ ? 2048 : 0);
   return {head_ ? head_->serial : -1, parts, config_.width, config_.embedding, config_.class_token,
           static_cast<int64_t>(encoding_), static_cast<int64_t>(alignment_), feature_width_, text_rows_,
           extent_.images, extent_.rows, extent_.patches, extent_.kept,
@@ -194,7 +195,7 @@ GraphKey Call::key() const {
 
 Operand Call::operand(int64_t place, int64_t ld) const {
   uint16_t* hi = device<uint16_t>(place);
-  return {hi, precision_ == Precision::strict ? hi + extent_.rows * ld : nullptr, ld};
+  return {hi, precision_ == Precision::fp32 ? hi + extent_.rows * ld : nullptr, ld};
 }
 
 Operand Call::block(PackedHead::Block which) const {
@@ -358,19 +359,52 @@ void Call::enqueue_saliency(Queue& queue) {
 void Call::enqueue_prune() {
   Queue& queue = lane_.queue;
   const Image* images = device<Image>(place_.images);
-  const auto matrix = [&](int i) { return wanted_[i] ? device<float>(place_.matrices[i]) : nullptr; };
-  float* task = device<float>(place_.task);
+  float* task = align_ ? device<float>(place_.task) : nullptr;
   int* indices = device<int>(place_.indices);
-  align(queue, {images, extent_, outputs(), config_.class_token, slot<const float>(&header()->analysis.embedding),
-                slot<const float>(&header()->analysis.global), device<float>(place_.unit_text), alignment_,
-                &header()->lambda, device<float>(place_.align_scratch), task, {matrix(0), matrix(1), matrix(2)},
-                stamp(at_align)});
-  select(queue, {images, extent_, task, slot<const float>(&header()->map), nullptr,
-                 indices, device<uint8_t>(place_.source), &report()->task, &report()->saliency, stamp(at_select)});
-  cuda::merge(queue, {images, extent_, static_cast<int>(feature_width_), merge_,
-                      slot<const float>(&header()->merge_features), slot<const float>(&header()->merge_inverse_norm),
-                      indices, device<float>(place_.tokens), device<int>(place_.assignment), device<int>(place_.counts),
-                      device<uint8_t>(place_.merge_scratch), stamp(at_merge), nullptr});
+  if (align_) {
+    const auto matrix = [&](int i) { return wanted_[i] ? device<float>(place_.matrices[i]) : nullptr; };
+    Align to_text{};
+    to_text.images = images;
+    to_text.extent = extent_;
+    to_text.embedding = outputs();
+    to_text.class_token = config_.class_token;
+    to_text.visual = slot<const float>(&header()->analysis.embedding);
+    to_text.global = slot<const float>(&header()->analysis.global);
+    to_text.text = device<float>(place_.unit_text);
+    to_text.alignment = alignment_;
+    to_text.lambda = &header()->lambda;
+    to_text.scratch = device<float>(place_.align_scratch);
+    to_text.task = task;
+    to_text.matrices = {matrix(0), matrix(1), matrix(2)};
+    to_text.stamp = stamp(at_align);
+    align(queue, to_text);
+  }
+  Select to_keep{};
+  to_keep.images = images;
+  to_keep.extent = extent_;
+  to_keep.task = task;
+  to_keep.saliency = slot<const float>(&header()->map);
+  to_keep.indices = indices;
+  to_keep.source = device<uint8_t>(place_.source);
+  to_keep.task_fault = &report()->task;
+  to_keep.saliency_fault = &report()->saliency;
+  to_keep.stamp = stamp(at_select);
+  select(queue, to_keep);
+
+  Merge to_tokens{};
+  to_tokens.images = images;
+  to_tokens.extent = extent_;
+  to_tokens.width = static_cast<int>(feature_width_);
+  to_tokens.merge = merge_;
+  to_tokens.features = slot<const float>(&header()->merge_features);
+  to_tokens.inverse_norm = slot<const float>(&header()->merge_inverse_norm);
+  to_tokens.indices = indices;
+  to_tokens.tokens = device<float>(place_.tokens);
+  to_tokens.assignment = device<int>(place_.assignment);
+  to_tokens.counts = device<int>(place_.counts);
+  to_tokens.scratch = device<uint8_t>(place_.merge_scratch);
+  to_tokens.assign_stamp = stamp(at_merge);
+  cuda::merge(queue, to_tokens);
 }
 
 // ---------------------------------------------------------------------------------------------------------- results
@@ -396,7 +430,7 @@ Status Call::fault() const {
   consider(report.text, [](const Image& image) { return image.word; }, [](const Image& image) { return image.words; },
            Code::not_finite, "text");
   consider(report.text, [](const Image& image) { return image.word + image.words; },
-           [](const Image& image) { return image.query == image.word + image.words ? 1 : 0; }, Code::not_finite, "query");
+           [](const Image& image) { return image.query == image.word + image.words ? 1 : 0; }, Code::not_finite, "endOfText");
   consider(report.task, patch, patches, Code::internal, "task");
   consider(report.saliency, patch, patches, Code::not_finite, "saliency");
   consider(report.features, patch, patches, Code::not_finite, "features");
@@ -437,7 +471,7 @@ void Call::deliver(int64_t i, const PruneRequest& request, const PruneOutput& ou
   copy(place_.source, image.kept, image.keep, output.source);
   copy(place_.assignment, image.patch, image.patches, output.assignment);
   copy(place_.counts, image.kept, image.keep, output.counts);
-  copy(place_.task, image.patch, image.patches, output.task);
+  if (align_ && output.task) copy(place_.task, image.patch, image.patches, output.task);
   if (wants_map_) copy(place_.map, image.patch, image.patches, output.saliency);
   if (own_map_ && output.saliency) std::copy_n(request.saliency, image.patches, output.saliency);
   float* const matrices[] = {output.matrices.similarity, output.matrices.visual_alignment, output.matrices.text_alignment};
@@ -459,7 +493,7 @@ double Call::between(Stage from, Stage to, int64_t i) const {
 
 // From the stage's beginning to the end of the call, the copies before the first stage included.
 double Call::after(Stage last, int64_t i) const {
-  return std::max(0.0, milliseconds_ * share(i) - between(head_ ? at_normalize : at_align, last, i));
+  return std::max(0.0, milliseconds_ * share(i) - between(head_ ? at_normalize : first_of_prune(), last, i));
 }
 
 // A stage ends where the next begins, the last one with the call. The saliency runs beside the attention: their time is
@@ -471,13 +505,13 @@ AnalyzeTimings Call::analyze_timings(int64_t i) const {
   const double both = between(at_attention, at_read_out, i);
   t.saliency = config_.class_token || !computes_saliency() ? 0 : both / 2;
   t.attention = both - t.saliency;
-  t.read_out = prune_ ? between(at_read_out, at_align, i) : after(at_read_out, i);
+  t.read_out = prune_ ? between(at_read_out, first_of_prune(), i) : after(at_read_out, i);
   return t;
 }
 
 PruneTimings Call::prune_timings(int64_t i) const {
   PruneTimings t;
-  t.align = between(at_align, at_select, i);
+  t.align = align_ ? between(at_align, at_select, i) : 0;
   t.top_k = between(at_select, at_merge, i);
   t.merge = after(at_merge, i);
   return t;

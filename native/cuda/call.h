@@ -4,7 +4,7 @@
 //   send
 //   normalize -> linear: q, v, k -> attention -> linear: read-out -> embed         analyze
 //        beside it: text -> unit rows; saliency
-//   align -> select -> merge                                                       prune
+//   align (where there is text) -> select -> merge                                 prune
 //   receive
 //
 // Whatever differs between two calls of a shape travels with `send`: where the images lie, text, lambda, where the analysis
@@ -123,6 +123,8 @@ class Call {
   void enqueue_saliency(Queue&);
   void enqueue_prune();
   Status fault() const;
+  // The first stage of the pruning: without a text nothing is aligned.
+  Stage first_of_prune() const { return align_ ? at_align : at_select; }
   double share(int64_t i) const;
   double between(Stage, Stage, int64_t i) const;
   double after(Stage, int64_t i) const;
@@ -135,7 +137,7 @@ class Call {
   Encoding encoding_ = Encoding::qq;
   bool half_ = false, intermediates_ = false;
 
-  bool prune_ = false, merge_ = false, own_map_ = false, own_features_ = false;
+  bool prune_ = false, align_ = false, merge_ = false, own_map_ = false, own_features_ = false;
   bool wants_map_ = false;  // the saliency of an analysis that is not kept
   bool wanted_[3] = {false, false, false};  // matrices of the alignment
   Alignment alignment_ = Alignment::fcma;

@@ -29,7 +29,7 @@ Availability availability();
 
 struct ContextOptions {
   int device = 0;
-  Precision precision = Precision::strict;
+  Precision precision = Precision::fp32;
   int lanes = 2;          // jobs under way at the same time
 };
 // device_failed with the driver's word, out_of_memory.

@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(threads)
   const int head = column / size;
   const int64_t from = row * x.ld + static_cast<int64_t>(head) * padded_size + column % size;
   float value = unpack<precision>(x.hi[from]);
-  if constexpr (precision == Precision::strict) value += unpack<precision>(x.lo[from]);
+  if constexpr (precision == Precision::fp32) value += unpack<precision>(x.lo[from]);
   if (exponent) value = times_power(value, -exponent[0]);
   if (scale) value *= scale[head];
   y.data[row * y.ld + column] = value;
@@ -133,8 +133,8 @@ void to_operand(Queue& queue, Precision precision, ConstMatrix x, int heads, int
     launch(queue, kernel, grid, threads, 0, x, heads, padded_size, exponent, y);
   };
   switch (precision) {
-    case Precision::strict: return launch_for(to_operand_kernel<Precision::strict>);
-    case Precision::fast: return launch_for(to_operand_kernel<Precision::fast>);
+    case Precision::fp32: return launch_for(to_operand_kernel<Precision::fp32>);
+    case Precision::fp16: return launch_for(to_operand_kernel<Precision::fp16>);
     case Precision::bf16: return launch_for(to_operand_kernel<Precision::bf16>);
   }
 }
@@ -146,8 +146,8 @@ void from_operand(Queue& queue, Precision precision, ConstOperand x, int heads, 
     launch(queue, kernel, grid, threads, 0, x, heads, padded_size, exponent, scale, y);
   };
   switch (precision) {
-    case Precision::strict: return launch_for(from_operand_kernel<Precision::strict>);
-    case Precision::fast: return launch_for(from_operand_kernel<Precision::fast>);
+    case Precision::fp32: return launch_for(from_operand_kernel<Precision::fp32>);
+    case Precision::fp16: return launch_for(from_operand_kernel<Precision::fp16>);
     case Precision::bf16: return launch_for(from_operand_kernel<Precision::bf16>);
   }
 }

@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <new>
 #include <vector>
 
 #include "call.h"
+#include "kernel_run.h"
 
 namespace desap {
 
@@ -14,6 +16,7 @@ using cuda::Arrays;
 using cuda::Call;
 using cuda::DeviceBuffer;
 using cuda::Engine;
+using cuda::KernelRun;
 using cuda::LaneLock;
 
 namespace {
@@ -69,13 +72,13 @@ Status Head::create(Context& context, const HeadConfig& config, const HeadWeight
 // --------------------------------------------------------------------------------------------------------- analysis
 
 struct Analysis::State {
-  HeadConfig config;
+  HeadConfig config{};
   std::shared_ptr<Engine> engine;
   std::shared_ptr<DeviceBuffer> block;  // of all images that were analysed together
-  Arrays arrays;
-  int64_t tokens;
-  const void* features;  // in the caller's memory, or null
-  AnalyzeTimings timings;
+  Arrays arrays{};
+  int64_t tokens = 0;
+  const void* features = nullptr;  // in the caller's memory, or null
+  AnalyzeTimings timings{};
 
   Status read(const char* array, int64_t count, float* out) const {
     LaneLock lane(*engine);
@@ -91,16 +94,81 @@ struct Analysis::State {
 
 Analysis::Analysis(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Analysis::~Analysis() = default;
-int64_t Analysis::tokens() const { return state_->tokens; }
+int64_t Analysis::rows() const { return state_->tokens; }
 int64_t Analysis::patches() const { return state_->tokens - (state_->config.class_token ? 1 : 0); }
 int64_t Analysis::width() const { return state_->config.width; }
+int64_t Analysis::projection_dim() const { return state_->config.embedding; }
 const void* Analysis::features() const { return state_->features; }
 const AnalyzeTimings& Analysis::timings() const { return state_->timings; }
 
-Status Analysis::read_embedding(float* out) const {
-  return state_->read(state_->arrays.embedding, state_->tokens * state_->config.embedding, out);
+Status Analysis::read_patch_embeddings(float* out) const {
+  const int64_t size = projection_dim(), skipped = rows() - patches();
+  return state_->read(state_->arrays.embedding + skipped * size * static_cast<int64_t>(sizeof(float)), patches() * size, out);
 }
+Status Analysis::read_global(float* out) const { return state_->read(state_->arrays.global, projection_dim(), out); }
 Status Analysis::read_saliency(float* out) const { return state_->read(state_->arrays.saliency, patches(), out); }
+
+Status Analysis::from(Context& context, const AnalysisParts& parts, std::shared_ptr<Analysis>* analysis) try {
+  auto state = std::make_unique<State>();  // outlives the run, which writes its memory
+  const auto fill = [&](KernelRun& run) -> Status {
+    const ConstMatrix& embeddings = parts.patch_embeddings;
+    const int64_t patches = embeddings.rows, size = embeddings.cols, elements = patches * parts.width;
+    state->config.width = parts.width;
+    state->config.heads = 1;
+    state->config.embedding = size;
+    state->engine = context.engine;
+    state->tokens = patches;
+    Call call(run.lane(), run.precision(), state->config, nullptr);
+    DESAP_TRY(call.add(patches, nullptr, nullptr));
+    state->block = std::make_shared<DeviceBuffer>();
+    const auto& card = run.lane().card;
+    DESAP_TRY(card->status(state->block->allocate(card, call.analysis_bytes()), "device memory"));
+    const Arrays& arrays = state->arrays = call.analysis_of(state->block->data(), 0);
+    const auto floats = [](char* array) { return reinterpret_cast<float*>(array); };
+
+    const Matrix rows{floats(arrays.embedding), patches, size, size}, global{floats(arrays.global), 1, size, size};
+    int *rows_fault = run.fault(), *global_fault = run.fault(), *features_fault = run.fault();
+    run.send(embeddings, rows);
+    cuda::unit_rows(run.queue(), rows, rows, rows_fault);
+    if (parts.global) {
+      run.send(parts.global, size, global.data);
+      cuda::unit_rows(run.queue(), global, global, global_fault);
+    } else {
+      const cuda::OneImage image(run, patches, false, 0, 0, 0);
+      cuda::Embed mean{};
+      mean.images = image.record;
+      mean.extent = image.extent;
+      mean.embedding = static_cast<int>(size);
+      mean.scratch = run.array<float>(cuda::embed_scratch(image.extent, mean.embedding, false));
+      mean.embedding_rows = rows.data;
+      mean.global = global.data;
+      cuda::unit_mean(run.queue(), mean);
+    }
+    run.send(parts.saliency, patches, floats(arrays.saliency));
+    float* features = floats(arrays.features);
+    if (parts.half) {
+      cuda::convert_half(run.queue(), run.upload(static_cast<const uint16_t*>(parts.features), elements), elements, features);
+    } else {
+      run.send(static_cast<const float*>(parts.features), elements, features);
+    }
+    cuda::inverse_norms(run.queue(), {features, patches, parts.width, parts.width}, floats(arrays.inverse_norm), features_fault);
+
+    DESAP_TRY(run.check(rows_fault, "patchEmbeddings"));
+    DESAP_TRY(run.check(global_fault, "global"));
+    for (int64_t i = 0; i < patches; i++) {
+      if (!std::isfinite(parts.saliency[i])) return {Code::not_finite, "saliency", i};
+    }
+    DESAP_TRY(run.check(features_fault, "features"));
+    const int64_t bytes = elements * (parts.half ? 2 : 4);
+    if (parts.hold && cuda::mapped_address(parts.features, bytes)) state->features = parts.features;
+    return {};
+  };
+  DESAP_TRY(cuda::with_run(context, "analysis", fill));
+  analysis->reset(new Analysis(std::move(state)));
+  return {};
+} catch (const std::bad_alloc&) {
+  return {Code::out_of_memory, "analysis"};
+}
 
 // A head and its analyses live on the card, and at the precision, of the context that made the head.
 Status Head::analyze(Context&, const HiddenStates* images, int64_t count, Encoding encoding, const Intermediates* copies,

@@ -187,6 +187,8 @@ struct Embed {
 };
 int64_t embed_scratch(const Extent&, int embedding, bool class_token);
 void embed(Queue&, const Embed&);
+// Its last part, without a class token: global from embedding_rows.
+void unit_mean(Queue&, const Embed&);
 
 // ---- align.cu ---------------------------------------------------------------------------------------------------------
 
@@ -210,7 +212,7 @@ struct Align {
 int64_t align_scratch(const Extent&);
 void align(Queue&, const Align&);
 
-// ---- top_k.cu ---------------------------------------------------------------------------------------------------------
+// ---- select.cu --------------------------------------------------------------------------------------------------------
 
 // k1 largest of task, then keep - k1 largest of saliency among the rest; indices ascending with their source (0 task,
 // 1 saliency). Any P up to 65 536. task_fault, saliency_fault: the smallest place in the batch's patches that holds NaN
@@ -218,8 +220,8 @@ void align(Queue&, const Align&);
 struct Select {
   const Image* images;
   Extent extent;
-  const float* task;                   // [P]
-  Relocatable<const float> saliency;   // [P]
+  const float* task;                   // [P]; null: k1 is 0
+  Relocatable<const float> saliency;   // [P]; null: k1 is keep
   const uint8_t* excluded;             // [P] or null: these take no part (single kernel only)
   int* indices;                        // [kept]
   uint8_t* source;                     // [kept]

@@ -87,8 +87,8 @@ void normalize(Queue& queue, Precision precision, const Normalize& n) {
     launch(queue, kernel, grid, row_threads(n.normal.ld), sizeof(Shared), n);
   };
   switch (precision) {
-    case Precision::strict: return launch_for(normalize_kernel<Precision::strict>);
-    case Precision::fast: return launch_for(normalize_kernel<Precision::fast>);
+    case Precision::fp32: return launch_for(normalize_kernel<Precision::fp32>);
+    case Precision::fp16: return launch_for(normalize_kernel<Precision::fp16>);
     case Precision::bf16: return launch_for(normalize_kernel<Precision::bf16>);
   }
 }

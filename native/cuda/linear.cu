@@ -95,7 +95,7 @@ __device__ __forceinline__ void multiply_all(float (&sum)[row_fragments][column_
   }
 }
 
-// One step: hi hi, and in strict hi lo and lo hi, of each 16 elements.
+// One step: hi hi, and in fp32 hi lo and lo hi, of each 16 elements.
 template <Precision precision, class Tile>
 __device__ __forceinline__ void multiply_step(float (&sum)[Tile::warp_rows / 16][column_fragments][4],
                                               const typename Steps<Tile, precision>::Step& step, int warp_row,
@@ -109,7 +109,7 @@ __device__ __forceinline__ void multiply_step(float (&sum)[Tile::warp_rows / 16]
     load_x<row_chunks>(x, step.x, x_row, chunk + a_chunk(lane));
     load_weight<row_chunks>(weight, step.weight, weight_row, chunk + b_chunk(lane));
     multiply_all<precision>(sum, x, weight);
-    if constexpr (precision == Precision::strict) {
+    if constexpr (precision == Precision::fp32) {
       uint32_t low[column_fragments][2];
       load_weight<row_chunks>(low, step.weight, weight_row, plane_chunks + chunk + b_chunk(lane));
       multiply_all<precision>(sum, x, low);
@@ -253,8 +253,8 @@ void launch_shape(Queue& queue, TileShape shape, const Product& product) {
 
 void multiply_rows(Queue& queue, Precision precision, TileShape shape, const Product& product) {
   switch (precision) {
-    case Precision::strict: return launch_shape<Precision::strict>(queue, shape, product);
-    case Precision::fast: return launch_shape<Precision::fast>(queue, shape, product);
+    case Precision::fp32: return launch_shape<Precision::fp32>(queue, shape, product);
+    case Precision::fp16: return launch_shape<Precision::fp16>(queue, shape, product);
     case Precision::bf16: return launch_shape<Precision::bf16>(queue, shape, product);
   }
 }

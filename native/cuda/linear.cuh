@@ -41,7 +41,7 @@ inline TileShape tile_shape(int64_t rows, int64_t columns) {
 }
 
 // One step of a tile: rows of x, then rows of W in the order of column_of. The planes of a row lie side by side, so a
-// row has 4 chunks, or 8 of them (strict). As many steps are under way as fit into 96 KB, at most 6.
+// row has 4 chunks, or 8 of them (fp32). As many steps are under way as fit into 96 KB, at most 6.
 template <class Tile, Precision precision>
 struct Steps {
   static constexpr int row_chunks = planes_of(precision) * step_size / chunk_size;

@@ -159,8 +159,8 @@ __global__ void __launch_bounds__(threads, 2) assign(const Merge merge) {
         // Rounded here: not contracted with the subtraction in `split`, in one tile perhaps and not in another.
         const auto scaled = [&](float value) { return fmaf(value, scale[n], 0.0f); };
         uint2 hi, lo;
-        split<Precision::strict>(scaled(x.x), scaled(x.y), hi.x, lo.x);
-        split<Precision::strict>(scaled(x.z), scaled(x.w), hi.y, lo.y);
+        split<Precision::fp32>(scaled(x.x), scaled(x.y), hi.x, lo.x);
+        split<Precision::fp32>(scaled(x.z), scaled(x.w), hi.y, lo.y);
         *reinterpret_cast<uint2*>(hi_plane + row_of(n) * plane_ld + place) = hi;
         *reinterpret_cast<uint2*>(lo_plane + row_of(n) * plane_ld + place) = lo;
       }
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(threads, 2) assign(const Merge merge) {
           const uint16_t* b_plane = lane < 16 ? hi_plane : lo_plane;
           ptx::load_matrices(b, b_plane + (tokens + across + 8 * y + lane % 8) * plane_ld + k + 8 * b_chunk(lane));
           const uint32_t b_hi[2] = {b[0], b[1]}, b_lo[2] = {b[2], b[3]};
-          multiply<Precision::strict>(sum[y], a_hi, a_lo, b_hi, b_lo);
+          multiply<Precision::fp32>(sum[y], a_hi, a_lo, b_hi, b_lo);
         }
       }
       if ((step + 1) % chunks_per_segment != 0) continue;

@@ -87,7 +87,11 @@ void embed(Queue& queue, const Embed& e) {
   const unsigned images = static_cast<unsigned>(e.extent.images);
   launch(queue, embed_kernel, dim3(static_cast<unsigned>(e.extent.max_rows), images), row_threads(e.embedding),
          sizeof(RowScratch), e);
-  if (e.class_token) return;
+  if (!e.class_token) unit_mean(queue, e);
+}
+
+void unit_mean(Queue& queue, const Embed& e) {
+  const unsigned images = static_cast<unsigned>(e.extent.images);
   const int64_t blocks = blocks_per_image(e.extent);
   launch(queue, sum_blocks_kernel, dim3(blocks_of(e.embedding, block_columns), static_cast<unsigned>(blocks), images),
          block_columns, 0, e);

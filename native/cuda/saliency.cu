@@ -286,13 +286,13 @@ template <Precision precision>
 __device__ __forceinline__ void read(const ConstOperand& x, int64_t offset, float (&value)[8]) {
   const uint4 hi = *reinterpret_cast<const uint4*>(x.hi + offset);
   uint4 lo = make_uint4(0, 0, 0, 0);
-  if constexpr (precision == Precision::strict) lo = *reinterpret_cast<const uint4*>(x.lo + offset);
+  if constexpr (precision == Precision::fp32) lo = *reinterpret_cast<const uint4*>(x.lo + offset);
   const uint32_t his[4] = {hi.x, hi.y, hi.z, hi.w}, los[4] = {lo.x, lo.y, lo.z, lo.w};
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     const int shift = i % 2 * 16;
     value[i] = unpack<precision>(static_cast<uint16_t>(his[i / 2] >> shift & 0xffff));
-    if constexpr (precision == Precision::strict) {
+    if constexpr (precision == Precision::fp32) {
       value[i] += unpack<precision>(static_cast<uint16_t>(los[i / 2] >> shift & 0xffff));
     }
   }
@@ -415,7 +415,7 @@ __global__ void __launch_bounds__(fold_threads) fold_query(FoldedSaliency salien
     if (image < images) {
       const int64_t place = saliency.images[first + image].row * saliency.q.ld + head * size + c;
       q = unpack<precision>(saliency.q.hi[place]);
-      if constexpr (precision == Precision::strict) q += unpack<precision>(saliency.q.lo[place]);
+      if constexpr (precision == Precision::fp32) q += unpack<precision>(saliency.q.lo[place]);
       q *= saliency.key.scale[head * size + c];
     }
     shared.q[image][c] = q;
@@ -465,7 +465,7 @@ __global__ void __launch_bounds__(fold_threads) fold_query(FoldedSaliency salien
   split<precision>(u[0] * factor, u[1] * factor, hi.x, lo.x);
   split<precision>(u[2] * factor, u[3] * factor, hi.y, lo.y);
   *reinterpret_cast<uint2*>(folded.u.hi + offset) = hi;
-  if constexpr (precision == Precision::strict) *reinterpret_cast<uint2*>(folded.u.lo + offset) = lo;
+  if constexpr (precision == Precision::fp32) *reinterpret_cast<uint2*>(folded.u.lo + offset) = lo;
   if (column == 0) folded.scale[place * (saliency.key.in / slice_size) + slice] = power_of_two(-exponent);
 }
 
@@ -610,8 +610,8 @@ int64_t saliency_scratch(const Extent& extent, int heads, bool class_token) {
 
 void saliency(Queue& queue, Precision precision, const Saliency& s) {
   switch (precision) {
-    case Precision::strict: return saliency<Precision::strict>(queue, s);
-    case Precision::fast: return saliency<Precision::fast>(queue, s);
+    case Precision::fp32: return saliency<Precision::fp32>(queue, s);
+    case Precision::fp16: return saliency<Precision::fp16>(queue, s);
     case Precision::bf16: return saliency<Precision::bf16>(queue, s);
   }
 }
@@ -622,8 +622,8 @@ int64_t folded_saliency_scratch(const Extent& extent, int heads, int in) {
 
 void folded_saliency(Queue& queue, Precision precision, const FoldedSaliency& s) {
   switch (precision) {
-    case Precision::strict: return folded_saliency<Precision::strict>(queue, s);
-    case Precision::fast: return folded_saliency<Precision::fast>(queue, s);
+    case Precision::fp32: return folded_saliency<Precision::fp32>(queue, s);
+    case Precision::fp16: return folded_saliency<Precision::fp16>(queue, s);
     case Precision::bf16: return folded_saliency<Precision::bf16>(queue, s);
   }
 }

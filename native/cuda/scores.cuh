@@ -45,7 +45,7 @@ struct HeadOperand {
 template <Precision precision>
 __device__ __forceinline__ HeadOperand head_of(const ConstOperand& x, const Image& image, int column) {
   const int64_t offset = image.row * x.ld + column;
-  return {{x.hi + offset, precision == Precision::strict ? x.lo + offset : nullptr, x.ld}, image.rows};
+  return {{x.hi + offset, precision == Precision::fp32 ? x.lo + offset : nullptr, x.ld}, image.rows};
 }
 
 // Copies `rows` rows from `first` on, both planes; those beyond the image become zeros.
@@ -58,7 +58,7 @@ __device__ __forceinline__ void copy_rows(uint4* to, const HeadRows& layout, con
     const bool valid = row < from.rows - first;
     const int offset = valid ? row * ld + chunk * chunk_size : 0;
     ptx::copy_async(to + place, from.x.hi + base + offset, valid);
-    if constexpr (precision == Precision::strict) ptx::copy_async(to + count + place, from.x.lo + base + offset, valid);
+    if constexpr (precision == Precision::fp32) ptx::copy_async(to + count + place, from.x.lo + base + offset, valid);
   }
 }
 
@@ -115,7 +115,7 @@ __device__ __forceinline__ void load_columns_transposed(ColumnFragments<precisio
 template <Precision precision, int m, int fragments>
 __device__ __forceinline__ void multiply_rows(float (&d)[m][fragments][4], int n, const RowFragments<precision, m>& a,
                                               const ColumnFragments<precision>& b) {
-  constexpr int products = precision == Precision::strict ? 3 : 1;
+  constexpr int products = precision == Precision::fp32 ? 3 : 1;
 #pragma unroll
   for (int product = 0; product < products; product++) {
     const auto& rows = a.plane[product / 2];

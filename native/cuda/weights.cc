@@ -75,7 +75,7 @@ Status PackedLayer::pack(Lane& lane, Precision precision, const HostLayer& layer
 Status PackedLayer::pack(Lane& lane, Precision precision, const HostLayer& layer, int heads, int padded_size,
                          bool with_bias) {
   const int64_t ld = padded_width(int64_t{heads} * padded_size), plane = layer.rows * ld * 2;
-  const int64_t vector = padded_width(layer.rows) * 4, planes = precision == Precision::strict ? 2 : 1;
+  const int64_t vector = padded_width(layer.rows) * 4, planes = precision == Precision::fp32 ? 2 : 1;
   DESAP_TRY(lane.card->status(memory_.allocate(lane.card, planes * plane + 2 * vector), "device memory"));
   DESAP_TRY(lane.reserve(layer.rows * layer.columns * 4, 0, 0));
   char* base = memory_.data();

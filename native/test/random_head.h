@@ -124,4 +124,11 @@ struct Answers {
   std::vector<uint8_t> source;
 };
 
+// A_d [N, E], the class token's row first where there is one.
+inline Status read_embeddings(const Analysis& analysis, float* out) {
+  const int64_t skipped = analysis.rows() - analysis.patches();
+  if (skipped > 0) DESAP_TRY(analysis.read_global(out));
+  return analysis.read_patch_embeddings(out + skipped * analysis.projection_dim());
+}
+
 }  // namespace desap::test

@@ -84,7 +84,7 @@ DESAP_CUDA_CASE(head_rows_layout) {
 struct Heads {
   Heads(Precision precision_, int64_t rows_, int heads_, int size_, int padded_, int gap)
       : precision(precision_), rows(rows_), heads(heads_), size(size_), padded(padded_), ld(heads * padded + gap),
-        hi(rows * ld), lo(precision == Precision::strict ? rows * ld : 0) {}
+        hi(rows * ld), lo(precision == Precision::fp32 ? rows * ld : 0) {}
   // Poisoned.
   Heads(Precision precision_, int64_t rows_, int heads_, int size_)
       : Heads(precision_, rows_, heads_, size_, cuda::padded_head_size(size_), 8) {}
@@ -95,7 +95,7 @@ struct Heads {
       : Heads(precision_, rows_, 1, columns_, static_cast<int>(cuda::padded_width(columns_)), 0) { write(queue, x); }
 
   int64_t columns() const { return heads * size; }
-  Operand operand() const { return {hi.get(), precision == Precision::strict ? lo.get() : nullptr, ld}; }
+  Operand operand() const { return {hi.get(), precision == Precision::fp32 ? lo.get() : nullptr, ld}; }
   void write(Queue& queue, const Floats& x) const {
     const DeviceArray<float> values(x);
     const ConstMatrix matrix{values.get(), rows, columns(), columns()};
@@ -290,7 +290,7 @@ bool nan_from(const Floats& x, int first) {
 // Of the kernel's own arithmetic, for operands as they are; largest seen in the emulation: 1.5e-6, 4.4e-4, 3.6e-3. The
 // rounding of y alone is 2^-23, 2^-12 and 2^-9.
 double attention_tolerance(Precision precision) {
-  return precision == Precision::strict ? 5e-6 : precision == Precision::fast ? 8e-4 : 6e-3;
+  return precision == Precision::fp32 ? 5e-6 : precision == Precision::fp16 ? 8e-4 : 6e-3;
 }
 
 struct Shape {
@@ -330,7 +330,7 @@ DESAP_CUDA_CASE(attention_extremes) {
       const Doubles expected = input.expected(queue, [&](const Array& q, const Array& k, const Array& v) {
         return reference::attention(q, k, v, heads).data;
       });
-      const double exponent = precision == Precision::strict ? 1e-4 : 0;
+      const double exponent = precision == Precision::fp32 ? 1e-4 : 0;
       check_close(input.attend(queue)->read(queue), expected, attention_tolerance(precision) + exponent, what);
     };
     attend(Input(queue, precision, {97, 33}, heads, size, 8, true), case_of(precision, "large"));
@@ -342,7 +342,7 @@ DESAP_CUDA_CASE(attention_extremes) {
 
     const Input single(queue, precision, {1, 1}, heads, size, 5, true);
     const Floats y = single.attend(queue)->read(queue), v = single.v->read(queue);
-    const double rounding = precision == Precision::strict ? 3e-7 : 0;
+    const double rounding = precision == Precision::fp32 ? 3e-7 : 0;
     check_close(y, Doubles(v.begin(), v.end()), rounding, case_of(precision, "single"));
     const Change level = [](Floats&, Floats&, Floats& values) { values.assign(values.size(), 1.5f); };
     const Input equal(queue, precision, {77}, heads, size, 1, true, false, level);
@@ -524,7 +524,7 @@ struct FoldedInput {
 
 // u is rounded like any operand. Largest seen in the emulation: 3.5e-7, 1.2e-4, 2.0e-3.
 double folded_tolerance(Precision precision) {
-  return precision == Precision::strict ? 3e-6 : precision == Precision::fast ? 6e-4 : 6e-3;
+  return precision == Precision::fp32 ? 3e-6 : precision == Precision::fp16 ? 6e-4 : 6e-3;
 }
 
 DESAP_CUDA_CASE(folded_saliency_values) {

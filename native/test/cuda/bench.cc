@@ -359,7 +359,7 @@ class Pipeline {
   int width() const { return static_cast<int>(s_.width); }
   int heads() const { return static_cast<int>(s_.heads); }
   int embedding() const { return static_cast<int>(s_.embedding); }
-  int planes() const { return precision_ == Precision::strict ? 2 : 1; }
+  int planes() const { return precision_ == Precision::fp32 ? 2 : 1; }
   int64_t columns() const {
     return (s_.class_token ? 2 : 3) * weights_.inner;
   }  // of the projection: q, v and, where there is no class token, k
@@ -480,7 +480,7 @@ void bench_device(Results& results, const cuda::DeviceInfo& device, Precision pr
   const struct {
     const char* name;
     void (Pipeline::*stage)(const Pipeline::Set&);
-    double flops;  // multiply-adds of the tensor cores times 2, as the kernel does them; strict does each three times
+    double flops;  // multiply-adds of the tensor cores times 2, as the kernel does them; fp32 does each three times
   } stages[] = {{"text unit rows", &Pipeline::text, 0},
                 {"normalize", &Pipeline::normalize, 0},
                 {"linear q v", &Pipeline::project, (shape.class_token ? 4 : 6) * n * d * d},
@@ -507,7 +507,7 @@ void bench_product(Results& results, const cuda::DeviceInfo& device, Precision p
   cuda::LaneLock lane(*(*context).engine);
   require(lane.take(), "lane");
   const int64_t size = smoke ? 128 : 8192;
-  const int planes = precision == Precision::strict ? 2 : 1;
+  const int planes = precision == Precision::fp32 ? 2 : 1;
   Pool pool;
   const float* x = pool.copy_of(Random(1).floats(size * size));
   const int* no_exponent = nullptr;
@@ -636,13 +636,13 @@ void run(Results& results, const cuda::DeviceInfo& device) {
   video.tokens = 257;
   qwen_large.tokens = 16384, qwen_large.keep = 1820;
   if (smoke) {
-    bench_product(results, device, Precision::fast);
-    bench_device(results, device, Precision::strict, tiny, 2, true);
-    bench_device(results, device, Precision::fast, tiny_without, 1, true);
+    bench_product(results, device, Precision::fp16);
+    bench_device(results, device, Precision::fp32, tiny, 2, true);
+    bench_device(results, device, Precision::fp16, tiny_without, 1, true);
     bench_copy(results);
-    bench_host(results, device, Precision::fast, tiny, 1, true, false, 1);
+    bench_host(results, device, Precision::fp16, tiny, 1, true, false, 1);
     bench_host(results, device, Precision::bf16, tiny, 2, false, true, 1);
-    bench_host(results, device, Precision::fast, tiny, 2, true, false, 2);
+    bench_host(results, device, Precision::fp16, tiny, 2, true, false, 2);
     return;
   }
   for (Precision precision : precisions) bench_product(results, device, precision);
@@ -656,7 +656,7 @@ void run(Results& results, const cuda::DeviceInfo& device) {
   bench_copy(results);
   for (Precision precision : precisions) {
     bench_host(results, device, precision, llava, 1, true, false, 1);
-    if (precision != Precision::fast) continue;
+    if (precision != Precision::fp16) continue;
     bench_host(results, device, precision, llava, 1, false, false, 1);
     bench_host(results, device, precision, llava, 1, true, true, 1);
     bench_host(results, device, precision, llava, 5, true, false, 1);
@@ -699,9 +699,9 @@ int main(int argc, char** argv) {
   Results results;
   run(results, device);
 
-  if (const Row* matrix = results.find("matrix", "fast")) {
+  if (const Row* matrix = results.find("matrix", "fp16")) {
     for (const Row& row : results.rows()) {
-      if (row.name == "head" && row.from == "device" && row.precision == "fast") {
+      if (row.name == "head" && row.from == "device" && row.precision == "fp16") {
         std::printf("head %s b%lld: %.2f of the rate of the large product\n", row.shape.c_str(),
                     static_cast<long long>(row.batch), row.tflops / matrix->tflops);
       }

@@ -114,7 +114,7 @@ DESAP_CASE(card_head) {
                "analyze"))
       return;
     Floats embedding(expected.embedding.size(), NAN), saliency(expected.saliency.size(), NAN);
-    check(analysis->read_embedding(embedding.data()).good() && analysis->read_saliency(saliency.data()).good(), "read");
+    check(read_embeddings(*analysis, embedding.data()).good() && analysis->read_saliency(saliency.data()).good(), "read");
     check_close(embedding, expected.embedding, machine.tolerance(2e-5), what + " embedding");
     check_close(saliency, expected.saliency, machine.tolerance(2e-5), what + " saliency");
     Answers answers(shape, 1);

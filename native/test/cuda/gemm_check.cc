@@ -41,23 +41,23 @@ double decoded(Precision precision, uint16_t bits) {
 // What an operand holds of x: hi, or hi + lo.
 double kept_of(Precision precision, double x) {
   const double hi = rounded(precision, x);
-  return precision == Precision::strict ? hi + rounded(precision, x - hi) : hi;
+  return precision == Precision::fp32 ? hi + rounded(precision, x - hi) : hi;
 }
 
 // ---- Operands and matrices in device memory ---------------------------------------------------------------------------
 
 struct DeviceOperand {
   DeviceOperand(Precision precision_, int64_t rows_, int64_t ld_)
-      : precision(precision_), rows(rows_), ld(ld_), hi(rows * ld), lo(precision == Precision::strict ? rows * ld : 0) {}
+      : precision(precision_), rows(rows_), ld(ld_), hi(rows * ld), lo(precision == Precision::fp32 ? rows * ld : 0) {}
   operator Operand() const { return from(0); }
   operator ConstOperand() const { return from(0); }
-  Operand from(int64_t row) const { return {hi.get() + row * ld, strict() ? lo.get() + row * ld : nullptr, ld}; }
-  bool strict() const { return precision == Precision::strict; }
+  Operand from(int64_t row) const { return {hi.get() + row * ld, two_planes() ? lo.get() + row * ld : nullptr, ld}; }
+  bool two_planes() const { return precision == Precision::fp32; }
   // All elements with their padding.
   Array read() const {
     const Bits h = hi.read(), l = lo.read();
     Array x(rows, ld);
-    for (size_t i = 0; i < h.size(); i++) x.data[i] = decoded(precision, h[i]) + (strict() ? decoded(precision, l[i]) : 0);
+    for (size_t i = 0; i < h.size(); i++) x.data[i] = decoded(precision, h[i]) + (two_planes() ? decoded(precision, l[i]) : 0);
     return x;
   }
   Bits bits() const {
@@ -171,10 +171,10 @@ void check_tile(const std::string& what) {
 }
 
 DESAP_CUDA_CASE(linear_tiles) {
-  check_tile<cuda::SmallTile, Precision::strict>("small, two planes");
-  check_tile<cuda::SmallTile, Precision::fast>("small");
-  check_tile<cuda::LargeTile, Precision::strict>("large, two planes");
-  check_tile<cuda::LargeTile, Precision::fast>("large");
+  check_tile<cuda::SmallTile, Precision::fp32>("small, two planes");
+  check_tile<cuda::SmallTile, Precision::fp16>("small");
+  check_tile<cuda::LargeTile, Precision::fp32>("large, two planes");
+  check_tile<cuda::LargeTile, Precision::fp16>("large");
   check(cuda::tile_shape(577, 2048) == cuda::TileShape::small && cuda::tile_shape(64 * 577, 2048) == cuda::TileShape::large,
         "one image in small tiles, 64 in large ones");
   check(cuda::tiles_of<cuda::SmallTile>(577, 2048) >= 132, "one image occupies 132 processors");
@@ -193,7 +193,7 @@ DESAP_CUDA_CASE(convert_half) {
       const Floats actual = y.read();
       bool equal = true;
       for (int64_t i = 0; i < size; i++) {
-        const double expected = decoded(Precision::fast, all[static_cast<size_t>(shift + i)]);
+        const double expected = decoded(Precision::fp16, all[static_cast<size_t>(shift + i)]);
         const double got = actual[static_cast<size_t>(i)];
         equal = equal && (std::isnan(expected) ? std::isnan(got) : got == expected && std::signbit(got) == std::signbit(expected));
       }
@@ -215,8 +215,8 @@ DESAP_CUDA_CASE(convert_to_half) {
       const Bits actual = y.read();
       bool equal = true;
       for (int64_t i = 0; i < size; i++) {
-        equal = equal && decoded(Precision::fast, actual[static_cast<size_t>(i)]) ==
-                             rounded(Precision::fast, values[static_cast<size_t>(shift + i)]);
+        equal = equal && decoded(Precision::fp16, actual[static_cast<size_t>(i)]) ==
+                             rounded(Precision::fp16, values[static_cast<size_t>(shift + i)]);
       }
       check(equal, std::to_string(size) + " from " + std::to_string(shift));
     }
@@ -274,7 +274,7 @@ DESAP_CUDA_CASE(operands) {
         for (int64_t i = 0; i < s.rows * columns; i++) {
           original.push_back(static_cast<double>(x[static_cast<size_t>(i)]) * scale[static_cast<size_t>(i % columns / s.size)]);
         }
-        check_close(back.dense(), original, precision == Precision::strict ? 0x1p-22 : precision == Precision::fast ? 0x1p-11 : 0x1p-8, what + ": from");
+        check_close(back.dense(), original, precision == Precision::fp32 ? 0x1p-22 : precision == Precision::fp16 ? 0x1p-11 : 0x1p-8, what + ": from");
       }
     }
   }
@@ -403,7 +403,7 @@ void check_normalize(Queue& queue, Precision precision, bool class_token, const 
     for (int64_t j = 0; j < ld; j++) {
       if (j < width) {
         const double e = std::fabs(actual.values.at(i, j) - expected.at(i, j)) - std::fabs(expected.at(i, j)) *
-                         (precision == Precision::strict ? 0 : precision == Precision::fast ? 0x1p-11 : 0x1p-8);
+                         (precision == Precision::fp32 ? 0 : precision == Precision::fp16 ? 0x1p-11 : 0x1p-8);
         if (!(e <= error)) error = e;
         largest = std::max(largest, std::fabs(expected.at(i, j)));
       } else {
@@ -448,11 +448,11 @@ DESAP_CUDA_CASE(normalize) {
       for (int64_t j = 0; j < width; j++) {
         x.push_back(i == 9 ? 0 : random.normal() * 3 + (i == 8 ? 40.0f : 0));
         half.push_back(static_cast<uint16_t>(random.below(2) << 15 | (0x3000 + random.below(0x1000))));
-        from_half.push_back(static_cast<float>(decoded(Precision::fast, half.back())));
+        from_half.push_back(static_cast<float>(decoded(Precision::fp16, half.back())));
       }
     }
     for (Precision precision : precisions) {
-      if (precision != Precision::strict && width > 1024) continue;
+      if (precision != Precision::fp32 && width > 1024) continue;
       check_normalize(queue, precision, class_token, x, x, tokens, width);
       check_normalize(queue, precision, class_token, half, from_half, tokens, width);
     }
@@ -461,14 +461,14 @@ DESAP_CUDA_CASE(normalize) {
     for (int at : {7, 20}) {
       Floats x = random.floats(27 * 32);
       x[static_cast<size_t>(at * 32 + 5)] = bad, x[26 * 32] = bad;
-      check(normalize(queue, Precision::fast, Batch(tokens, true), true, x, 32, 0).fault == at, "not finite: " + std::to_string(bad));
+      check(normalize(queue, Precision::fp16, Batch(tokens, true), true, x, 32, 0).fault == at, "not finite: " + std::to_string(bad));
     }
   }
   // A norm beyond float32 while the variance is not: at fault where the merge needs the norm. Row 2 is a class token,
   // row 3 not.
   Floats x(27 * 32, 1);
   for (size_t i = 2 * 32; i < 4 * 32; i++) x[i] = 0x1p64f;
-  check(normalize(queue, Precision::fast, Batch(tokens, true), true, x, 32, 0).fault == 3, "overflow of a norm");
+  check(normalize(queue, Precision::fp16, Batch(tokens, true), true, x, 32, 0).fault == 3, "overflow of a norm");
 }
 
 // ---- linear.cu --------------------------------------------------------------------------------------------------------
@@ -510,7 +510,7 @@ struct LinearCase {
   Bits operand(cuda::TileShape shape, int64_t from, int64_t count, Array* decoded_values) const {
     const DeviceOperand y(precision, count, 8 + out + 16);
     cuda::Product p = product(from, count);
-    p.operand = {y.hi.get() + 8, y.strict() ? y.lo.get() + 8 : nullptr, y.ld};
+    p.operand = {y.hi.get() + 8, y.two_planes() ? y.lo.get() + 8 : nullptr, y.ld};
     cuda::multiply_rows(queue, precision, shape, p);
     const Bits hi = y.hi.read(), lo = y.lo.read();
     Bits all;
@@ -558,11 +558,11 @@ struct LinearCase {
   void random_powers(Random& random) {
     for (float& s : scale_values) s = std::exp2(static_cast<float>(random.below(5)) - 2);
   }
-  // Random numbers, and what is kept of them (in strict: they themselves).
+  // Random numbers, and what is kept of them (in fp32: they themselves).
   Array fill(Random& random, const DeviceOperand& to) const {
     const Floats values = random.floats(to.rows * to.ld);
     cuda::to_operand(queue, precision, DeviceRows(values, to.rows, to.ld, 0), 1, static_cast<int>(to.ld), nullptr, to);
-    return to.strict() ? Array(values, to.rows, to.ld) : to.read();
+    return to.two_planes() ? Array(values, to.rows, to.ld) : to.read();
   }
 };
 
@@ -640,7 +640,7 @@ DESAP_CUDA_CASE(linear_squares) {
 // The launchers of kernels.cuh, which choose the tiles.
 DESAP_CUDA_CASE(linear_launchers) {
   Random random(9);
-  const LinearCase one(queue, random, Precision::fast, 20, 64, 72, true);
+  const LinearCase one(queue, random, Precision::fp16, 20, 64, 72, true);
   const cuda::Product p = one.product(0, 20);
   const DeviceArray<unsigned long long> stamp(1);
   const DeviceRows values(20, 72, 0), rest(20, 8, 0);

@@ -6,15 +6,15 @@
 
 namespace desap::test {
 
-constexpr Precision precisions[] = {Precision::strict, Precision::fast, Precision::bf16};
+constexpr Precision precisions[] = {Precision::fp32, Precision::fp16, Precision::bf16};
 inline const char* name_of(Precision precision) {
-  return precision == Precision::strict ? "strict" : precision == Precision::fast ? "fast" : "bf16";
+  return precision == Precision::fp32 ? "fp32" : precision == Precision::fp16 ? "fp16" : "bf16";
 }
 
 // Operands keep 22, 11 and 8 bits (float32: 24). The tolerances of the cases are about 50 units of float32's last place
-// for sums of thousands of products; the tensor cores truncate their sums, which strict feels too.
+// for sums of thousands of products; the tensor cores truncate their sums, which fp32 feels too.
 inline double operand_error(Precision precision) {
-  return precision == Precision::strict ? 8 : precision == Precision::fast ? 400 : 3200;
+  return precision == Precision::fp32 ? 8 : precision == Precision::fp16 ? 400 : 3200;
 }
 
 // `small`: only shapes that an emulated card or one under a sanitizer can do. A second context has another number of

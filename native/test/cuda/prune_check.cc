@@ -328,6 +328,43 @@ DESAP_CUDA_CASE(prune_select_not_a_number) {
   }
 }
 
+// The host's call, which leaves out what is not needed.
+DESAP_CASE(select_alone) {
+  if (machine.tested_already()) return;
+  for (int size : {1, 2, 97, 576}) {
+    const Floats task = scores(size, true, 31), saliency = scores(size, false, 32);
+    for (int keep : {1, size / 2, size}) {
+      for (int task_keep : {0, keep / 2, keep}) {
+        if (keep < 1) continue;
+        const std::string what = shape({size, keep, task_keep});
+        const SelectResult expected = expected_selection(task, saliency, {}, keep, task_keep);
+        const auto selects = [&](const float* first, const float* second) {
+          Ints indices(expected.indices.size(), -1);
+          std::vector<uint8_t> source(indices.size(), 7);
+          check(select(machine.one(), first, second, size, keep, task_keep, indices.data(), source.data()).good(), what + " status");
+          check(indices == expected.indices && source == expected.source, what);
+        };
+        selects(task.data(), saliency.data());
+        if (task_keep == 0) selects(nullptr, saliency.data());
+        if (task_keep == keep) selects(task.data(), nullptr);
+      }
+    }
+  }
+  const Floats bad = {1, 3, NAN, 2};
+  const Floats good = {4, 3, 2, 1};
+  int32_t indices[2];
+  uint8_t source[2];
+  const auto fails = [&](const Floats& task, const Floats& saliency) {
+    return select(machine.one(), task.data(), saliency.data(), 4, 2, 1, indices, source);
+  };
+  check(is(fails(bad, good), Code::not_finite, "task", 2), "a task score that is not a number");
+  check(is(fails(good, bad), Code::not_finite, "saliency", 2), "a saliency that is not a number");
+  check(fails({1, 2, 5, 4}, bad).good(), "unless it does not take part");
+  const Floats many(65537, 1.0f);
+  check(is(select(machine.one(), many.data(), many.data(), 65537, 1, 1, indices, source), Code::unsupported, "scores", -1), "65537 scores");
+  check(is(top_k(machine.one(), many.data(), nullptr, 65537, 1, indices), Code::unsupported, "scores", -1), "top_k, too");
+}
+
 DESAP_CUDA_CASE(prune_select_is_the_same_in_a_batch) {
   const Batch batch({{257, 1, 30, 15}, {1, 1, 1, 1}, {2049, 1, 100, 0}, {33, 1, 33, 10}, {576, 1, 64, 64}});
   const Floats task = scores(batch.extent.patches, true, 8), saliency = scores(batch.extent.patches, false, 9);

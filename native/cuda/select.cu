@@ -139,7 +139,10 @@ __global__ void __launch_bounds__(threads) select_kernel(const Select select) {
   unsigned* by_task = shared.chosen[0];
   unsigned* by_saliency = shared.chosen[1];
   const auto at_all = [&](int i) { return !excluded || !excluded[i]; };
-  choose(select.task + image.patch, at_all, size, image.patch, image.task_keep, by_task, select.task_fault, shared);
+  const float* task = select.task;  // may be null where the saliency chooses all
+  const auto with_task = [&](int i) { return task && at_all(i); };
+  choose(task ? task + image.patch : nullptr, with_task, size, image.patch, image.task_keep, by_task, select.task_fault,
+         shared);
   __syncthreads();
   const float* saliency = select.saliency.get();  // may be null where the task scores choose all
   const auto among_the_rest = [&](int i) { return saliency && at_all(i) && !contains(by_task, i); };
@@ -148,11 +151,11 @@ __global__ void __launch_bounds__(threads) select_kernel(const Select select) {
 
   count_bits(by_task, by_saliency, size, shared);
   for (int i = thread; i < size; i += threads) {
-    const unsigned task = by_task[i / 32], word = task | by_saliency[i / 32];
+    const unsigned from_task = by_task[i / 32], word = from_task | by_saliency[i / 32];
     if (!(word >> lane & 1)) continue;
     const int64_t at = image.kept + rank_of(i, word, shared);
     select.indices[at] = i;
-    select.source[at] = task >> lane & 1 ? 0 : 1;
+    select.source[at] = from_task >> lane & 1 ? 0 : 1;
   }
 }
 
