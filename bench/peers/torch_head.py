@@ -1,4 +1,4 @@
-"""The same pruning head in PyTorch, timed on the card that desap-cuda-bench was timed on.
+"""The same pruning head in PyTorch, timed on the GPU that desap-cuda-bench was timed on.
 
     python3 bench/peers/torch_head.py torch.json                      # measure
     python3 bench/peers/torch_head.py torch.json --merge cuda.json    # measure, then the ratios to desap-cuda-bench's results
@@ -6,7 +6,7 @@
 
 Eager (F.scaled_dot_product_attention, every step in the given type) and torch.compile(mode="max-autotune", fullgraph=True), both
 replayed as CUDA graphs where that is said ("graph"); eager is also timed launch by launch, which is what eager means. Hidden
-states are on the card in the type that is measured; several sets of inputs take turns, more than the L2 cache holds. Needs
+states are on the GPU in the type that is measured; several sets of inputs take turns, more than the L2 cache holds. Needs
 PyTorch 2.2 or later with CUDA, and torch_model.py beside it; writes nothing but the named file.
 """
 
@@ -150,7 +150,7 @@ def measure_head(results, shape, batch, precision, device):
         return body
 
     def record(mode, samples, outputs):
-        small = batch * shape["tokens"] <= 8 * 577  # float64 on the card is slow
+        small = batch * shape["tokens"] <= 8 * 577  # float64 on the GPU is slow
         accuracy = check(shape, weights, (*inputs[0], outputs), device) if small else {}
         results.add(samples, mode=mode, **{"from": "device"}, **common, **accuracy)
 
@@ -201,12 +201,12 @@ def measure_rates(results, device):
         results.add(samples, flops=2.0 * n**3, name="matrix", shape=str(n), batch=1, precision=precision, mode="eager", **{"from": "device"})
     size = 256 << 20
     host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-    card = torch.empty(size, dtype=torch.uint8, device=device)
-    samples = events(lambda: card.copy_(host, non_blocking=True), 1)
+    gpu = torch.empty(size, dtype=torch.uint8, device=device)
+    samples = events(lambda: gpu.copy_(host, non_blocking=True), 1)
     results.add(samples, size=float(size), name="pinned copy", shape="256 MiB", batch=1, precision="", mode="eager", **{"from": "host"})
 
 
-def card_state():
+def gpu_state():
     query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu"
     try:
         command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
@@ -220,18 +220,18 @@ def measure(path):
     torch.cuda.set_device(device)
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    results, before = Results(), card_state()
+    results, before = Results(), gpu_state()
     started = time.monotonic()
 
     def save():
         major, minor = torch.cuda.get_device_capability(device)
         report = dict(
-            card=torch.cuda.get_device_name(device),
+            gpu=torch.cuda.get_device_name(device),
             capability=f"{major}.{minor}",
             torch=torch.__version__,
             runtime_cuda=torch.version.cuda,
             state_before=before,
-            state_after=card_state(),
+            state_after=gpu_state(),
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - started),
             results=results.rows,
@@ -296,9 +296,9 @@ def targets(ours, peer):
 
 
 def merge(ours, peer):
-    if ours["card"] != peer["card"]:
-        sys.exit(f"not the same card: {ours['card']} and {peer['card']}")
-    print(f"\n{ours['card']}: targets, fp16 unless it is said")
+    if ours["gpu"] != peer["gpu"]:
+        sys.exit(f"not the same GPU: {ours['GPU']} and {peer['GPU']}")
+    print(f"\n{ours['GPU']}: targets, fp16 unless it is said")
     for name, value, must, reach, smaller in targets(ours, peer):
         if value is None:
             print(f"  {name:50} not measured")
@@ -330,7 +330,7 @@ def main():
         from torch_model import Head
 
         if not torch.cuda.is_available():
-            sys.exit("no CUDA card that PyTorch can use")
+            sys.exit("no CUDA GPU that PyTorch can use")
         peer = measure(arguments.results)
     path = arguments.merge or arguments.only_merge
     if path:

@@ -6,33 +6,33 @@
 #include <vector>
 
 #include "kernels.cuh"
-#include "lane.h"
+#include "stream.h"
 
 namespace desap::cuda {
 
-// Its lane, its device memory, and the way there and back. After an error all that follows does nothing, and `wait` says
+// Its stream, its device memory, and the way there and back. After an error all that follows does nothing, and `wait` says
 // what it was.
 class KernelRun {
  public:
-  explicit KernelRun(Context& context) : engine_(*context.engine), lane_(engine_) {}
+  explicit KernelRun(Context& context) : engine_(*context.engine), stream_(engine_) {}
   ~KernelRun() {
     if (pending_) wait();
   }
 
   Status open() {
-    DESAP_TRY(lane_.take());
-    lane_->queue.follows_kernel = false;
+    DESAP_TRY(stream_.take());
+    stream_->queue.follows_kernel = false;
     return {};
   }
-  Queue& queue() { return lane_->queue; }
+  Queue& queue() { return stream_->queue; }
   Precision precision() const { return engine_.precision; }
-  Lane& lane() { return *lane_; }
+  Stream& stream() { return *stream_; }
 
   template <class T>
   T* array(int64_t count) {
     if (queue().failed()) return nullptr;
     blocks_.emplace_back();
-    queue().note(blocks_.back().allocate(lane_->card, count * static_cast<int64_t>(sizeof(T))));
+    queue().note(blocks_.back().allocate(stream_->gpu, count * static_cast<int64_t>(sizeof(T))));
     return reinterpret_cast<T*>(blocks_.back().data());
   }
   Matrix matrix(int64_t rows, int64_t cols) { return {array<float>(rows * cols), rows, cols, cols}; }
@@ -67,7 +67,7 @@ class KernelRun {
 
   Status wait() {
     pending_ = false;
-    return lane_->finish();
+    return stream_->finish();
   }
   // Fetches one number, after all that was enqueued.
   Status fetch(const int* from, int* to) {
@@ -104,7 +104,7 @@ class KernelRun {
   }
 
   Engine& engine_;
-  LaneLock lane_;
+  StreamLock stream_;
   std::vector<DeviceBuffer> blocks_;
   bool pending_ = false;
 };
@@ -121,15 +121,40 @@ Status with_run(Context& context, const char* what, const Body& body) try {
 
 // All rows as one image, which is what the kernels of kernels.cuh take.
 struct OneImage {
-  OneImage(KernelRun& run, int64_t rows, bool class_token, int64_t words, int64_t keep, int64_t task_keep) {
-    const int n = static_cast<int>(rows), patches = n - (class_token ? 1 : 0), k = static_cast<int>(keep);
-    const int t = static_cast<int>(words);
-    const Image image{0, n, 0, patches, 0, t, t, k, static_cast<int>(task_keep), 0, nullptr};
+  OneImage(KernelRun& run, int64_t rows, bool class_token, int64_t text_tokens, int64_t keep, int64_t task_keep) {
+    Image image{};
+    image.rows = static_cast<int>(rows);
+    image.patches = image.rows - (class_token ? 1 : 0);
+    image.text_tokens = static_cast<int>(text_tokens);
+    image.end_of_text = image.text_tokens;
+    image.keep = static_cast<int>(keep);
+    image.task_keep = static_cast<int>(task_keep);
     record = run.upload(&image, 1);
-    extent = {1, n, patches, k, n, patches, t, k};
+    extent.images = 1;
+    extent.rows = extent.max_rows = image.rows;
+    extent.patches = extent.max_patches = image.patches;
+    extent.kept = extent.max_keep = image.keep;
+    extent.max_text_tokens = image.text_tokens;
   }
   const Image* record;
-  Extent extent;
+  Extent extent{};
 };
+
+// A matrix in device memory as an operand, with the power of two that scales it: the products of the single kernels take
+// operands of any magnitude, and the host undoes the scale in the one that the kernel applies anyway.
+struct Scaled {
+  Operand operand;
+  int* exponent;
+};
+Scaled scaled(KernelRun&, ConstMatrix x, int heads, int padded_size);
+
+// The scores' scale of each head: log2 e / sqrt(dh), without the operands' own scales. `scale`: [heads].
+Status score_scale(KernelRun&, const Scaled& q, const Scaled& k, int64_t heads, int64_t size, const float** scale);
+
+// y = x W^T + b, all on the GPU. In linear.cu.
+Status multiply(KernelRun&, ConstMatrix x, const Linear&, Matrix y);
+
+// The padded size of heads of width / heads columns; -1: too large.
+int padded_head_size_of(int64_t width, int64_t heads);
 
 }  // namespace desap::cuda

@@ -1,5 +1,5 @@
 // The tiles of linear.cu and where their elements lie in shared memory. Plain functions, so that a test on the host can
-// prove the layout: every place used once, in bounds, no bank conflicts.
+// prove the places: every place used once, in bounds, no bank conflicts.
 #pragma once
 
 #include "fragments.cuh"
@@ -35,7 +35,7 @@ int64_t tiles_of(int64_t rows, int64_t columns) {
   return ((rows + Tile::rows - 1) / Tile::rows) * ((columns + Tile::columns - 1) / Tile::columns);
 }
 
-// Large tiles from the number on that occupies most of a large card (132 processors).
+// Large tiles from the number on that occupies most of a large GPU (132 processors).
 inline TileShape tile_shape(int64_t rows, int64_t columns) {
   return tiles_of<LargeTile>(rows, columns) >= 80 ? TileShape::large : TileShape::small;
 }

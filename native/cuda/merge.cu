@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernel_run.h"
 #include "kernels.cuh"
 #include "multiply.cuh"
 #include "ptx.cuh"
@@ -415,3 +416,42 @@ void merge(Queue& queue, const Merge& merge) {
 }
 
 }  // namespace desap::cuda
+
+// ---- For the host ------------------------------------------------------------------------------------------------------
+
+namespace desap {
+
+using cuda::KernelRun;
+using cuda::OneImage;
+using cuda::with_run;
+
+Status merge(Context& context, ConstMatrix features, const int32_t* kept, int64_t k, Matrix tokens, int32_t* assignment,
+             int32_t* counts) {
+  return with_run(context, "merge", [&](KernelRun& run) -> Status {
+    const OneImage image(run, features.rows, false, 0, k, 0);
+    const Matrix rows = run.upload(features), out = run.matrix(k, features.cols);
+    float* inverse_norm = run.array<float>(features.rows);
+    int* fault = run.fault();
+    cuda::inverse_norms(run.queue(), rows, inverse_norm, fault);
+    DESAP_TRY(run.check(fault, "features"));
+    cuda::Merge merge{};
+    merge.images = image.record;
+    merge.extent = image.extent;
+    merge.width = static_cast<int>(features.cols);
+    merge.merge = true;
+    merge.features = rows.data;
+    merge.inverse_norm = inverse_norm;
+    merge.indices = run.upload(kept, k);
+    merge.tokens = out.data;
+    merge.assignment = run.array<int>(features.rows);
+    merge.counts = run.array<int>(k);
+    merge.scratch = run.array<uint8_t>(cuda::merge_scratch(image.extent));
+    cuda::merge(run.queue(), merge);
+    run.download(out, tokens);
+    run.download(merge.assignment, features.rows, assignment);
+    run.download(merge.counts, k, counts);
+    return run.wait();
+  });
+}
+
+}  // namespace desap

@@ -10,16 +10,27 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../kernels.h"
 
 namespace desap::cuda {
 
+// body(constant) with the precision as a compile-time constant, decltype(constant)::value.
+template <class Body>
+void with_precision(Precision precision, const Body& body) {
+  switch (precision) {
+    case Precision::fp32: return body(std::integral_constant<Precision, Precision::fp32>());
+    case Precision::fp16: return body(std::integral_constant<Precision, Precision::fp16>());
+    case Precision::bf16: return body(std::integral_constant<Precision, Precision::bf16>());
+  }
+}
+
 // Elements per row are padded with zeros to a multiple of this, so that every 16-byte copy and every k-step of 16 is whole.
 constexpr int operand_pad = 64;
 constexpr int64_t padded_width(int64_t width) { return (width + operand_pad - 1) / operand_pad * operand_pad; }
 
-// Device memory. `ld` in elements, a multiple of 8; both planes have the same layout and 16-byte aligned rows; lo is null
+// Device memory. `ld` in elements, a multiple of 8; both planes have the same ld and 16-byte aligned rows; lo is null
 // unless the precision is fp32.
 template <class T>
 struct OperandOf {
