@@ -20,8 +20,8 @@ interface Case {
   readonly unpruned: number[][];
   readonly client_unpruned: number[][];
   readonly pruned: readonly {
-    /** A `keep` below 1 is a share of the tokens. */
-    readonly options: Omit<CallOptions, 'keep' | 'keepRatio'> & { readonly keep: number };
+    /** A `keep` below 1 is a share of the tokens; a list has one entry for each image. */
+    readonly options: Omit<CallOptions, 'keep' | 'keepRatio'> & { readonly keep: number | number[] };
     readonly indices: number[][];
     readonly source: number[][];
     readonly assignment: number[][];
@@ -110,7 +110,10 @@ describe.each(['qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_packed'])('%s', (
       for (const { options, ids: wanted, ...kept } of given.pruned) {
         const what = `${given.name}, ${JSON.stringify(options)}`;
         const { keep, ...others } = options;
-        const got = await generate(given, { ...others, ...(keep < 1 ? { keepRatio: keep } : { keep }) });
+        const got = await generate(given, {
+          ...others,
+          ...(typeof keep === 'number' && keep < 1 ? { keepRatio: keep } : { keep }),
+        });
         const list = (key: 'indices' | 'source' | 'assignment') => pruned.map((image) => [...(image[key] as never)]);
         expect(list('indices'), what).toEqual(kept.indices);
         expect(list('source'), what).toEqual(kept.source);
