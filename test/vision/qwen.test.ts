@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { AutoProcessor, type Processor } from '@huggingface/transformers';
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { compact, type EncodedImage, QwenVision, type VisionInputs } from '../../src/vision/index.js';
+import { compact, type EncodedImage, type QwenImage, QwenVision, type VisionInputs } from '../../src/vision/index.js';
 import { normal } from '../support.js';
 import { type Case, type Expected, expectedOf, inputsOf, QWEN_FAMILIES, ROOT } from '../transformers/family-cases.js';
 import { PlainLoop } from './plain-loop.js';
@@ -152,7 +152,7 @@ describe.each(QWEN_FAMILIES)('%s', (family) => {
 describe('one encoder', () => {
   const encoder = join(ROOT, 'qwen2_vl/onnx/vision_encoder.onnx');
   let vision: QwenVision;
-  let image: EncodedImage;
+  let image: QwenImage;
   beforeAll(async () => {
     vision = await QwenVision.open(encoder, { keep: 5 });
     [image] = await vision.encode(noise([1, 8, 12]));
