@@ -6,8 +6,8 @@ import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { Llava } from '../src/cli/llava/llava.js';
-import type { Alignment, Backend, PruneResult } from '../src/index.js';
-import type { VisionAnalysis } from '../src/vision/llava.js';
+import type { Alignment, Backend, PruneResult, TextEmbeddings } from '../src/index.js';
+import type { LlavaImage, LlavaVision } from '../src/vision/llava.js';
 import { VanillaSimilarity } from './vanilla.js';
 
 const MODELS = fileURLToPath(new URL('../models', import.meta.url));
@@ -20,11 +20,11 @@ type Selection = Pick<PruneResult, 'tokens' | 'indices' | 'assignment'>;
 
 /** One question as the methods see it. */
 interface Asked {
-  readonly seen: VisionAnalysis;
+  readonly image: LlavaImage;
   readonly question: string;
   readonly backend: Backend;
   readonly vanilla: VanillaSimilarity;
-  readonly text: Awaited<ReturnType<NonNullable<Llava['vision']>['text']['encode']>>;
+  readonly text: TextEmbeddings;
   readonly item: number;
 }
 
@@ -33,7 +33,7 @@ type Method = (asked: Asked, keep: number) => Promise<Selection[]>;
 
 const desap =
   (alignment: Alignment, taskShare: number): Method =>
-  async ({ seen, text }, keep) => [await seen.image.prune(text, { keep, alignment, taskShare })];
+  async ({ image, text }, keep) => [await (await image.analysis()).prune(text, { keep, alignment, taskShare })];
 
 export const METHODS: Record<string, Method> = {
   'DeSAP as printed, 50/50': desap('fcma', 0.5),
@@ -42,24 +42,25 @@ export const METHODS: Record<string, Method> = {
   'decoupled similarity only, 100/0': desap('mean', 1),
   'DeSAP as printed, 100/0': desap('fcma', 1),
   'class token only, 0/100': desap('fcma', 0),
-  'vanilla similarity, 50/50': async ({ seen, text, backend, vanilla }, keep) => {
-    const task = await vanilla.map(seen.hidden, text.embeddings);
+  'vanilla similarity, 50/50': async ({ image, text, backend, vanilla }, keep) => {
+    const task = await vanilla.map(image.hidden, text.embeddings);
     const related = await backend.topK({ scores: task, k: Math.floor(keep / 2 + 0.5) });
     const excluded = new Uint8Array(task.length);
     for (const index of related) excluded[index] = 1;
-    const salient = await backend.topK({ scores: seen.image.saliency(), k: keep - related.length, excluded });
-    return [await merged(seen, Int32Array.from([...related, ...salient]).sort(), backend)];
+    const saliency = (await image.analysis()).saliency();
+    const salient = await backend.topK({ scores: saliency, k: keep - related.length, excluded });
+    return [await merged(image, Int32Array.from([...related, ...salient]).sort(), backend)];
   },
-  [`random (mean of ${DRAWS} draws)`]: ({ seen, backend, item }, keep) =>
+  [`random (mean of ${DRAWS} draws)`]: ({ image, backend, item }, keep) =>
     Promise.all(
       Array.from({ length: DRAWS }, (_, draw) =>
-        merged(seen, randomPatches(seen.patches, keep, 1000 * draw + item), backend),
+        merged(image, randomPatches(image.tokenCount, keep, 1000 * draw + item), backend),
       ),
     ),
 };
 
-async function merged(seen: VisionAnalysis, indices: Int32Array, backend: Backend): Promise<Selection> {
-  return { ...(await backend.merge({ features: seen.patchStates, kept: indices })), indices };
+async function merged(image: LlavaImage, indices: Int32Array, backend: Backend): Promise<Selection> {
+  return { ...(await backend.merge({ features: image.patchStates, kept: indices })), indices };
 }
 
 /** `keep` of the patches, ascending, from a linear congruential generator. */
@@ -129,22 +130,22 @@ export async function measure(options: MeasureOptions = {}): Promise<Measurement
   const lines = (await readFile(join(MODELS, 'eval', 'questions.jsonl'), 'utf8')).trim().split('\n');
   const questions = lines.slice(0, options.questions).map((line) => JSON.parse(line) as Question);
   const llava = await Llava.open(join(MODELS, 'tiny-llava'), { clip: join(MODELS, 'tiny-clip') });
-  const vision = llava.vision!;
+  const vision = llava.vision as LlavaVision;
   const { backend } = vision.pruner;
   const weights = join(MODELS, 'tiny-clip', 'model.safetensors');
   const vanilla = await VanillaSimilarity.open(weights, { heads: vision.pruner.head.heads, layers: 4 }, backend);
   const tallies = new Map<string, Tally>();
   const tally = (key: string) => tallies.get(key) ?? tallies.set(key, new Tally()).get(key)!;
-  for (const [item, { image, question, answer, type }] of questions.entries()) {
-    using picture = await llava.see(join(MODELS, 'eval', image));
-    const seen = await picture.analyze();
-    const asked: Asked = { seen, question, backend, vanilla, item, text: await vision.text.encode(question) };
+  for (const [item, { image: file, question, answer, type }] of questions.entries()) {
+    using seen = await llava.see(join(MODELS, 'eval', file));
+    const image = seen.image as LlavaImage;
+    const asked: Asked = { image, question, backend, vanilla, item, text: await vision.encodeQuestion(question) };
     const isRight = async (selection: Selection, positions?: 'original') => {
-      const features = await seen.project(selection.tokens);
+      const features = await vision.project(selection.tokens);
       const { text } = await llava.complete({ features, kept: selection }, question, { positions });
       return Number(text === answer);
     };
-    if (baselines) tally('full').add(type, Number((await picture.answer(question, { keep: 'all' })).text === answer));
+    if (baselines) tally('full').add(type, Number((await seen.answer(question, { keep: 'all' })).text === answer));
     for (const keep of keeps) {
       for (const name of methods) {
         const selections = await METHODS[name](asked, keep);
@@ -160,7 +161,7 @@ export async function measure(options: MeasureOptions = {}): Promise<Measurement
   await llava.dispose();
   const byKeep = <T>(make: (keep: number) => T) => Object.fromEntries(keeps.map((keep) => [keep, make(keep)]));
   return {
-    device: vision.device,
+    device: vision.deviceDescription,
     full: tallies.get('full')?.percent(),
     merged: byKeep((keep) => Object.fromEntries(methods.map((name) => [name, tally(`${keep}/${name}`).percent()]))),
     original: baselines ? byKeep((keep) => tally(`${keep}/original`).percent()) : {},

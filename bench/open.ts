@@ -1,6 +1,6 @@
 /**
  * npx tsx bench/open.ts [--quick]: time and memory of opening LLaVA's vision encoder (CLIP ViT-L/14-336 with its projector,
- * random weights) as one session, as a user does, and in two parts that refer to the same file, as PrunedVision does. Every
+ * random weights) as one session, as a user does, and in two parts that refer to the same file, as LlavaVision does. Every
  * opening has a process of its own. Linux only, for the numbers of /proc. A full run (1.3 GB in a temporary folder) writes
  * bench/results/open.{json,md}; `--quick` tries everything out on a small tower and writes nothing.
  */
@@ -11,15 +11,9 @@ import { mkdir, readdir, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import * as ort from 'onnxruntime-node';
-import {
-  HIDDEN_STATES,
-  IMAGE_FEATURES,
-  openGraph,
-  PATCHES,
-  projectorGraph,
-  readTower,
-  towerGraph,
-} from '../src/onnx/index.js';
+import { openGraph } from '../src/onnx/edit.js';
+import { HIDDEN_STATES, IMAGE_FEATURES, PATCHES, projectorGraph, towerGraph } from '../src/onnx/split.js';
+import { readTower } from '../src/onnx/tower.js';
 import { tensor } from './data.js';
 import { machine, type Spread, spread } from './harness.js';
 import { temporaryFolder, type VisionShape, visionEncoder } from './onnx-models.js';
@@ -163,7 +157,7 @@ function report(about: string, rows: readonly Row[], fileMegabytes: number, star
     `LLaVA's vision encoder: ${layers} layers of width ${width} at ${image} pixels and patches of ${patch}, projector to ${languageWidth}; float32, random weights,`,
     `one file of ${fileMegabytes.toFixed(0)} MB, which the system holds in its page cache. One session: \`InferenceSession.create(path)\`. Two parts: the`,
     "structure is read, the tower and the projector are opened as graphs whose weights are ranges of the user's file. CLIP's own",
-    'file, which `PrunedVision.open` reads the head from and compares with the tower, is not opened here.',
+    'file, which `LlavaVision.open` reads the head from and compares with the tower, is not opened here.',
     `Medians of ${ROUNDS} rounds (10th to 90th percentile), each opening in a fresh process, in turn. Resident memory of the whole process,`,
     `${started.toFixed(0)} MB before opening.`,
     '',

@@ -1,16 +1,16 @@
-// One picture, one question, over plain onnxruntime-node: the raw ONNX files of a LLaVA, with DeSAP between its vision tower and its
+// One image and one question over plain onnxruntime-node: the ONNX files of a LLaVA, with pruning between its vision tower and its
 // projector. Run it from a clone, after `npm run build`:
 //
-//   node examples/onnxruntime.mjs [picture] [question] [visual tokens to keep]
+//   node examples/onnxruntime.mjs [image] [question] [visual tokens to keep]
 import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { Tokenizer } from '@huggingface/tokenizers';
-import { compact, ImageProcessor, PrunedVision } from 'desap/onnxruntime';
+import { compact, ImageProcessor, openVisionModel } from 'desap/onnxruntime';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 
 const models = fileURLToPath(new URL('../models/', import.meta.url));
 const llava = `${models}tiny-llava`;
-const [picture = `${models}eval/images/000.png`, question = 'what is the large thing ?', keep = '16'] =
+const [image = `${models}eval/images/000.png`, question = 'what is the large thing ?', keep = '16'] =
   process.argv.slice(2);
 
 const json = async (name) => JSON.parse(await readFile(`${llava}/${name}`, 'utf8'));
@@ -19,19 +19,18 @@ const tokenizer = new Tokenizer(await json('tokenizer.json'), await json('tokeni
 const images = await ImageProcessor.open(llava);
 const embedTokens = await InferenceSession.create(`${llava}/onnx/embed_tokens.onnx`);
 const decoder = await InferenceSession.create(`${llava}/onnx/decoder_model_merged.onnx`);
-const vision = await PrunedVision.open(`${llava}/onnx/vision_encoder.onnx`, { clip: `${models}tiny-clip` });
+const vision = await openVisionModel(llava, { clip: `${models}tiny-clip` });
 
-// 1. The picture, pruned for the question: K rows for the language model, and which patches they stand for.
-const pixels = await images.process(picture);
-const kept = await vision.encode(pixels, question, { keep: Number(keep) });
+// 1. The image, pruned for the question: K rows of features for the language model, and the patches that they stand for.
+const [encoded] = await vision.encode({ pixelValues: await images.process(image) });
+const kept = await encoded.prune(question, { keep: Number(keep) });
 
-// 2. The prompt with one image token per patch, and then without those of the dropped patches.
-const patches = kept.assignment.length;
+// 2. The prompt with one image token for each patch, and then without those of the dropped patches.
 const { ids } = tokenizer.encode(`<image>${question}<ans>`);
-ids.splice(ids.indexOf(imageTokenId), 1, ...new Array(patches).fill(imageTokenId));
+ids.splice(ids.indexOf(imageTokenId), 1, ...new Array(encoded.tokenCount).fill(imageTokenId));
 const prompt = compact({ inputIds: ids, imageTokenId, kept });
 
-// 3. Its embeddings, with the features in place of the image tokens.
+// 3. The embeddings of the prompt, with the features in place of the image tokens.
 const embed = async (input_ids) => (await embedTokens.run({ input_ids })).inputs_embeds;
 let inputs_embeds = await embed(prompt.inputIds);
 inputs_embeds.data.set(kept.features.data, prompt.inputIds.data.indexOf(BigInt(imageTokenId)) * inputs_embeds.dims[2]);
@@ -58,6 +57,7 @@ while (answer.length < 8) {
   position_ids = int64([prompt.nextPosition + answer.length - 1]);
 }
 console.log(`${question} ${tokenizer.decode(answer, { skip_special_tokens: true })}`);
-console.log(`${kept.indices.length} of ${patches} visual tokens: patches ${kept.indices.join(' ')}`);
+console.log(`${kept.indices.length} of ${encoded.tokenCount} visual tokens: patches ${kept.indices.join(' ')}`);
 
+encoded.dispose();
 await Promise.all([vision.dispose(), embedTokens.release(), decoder.release()]);

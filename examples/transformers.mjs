@@ -1,23 +1,23 @@
 // Pruning inside of a Transformers.js model: the line with `attach` is all that is new, the rest is ordinary code. Run it from a clone,
 // after `npm run build`:
 //
-//   node examples/transformers.mjs [picture] [question] [visual tokens to keep]
+//   node examples/transformers.mjs [image] [question] [visual tokens to keep]
 import { fileURLToPath } from 'node:url';
 import { AutoModelForImageTextToText, AutoProcessor, env, RawImage } from '@huggingface/transformers';
 import { attach } from 'desap/transformers';
 
 env.allowRemoteModels = false;
 env.localModelPath = fileURLToPath(new URL('../models/', import.meta.url));
-const [picture = `${env.localModelPath}eval/images/000.png`, question = 'what is the large thing ?', keep = '16'] =
+const [image = `${env.localModelPath}eval/images/000.png`, question = 'what is the large thing ?', keep = '16'] =
   process.argv.slice(2);
 
 const processor = await AutoProcessor.from_pretrained('tiny-llava');
 const model = await AutoModelForImageTextToText.from_pretrained('tiny-llava', { dtype: 'fp32' });
 
-const clipFolder = `${env.localModelPath}tiny-clip`;
-const detach = await attach(model, { clipFolder, modelDir: 'tiny-llava', keep: Number(keep) });
+const clip = `${env.localModelPath}tiny-clip`;
+const detach = await attach(model, { clip, model: 'tiny-llava', keep: Number(keep) });
 
-const inputs = await processor(await RawImage.read(picture), `<image>${question}<ans>`);
+const inputs = await processor(await RawImage.read(image), `<image>${question}<ans>`);
 const answer = async (more) => {
   const output = await model.generate({ ...inputs, max_new_tokens: 8, ...more });
   const answers = output.slice(null, [inputs.input_ids.dims[1], null]);

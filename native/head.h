@@ -101,19 +101,24 @@ class Head {
 
  private:
   struct State;
+  struct Image;
   explicit Head(std::unique_ptr<State>);
   std::unique_ptr<State> state_;
 };
 
-// What one image's head computed: A_d, A_s, and a reference to (or a copy of) the patch features. Immutable.
+// What is known of one image before it is asked about: A_d, A_s, and a reference to (or a copy of) the patch features, made by
+// Head::analyze, or from parts that another encoder made. Immutable.
 class Analysis {
  public:
   ~Analysis();
-  int64_t tokens() const;            // N
+  int64_t rows() const;              // N; of an analysis from parts: P
   int64_t patches() const;           // P
-  int64_t width() const;             // D
-  Status read_embedding(float* out) const;  // A_d [N, E], unit rows; any thread
-  Status read_saliency(float* out) const;   // A_s [P]; any thread
+  int64_t width() const;             // D; of an analysis from parts: F
+  int64_t projection_dim() const;    // E
+  // Any thread.
+  Status read_patch_embeddings(float* out) const;  // the patches' rows of A_d [P, E], unit rows
+  Status read_global(float* out) const;            // v_s [E]: the class token's row of A_d, else the normalised mean of the rows
+  Status read_saliency(float* out) const;          // A_s [P]
   // CPU: the patch rows [P, D] that merging reads, float32: the caller's own memory when that was float32 and held (the
   // analysis then shares the hold), otherwise a copy. Half is converted once, by `analyze`; its hold is not kept.
   // CUDA: the first patch row in the caller's memory where the card read it in place (pinned and held), otherwise null:
@@ -121,7 +126,7 @@ class Analysis {
   const void* features() const;
   const AnalyzeTimings& timings() const;
 
-  // An analysis from parts; tokens() and patches() are P. Everything but held float32 features is copied.
+  // An analysis from parts, all of them finite. Everything but held float32 features is copied.
   // not_finite("patchEmbeddings" | "global" | "saliency" | "features", row), out_of_memory.
   static Status from(Context&, const AnalysisParts&, std::shared_ptr<Analysis>*);
 

@@ -25,11 +25,11 @@ struct MatrixOf {
 using Matrix = MatrixOf<float>;
 using ConstMatrix = MatrixOf<const float>;
 
-// Arithmetic of the matrix products; everything else is float32. `strict` keeps the float32 contract (1e-4 of the largest
+// Arithmetic of the matrix products; everything else is float32. `fp32` keeps the float32 contract (1e-4 of the largest
 // value, equal kept sets): float32 itself on the CPU, split binary16 operands on the tensor cores. The others round operands to
-// 16 bits, sums are float32: binary16 (`fast`, cards only) or bfloat16 (`bf16`, cards and processors that multiply it; of the
+// 16 bits, sums are float32: binary16 (`fp16`, GPUs only) or bfloat16 (`bf16`, GPUs and processors that multiply it; of the
 // CPU's kernels linear and attention).
-enum class Precision : int { strict, fast, bf16 };
+enum class Precision : int { fp32, fp16, bf16 };
 
 // Where kernels run. CPU: an instruction set and a thread pool. CUDA: a device and a stream.
 // One thread at a time may run kernels on a context; Executor (binding/executor.h) sees to that.

@@ -12,7 +12,7 @@ export interface LinearWeights {
 
 /**
  * The weights that DeSAP needs of an encoder: its last layer's attention and its read-out (arXiv 2604.11240, section 4.1).
- * D = `width`, E = `embedding`.
+ * D = `width`, E = `projectionDim`.
  */
 export interface HeadWeights {
   /** D, the width of the hidden states. */
@@ -20,7 +20,7 @@ export interface HeadWeights {
   /** H, attention heads; divides D. */
   readonly heads: number;
   /** E, the width of the space that image and text share. */
-  readonly embedding: number;
+  readonly projectionDim: number;
   /** Whether row 0 of the hidden states is the class token. */
   readonly classToken: boolean;
   /** Epsilon of both layer norms (CLIP: 1e-5). */
@@ -51,12 +51,14 @@ const LAYERS = [
 const METADATA_KEY = 'desap.head';
 
 /**
- * Checks a head once, at the boundary: extents against `width`, `heads` and `embedding`, and every value for NaN and Inf.
+ * Checks a head once, at the boundary: extents against `width`, `heads` and `projectionDim`, and every value for NaN and Inf.
  * @throws DesapError `ERR_SHAPE`, `ERR_VALUE`, `ERR_NOT_FINITE`
  */
 export function checkHead(head: HeadWeights, name = 'head'): HeadWeights {
-  const { width, heads, embedding, epsilon } = object(name, head, 'the weights of a head');
-  for (const [key, value] of Object.entries({ width, heads, embedding }))
+  const { width, heads, projectionDim, epsilon } = object(name, head, 'the weights of a head');
+  if (projectionDim === undefined && 'embedding' in head)
+    throw mismatch('ERR_VALUE', name, "the unknown field 'embedding'", 'projectionDim, its name now');
+  for (const [key, value] of Object.entries({ width, heads, projectionDim }))
     if (!Number.isSafeInteger(value) || value < 1)
       throw invalid('ERR_VALUE', `${name}.${key}`, value, 'a positive integer');
   if (width % heads !== 0) throw invalid('ERR_VALUE', `${name}.heads`, heads, `a divisor of the width ${width}`);
@@ -77,7 +79,7 @@ export function checkHead(head: HeadWeights, name = 'head'): HeadWeights {
     check(`${field}.weight`, weight, isNorm ? width : width * width);
     check(`${field}.bias`, bias, width);
   }
-  check('visualProjection', head.visualProjection, embedding * width);
+  check('visualProjection', head.visualProjection, projectionDim * width);
   return head;
 }
 
@@ -113,7 +115,7 @@ export function headFromSafeTensors(file: SafeTensors, name = 'head'): HeadWeigh
     return toFloat32(tensor, `${name}: tensor "${key}"`);
   };
   const width = find('ln1.weight').shape[0] ?? 0;
-  const embedding = find('visual_projection.weight').shape[0] ?? 0;
+  const projectionDim = find('visual_projection.weight').shape[0] ?? 0;
   const layers = Object.fromEntries(
     LAYERS.map(([field, key]) => {
       const isNorm = field === 'ln1' || field === 'postNorm';
@@ -129,12 +131,12 @@ export function headFromSafeTensors(file: SafeTensors, name = 'head'): HeadWeigh
   return checkHead(
     {
       width,
-      embedding,
+      projectionDim,
       heads: config.heads ?? Number.NaN,
       classToken: config.cls ?? true,
       epsilon: config.epsilon ?? 1e-5,
       ...layers,
-      visualProjection: values('visual_projection.weight', embedding, width),
+      visualProjection: values('visual_projection.weight', projectionDim, width),
     },
     name,
   );
@@ -149,14 +151,14 @@ export async function loadHead(source: string | Uint8Array | ArrayBuffer): Promi
 
 /** The bytes of a head file. */
 export function formatHead(head: HeadWeights): Uint8Array {
-  const { width, embedding } = checkHead(head);
+  const { width, projectionDim } = checkHead(head);
   const tensors: Record<string, { data: Float32Array; shape: number[] }> = {};
   for (const [field, key] of LAYERS) {
     const isNorm = field === 'ln1' || field === 'postNorm';
     tensors[`${key}.weight`] = { data: head[field].weight, shape: isNorm ? [width] : [width, width] };
     tensors[`${key}.bias`] = { data: head[field].bias, shape: [width] };
   }
-  tensors['visual_projection.weight'] = { data: head.visualProjection, shape: [embedding, width] };
+  tensors['visual_projection.weight'] = { data: head.visualProjection, shape: [projectionDim, width] };
   const config = { heads: head.heads, cls: head.classToken, epsilon: head.epsilon };
   return formatSafeTensors(tensors, { format: 'pt', [METADATA_KEY]: JSON.stringify(config) });
 }

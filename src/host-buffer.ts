@@ -1,16 +1,18 @@
 import type { NativeHostBuffer } from './devices/addon.js';
-import { desapError, loadCpuAddon } from './devices/cpu.js';
+import { loadCpuAddon } from './devices/cpu.js';
 import { availableCudaAddon, cudaStatus } from './devices/cuda.js';
+import { typed } from './devices/native-error.js';
 import { DISPOSE } from './dispose-symbols.js';
 import { DesapError, invalid } from './errors.js';
-import { assertAlive, object, Tensor } from './tensor.js';
+import { options } from './options.js';
+import { assertAlive, Tensor } from './tensor.js';
 
 /** Element types of a {@link HostBuffer}'s tensors. */
 export type HostType = 'float32' | 'float16';
 
 export interface HostBufferOptions {
   /**
-   * Page-locked memory, which a card reads in place: `true` fails where there is none to have, `false` takes ordinary memory,
+   * Page-locked memory, which a GPU reads in place: `true` fails where there is none to have, `false` takes ordinary memory,
    * which the CPU reads in place. Default: page-locked where CUDA can be used and grants it.
    */
   pinned?: boolean;
@@ -35,9 +37,9 @@ const BYTES = { float32: 4, float16: 2 } as const;
  * Two rules. After `session.run`, read the tensor that you passed, not the one that it returns, which is a copy. And do
  * not write into the buffer while an analysis of it lives: it reads the buffer whenever it merges.
  *
- * Where CUDA can be used, the memory is page-locked (`pinned`): the card then fetches it by itself, without a copy in between.
+ * Where CUDA can be used, the memory is page-locked (`pinned`): the GPU then fetches it by itself, without a copy in between.
  * It belongs to one addon: a pruner on the CPU copies the memory of a pinned buffer first, as it does any other memory; for
- * that device ask for `{ pinned: false }`, which a card reads too, only slower.
+ * that device ask for `{ pinned: false }`, which a GPU reads too, only slower.
  *
  * Its content is undefined at first. Without `dispose()` the garbage collector frees it; then nothing is reused soon.
  */
@@ -59,20 +61,16 @@ export class HostBuffer implements Disposable {
    * Electron's: the memory is V8's then, never page-locked, not pooled, aligned as V8 does it, and asynchronous calls copy it.
    */
   readonly inPlace: boolean;
-  /** Whether the memory is page-locked, for a card to read in place. */
+  /** Whether the memory is page-locked, for a GPU to read in place. */
   readonly pinned: boolean;
 
-  private constructor(byteLength: number, options: HostBufferOptions = {}) {
-    const { pinned } = object('options', options);
+  private constructor(byteLength: number, given: HostBufferOptions = {}) {
+    const { pinned } = options('options', given, { pinned: true });
     const cuda = pinned === false ? null : availableCudaAddon();
     if (pinned && !cuda)
       throw new DesapError('ERR_DEVICE_UNAVAILABLE', `pinned: got true, and there is no CUDA: ${cudaStatus().reason}`);
     const addon = cuda ?? loadCpuAddon();
-    try {
-      this.#native = new addon.HostBuffer(byteLength);
-    } catch (error) {
-      throw desapError(error);
-    }
+    this.#native = typed(() => new addon.HostBuffer(byteLength));
     this.inPlace = this.#native.inPlace;
     this.pinned = this.#native.pinned;
     if (pinned && !this.pinned) {
@@ -90,16 +88,16 @@ export class HostBuffer implements Disposable {
    * @throws DesapError `ERR_VALUE`, `ERR_OUT_OF_MEMORY`; `ERR_DEVICE_UNAVAILABLE` without the native addon, and for `pinned: true`
    *   without CUDA
    */
-  static allocate(byteLength: number, options?: HostBufferOptions): HostBuffer {
-    return new HostBuffer(byteLength, options);
+  static allocate(byteLength: number, given?: HostBufferOptions): HostBuffer {
+    return new HostBuffer(byteLength, given);
   }
 
   /**
    * Room for one tensor.
    * @throws DesapError as {@link HostBuffer.allocate}; `ERR_DTYPE`, `ERR_SHAPE` for the type and the extents
    */
-  static forTensor(type: HostType, dims: readonly number[], options?: HostBufferOptions): HostBuffer {
-    return new HostBuffer(elementCount(type, dims) * BYTES[type], options);
+  static forTensor(type: HostType, dims: readonly number[], given?: HostBufferOptions): HostBuffer {
+    return new HostBuffer(elementCount(type, dims) * BYTES[type], given);
   }
 
   /** Whether {@link HostBuffer.dispose} was called. */

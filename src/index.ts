@@ -1,4 +1,4 @@
-export type { Precision } from './devices/driver.js';
+export type { AnalyzeTimings, Precision, PruneTimings } from './devices/driver.js';
 export type { AsyncKernels, Backend, Kernels, Vector } from './devices/kernel-api.js';
 export { openBackend } from './devices/kernel-api.js';
 export type { Device, DeviceOptions, DeviceReport, Isa } from './devices/open.js';
@@ -9,15 +9,11 @@ export type { HeadWeights, LinearWeights } from './head.js';
 export { formatHead, loadHead, saveHead } from './head.js';
 export type { HostBufferOptions, HostType } from './host-buffer.js';
 export { HostBuffer } from './host-buffer.js';
+export type { AnalysisParts } from './image-analysis.js';
+export { ImageAnalysis } from './image-analysis.js';
 export type { Alignment, Encoding } from './kernels/kernels.js';
-export type {
-  AnalyzeOptions,
-  AnalyzeTimings,
-  BatchOptions,
-  PruneOptions,
-  PruneResult,
-  PruneTimings,
-  TextEmbeddings,
-} from './pruner.js';
-export { ImageAnalysis, Pruner } from './pruner.js';
+export type { PruneOptions, TextEmbeddings } from './prune-request.js';
+export type { PruneResult } from './prune-result.js';
+export type { AnalyzeOptions, BatchOptions, OneGoOptions } from './pruner.js';
+export { Pruner } from './pruner.js';
 export type { TensorLike } from './tensor.js';

@@ -47,7 +47,8 @@ export function floatData(
 ): { data: FloatData; half: boolean; dims: readonly number[] } {
   if (typeof tensor !== 'object' || tensor === null || !Array.isArray(tensor.dims))
     throw invalid('ERR_DTYPE', argument, tensor, 'a tensor ({ data, dims }, for example an onnxruntime Tensor)');
-  const { data, dims, type } = tensor;
+  const { dims, type } = tensor;
+  const data = dataOf(argument, tensor);
   for (const extent of dims)
     if (!Number.isSafeInteger(extent) || extent < 0)
       throw invalid('ERR_SHAPE', `${argument}.dims`, dims, 'non-negative integers');
@@ -113,6 +114,22 @@ export function matrix(argument: string, tensor: TensorLike, want: { rows?: numb
   return { data, half, rows, cols };
 }
 
+/** @throws DesapError `ERR_DISPOSED` for a tensor that was disposed */
+function dataOf(argument: string, tensor: TensorLike): unknown {
+  try {
+    return (tensor as { readonly data: unknown }).data;
+  } catch (cause) {
+    throw new DesapError('ERR_DISPOSED', `${argument}: got a tensor without its data: ${(cause as Error).message}`, {
+      cause,
+    });
+  }
+}
+
+/** Whether a value is a tensor of ONNX Runtime, of Transformers.js or of the same form: whether it has `dims`. */
+export function isTensor(value: unknown): value is TensorLike {
+  return typeof value === 'object' && value !== null && Array.isArray((value as TensorLike).dims);
+}
+
 /** The tensor (or plain Float32Array) as a float32 vector of `length` elements. */
 export function vector(argument: string, value: TensorLike | Float32Array, length?: number): Float32Array {
   const tensor = types.isFloat32Array(value) ? { data: value, dims: [value.length] } : value;
@@ -139,6 +156,12 @@ export function integer(argument: string, value: number, low: number, high: numb
 export function finite(argument: string, value: number, low = -Number.MAX_VALUE, high = Number.MAX_VALUE): number {
   if (typeof value !== 'number' || !Number.isFinite(value) || value < low || value > high)
     throw invalid('ERR_VALUE', argument, value, `a finite number from ${low} to ${high}`);
+  return value;
+}
+
+/** true or false, or an error that names the argument. */
+export function boolean(argument: string, value: boolean): boolean {
+  if (typeof value !== 'boolean') throw invalid('ERR_VALUE', argument, value, 'true or false');
   return value;
 }
 

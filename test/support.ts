@@ -50,7 +50,7 @@ export function devicesUnderTest(): [name: string, options: DeviceOptions][] {
       `cpu ${isa}`,
       { device: 'cpu', isa: isa as never, threads: 2 },
     ]),
-    [`${cuda} strict`, { device: 'cuda' }],
+    [`${cuda} fp32`, { device: 'cuda' }],
   ];
 }
 
@@ -94,9 +94,9 @@ export function values(tensor: Tensor): Float32Array {
 /** Random head weights of a shape, scaled like a trained encoder's. */
 export function randomHead(
   seed: number,
-  shape: { width: number; heads: number; embedding: number; classToken?: boolean },
+  shape: { width: number; heads: number; projectionDim: number; classToken?: boolean },
 ) {
-  const { width, heads, embedding, classToken = true } = shape;
+  const { width, heads, projectionDim, classToken = true } = shape;
   const dense = (s: number, rows: number, scale = 1) => normal(seed * 100 + s, rows * width, scale / Math.sqrt(width));
   const layer = (s: number, scale = 1) => ({
     weight: dense(s, width, scale),
@@ -109,7 +109,7 @@ export function randomHead(
   return {
     width,
     heads,
-    embedding,
+    projectionDim,
     classToken,
     epsilon: 1e-5,
     ln1: norm(1),
@@ -118,7 +118,7 @@ export function randomHead(
     v: layer(4),
     out: layer(5),
     postNorm: norm(6),
-    visualProjection: dense(7, embedding),
+    visualProjection: dense(7, projectionDim),
   };
 }
 

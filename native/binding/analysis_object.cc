@@ -4,36 +4,49 @@
 #include <utility>
 
 #include "arguments.h"
+#include "environment.h"
 #include "errors.h"
 #include "outputs.h"
-#include "question.h"
+#include "prune_job.h"
 #include "wrapped.h"
 
 namespace desap {
 namespace {
 
-class PruneJob : public Job {
+// Makes an analysis of parts.
+class PartsJob : public Job {
  public:
-  PruneJob(std::shared_ptr<const AnalysisRecord> record, Question question)
-      : record_(std::move(record)), question_(std::move(question)) {}
+  PartsJob(std::shared_ptr<Executor> executor, FloatInput patch_embeddings, VectorInput global, VectorInput saliency,
+           const MatrixArgument& features, Memory memory)
+      : executor_(std::move(executor)),
+        patch_embeddings_(std::move(patch_embeddings)),
+        global_(std::move(global)),
+        saliency_(std::move(saliency)),
+        features_(std::move(memory)),
+        half_(features.half),
+        width_(features.cols) {}
 
   Status run(Context& context) override {
-    DESAP_TRY(question_.widen(context));
-    DESAP_TRY(record_->analysis->prune(context, question_.request(), question_.output(), &timings_));
-    return question_.narrow(context);
+    DESAP_TRY(patch_embeddings_.widen(context));
+    return Analysis::from(context,
+                          {patch_embeddings_.matrix(), global_.data(), saliency_.data(), features_.data, half_, width_, features_.hold},
+                          &analysis_);
   }
 
-  Napi::Value finish(Napi::Env env, Napi::Object prepared) override {
-    Napi::Object timings = Napi::Object::New(env);
-    set_timings(timings, timings_);
-    prepared.Set("timings", timings);
-    return prepared;
+  Napi::Value finish(Napi::Env env, Napi::Object) override {
+    const void* features = analysis_->features();
+    return construct(Environment::of(env).analysis, env,
+                     AnalysisObject::State{executor_, std::move(analysis_), half_, features, {}, {}});
   }
 
  private:
-  const std::shared_ptr<const AnalysisRecord> record_;
-  Question question_;
-  PruneTimings timings_{};
+  const std::shared_ptr<Executor> executor_;
+  FloatInput patch_embeddings_;
+  VectorInput global_, saliency_;
+  Memory features_;
+  const bool half_;
+  const int64_t width_;
+  std::shared_ptr<Analysis> analysis_;
 };
 
 // A new array that `read` fills.
@@ -52,96 +65,123 @@ Napi::Value copy_of(Napi::Env env, const std::vector<float>& values) {
   });
 }
 
-}  // namespace
-
-Napi::Function AnalysisObject::define(Napi::Env env) {
-  return DefineClass(
-      env, "Analysis",
-      {InstanceMethod<&AnalysisObject::prune>("prune"), InstanceMethod<&AnalysisObject::embedding>("embedding"),
-       InstanceMethod<&AnalysisObject::saliency>("saliency"),
-       InstanceMethod<&AnalysisObject::intermediates>("intermediates"),
-       InstanceMethod<&AnalysisObject::dispose>("dispose"), InstanceAccessor<&AnalysisObject::tokens>("tokens"),
-       InstanceAccessor<&AnalysisObject::patches>("patches"), InstanceAccessor<&AnalysisObject::width>("width"),
-       InstanceAccessor<&AnalysisObject::timings>("timings"),
-       InstanceAccessor<&AnalysisObject::features_address>("featuresAddress")});
+Napi::Value number(const Napi::CallbackInfo& info, int64_t value) {
+  return Napi::Number::New(info.Env(), static_cast<double>(value));
 }
 
-AnalysisObject::AnalysisObject(const Napi::CallbackInfo& info)
-    : ObjectWrap(info), record_(std::make_shared<AnalysisRecord>(constructed_from<AnalysisRecord>(info))) {
-  const Analysis& analysis = *record_->analysis;
-  tokens_ = analysis.tokens();
+}  // namespace
+
+Napi::Value create_analysis_object(Napi::Env env, const std::shared_ptr<Executor>& executor, const Napi::Value& value, bool sync) {
+  executor->check_open();
+  const Arguments arguments(value, "");
+  const MatrixArgument patch_embeddings = arguments.matrix("patchEmbeddings"), features = arguments.matrix("features");
+  const VectorArgument global = arguments.vector_or_null("global"), saliency = arguments.vector("saliency");
+  const int64_t patches = patch_embeddings.rows;
+  expect_shape(features, patches, features.cols);
+  MemoryReader memory(env, sync ? Access::in_place : Access::held);
+  auto job = std::make_unique<PartsJob>(executor, FloatInput(memory, patch_embeddings),
+                                        VectorInput(memory, global, patch_embeddings.cols),
+                                        VectorInput(memory, saliency, patches), features, memory.matrix(features));
+  return executor->execute(env, {std::move(job), Napi::Object::New(env)}, sync);
+}
+
+Napi::Function AnalysisObject::define(Napi::Env env) {
+  return DefineClass(env, "Analysis",
+                     {InstanceMethod<&AnalysisObject::prune>("prune"),
+                      InstanceMethod<&AnalysisObject::patch_embeddings>("patchEmbeddings"),
+                      InstanceMethod<&AnalysisObject::global>("global"),
+                      InstanceMethod<&AnalysisObject::saliency>("saliency"),
+                      InstanceMethod<&AnalysisObject::intermediates>("intermediates"),
+                      InstanceMethod<&AnalysisObject::dispose>("dispose"),
+                      InstanceAccessor<&AnalysisObject::rows>("rows"),
+                      InstanceAccessor<&AnalysisObject::patches>("patches"),
+                      InstanceAccessor<&AnalysisObject::width>("width"),
+                      InstanceAccessor<&AnalysisObject::projection_dim>("projectionDim"),
+                      InstanceAccessor<&AnalysisObject::timings>("timings"),
+                      InstanceAccessor<&AnalysisObject::features_address>("featuresAddress")});
+}
+
+AnalysisObject::AnalysisObject(const Napi::CallbackInfo& info) : ObjectWrap(info), state_(constructed_from<State>(info)) {
+  const Analysis& analysis = *state_.analysis;
+  rows_ = analysis.rows();
   patches_ = analysis.patches();
   width_ = analysis.width();
+  projection_dim_ = analysis.projection_dim();
   timings_ = analysis.timings();
-  address_ = reinterpret_cast<uintptr_t>(record_->features);
-  const int64_t floats = tokens_ * record_->embedding + patches_ + patches_ * width_;
-  external_bytes_ = (floats + static_cast<int64_t>(record_->context.size() + record_->attention.size())) * 4;
+  address_ = reinterpret_cast<uintptr_t>(state_.features);
+  const int64_t floats = rows_ * projection_dim_ + patches_ + patches_ * width_;
+  external_bytes_ = (floats + static_cast<int64_t>(state_.context.size() + state_.attention.size())) * 4;
   Napi::MemoryManagement::AdjustExternalMemory(info.Env(), external_bytes_);
 }
 
 AnalysisObject::~AnalysisObject() { release(); }
 
 void AnalysisObject::release() {
-  if (!record_) return;
-  record_.reset();
+  if (!state_.analysis) return;
+  state_ = {};
   Napi::MemoryManagement::AdjustExternalMemory(Env(), -external_bytes_);
 }
 
-const AnalysisRecord& AnalysisObject::record() const {
-  if (!record_) throw disposed("analysis");
-  return *record_;
+const Analysis& AnalysisObject::analysis() const {
+  if (!state_.analysis) throw disposed("analysis");
+  return *state_.analysis;
 }
 
 Napi::Value AnalysisObject::prune(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return guarded(env, [&] {
-    record().executor->check_open();
-    const std::shared_ptr<const AnalysisRecord> mine = record_;  // reading the arguments can run code that disposes it
-    QuestionArguments question(info[0], {patches_, width_, mine->embedding, mine->half});
+    analysis();
+    // Reading the arguments can run code that disposes this object.
+    const std::shared_ptr<const Analysis> analysis = state_.analysis;
+    const std::shared_ptr<Executor> executor = state_.executor;
+    const ImageShape shape{patches_, width_, projection_dim_, state_.half};
+    executor->check_open();
     const bool sync = info[1].ToBoolean();
-    const Napi::Object result = question.allocate(env);
+    const Napi::Array results = Napi::Array::New(env, 1);
     MemoryReader memory(env, sync ? Access::in_place : Access::held);
-    return mine->executor->execute(env, {std::make_unique<PruneJob>(mine, question.hold(memory)), result}, sync);
+    auto job = std::make_unique<PruneJob>(executor, analysis, prunings(env, {info[0]}, {shape}, memory, results));
+    return executor->execute(env, {std::move(job), results}, sync);
   });
 }
 
-Napi::Value AnalysisObject::embedding(const Napi::CallbackInfo& info) {
+Napi::Value AnalysisObject::patch_embeddings(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const AnalysisRecord& mine = record();
-    const auto read = [&](float* out) { return mine.analysis->read_embedding(out); };
-    return copy_of(info.Env(), tokens_ * mine.embedding, read);
+    const Analysis& mine = analysis();
+    return copy_of(info.Env(), patches_ * projection_dim_, [&](float* out) { return mine.read_patch_embeddings(out); });
+  });
+}
+
+Napi::Value AnalysisObject::global(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Analysis& mine = analysis();
+    return copy_of(info.Env(), projection_dim_, [&](float* out) { return mine.read_global(out); });
   });
 }
 
 Napi::Value AnalysisObject::saliency(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const AnalysisRecord& mine = record();
-    return copy_of(info.Env(), patches_, [&](float* out) { return mine.analysis->read_saliency(out); });
+    const Analysis& mine = analysis();
+    return copy_of(info.Env(), patches_, [&](float* out) { return mine.read_saliency(out); });
   });
 }
 
 Napi::Value AnalysisObject::intermediates(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
-  return guarded(env, [&]() -> Napi::Value {
-    if (record().context.empty()) return env.Null();
-    Napi::Object copies = Napi::Object::New(env);
-    copies.Set("context", copy_of(env, record().context));
-    copies.Set("attention", copy_of(env, record().attention));
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    analysis();
+    if (state_.context.empty()) return info.Env().Null();
+    Napi::Object copies = Napi::Object::New(info.Env());
+    copies.Set("context", copy_of(info.Env(), state_.context));
+    copies.Set("attention", copy_of(info.Env(), state_.attention));
     return copies;
   });
 }
 
 void AnalysisObject::dispose(const Napi::CallbackInfo&) { release(); }
 
-Napi::Value AnalysisObject::tokens(const Napi::CallbackInfo& info) {
-  return Napi::Number::New(info.Env(), static_cast<double>(tokens_));
-}
-Napi::Value AnalysisObject::patches(const Napi::CallbackInfo& info) {
-  return Napi::Number::New(info.Env(), static_cast<double>(patches_));
-}
-Napi::Value AnalysisObject::width(const Napi::CallbackInfo& info) {
-  return Napi::Number::New(info.Env(), static_cast<double>(width_));
-}
+Napi::Value AnalysisObject::rows(const Napi::CallbackInfo& info) { return number(info, rows_); }
+Napi::Value AnalysisObject::patches(const Napi::CallbackInfo& info) { return number(info, patches_); }
+Napi::Value AnalysisObject::width(const Napi::CallbackInfo& info) { return number(info, width_); }
+Napi::Value AnalysisObject::projection_dim(const Napi::CallbackInfo& info) { return number(info, projection_dim_); }
 Napi::Value AnalysisObject::features_address(const Napi::CallbackInfo& info) {
   return Napi::BigInt::New(info.Env(), address_);
 }

@@ -1,4 +1,4 @@
-// The JavaScript class behind analyze: DriverAnalysis of src/devices/driver.ts.
+// The JavaScript class of an analysis: DriverAnalysis of src/devices/driver.ts.
 #pragma once
 
 #include <memory>
@@ -10,39 +10,44 @@
 
 namespace desap {
 
-struct AnalysisRecord {
-  std::shared_ptr<Executor> executor;
-  std::shared_ptr<const Analysis> analysis;
-  int64_t embedding = 0;                  // E
-  bool half = false;                      // the hidden states were binary16, and so are the tokens merged from them
-  // First byte of the hidden states that the kernels read and merging will read; null where that is the device's copy.
-  const void* features = nullptr;
-  std::vector<float> context, attention;  // intermediates [N, D] each, empty where not wanted
-};
+// The analysis that is made of parts (AnalysisParts of src/devices/driver.ts), or a promise of it. Throws Fault.
+Napi::Value create_analysis_object(Napi::Env, const std::shared_ptr<Executor>&, const Napi::Value& parts, bool sync);
 
 class AnalysisObject : public Napi::ObjectWrap<AnalysisObject> {
  public:
+  struct State {
+    std::shared_ptr<Executor> executor;
+    std::shared_ptr<const Analysis> analysis;
+    bool half = false;                      // the features were binary16, and so are the tokens merged from them
+    // First byte of the rows that the kernels read and merging will read; null where that is the device's copy.
+    const void* features = nullptr;
+    std::vector<float> context, attention;  // intermediates [N, D] each, empty where not wanted
+  };
+
   static Napi::Function define(Napi::Env);
   explicit AnalysisObject(const Napi::CallbackInfo&);
   ~AnalysisObject() override;
 
  private:
   Napi::Value prune(const Napi::CallbackInfo&);
-  Napi::Value embedding(const Napi::CallbackInfo&);
+  Napi::Value patch_embeddings(const Napi::CallbackInfo&);
+  Napi::Value global(const Napi::CallbackInfo&);
   Napi::Value saliency(const Napi::CallbackInfo&);
   Napi::Value intermediates(const Napi::CallbackInfo&);
   void dispose(const Napi::CallbackInfo&);
-  Napi::Value tokens(const Napi::CallbackInfo&);
+  Napi::Value rows(const Napi::CallbackInfo&);
   Napi::Value patches(const Napi::CallbackInfo&);
   Napi::Value width(const Napi::CallbackInfo&);
+  Napi::Value projection_dim(const Napi::CallbackInfo&);
   Napi::Value timings(const Napi::CallbackInfo&);
   Napi::Value features_address(const Napi::CallbackInfo&);
 
-  const AnalysisRecord& record() const;
+  const Analysis& analysis() const;
   void release();
 
-  std::shared_ptr<const AnalysisRecord> record_;  // null once disposed
-  int64_t tokens_ = 0, patches_ = 0, width_ = 0;
+  State state_;  // empty once disposed
+  // These outlive it.
+  int64_t rows_ = 0, patches_ = 0, width_ = 0, projection_dim_ = 0;
   AnalyzeTimings timings_ = {};
   uint64_t address_ = 0;
   int64_t external_bytes_ = 0;  // what the collector was told

@@ -122,6 +122,13 @@ VectorArgument Arguments::vector_or_null(const char* key) const {
   return missing(value) ? VectorArgument{} : VectorArgument{path(key), value};
 }
 
+VectorArgument Arguments::vector_or_index(const char* key, int64_t size, int64_t* index) const {
+  const Napi::Value value = get(key);
+  if (!value.IsNumber()) return {path(key), value};
+  *index = integer_in(value, path(key), 0, size - 1);
+  return {};
+}
+
 Arguments Arguments::object(const char* key) const { return Arguments(get(key), path(key)); }
 
 int64_t Arguments::integer(const char* key, int64_t low, int64_t high) const {

@@ -40,6 +40,8 @@ class Arguments {
   MatrixArgument matrix_or_null(const char* key) const;
   VectorArgument vector(const char* key) const;
   VectorArgument vector_or_null(const char* key) const;
+  // A vector, or where a number is given its value in `index`, which is below `size`.
+  VectorArgument vector_or_index(const char* key, int64_t size, int64_t* index) const;
   Arguments object(const char* key) const;
 
   int64_t integer(const char* key, int64_t low, int64_t high) const;

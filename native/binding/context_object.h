@@ -1,4 +1,4 @@
-// The JavaScript class Context: NativeContext of src/devices/addon.ts.
+// The JavaScript class Context: Driver of src/devices/driver.ts.
 #pragma once
 
 #include <memory>
@@ -19,12 +19,14 @@ class ContextObject : public Napi::ObjectWrap<ContextObject> {
  private:
   Napi::Value run(const Napi::CallbackInfo&);
   Napi::Value create_head(const Napi::CallbackInfo&);
+  Napi::Value create_analysis(const Napi::CallbackInfo&);
   void dispose(const Napi::CallbackInfo&);
-  Napi::Value kind(const Napi::CallbackInfo&);
+  Napi::Value device(const Napi::CallbackInfo&);
   Napi::Value description(const Napi::CallbackInfo&);
+  Napi::Value precision(const Napi::CallbackInfo&);
 
   std::shared_ptr<Executor> executor_;
-  std::string description_;
+  std::string device_, description_, precision_;
 };
 
 }  // namespace desap

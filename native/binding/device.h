@@ -14,10 +14,15 @@ extern const char* const kind;  // "cpu" or "cuda"
 // Adds to the addon's exports what only this kind has: `isas` of the CPU, `status` of CUDA.
 void add_exports(Napi::Env, Napi::Object exports);
 
+// In the order of Precision; the words of src/devices/driver.ts.
+constexpr const char* precisions[] = {"fp32", "fp16", "bf16"};
+
 struct Opened {
   Context* context = nullptr;  // for close()
-  std::string description;     // instruction set and threads, or the card
-  int lanes = 1;               // jobs that it runs at the same time
+  std::string device;          // "cpu", "cuda:0"
+  std::string description;     // in words: instruction set and threads, or the GPU
+  const char* precision = "";  // one of `precisions`: what the products are computed in
+  int streams = 1;             // jobs that it runs at the same time
 };
 // Reads the options of `new Context(options)` and opens the device. Throws Fault.
 Opened open(const Napi::Value& options);

@@ -1,4 +1,4 @@
-// The CPU as a device: its instruction sets and threads. Options: { threads, isa, bfloat16 }.
+// The CPU as a device: its instruction sets and threads. Options: { threads, isa, precision }.
 #include <utility>
 #include <vector>
 
@@ -47,10 +47,13 @@ Opened open(const Napi::Value& options) {
   const Arguments arguments(options, "options");
   const int threads = static_cast<int>(arguments.integer("threads", 1, kMaximumThreads));
   const Isa isa = isa_of(options.As<Napi::Object>().Get("isa"));
+  const bool bfloat16 = arguments.choice("precision", {"fp32", "bf16"}) == 1 && has_bfloat16(isa);
   Opened opened;
+  opened.device = kind;
   opened.description = std::string("CPU, ") + isa_name(isa) + ", " + std::to_string(threads) +
                        (threads == 1 ? " thread" : " threads");
-  const Status status = context_create({threads, isa, arguments.boolean("bfloat16")}, &opened.context);
+  opened.precision = bfloat16 ? "bf16" : "fp32";
+  const Status status = context_create({threads, isa, bfloat16}, &opened.context);
   if (!status.good()) throw from_status(status);
   return opened;
 }

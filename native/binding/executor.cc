@@ -26,28 +26,28 @@ void Executor::check_open() const {
   if (closed_) throw disposed("context");
 }
 
-Napi::Value Executor::run(Napi::Env env, Call call) {
+Napi::Value Executor::run(Napi::Env env, Prepared prepared) {
   check_open();
   std::unique_lock<std::mutex> lock(mutex_);
   sync_waits_ = true;
-  change_.wait(lock, [this] { return busy_ < lanes_; });
+  change_.wait(lock, [this] { return busy_ < streams_; });
   sync_waits_ = false;
   busy_++;
   lock.unlock();
-  const Status status = run_job(*call.job, *context_);
+  const Status status = run_job(*prepared.job, *context_);
   lock.lock();
   busy_--;
   lock.unlock();
   change_.notify_all();
   if (!status.good()) throw from_status(status);
-  return call.job->finish(env, call.prepared);
+  return prepared.job->finish(env, prepared.result);
 }
 
-Napi::Value Executor::submit(Napi::Env env, Call call) {
+Napi::Value Executor::submit(Napi::Env env, Prepared prepared) {
   check_open();
   if (!signal_) start(env);
   std::list<Task> task;
-  task.push_back({std::move(call.job), Napi::Persistent(call.prepared), Napi::Promise::Deferred::New(env), {}});
+  task.push_back({std::move(prepared.job), Napi::Persistent(prepared.result), Napi::Promise::Deferred::New(env), {}});
   const Napi::Value promise = task.front().deferred.Promise();
   if (pending_++ == 0) napi_ref_threadsafe_function(env, signal_);
   {
@@ -61,13 +61,13 @@ Napi::Value Executor::submit(Napi::Env env, Call call) {
 void Executor::start(Napi::Env env) {
   auto holder = std::make_unique<std::shared_ptr<Executor>>(shared_from_this());
   const napi_status status =
-      napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "desap"), 0, lanes_, holder.get(),
+      napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "desap"), 0, streams_, holder.get(),
                                       on_signal_closed, this, on_signal, &signal_);
   if (status != napi_ok) throw Napi::Error::New(env);
   holder.release();
   napi_unref_threadsafe_function(env, signal_);
-  threads_.reserve(static_cast<size_t>(lanes_));
-  for (int lane = 0; lane < lanes_; lane++) {
+  threads_.reserve(static_cast<size_t>(streams_));
+  for (int i = 0; i < streams_; i++) {
     try {
       std::lock_guard<std::mutex> lock(mutex_);
       threads_.emplace_back([this] { work(); });
@@ -86,7 +86,7 @@ void Executor::work() {
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     change_.wait(lock, [this] {
-      return stopping_ || (queue_.empty() ? closed_ : busy_ < lanes_ && !sync_waits_);
+      return stopping_ || (queue_.empty() ? closed_ : busy_ < streams_ && !sync_waits_);
     });
     if (stopping_ || queue_.empty()) break;
     std::list<Task> task;
@@ -125,7 +125,7 @@ void Executor::deliver(Napi::Env env) {
       try {
         guarded(env, [&] {
           if (!task.status.good()) throw from_status(task.status);
-          task.deferred.Resolve(task.job->finish(env, task.prepared.Value()));
+          task.deferred.Resolve(task.job->finish(env, task.result.Value()));
         });
       } catch (const Napi::Error& error) {
         task.deferred.Reject(error.Value());

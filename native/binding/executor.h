@@ -1,5 +1,5 @@
-// Runs jobs on a context, as many at a time as it has lanes (the CPU has one): synchronous calls on the JavaScript
-// thread, the others on threads of its own, one a lane, where they start in order of arrival. libuv's four threads
+// Runs jobs on a context, as many at a time as it has streams (the CPU has one): synchronous calls on the JavaScript
+// thread, the others on threads of its own, one a stream, where they start in order of arrival. libuv's four threads
 // are left to those who need them: file access, image decoding.
 //
 // Every method is called on the JavaScript thread of the environment that made the executor.
@@ -25,25 +25,25 @@ class Job {
   // On any thread; touches no JavaScript. `result` is memory of the JavaScript value that was prepared for this job.
   virtual Status run(Context&) = 0;
   // On the JavaScript thread, after a good status: what the caller receives.
-  virtual Napi::Value finish(Napi::Env, Napi::Object prepared) { return prepared; }
+  virtual Napi::Value finish(Napi::Env, Napi::Object result) { return result; }
 };
 
 // A job and the JavaScript value that its results are written into. Nobody else sees the value before the job is done,
 // so kernels write into its memory directly.
-struct Call {
+struct Prepared {
   std::unique_ptr<Job> job;
-  Napi::Object prepared;
+  Napi::Object result;
 };
 
 class Executor : public std::enable_shared_from_this<Executor> {
  public:
-  Executor(Context* context, int lanes) : context_(context), lanes_(lanes) {}  // owns the context
+  Executor(Context* context, int streams) : context_(context), streams_(streams) {}  // owns the context
 
   // Throws Fault.
-  Napi::Value run(Napi::Env, Call);
-  Napi::Value submit(Napi::Env, Call);
-  Napi::Value execute(Napi::Env env, Call call, bool sync) {
-    return sync ? run(env, std::move(call)) : submit(env, std::move(call));
+  Napi::Value run(Napi::Env, Prepared);
+  Napi::Value submit(Napi::Env, Prepared);
+  Napi::Value execute(Napi::Env env, Prepared prepared, bool sync) {
+    return sync ? run(env, std::move(prepared)) : submit(env, std::move(prepared));
   }
 
   // Refuses further jobs. Those that were submitted still run; then threads and memory are freed.
@@ -55,7 +55,7 @@ class Executor : public std::enable_shared_from_this<Executor> {
  private:
   struct Task {
     std::unique_ptr<Job> job;
-    Napi::ObjectReference prepared;
+    Napi::ObjectReference result;
     Napi::Promise::Deferred deferred;
     Status status;
   };
@@ -71,7 +71,7 @@ class Executor : public std::enable_shared_from_this<Executor> {
   static void on_signal_closed(napi_env, void* holder, void*);
 
   std::unique_ptr<Context, Close> context_;
-  const int lanes_;
+  const int streams_;
   std::vector<std::thread> threads_;           // started by the first asynchronous call
   napi_threadsafe_function signal_ = nullptr;  // says that `done_` has tasks; holds the process while some are pending
   size_t pending_ = 0;

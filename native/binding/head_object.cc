@@ -7,8 +7,7 @@
 #include "arguments.h"
 #include "environment.h"
 #include "errors.h"
-#include "outputs.h"
-#include "question.h"
+#include "prune_job.h"
 #include "wrapped.h"
 
 namespace desap {
@@ -66,38 +65,37 @@ class AnalyzeJob : public Job {
     const size_t count = images_.size();
     if (count == 0) return {};
     const HeadConfig& config = state_.head->config();
-    records_.resize(count);
+    analyses_.resize(count);
     std::vector<Intermediates> copies;
     for (size_t i = 0; i < count && intermediates_; i++) {
       const size_t size = static_cast<size_t>(images_[i].tokens * config.width);
-      records_[i].context.resize(size);
-      records_[i].attention.resize(size);
-      copies.push_back({records_[i].context.data(), records_[i].attention.data()});
+      analyses_[i].context.resize(size);
+      analyses_[i].attention.resize(size);
+      copies.push_back({analyses_[i].context.data(), analyses_[i].attention.data()});
     }
     std::vector<std::shared_ptr<Analysis>> analyses(count);
     DESAP_TRY(state_.head->analyze(context, images_.data(), static_cast<int64_t>(count), encoding_,
                                    intermediates_ ? copies.data() : nullptr, analyses.data()));
     for (size_t i = 0; i < count; i++) {
       const HiddenStates& hidden = images_[i];
-      AnalysisRecord& record = records_[i];
-      record.executor = state_.executor;
-      record.embedding = config.embedding;
-      record.half = hidden.half;
-      record.analysis = std::move(analyses[i]);
+      AnalysisObject::State& made = analyses_[i];
+      made.executor = state_.executor;
+      made.half = hidden.half;
       const char* begin = static_cast<const char*>(hidden.data);
       const char* end = begin + hidden.tokens * config.width * (hidden.half ? sizeof(uint16_t) : sizeof(float));
-      const char* features = static_cast<const char*>(record.analysis->features());
-      record.features = features >= begin && features < end ? begin : features;
+      const char* features = static_cast<const char*>(analyses[i]->features());
+      made.analysis = std::move(analyses[i]);
+      made.features = features >= begin && features < end ? begin : features;
     }
     return {};
   }
 
-  Napi::Value finish(Napi::Env env, Napi::Object prepared) override {
-    for (size_t i = 0; i < records_.size(); i++) {
-      prepared.Set(static_cast<uint32_t>(i),
-                   construct(Environment::of(env).analysis, env, std::move(records_[i])));
+  Napi::Value finish(Napi::Env env, Napi::Object result) override {
+    for (size_t i = 0; i < analyses_.size(); i++) {
+      result.Set(static_cast<uint32_t>(i),
+                   construct(Environment::of(env).analysis, env, std::move(analyses_[i])));
     }
-    return prepared;
+    return result;
   }
 
  private:
@@ -105,59 +103,7 @@ class AnalyzeJob : public Job {
   const Encoding encoding_;
   const bool intermediates_;
   const std::vector<HiddenStates> images_;
-  std::vector<AnalysisRecord> records_;
-};
-
-// Analyses and prunes, and keeps nothing.
-class PruneAllJob : public Job {
- public:
-  struct Image {
-    HiddenStates hidden;
-    Question question;
-    float* saliency;  // [P] where A_s is wanted, else null
-  };
-
-  PruneAllJob(HeadObject::State state, Encoding encoding, std::vector<Image> images)
-      : state_(std::move(state)),
-        encoding_(encoding),
-        images_(std::move(images)),
-        analyze_timings_(images_.size()),
-        prune_timings_(images_.size()) {}
-
-  Status run(Context& context) override {
-    if (images_.empty()) return {};
-    std::vector<HiddenStates> hidden;
-    std::vector<PruneRequest> requests;
-    std::vector<PruneOutput> outputs;
-    for (Image& image : images_) {
-      DESAP_TRY(image.question.widen(context));
-      hidden.push_back(image.hidden);
-      requests.push_back(image.question.request());
-      outputs.push_back(image.question.output());
-      outputs.back().saliency = image.saliency;
-    }
-    DESAP_TRY(state_.head->prune(context, hidden.data(), static_cast<int64_t>(images_.size()), encoding_,
-                                 requests.data(), outputs.data(), analyze_timings_.data(), prune_timings_.data()));
-    for (const Image& image : images_) DESAP_TRY(image.question.narrow(context));
-    return {};
-  }
-
-  Napi::Value finish(Napi::Env env, Napi::Object prepared) override {
-    for (uint32_t i = 0; i < images_.size(); i++) {
-      Napi::Object timings = Napi::Object::New(env);
-      set_timings(timings, analyze_timings_[i]);
-      set_timings(timings, prune_timings_[i]);
-      prepared.Get(i).As<Napi::Object>().Set("timings", timings);
-    }
-    return prepared;
-  }
-
- private:
-  const HeadObject::State state_;
-  const Encoding encoding_;
-  std::vector<Image> images_;
-  std::vector<AnalyzeTimings> analyze_timings_;
-  std::vector<PruneTimings> prune_timings_;
+  std::vector<AnalysisObject::State> analyses_;
 };
 
 }  // namespace
@@ -169,7 +115,7 @@ Napi::Value create_head_object(Napi::Env env, const std::shared_ptr<Executor>& e
   HeadConfig config;
   config.width = arguments.integer("width", 1, limit);
   config.heads = arguments.integer("heads", 1, config.width);
-  config.embedding = arguments.integer("embedding", 1, limit);
+  config.embedding = arguments.integer("projectionDim", 1, limit);
   config.class_token = arguments.boolean("classToken");
   config.epsilon = arguments.number("epsilon");
   expect_divides("head.heads", config.heads, config.width);
@@ -229,10 +175,10 @@ Napi::Value HeadObject::analyze(const Napi::CallbackInfo& info) {
     const Encoding encoding = encoding_of(options);
     const bool intermediates = options.boolean("intermediates");
     const bool sync = info[2].ToBoolean();
-    const Napi::Array prepared = Napi::Array::New(env, images.arguments.size());
+    const Napi::Array result = Napi::Array::New(env, images.arguments.size());
     MemoryReader memory(env, sync ? Access::in_place : Access::held);
     auto job = std::make_unique<AnalyzeJob>(mine, encoding, intermediates, images.hold(memory));
-    return mine.executor->execute(env, {std::move(job), prepared}, sync);
+    return mine.executor->execute(env, {std::move(job), result}, sync);
   });
 }
 
@@ -243,35 +189,22 @@ Napi::Value HeadObject::prune(const Napi::CallbackInfo& info) {
     const HeadConfig& config = mine.head->config();
     const Images images(info[0], config);
     const size_t count = images.arguments.size();
-    if (!info[1].IsArray() || info[1].As<Napi::Array>().Length() != count)
+    const Encoding encoding = encoding_of(Arguments(info[1], "options"));
+    if (!info[2].IsArray() || info[2].As<Napi::Array>().Length() != count)
       throw invalid("ERR_SHAPE", "requests", "another number", std::to_string(count) + ", one per image");
-    const Arguments options(info[2], "options");
-    const Encoding encoding = encoding_of(options);
-    const bool maps = options.boolean("maps");
     const bool sync = info[3].ToBoolean();
-    std::vector<QuestionArguments> questions;
+    std::vector<Napi::Value> requests;
+    std::vector<ImageShape> shapes;
     for (uint32_t i = 0; i < count; i++) {
       const MatrixArgument& image = images.arguments[i];
-      const int64_t patches = image.rows - (config.class_token ? 1 : 0);
-      questions.emplace_back(info[1].As<Napi::Array>().Get(i),
-                             ImageShape{patches, config.width, config.embedding, image.half});
+      requests.push_back(info[2].As<Napi::Array>().Get(i));
+      shapes.push_back({image.rows - (config.class_token ? 1 : 0), config.width, config.embedding, image.half});
     }
-    const Napi::Array prepared = Napi::Array::New(env, count);
-    std::vector<float*> saliency(count, nullptr);
-    for (uint32_t i = 0; i < count; i++) {
-      Napi::Object result = questions[i].allocate(env);
-      const Output<float> map = maps ? new_floats(env, questions[i].image().patches) : Output<float>{env.Null()};
-      result.Set("saliency", map.value);
-      saliency[i] = map.data;
-      prepared.Set(i, result);
-    }
+    const Napi::Array results = Napi::Array::New(env, count);
     MemoryReader memory(env, sync ? Access::in_place : Access::held);
-    std::vector<HiddenStates> hidden = images.hold(memory);
-    std::vector<PruneAllJob::Image> inputs;
-    for (size_t i = 0; i < count; i++)
-      inputs.push_back({std::move(hidden[i]), questions[i].hold(memory), saliency[i]});
-    return mine.executor->execute(
-        env, {std::make_unique<PruneAllJob>(mine, encoding, std::move(inputs)), prepared}, sync);
+    std::vector<Pruning> asked = prunings(env, requests, shapes, memory, results);
+    auto job = std::make_unique<PruneJob>(mine.executor, mine.head, encoding, images.hold(memory), std::move(asked));
+    return mine.executor->execute(env, {std::move(job), results}, sync);
   });
 }
 

@@ -22,6 +22,7 @@ struct Kernels {
   decltype(&desap::saliency) saliency;
   Status (*folded_saliency)(Context&, ConstMatrix x, const float* q, const float* k_weight, int64_t heads, float* saliency);
   decltype(&desap::unit_rows) unit_rows;
+  Status (*inverse_norms)(Context&, ConstMatrix x, float* y);
   Status (*rotated_read_out)(Context&, ConstMatrix x, const RotatedReadOut&, float epsilon, Matrix y);
   decltype(&desap::align) align;
   Status (*merge)(Context&, ConstMatrix features, const float* inverse_norms, const int32_t* kept, int64_t k, Matrix tokens,

@@ -41,15 +41,15 @@ DESAP_INLINE int32_t best_of(const Nearest& nearest) {
   return nearest.centre[best];
 }
 
-// inverse_norms: [P], of the features (unit_rows.h); null: computed here.
-Status merge(Context& context, ConstMatrix features, const float* inverse_norms, const int32_t* kept, int64_t k, Matrix tokens,
+// norms: [P], the features' inverse norms (unit_rows.h); null: computed here.
+Status merge(Context& context, ConstMatrix features, const float* norms, const int32_t* kept, int64_t k, Matrix tokens,
              int32_t* assignment, int32_t* counts) {
   const int64_t size = features.cols, blocks = blocks_of(features.rows, merge_rows), panels = blocks_of(k, panel_width);
   const int64_t centre_ld = padded_ld(size), thread_size = merge_rows * panel_width;
   static const float zeros[panel_width] = {};
 
   Scratch scratch(context.arena);
-  float* scales = scratch.floats(features.rows);
+  float* own_norms = scratch.floats(norms ? 0 : features.rows);
   float* centres = scratch.floats(k * centre_ld);
   float* packed = scratch.floats(packed_size(size, k));
   float* similarities = scratch.floats(context.pool.threads() * thread_size);
@@ -57,20 +57,18 @@ Status merge(Context& context, ConstMatrix features, const float* inverse_norms,
   int32_t* members = scratch.ints(features.rows);  // rows, by group, ascending
   if (scratch.failed()) return out_of_memory("merge");
 
-  FirstRow bad;
-  context.pool.parallel_for(row_tasks(features.rows), [&](int64_t task, int) {
-    const int64_t end = min((task + 1) * rows_per_task, features.rows);
-    for (int64_t i = task * rows_per_task; i < end; i++) {
-      scales[i] = inverse_norms ? inverse_norms[i] : inverse_norm(features.row(i), size);
-      if (scales[i] == 0) bad.report(i);
-    }
-  });
-  DESAP_TRY(bad.status("features"));
+  if (!norms) {
+    inverse_norms(context, features, own_norms);  // what it reports is reported below
+    norms = own_norms;
+  }
+  for (int64_t i = 0; i < features.rows; i++) {
+    if (norms[i] == 0) return {Code::not_finite, "features", i};
+  }
 
   context.pool.parallel_for(panels, [&](int64_t p, int) {
     for (int64_t c = p * panel_width; c < min((p + 1) * panel_width, k); c++) {
       const float* row = features.row(kept[c]);
-      for (int64_t d = 0; d < size; d++) centres[c * centre_ld + d] = row[d] * scales[kept[c]];
+      for (int64_t d = 0; d < size; d++) centres[c * centre_ld + d] = row[d] * norms[kept[c]];
     }
     pack_rows({centres, k, size, centre_ld}, p, packed);
   });

@@ -13,6 +13,19 @@ DESAP_INLINE float inverse_norm(const float* x, int64_t size) {
   return 1.0f / (norm > 1e-12f ? norm : 1e-12f);
 }
 
+// y: [N], of the rows of x.
+Status inverse_norms(Context& context, ConstMatrix x, float* y) {
+  FirstRow bad;
+  context.pool.parallel_for(row_tasks(x.rows), [&](int64_t task, int) {
+    const int64_t end = (task + 1) * rows_per_task < x.rows ? (task + 1) * rows_per_task : x.rows;
+    for (int64_t i = task * rows_per_task; i < end; i++) {
+      y[i] = inverse_norm(x.row(i), x.cols);
+      if (y[i] == 0) bad.report(i);
+    }
+  });
+  return bad.status("x");
+}
+
 Status unit_rows(Context& context, ConstMatrix x, Matrix y) {
   FirstRow bad;
   context.pool.parallel_for(row_tasks(x.rows), [&](int64_t task, int) {

@@ -110,17 +110,17 @@ DESAP_CASE(head_golden) {
       check(analysis->read_embedding(embedding.data()).good() && analysis->read_saliency(saliency.data()).good(), "read");
       return concatenate({attended, projected, embedding, saliency, pruned.task, pruned.tokens});
     });
-    const bool strict = machine.precision == Precision::strict;  // otherwise operands are rounded, and a token may flip
-    const double tolerance = strict ? 2e-5 : machine.tolerance(2e-5);
+    const bool fp32 = machine.precision == Precision::fp32;  // otherwise operands are rounded, and a token may flip
+    const double tolerance = fp32 ? 2e-5 : machine.tolerance(2e-5);
     size_t at = 0;
     for (const char* output : {"context", "attention", "embedding", "saliency", "task", "tokens"}) {
-      if (!strict && std::strcmp(output, "tokens") == 0) break;
+      if (!fp32 && std::strcmp(output, "tokens") == 0) break;
       const Doubles expected = e.golden.tensor<double>(std::string("output.") + output);
       const Floats part(all.begin() + static_cast<int64_t>(at), all.begin() + static_cast<int64_t>(at + expected.size()));
       check_close(part, expected, tolerance, what + " " + output);
       at += expected.size();
     }
-    if (!strict) continue;
+    if (!fp32) continue;
     check(pruned.indices == integers(e.golden, "output.kept"), what + " kept");
     check(pruned.assignment == integers(e.golden, "output.assignment"), what + " assignment");
     check(pruned.counts == integers(e.golden, "output.count"), what + " count");
@@ -137,7 +137,7 @@ DESAP_CASE(head_shapes) {
   };
   for (const HeadShape& s : shapes) {
     for (float gain : {1.0f, 40.0f}) {
-      if (gain > 1 && machine.precision != Precision::strict) continue;  // operands of 16 bits resolve no such scores
+      if (gain > 1 && machine.precision != Precision::fp32) continue;  // operands of 16 bits resolve no such scores
       RandomWeights weights(s);
       for (int64_t i = 0; i < s.width / s.heads * s.width; i++) weights.q[static_cast<size_t>(i)] *= gain;  // the first head's
       const RandomImages images(s, 1);
@@ -325,7 +325,7 @@ DESAP_CASE(head_errors_write_nothing) {
   e.text = text;
   Floats query(static_cast<size_t>(e.config.embedding), infinity);
   e.request.query = query.data();
-  fails("query", 0, e.config.width);
+  fails("endOfText", 0, e.config.width);
   e.request.query = nullptr;
   Floats map(static_cast<size_t>(e.patches), 0.0f);
   map[9] = NAN;

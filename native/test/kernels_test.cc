@@ -316,7 +316,7 @@ DESAP_CASE(attention_of_itself) {
 // Heads below and beyond the range of the Gaussian form (s_ii up to 116): rows of any length beside the longest, which small
 // rows may weigh most. An exponent of size s carries a rounding error of s 2^-24.
 DESAP_CASE(attention_range) {
-  if (machine.precision != Precision::strict) return;  // operands of 16 bits resolve no such exponents
+  if (machine.precision != Precision::fp32) return;  // operands of 16 bits resolve no such exponents
   const int64_t tokens = 130, size = 32;
   const double largest[] = {0, 1e-30, 60, 115, 118, 250, 700, 3000};  // of q_i . q_i / sqrt(dh), per head
   const int64_t heads = static_cast<int64_t>(std::size(largest)), width = heads * size;
@@ -368,7 +368,7 @@ DESAP_CASE(attention_range) {
 // One head of width 1, key 0 at 0: the weight of key 1 is e^x / (1 + e^x), which shows the exponential alone. Its argument
 // x log2 e is rounded (constant and product): 1.25 |x| 2^-24 of relative error, on top of the function's own.
 DESAP_CASE(exponential_through_saliency) {
-  if (machine.precision != Precision::strict) return;  // operands of 16 bits hold no such x
+  if (machine.precision != Precision::fp32) return;  // operands of 16 bits hold no such x
   double error = 0;
   for (float x = -87.0f; x <= 0; x += machine.small() ? 0.91f : 0.0113f) {
     const Floats q = {1, 0}, k = {0, x};

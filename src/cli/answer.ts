@@ -2,7 +2,6 @@ import { Command } from 'commander';
 import { Llava } from './llava/llava.js';
 import {
   deviceOptions,
-  keepOrAll,
   type ModelFlags,
   modelFolders,
   type PruningFlags,
@@ -15,7 +14,6 @@ import {
 import { positionsOption } from './positions.js';
 
 interface Flags extends ModelFlags, PruningFlags {
-  keep: number | 'all';
   positions: 'compact' | 'original';
   prompt?: string;
   maxNewTokens?: number;
@@ -23,11 +21,10 @@ interface Flags extends ModelFlags, PruningFlags {
 }
 
 export function answerCommand(): Command {
-  return withPruning(withModels(new Command('answer')))
-    .description('Answer a question about a picture with a LLaVA model whose visual tokens are pruned.')
-    .argument('<picture>', 'PNG, JPEG, WebP, ... file')
-    .argument('<question>', 'the question, as the language model and the CLIP text tower see it')
-    .option('--keep <count>', 'visual tokens to keep: a count, a fraction below 1, or all', keepOrAll, 'all')
+  return withPruning(withModels(new Command('answer')), true)
+    .description('Answer a question about an image with a LLaVA model whose visual tokens are pruned.')
+    .argument('<image>', 'PNG, JPEG, WebP, ... file')
+    .argument('<question>', 'the question, for the language model and for the CLIP text tower')
     .addOption(positionsOption())
     .option('--prompt <form>', 'prompt with {image} and {question} (default: the chat template of the model)')
     .option('--max-new-tokens <count>', 'longest answer (default: that of the model)', positive)
@@ -37,14 +34,15 @@ export function answerCommand(): Command {
       `
 Examples:
   $ desap answer models/eval/demo/00.png "what color is the house ?" --keep 16
-  $ desap answer photo.jpg "is the fence wood or metal?" --keep 64 --model llava-1.5-7b --clip clip-vit-large-patch14-336`,
+  $ desap answer photo.jpg "is the fence wood or metal?" --keep 64 --model llava-1.5-7b-hf --clip clip-vit-large-patch14-336`,
     )
-    .action(async (picture: string, question: string, flags: Flags) => {
-      const { prompt } = flags;
+    .action(async (image: string, question: string, flags: Flags) => {
+      const { prompt, keep, keepRatio, taskShare, alignment, lambda, merge, positions, maxNewTokens } = flags;
       const { model, clip } = await modelFolders(flags);
       const llava = await Llava.open(model, { ...deviceOptions(flags), prompt, clip });
       try {
-        const { pruned, ...answer } = await llava.answer(picture, question, flags);
+        const options = { keep, keepRatio, taskShare, alignment, lambda, merge, positions, maxNewTokens };
+        const { pruned, ...answer } = await llava.answer(image, question, options);
         if (flags.json) return printJson({ ...answer, indices: pruned?.indices, source: pruned?.source });
         print(answer.text);
         const { vision, prune, projector, prefill, decode } = answer.timings;

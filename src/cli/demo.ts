@@ -3,8 +3,7 @@ import { join, resolve } from 'node:path';
 import { Command } from 'commander';
 import { DesapError } from '../errors.js';
 import { writeWhole } from '../files.js';
-import type { Answer } from './llava/answer.js';
-import { Llava } from './llava/llava.js';
+import { type Answer, Llava } from './llava/llava.js';
 import {
   deviceOptions,
   keepCount,
@@ -38,16 +37,16 @@ interface Row {
   pruned: Answer;
 }
 
-/** Timed runs per question and path: the first of a process warms caches up. */
+/** Timed runs for each question and path; the first of a process warms caches up. */
 const RUNS = 5;
-/** The picture and question that are drawn. */
+/** The image and question that are drawn. */
 const DRAWN = { scene: 2, question: 0 };
 
 export function demoCommand(): Command {
   return withDevice(new Command('demo'))
-    .description('Ask the example model about a few pictures, with all visual tokens and with a ninth of them.')
-    .option('--keep <count>', 'visual tokens to keep of 144', keepCount, 16)
-    .option('-o, --output <folder>', 'where the picture goes', 'out')
+    .description('Ask the example model about a few images, with all visual tokens and with a ninth of them.')
+    .option('--keep <count>', 'visual tokens to keep, of 144', keepCount, 16)
+    .option('-o, --output <folder>', 'where the drawing goes', 'out')
     .option('--json', 'print JSON')
     .addHelpText('after', '\nExamples:\n  $ desap demo\n  $ desap demo --keep 8 --output /tmp/kept')
     .action(async (flags: Flags) => {
@@ -57,8 +56,8 @@ export function demoCommand(): Command {
       const llava = await Llava.open(model, { ...deviceOptions(flags), clip });
       try {
         const rows = await askAll(llava, scenes, keep);
-        const picture = await drawOne(llava, scenes[DRAWN.scene], keep, flags.output);
-        report(rows, llava, picture, flags.json ?? false);
+        const drawing = await drawOne(llava, scenes[DRAWN.scene], keep, flags.output);
+        report(rows, llava, drawing, flags.json ?? false);
       } finally {
         await llava.dispose();
       }
@@ -69,7 +68,7 @@ async function readScenes(path: string): Promise<Scene[]> {
   const text = await readFile(path, 'utf8').catch(() => {
     throw new DesapError(
       'ERR_FILE',
-      `${path}: got no such file, wanted the demo pictures of a clone of the repository`,
+      `${path}: got no such file, wanted the demo images, which come with a clone of the repository`,
     );
   });
   return text.split('\n').flatMap((line) => (line.trim() ? [JSON.parse(line) as Scene] : []));
@@ -107,15 +106,16 @@ async function timed(ask: () => Promise<Answer>): Promise<Answer> {
 
 async function drawOne(llava: Llava, scene: Scene, keep: number, folder: string): Promise<string> {
   const { question } = scene.questions[DRAWN.question];
-  const picture = await llava.images.picture(join(MODELS, 'eval', scene.image));
-  const { pruned, text } = await llava.answer(llava.images.normalize(picture), question, { keep, maps: true });
+  const rgb = await llava.images.rgb(join(MODELS, 'eval', scene.image));
+  using seen = await llava.see(rgb);
+  const { pruned, text } = await seen.answer(question, { keep, maps: true });
   const path = resolve(folder, 'kept.png');
   await mkdir(resolve(folder), { recursive: true });
-  if (pruned) await writeWhole(path, await draw(picture, question, pruned, text));
+  if (pruned) await writeWhole(path, await draw(rgb, seen.image.tiles, pruned, question, text));
   return path;
 }
 
-function report(rows: readonly Row[], llava: Llava, picture: string, json: boolean): void {
+function report(rows: readonly Row[], llava: Llava, drawing: string, json: boolean): void {
   const correct = (path: 'full' | 'pruned') => rows.filter((row) => row[path].text === row.expected).length;
   const prefill = (path: 'full' | 'pruned') => median(rows.map((row) => row[path].timings.prefill));
   const prune = median(rows.map(({ pruned }) => pruned.timings.prune));
@@ -124,10 +124,10 @@ function report(rows: readonly Row[], llava: Llava, picture: string, json: boole
     tokens: rows[0][path].tokens,
     prefill: prefill(path),
   });
-  const device = llava.vision?.device ?? '';
+  const { device, deviceDescription } = llava.vision;
   if (json) {
     const plain = rows.map(({ full, pruned, ...row }) => ({ ...row, full: full.text, pruned: pruned.text }));
-    printJson({ device, full: summary('full'), pruned: { ...summary('pruned'), prune }, rows: plain, picture });
+    printJson({ device, full: summary('full'), pruned: { ...summary('pruned'), prune }, rows: plain, drawing });
     return;
   }
   const mark = ({ text }: Answer, expected: string) => `${text}${text === expected ? '' : ' *'}`;
@@ -141,7 +141,7 @@ function report(rows: readonly Row[], llava: Llava, picture: string, json: boole
     full.timings.prefill.toFixed(2),
     pruned.timings.prefill.toFixed(2),
   ]);
-  const header = ['picture', 'question', 'correct', `all ${all}`, `kept ${some}`, 'prefill ms', `with ${some}`];
+  const header = ['image', 'question', 'correct', `all ${all}`, `kept ${some}`, 'prefill ms', `with ${some}`];
   print(table(header, cells, [5, 6]));
   print();
   print(
@@ -149,7 +149,7 @@ function report(rows: readonly Row[], llava: Llava, picture: string, json: boole
   );
   print(
     `prefill, median of ${RUNS} runs and ${rows.length} questions: ${prefill('full').toFixed(2)} ms with ${all}, ` +
-      `${prefill('pruned').toFixed(2)} ms with ${some}; pruning itself ${prune.toFixed(2)} ms on: ${device}`,
+      `${prefill('pruned').toFixed(2)} ms with ${some}; pruning itself ${prune.toFixed(2)} ms on: ${deviceDescription}`,
   );
-  print(`picture: ${picture}`);
+  print(`drawing: ${drawing}`);
 }

@@ -5,7 +5,7 @@ import { table } from './table.js';
 
 export function devicesCommand(): Command {
   return new Command('devices')
-    .description('List what kernels can run on here, and why not where they cannot.')
+    .description('List the devices that kernels can run on here, and the reason where one cannot be used.')
     .option('--json', 'print JSON')
     .addHelpText('after', '\nExample:\n  $ desap devices --json')
     .action(({ json }: { json?: boolean }) => {

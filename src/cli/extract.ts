@@ -16,14 +16,14 @@ interface Flags {
 
 export function extractCommand(): Command {
   return new Command('extract')
-    .description("Take the pruning head (the encoder's last attention and its read-out) out of a CLIP model.")
+    .description("Take the pruning head (the vision tower's last attention and its read-out) out of a CLIP model.")
     .argument('<source>', 'CLIP folder, vision_model.onnx, model.safetensors, or model.safetensors.index.json')
     .requiredOption('-o, --output <file>', 'head file to write (.safetensors)')
-    .option('--heads <count>', 'attention heads, where neither graph nor config.json says it', positive)
+    .option('--heads <count>', 'attention heads, where neither the graph nor config.json says how many', positive)
     .addHelpText(
       'after',
       `
-The head is confirmed by numbers, against the vision model itself, where onnx/vision_model.onnx is at hand.
+The head is compared by numbers with the vision model itself, where onnx/vision_model.onnx is beside the weights.
 
 Examples:
   $ desap extract models/tiny-clip -o tiny-clip.head.safetensors
@@ -53,13 +53,13 @@ async function resolveSource(source: string): Promise<{ weights: string; visionM
     if (await isFile(join(source, name))) return { weights: join(source, name), visionModel: null };
   throw new DesapError(
     'ERR_FILE',
-    `${source}: got neither onnx/vision_model.onnx nor model.onnx nor model.safetensors, wanted a CLIP folder`,
+    `${source}: got neither onnx/vision_model.onnx nor model.onnx nor model.safetensors, wanted one of them in a CLIP folder`,
   );
 }
 
 function report(head: HeadWeights, output: string, error: number | null): void {
   print(
-    `${output}: width ${head.width}, ${head.heads} heads, shared space ${head.embedding}, ${head.classToken ? 'with' : 'without'} class token`,
+    `${output}: width ${head.width}, ${head.heads} heads, shared space ${head.projectionDim}, ${head.classToken ? 'with' : 'without'} class token`,
   );
   print(
     error === null

@@ -18,12 +18,12 @@ interface Flags {
 export function flopsCommand(): Command {
   return new Command('flops')
     .description(
-      'Cost of visual tokens in the language model, eq. 6 of the paper: layers * (4 n d^2 + 2 n^2 d + 3 n d m), and of pruning itself.',
+      'Count the operations of visual tokens in the language model (eq. 6 of the paper: layers * (4 n d^2 + 2 n^2 d + 3 n d m)) and of pruning.',
     )
     .addOption(new Option('--model <name>', 'known shape').choices(Object.keys(MODEL_SHAPES)).default('llava-1.5-7b'))
     .option('--keep <counts>', 'visual tokens to keep, separated by commas', counts, [192, 128, 64])
     .option('--visual <n>', 'visual tokens without pruning (default: that of the model)', positive)
-    .option('--text <n>', 'tokens of the question, for the cost of pruning', positive, 30)
+    .option('--text <n>', 'text tokens of the question, for the cost of pruning', positive, 30)
     .option('--width <d>', "the language model's width, in place of the known one", positive)
     .option('--intermediate <m>', 'width of its feed-forward layers', positive)
     .option('--layers <n>', 'its layers', positive)
@@ -31,8 +31,8 @@ export function flopsCommand(): Command {
     .addHelpText(
       'after',
       `
-The unit is that of the paper: one multiplication with its addition. The pruner's cost is this program's own count of its
-matrix products; the encoder of the question is not in it.
+The unit is the paper's: one multiplication with its addition. The cost of pruning counts the pruner's matrix products; the text
+tower of the question is not counted.
 
 Examples:
   $ desap flops
@@ -74,7 +74,7 @@ Examples:
     });
 }
 
-/** From 0.1 T on in tera, as the paper prints them. */
+/** In tera from 0.1 T on, as the paper prints them. */
 function amount(flops: number): string {
   const [scale, unit] = flops >= 1e11 ? [1e12, 'T'] : flops >= 1e8 ? [1e9, 'G'] : [1e6, 'M'];
   return `${(flops / scale).toFixed(2)} ${unit}`;

@@ -17,7 +17,7 @@ const USAGE = 2;
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'));
 
 const program = new Command('desap')
-  .description('Task-aware pruning of visual tokens for vision-language models (DeSAP, arXiv 2604.11240).')
+  .description('Prune the visual tokens of vision-language models for a question (DeSAP, arXiv 2604.11240).')
   .version(version)
   .option('--verbose', 'print the stack of an error')
   .addHelpText(
@@ -42,7 +42,7 @@ for (const command of [
 ])
   program.addCommand(command);
 
-/** Usage errors look like every other error of this program: one line on stderr. */
+// Usage errors look like all other errors of this program: one line on stderr.
 for (const command of [program, ...program.commands]) {
   const name = command === program ? 'desap' : `desap ${command.name()}`;
   const line = (message: string) =>

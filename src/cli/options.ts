@@ -11,12 +11,8 @@ export const MODELS = fileURLToPath(new URL('../../models', import.meta.url));
 /** Options that choose where kernels run. */
 export function withDevice(command: Command): Command {
   return command
-    .option('--device <name>', 'auto, cpu, cuda, cuda:<index> or reference', device, 'auto')
-    .addOption(
-      new Option('--precision <name>', 'coarsest arithmetic of matrix products')
-        .choices(['fp32', 'strict', 'fast', 'bf16'])
-        .default('strict'),
-    )
+    .option('--device <id>', 'auto, cpu, cuda, cuda:<index> or reference', device, 'auto')
+    .option('--precision <name>', 'coarsest arithmetic of matrix products: fp32, fp16 or bf16', precision, 'fp32')
     .option('--threads <count>', 'CPU threads', positive)
     .addOption(
       new Option('--isa <name>', 'CPU instruction set').choices([
@@ -30,12 +26,12 @@ export function withDevice(command: Command): Command {
     );
 }
 
-/** What {@link withDevice} has read. */
+/** The options of {@link withDevice}, among those of a command. */
 export function deviceOptions({ device, precision, threads, isa }: DeviceOptions): DeviceOptions {
   return { device, precision, threads, isa };
 }
 
-/** Options that choose the models of a question about a picture. */
+/** Options that choose the models of a question about an image. */
 export function withModels(command: Command): Command {
   return withDevice(
     command
@@ -44,20 +40,35 @@ export function withModels(command: Command): Command {
   );
 }
 
-/** Options that say how to prune, beside how much. */
-export function withPruning(command: Command): Command {
+/**
+ * Options that say how much to keep, and how to prune.
+ * @param all whether `--keep all` keeps every visual token; it is the default then
+ */
+export function withPruning(command: Command, all = false): Command {
+  const count = new Option('--keep <count>', `visual tokens to keep${all ? ', or all (the default)' : ''}`)
+    .argParser(all ? keepOrAll : keepCount)
+    .conflicts('keepRatio');
   return command
-    .option('--task-share <share>', 'share of the kept tokens that the task map chooses', share, 0.5)
+    .addOption(count)
+    .option('--keep-ratio <ratio>', 'the same as a ratio, above 0 and at most 1', keepRatio)
+    .option(
+      '--task-share <share>',
+      'share of the kept tokens that the question chooses; the others are chosen by saliency',
+      share,
+      0.5,
+    )
     .addOption(
-      new Option('--alignment <form>', 'how text and image are matched')
+      new Option('--alignment <form>', 'how question and image are matched')
         .choices(['fcma', 'fcma-clamped', 'mean'])
         .default('fcma'),
     )
     .option('--lambda <number>', 'lambda of eq. 3', finite, 0.1)
-    .option('--no-merge', 'drop the other tokens instead of merging them');
+    .option('--no-merge', 'drop the other visual tokens instead of merging them');
 }
 
 export interface PruningFlags {
+  keep?: number | 'all';
+  keepRatio?: number;
   taskShare: number;
   alignment: 'fcma' | 'fcma-clamped' | 'mean';
   lambda: number;
@@ -102,21 +113,37 @@ export function finite(text: string): number {
   throw new InvalidArgumentError('Wanted a number.');
 }
 
-/** A count, or a fraction below 1 of the patches. */
+/** A count of visual tokens. */
 export function keepCount(text: string): number {
   const value = number(text);
-  if (value > 0 && (value < 1 || Number.isInteger(value))) return value;
-  throw new InvalidArgumentError('Wanted a count of at least 1, or a fraction between 0 and 1.');
+  if (Number.isInteger(value) && value > 0) return value;
+  throw new InvalidArgumentError('Wanted a count of at least 1; a ratio is given by --keep-ratio.');
 }
 
-export function keepOrAll(text: string): number | 'all' {
+function keepOrAll(text: string): number | 'all' {
   return text === 'all' ? 'all' : keepCount(text);
+}
+
+function keepRatio(text: string): number {
+  const value = number(text);
+  if (value > 0 && value <= 1) return value;
+  throw new InvalidArgumentError('Wanted a number above 0 and at most 1; a count is given by --keep.');
 }
 
 function share(text: string): number {
   const value = number(text);
   if (value >= 0 && value <= 1) return value;
   throw new InvalidArgumentError('Wanted a number from 0 to 1.');
+}
+
+const PRECISIONS: readonly string[] = ['fp32', 'fp16', 'bf16'] satisfies DeviceOptions['precision'][];
+/** Former names. */
+const RENAMED: Readonly<Record<string, string>> = { strict: 'fp32', fast: 'fp16' };
+
+function precision(text: string): DeviceOptions['precision'] {
+  if (PRECISIONS.includes(text)) return text as DeviceOptions['precision'];
+  const now = Object.hasOwn(RENAMED, text) ? `${RENAMED[text]}, its name now` : PRECISIONS.join(', ');
+  throw new InvalidArgumentError(`Wanted ${now}.`);
 }
 
 function device(text: string): Device {

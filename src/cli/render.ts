@@ -1,15 +1,15 @@
-import type { Sharp } from 'sharp';
 import { optional } from '../optional.js';
-import type { Picture } from '../vision/image-processor.js';
+import type { RgbImage } from '../vision/image-processor.js';
 
 /** What {@link renderKept} shows of one pruning. P patches row by row, K kept. */
 export interface KeptView {
   readonly indices: Int32Array;
   /** 0 task, 1 saliency. */
   readonly source: Uint8Array;
-  readonly task: Float32Array;
+  /** Null where no question was asked. */
+  readonly task: Float32Array | null;
   readonly saliency: Float32Array;
-  /** Patches in one row. */
+  readonly rows: number;
   readonly columns: number;
   readonly question: string;
   readonly answer?: string;
@@ -17,11 +17,32 @@ export interface KeptView {
 
 type Rgb = readonly [number, number, number];
 
-const TASK = '#10c96b';
-const SALIENT = '#2f9bff';
+/** One panel: its title, its pixels, and the patches that are outlined by what chose them. */
+interface Panel {
+  readonly title: string;
+  readonly pixels: Uint8Array;
+  /** Which source is outlined; without one, both are. */
+  readonly source?: number;
+  /** Whether a scale of colours stands below. */
+  readonly heat: boolean;
+}
+
+/** Where panels stand, in pixels of the drawing. */
+interface Layout {
+  readonly width: number;
+  readonly height: number;
+  readonly side: { readonly width: number; readonly height: number };
+  left(panel: number): number;
+}
+
+/** By source. */
+const COLORS = ['#10c96b', '#2f9bff'];
 const MARGIN = 24;
 const TITLE = 74;
 const LEGEND = 92;
+/** Lines that outline patches. */
+const STROKE = 4;
+const LONGEST_QUESTION = 90;
 
 /** Dark to bright, so that the order of values survives in grey. */
 const HEAT: readonly Rgb[] = [
@@ -33,59 +54,65 @@ const HEAT: readonly Rgb[] = [
 ];
 
 /**
- * A PNG with three panels: the picture with dropped patches greyed and kept ones outlined by what chose them, and the task and
- * the saliency map as heat over the picture.
+ * A PNG with two or three panels: the image with dropped patches greyed and kept ones outlined by what chose them, and the task map
+ * (where there is one) and the saliency map as heat over the image.
  *
- * @param picture what the encoder saw, so that patches lie on the grid
+ * @param image what the encoder saw, so that patches lie on the grid
  */
-export async function renderKept(picture: Picture, view: KeptView): Promise<Uint8Array> {
-  const { default: sharp } = await optional(() => import('sharp'), 'sharp', 'drawing pictures');
-  const side = panelSide(picture);
-  const scale = side.width / picture.width;
-  const kept = new Set(view.indices);
-  const panels = [
-    paint(picture, view, (rgb, patch) => (kept.has(patch) ? rgb : faded(rgb))),
-    heat(picture, view, view.task),
-    heat(picture, view, view.saliency),
-  ];
+export async function renderKept(image: RgbImage, view: KeptView): Promise<Uint8Array> {
+  const { default: sharp } = await optional(() => import('sharp'), 'sharp', 'drawing images');
+  const panels = panelsOf(image, view);
+  const side = panelSide(image);
   const left = (panel: number) => MARGIN + panel * (side.width + MARGIN);
-  const enlarged = (data: Uint8Array): Sharp =>
-    sharp(data, { raw: { width: picture.width, height: picture.height, channels: 3 } }).resize(
-      side.width,
-      side.height,
-      {
-        kernel: 'nearest',
-      },
-    );
+  const layout: Layout = { width: left(panels.length), height: TITLE + side.height + LEGEND, side, left };
+  const raw = { width: image.width, height: image.height, channels: 3 } as const;
   const layers = await Promise.all(
-    panels.map(async (data, panel) => ({
-      input: await enlarged(data).png().toBuffer(),
+    panels.map(async ({ pixels }, panel) => ({
+      input: await sharp(pixels, { raw })
+        .resize({ ...side, kernel: 'nearest', fit: 'fill' })
+        .png()
+        .toBuffer(),
       left: left(panel),
       top: TITLE,
     })),
   );
-  const width = left(3);
-  const height = TITLE + side.height + LEGEND;
-  const svg = drawing(view, { width, height, side, patch: (picture.width / view.columns) * scale, left });
+  const { width, height } = layout;
   return sharp({ create: { width, height, channels: 3, background: '#ffffff' } })
-    .composite([...layers, { input: Buffer.from(svg), left: 0, top: 0 }])
+    .composite([...layers, { input: Buffer.from(drawing(view, panels, layout)), left: 0, top: 0 }])
     .png()
     .toBuffer();
 }
 
-/** An integer multiple of the picture, so that every pixel keeps its shape. */
-function panelSide({ width, height }: Picture): { width: number; height: number } {
+function panelsOf(image: RgbImage, view: KeptView): Panel[] {
+  const { indices, task, saliency } = view;
+  const kept = new Set(indices);
+  const pixels = paint(image, view, (rgb, patch) => (kept.has(patch) ? rgb : faded(rgb)));
+  const own: Panel = { title: `kept ${indices.length} of ${saliency.length} patches`, pixels, heat: false };
+  const map = (title: string, values: Float32Array, source: number): Panel => ({
+    title,
+    pixels: heat(image, view, values),
+    source,
+    heat: true,
+  });
+  return [
+    own,
+    ...(task ? [map('task relevance (decoupled similarity)', task, 0)] : []),
+    map('visual saliency', saliency, 1),
+  ];
+}
+
+/** An integer multiple of the image, so that every pixel keeps its shape. */
+function panelSide({ width, height }: RgbImage): { width: number; height: number } {
   const factor = Math.max(1, Math.round(480 / Math.max(width, height)));
   return { width: width * factor, height: height * factor };
 }
 
-function paint(picture: Picture, view: KeptView, color: (rgb: Rgb, patch: number) => Rgb): Uint8Array {
-  const { data, width } = picture;
-  const size = width / view.columns;
+function paint(image: RgbImage, { rows, columns }: KeptView, color: (rgb: Rgb, patch: number) => Rgb): Uint8Array {
+  const { data, width, height } = image;
   const out = new Uint8Array(data.length);
   for (let i = 0; i < data.length; i += 3) {
     const [x, y] = [(i / 3) % width, Math.floor(i / 3 / width)];
-    const patch = Math.floor(y / size) * view.columns + Math.floor(x / size);
+    const patch = Math.floor((y * rows) / height) * columns + Math.floor((x * columns) / width);
     out.set(color([data[i], data[i + 1], data[i + 2]], patch), i);
   }
   return out;
@@ -98,14 +125,10 @@ function faded(rgb: Rgb): Rgb {
   return [grey, grey, grey];
 }
 
-function heat(picture: Picture, view: KeptView, map: Float32Array): Uint8Array {
+function heat(image: RgbImage, view: KeptView, map: Float32Array): Uint8Array {
   const [low, high] = [Math.min(...map), Math.max(...map)];
   const span = high > low ? high - low : 1;
-  return paint(picture, view, (rgb, patch) => {
-    const color = heatColor((map[patch] - low) / span);
-    const grey = luminance(rgb);
-    return [0, 1, 2].map((c) => 0.72 * color[c] + 0.28 * grey) as unknown as Rgb;
-  });
+  return paint(image, view, (rgb, patch) => mixed(heatColor((map[patch] - low) / span), 0.72, luminance(rgb)));
 }
 
 function heatColor(value: number): Rgb {
@@ -115,53 +138,50 @@ function heatColor(value: number): Rgb {
   return [0, 1, 2].map((c) => HEAT[below][c] * (1 - part) + HEAT[below + 1][c] * part) as unknown as Rgb;
 }
 
-interface Layout {
-  readonly width: number;
-  readonly height: number;
-  readonly side: { readonly width: number; readonly height: number };
-  readonly patch: number;
-  left(panel: number): number;
+/** `part` of a colour, and the rest of a grey. */
+function mixed(color: Rgb, part: number, grey: number): Rgb {
+  return color.map((c) => part * c + (1 - part) * grey) as unknown as Rgb;
 }
 
-function drawing(view: KeptView, layout: Layout): string {
-  const { width, height, side, patch, left } = layout;
+/** Titles, outlines and the legend, as SVG. */
+function drawing(view: KeptView, panels: readonly Panel[], { width, height, side, left }: Layout): string {
+  const { indices, source, rows, columns } = view;
+  const [patchWidth, patchHeight] = [side.width / columns, side.height / rows];
   const text = (x: number, y: number, size: number, content: string, more = '') =>
     `<text x="${x}" y="${y}" font-size="${size}" fill="#222" ${more}>${escaped(content)}</text>`;
-  const outline = (panel: number, at: number, index: number, weight: number) => {
-    const x = left(panel) + (index % view.columns) * patch + weight / 2;
-    const y = TITLE + Math.floor(index / view.columns) * patch + weight / 2;
-    const color = view.source[at] === 0 ? TASK : SALIENT;
-    return `<rect x="${x}" y="${y}" width="${patch - weight}" height="${patch - weight}" fill="none" stroke="${color}" stroke-width="${weight}"/>`;
+  const outline = (panel: number, at: number) => {
+    const x = left(panel) + (indices[at] % columns) * patchWidth + STROKE / 2;
+    const y = TITLE + Math.floor(indices[at] / columns) * patchHeight + STROKE / 2;
+    return `<rect x="${x}" y="${y}" width="${patchWidth - STROKE}" height="${patchHeight - STROKE}" fill="none" stroke="${COLORS[source[at]]}" stroke-width="${STROKE}"/>`;
   };
-  const chosen = (panel: number, source?: number) =>
-    [...view.indices]
-      .map((index, at) => (source === undefined || view.source[at] === source ? outline(panel, at, index, 4) : ''))
+  const outlines = (panel: number) =>
+    [...indices.keys()]
+      .filter((at) => panels[panel].source === undefined || panels[panel].source === source[at])
+      .map((at) => outline(panel, at))
       .join('');
-  const count = (source: number) => view.source.reduce((sum, s) => sum + Number(s === source), 0);
-  const legendTop = TITLE + side.height + 20;
-  const swatch = (x: number, color: string, label: string) =>
-    `<rect x="${x + 2}" y="${legendTop}" width="18" height="18" fill="none" stroke="${color}" stroke-width="4"/>${text(x + 30, legendTop + 15, 16, label)}`;
+  const below = TITLE + side.height + 20;
+  const swatch = (x: number, of: number, name: string) =>
+    `<rect x="${x + 2}" y="${below}" width="18" height="18" fill="none" stroke="${COLORS[of]}" stroke-width="4"/>` +
+    text(x + 30, below + 15, 16, `${source.filter((one) => one === of).length} by ${name}`);
   const stops = HEAT.map(
     (rgb, i) => `<stop offset="${i / (HEAT.length - 1)}" stop-color="rgb(${rgb.join(',')})"/>`,
   ).join('');
   const scale = (panel: number) =>
-    `<rect x="${left(panel) + 40}" y="${legendTop + 2}" width="${side.width - 90}" height="14" fill="url(#heat)"/>` +
-    text(left(panel), legendTop + 15, 16, 'low') +
-    text(left(panel) + side.width, legendTop + 15, 16, 'high', 'text-anchor="end"');
-  const patches = view.task.length;
-  const question = view.question.length > 90 ? `${view.question.slice(0, 89)}…` : view.question;
-  const heading = view.answer === undefined ? question : `${question}  →  ${view.answer}`;
+    `<rect x="${left(panel) + 40}" y="${below + 2}" width="${side.width - 90}" height="14" fill="url(#heat)"/>` +
+    text(left(panel), below + 15, 16, 'low') +
+    text(left(panel) + side.width, below + 15, 16, 'high', 'text-anchor="end"');
   return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" font-family="DejaVu Sans, Helvetica, Arial, sans-serif">
 <defs><linearGradient id="heat">${stops}</linearGradient></defs>
-${text(left(0), 32, 20, heading, 'font-weight="bold"')}
-${text(left(0), 62, 16, `kept ${view.indices.length} of ${patches} patches`)}
-${text(left(1), 62, 16, 'task relevance (decoupled similarity)')}
-${text(left(2), 62, 16, 'visual saliency (class token)')}
-${chosen(0)}${chosen(1, 0)}${chosen(2, 1)}
-${swatch(left(0), TASK, `${count(0)} by task`)}${swatch(left(0) + 140, SALIENT, `${count(1)} by saliency`)}
-<rect x="${left(0)}" y="${legendTop + 34}" width="22" height="22" fill="#b4b4b4"/>${text(left(0) + 30, legendTop + 51, 16, 'merged into the nearest kept patch')}
-${scale(1)}${scale(2)}
+${text(left(0), 32, 20, heading(view), 'font-weight="bold"')}
+${panels.map((panel, i) => text(left(i), 62, 16, panel.title) + outlines(i) + (panel.heat ? scale(i) : '')).join('\n')}
+${swatch(left(0), 0, 'task')}${swatch(left(0) + 140, 1, 'saliency')}
+<rect x="${left(0)}" y="${below + 34}" width="22" height="22" fill="#b4b4b4"/>${text(left(0) + 30, below + 51, 16, 'not kept')}
 </svg>`;
+}
+
+function heading({ question, answer }: KeptView): string {
+  const short = question.length > LONGEST_QUESTION ? `${question.slice(0, LONGEST_QUESTION - 1)}…` : question;
+  return answer === undefined ? short : `${short}  →  ${answer}`;
 }
 
 function escaped(text: string): string {

@@ -1,6 +1,6 @@
 import { Command } from 'commander';
 import { DesapError } from '../errors.js';
-import { type DeviceOptions, Pruner } from '../index.js';
+import { type DeviceOptions, type HeadWeights, type ImageAnalysis, Pruner } from '../index.js';
 import type { Tensor } from '../tensor.js';
 import { decide } from './decisions.js';
 import { type GoldenCase, readGoldenCase } from './golden-case.js';
@@ -9,15 +9,9 @@ import { progress } from './progress.js';
 import { table } from './table.js';
 
 /** Largest difference, divided by the largest magnitude of the expected tensor, that counts as equal, by what a device computes in. */
-const TOLERANCES: Record<Pruner['precision'], number> = {
-  float64: 1e-4,
-  float32: 1e-4,
-  strict: 1e-4,
-  fast: 4e-3,
-  bf16: 3e-2,
-};
+const TOLERANCES: Record<Pruner['precision'], number> = { fp32: 1e-4, fp16: 4e-3, bf16: 3e-2 };
 /** Merging is float32 in every precision. */
-const TOKENS = TOLERANCES.float32;
+const TOKENS = TOLERANCES.fp32;
 
 interface Verdict {
   file: string;
@@ -33,7 +27,7 @@ interface Verdict {
 }
 
 /** What the cases ran on. */
-type Used = Pick<Pruner, 'device' | 'precision'>;
+type Used = Pick<Pruner, 'device' | 'deviceDescription' | 'precision'>;
 
 export function verifyCommand(): Command {
   return withDevice(new Command('verify'))
@@ -44,8 +38,8 @@ export function verifyCommand(): Command {
       'after',
       `
 A case agrees when context, attention, embedding and both maps are within the tolerance of the precision that the device computes
-in (float32 ${TOLERANCES.float32}, fast ${TOLERANCES.fast}, bf16 ${TOLERANCES.bf16}) of the expected tensor's largest magnitude, the tokens within ${TOKENS}, and kept set, source,
-assignment and counts are identical. In fast and bf16, scores that are almost equal may change places: there, other decisions agree
+in (fp32 ${TOLERANCES.fp32}, fp16 ${TOLERANCES.fp16}, bf16 ${TOLERANCES.bf16}) of the expected tensor's largest magnitude, the tokens within ${TOKENS}, and kept set, source,
+assignment and counts are identical. In fp16 and bf16, scores that are almost equal may change places: there, other decisions agree
 too when they follow from the computed maps. Exits with 1 when one case does not agree.
 
 Examples:
@@ -77,7 +71,8 @@ async function verify(file: string, device: DeviceOptions): Promise<{ verdict: V
   try {
     const golden = await readGoldenCase(file);
     using pruner = await Pruner.load(golden.head, device);
-    const used = { device: pruner.device, precision: pruner.precision };
+    const { device: id, deviceDescription, precision } = pruner;
+    const used = { device: id, deviceDescription, precision };
     return { verdict: { file, ...(await compare(pruner, golden)) }, used };
   } catch (error) {
     // A device that is not there would fail every case for the same reason.
@@ -99,12 +94,12 @@ async function compare(pruner: Pruner, golden: GoldenCase): Promise<Omit<Verdict
 
   const tolerance = TOLERANCES[pruner.precision];
   const choices = compared(golden.choices);
-  const own = tolerance > TOLERANCES.float32 && !all(choices) ? decide(golden, maps) : undefined;
+  const own = tolerance > TOLERANCES.fp32 && !all(choices) ? decide(golden, maps) : undefined;
   const follows = own && all(compared(own.choices));
   const computed: Record<keyof GoldenCase['values'], ArrayLike<number>> = {
     context: floats(context),
     attention: floats(attention),
-    embedding: floats(image.embedding()),
+    embedding: embeddingsOf(image, golden.head),
     ...maps,
     tokens: floats(kept.tokens),
   };
@@ -113,6 +108,12 @@ async function compare(pruner: Pruner, golden: GoldenCase): Promise<Omit<Verdict
   const within = Object.entries(errors).every(([name, error]) => error <= (name === 'tokens' ? TOKENS : tolerance));
   return { ok: within && (follows ?? all(choices)), errors, choices, follows };
 }
+
+/** A_d, [N, E]. */
+const embeddingsOf = (image: ImageAnalysis, { classToken }: HeadWeights) => [
+  ...(classToken ? image.global() : []),
+  ...floats(image.patchEmbeddings()),
+];
 
 const floats = (tensor: Tensor) => tensor.data as Float32Array;
 
@@ -149,6 +150,6 @@ function report(verdicts: readonly Verdict[], failed: number, used: Used | undef
   if (rows.length > 0) print(table(['case', ...names, ...decisions, ''], rows, [1, 2, 3, 4, 5, 6]));
   for (const { file, failure } of verdicts) if (failure !== undefined) print(`${file}: FAILED: ${failure}`);
   print();
-  const where = used && ` within ${TOLERANCES[used.precision]} (${used.precision}) on: ${used.device}`;
+  const where = used && ` within ${TOLERANCES[used.precision]} (${used.precision}) on: ${used.deviceDescription}`;
   print(`${verdicts.length - failed} of ${verdicts.length} cases agree${where ?? ''}`);
 }

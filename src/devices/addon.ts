@@ -1,5 +1,5 @@
 /** The typed surface of the native addons. Implemented by native/binding, the same for the CPU and for CUDA. */
-import type { Driver } from './driver.js';
+import type { Driver, Precision } from './driver.js';
 
 /** A native memory block: 64-byte aligned, refcounted, pooled. Where it is not `inPlace`, an ordinary ArrayBuffer. */
 export interface NativeHostBuffer {
@@ -7,18 +7,18 @@ export interface NativeHostBuffer {
   readonly arrayBuffer: ArrayBuffer;
   /** Whether calls read the block in place: false where the engine allows no ArrayBuffer over native memory (Electron). */
   readonly inPlace: boolean;
-  /** Whether the block is page-locked, for the card to read in place. */
+  /** Whether the block is page-locked, for a GPU to read in place. */
   readonly pinned: boolean;
   /** Detaches the ArrayBuffer and gives the block back once no job and no analysis holds it. */
   dispose(): void;
 }
 
-/** A device, ready to run kernels. */
-export type NativeContext = Omit<Driver, 'precision'>;
-
 interface Addon<Options> {
   readonly HostBuffer: new (byteLength: number) => NativeHostBuffer;
-  readonly Context: new (options: Options) => NativeContext;
+  /** A device, ready to run kernels. */
+  readonly Context: new (
+    options: Options,
+  ) => Driver;
   /** Address of a view's first byte, for tests of zero-copy. */
   addressOf(view: ArrayBufferView): bigint;
   /** A variable of the process as native code reads it. `process.env` of a worker, and of Bun, is a copy. */
@@ -29,7 +29,7 @@ interface Addon<Options> {
   hostMemory(): { blocks: number; bytes: number; pooledBlocks: number; pooledBytes: number };
 }
 
-export interface CpuAddon extends Addon<{ threads: number; isa: string; bfloat16: boolean }> {
+export interface CpuAddon extends Addon<{ threads: number; isa: string; precision: Precision }> {
   readonly kind: 'cpu';
   /** Instruction sets that this binary holds and this machine runs, best first. */
   readonly isas: readonly string[];
@@ -37,7 +37,7 @@ export interface CpuAddon extends Addon<{ threads: number; isa: string; bfloat16
   readonly bfloat16Isas: readonly string[];
 }
 
-export interface CudaAddon extends Addon<{ device: number; precision: string; lanes: number }> {
+export interface CudaAddon extends Addon<{ device: number; precision: Precision; streams: number }> {
   readonly kind: 'cuda';
   status(): CudaStatus;
 }
@@ -51,7 +51,7 @@ export interface CudaStatus {
   readonly devices: readonly CudaDevice[];
 }
 
-/** A card. */
+/** A GPU. */
 export interface CudaDevice {
   readonly index: number;
   readonly name: string;

@@ -1,12 +1,12 @@
-/** The CPU device: finds and loads its addon. And for every native addon: its errors get this package's type and words. */
+/** The CPU device: finds and loads its addon. */
 import { existsSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
-import { types } from 'node:util';
-import { DesapError, type DesapErrorCode, invalid, notFinite } from '../errors.js';
+import { DesapError, invalid } from '../errors.js';
 import { bundleAdvice, nodeRequire, packageRoot, resolvePackage } from '../package.js';
-import type { CpuAddon, NativeContext } from './addon.js';
-import type { Driver, DriverAnalysis, DriverError, DriverHead, MaybePromise, Precision } from './driver.js';
+import type { CpuAddon } from './addon.js';
+import type { Driver, Precision } from './driver.js';
+import { typed } from './native-error.js';
 
 /** More threads than this serve no image. */
 const MAXIMUM_THREADS = 256;
@@ -59,110 +59,16 @@ function addonFile(root: string | null): string {
  * Opens the CPU device.
  *
  * @param options `threads`: 1 to 256, default the available ones, at most 16; `isa`: default the best of this machine;
- *   `precision`: `bf16` takes effect where the instruction set multiplies such numbers, otherwise it is float32; `names`: words for the native side's names of inputs in messages
+ *   `precision`: `bf16` takes effect where the instruction set multiplies such numbers; everything else is `fp32`
  * @throws DesapError `ERR_VALUE`, `ERR_DEVICE_UNAVAILABLE`, `ERR_OUT_OF_MEMORY`
  */
-export function createCpuDriver(
-  options: { threads?: number; isa?: string; precision?: Precision; names?: Readonly<Record<string, string>> } = {},
-): Driver {
+export function createCpuDriver(options: { threads?: number; isa?: string; precision?: Precision } = {}): Driver {
   const addon = loadCpuAddon();
-  const {
-    threads = Math.min(availableParallelism(), DEFAULT_THREADS),
-    isa = addon.isas[0],
-    precision,
-    names = {},
-  } = options;
+  const { threads = Math.min(availableParallelism(), DEFAULT_THREADS), isa = addon.isas[0] } = options;
   if (!Number.isInteger(threads) || threads < 1 || threads > MAXIMUM_THREADS)
     throw invalid('ERR_VALUE', 'threads', threads, `an integer from 1 to ${MAXIMUM_THREADS}`);
   if (!addon.isas.includes(isa))
     throw invalid('ERR_DEVICE_UNAVAILABLE', 'isa', isa, `one that this machine runs: ${addon.isas.join(', ')}`);
-  const bfloat16 = precision === 'bf16' && addon.bfloat16Isas.includes(isa);
-  const guard = guarding(names);
-  return wrapDriver(
-    guard(() => new addon.Context({ threads, isa, bfloat16 })),
-    bfloat16 ? 'bf16' : 'float32',
-    guard,
-  );
-}
-
-/** A native context as a driver. */
-export function wrapDriver(native: NativeContext, precision: Driver['precision'], guard: Guard): Driver {
-  return {
-    kind: native.kind,
-    description: native.description,
-    precision,
-    run: (kernel, args, sync) => guard(() => native.run(kernel, args, sync)),
-    createHead: async (weights) => {
-      const head = await guard(() => native.createHead(weights));
-      return {
-        analyze: (images, request, sync) => guard(() => wrapAll(head.analyze(images, request, sync), guard)),
-        prune: (images, requests, options, sync) => guard(() => head.prune(images, requests, options, sync)),
-        dispose: () => head.dispose(),
-      } satisfies DriverHead;
-    },
-    dispose: () => native.dispose(),
-  };
-}
-
-export type Guard = <T>(call: () => T) => T;
-
-/** Runs a native call; its error, thrown or rejected with, becomes a {@link DesapError}. */
-export function guarding(names: Readonly<Record<string, string>>): Guard {
-  return <T>(call: () => T): T => {
-    try {
-      const result = call();
-      return types.isPromise(result) ? (settled(result, names) as T) : result;
-    } catch (error) {
-      throw desapError(error, names);
-    }
-  };
-}
-
-/** An async function, so that the error's stack names the functions that awaited it. */
-async function settled<T>(result: Promise<T>, names: Readonly<Record<string, string>>): Promise<T> {
-  try {
-    return await result;
-  } catch (error) {
-    throw desapError(error, names);
-  }
-}
-
-function wrapAll(analyses: MaybePromise<DriverAnalysis[]>, guard: Guard): MaybePromise<DriverAnalysis[]> {
-  const wrap = (all: DriverAnalysis[]) => all.map((analysis) => new NativeAnalysis(analysis, guard));
-  return types.isPromise(analyses) ? analyses.then(wrap) : wrap(analyses);
-}
-
-class NativeAnalysis implements DriverAnalysis {
-  readonly tokens: number;
-  readonly patches: number;
-  readonly width: number;
-  readonly timings: DriverAnalysis['timings'];
-  readonly featuresAddress: bigint;
-
-  constructor(
-    private readonly native: DriverAnalysis,
-    private readonly guard: Guard,
-  ) {
-    this.tokens = native.tokens;
-    this.patches = native.patches;
-    this.width = native.width;
-    this.timings = native.timings;
-    this.featuresAddress = native.featuresAddress;
-  }
-
-  embedding = () => this.guard(() => this.native.embedding());
-  saliency = () => this.guard(() => this.native.saliency());
-  intermediates = () => this.guard(() => this.native.intermediates());
-  prune: DriverAnalysis['prune'] = (request, sync) => this.guard(() => this.native.prune(request, sync));
-  dispose = () => this.native.dispose();
-}
-
-/** A native error as a {@link DesapError} whose message begins with the argument, by its name in `names` where it has one. */
-export function desapError(error: unknown, names: Readonly<Record<string, string>> = {}): unknown {
-  if (!types.isNativeError(error) || error instanceof DesapError) return error;
-  const { code, argument, row, image, message } = error as DriverError;
-  if (!code?.startsWith('ERR_')) return new DesapError('ERR_INTERNAL', `native addon: ${message}`, { cause: error });
-  const name = argument && (names[argument] ?? argument);
-  if (name && row !== undefined) return notFinite(name, row, image);
-  return new DesapError(code as DesapErrorCode, name ? `${name}: ${message}` : message, { cause: error });
+  const precision = options.precision === 'bf16' && addon.bfloat16Isas.includes(isa) ? 'bf16' : 'fp32';
+  return typed(() => new addon.Context({ threads, isa, precision }));
 }

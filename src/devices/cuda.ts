@@ -4,11 +4,11 @@ import { join, resolve } from 'node:path';
 import { DesapError } from '../errors.js';
 import { bundleAdvice, nodeRequire, packageRoot } from '../package.js';
 import type { CudaAddon, CudaStatus } from './addon.js';
-import { guarding, wrapDriver } from './cpu.js';
 import type { Driver, Precision } from './driver.js';
+import { typed } from './native-error.js';
 
 /** Jobs under way at the same time: while one computes, the next one's memory travels. */
-const LANES = 2;
+const STREAMS = 2;
 
 let found: { addon: CudaAddon | null; status: CudaStatus } | undefined;
 
@@ -63,15 +63,12 @@ export function cudaStatus(): CudaStatus {
 /**
  * Opens a card.
  *
- * @param options `device`: its index, default the first that can be used; `names`: words for the native side's names of
- *   inputs in messages
+ * @param options `device`: its index, default the first that can be used; `precision`: default `fp32`
  * @throws DesapError `ERR_DEVICE_UNAVAILABLE` with the reason; `ERR_OUT_OF_MEMORY`, `ERR_DEVICE_FAILED`, `ERR_DEVICE_LOST`
  */
-export function createCudaDriver(
-  options: { device?: number; precision?: Precision; names?: Readonly<Record<string, string>> } = {},
-): Driver {
+export function createCudaDriver(options: { device?: number; precision?: Precision } = {}): Driver {
   const { addon, status } = cuda();
-  const { device = status.devices[0]?.index ?? 0, precision = 'strict', names = {} } = options;
+  const { device = status.devices[0]?.index ?? 0, precision = 'fp32' } = options;
   const name = options.device === undefined ? 'cuda' : `cuda:${device}`;
   const unavailable = (reason: string) => new DesapError('ERR_DEVICE_UNAVAILABLE', `${name}: ${reason}`);
   if (!addon || !status.available) throw unavailable(status.reason);
@@ -80,10 +77,5 @@ export function createCudaDriver(
       `there ${status.devices.length === 1 ? 'is 1 CUDA device' : `are ${status.devices.length} CUDA devices`} to use here: ` +
         status.devices.map(({ index, name }) => `cuda:${index} (${name})`).join(', '),
     );
-  const guard = guarding(names);
-  return wrapDriver(
-    guard(() => new addon.Context({ device, precision, lanes: LANES })),
-    precision,
-    guard,
-  );
+  return typed(() => new addon.Context({ device, precision, streams: STREAMS }));
 }

@@ -2,27 +2,35 @@
  * What a device can do, below all checking: the interface that `reference`, `cpu` and `cuda` implement.
  * Arguments are already checked (shapes, types, ranges); what only the data can tell (NaN, Inf) the driver reports.
  */
-
+import { types } from 'node:util';
 import type { HeadWeights } from '../head.js';
 import type { Alignment, Encoding, KernelArguments, KernelName, KernelResults } from '../kernels/kernels.js';
 import type { FloatData, FloatMatrix } from '../tensor.js';
 
 export type MaybePromise<T> = T | Promise<T>;
 
+/** What follows from a value that is there, or will be. */
+export function after<T, R>(value: MaybePromise<T>, next: (value: T) => R): MaybePromise<R> {
+  return types.isPromise(value) ? (value as Promise<T>).then(next) : next(value as T);
+}
+
 /** Arithmetic of the matrix products, from the finest to the coarsest. */
-export const PRECISIONS = ['strict', 'fast', 'bf16'] as const;
+export const PRECISIONS = ['fp32', 'fp16', 'bf16'] as const;
 export type Precision = (typeof PRECISIONS)[number];
 
 export interface Driver {
-  readonly kind: 'reference' | 'cpu' | 'cuda';
-  /** In words: instruction set and threads, or the card. */
-  readonly description: string;
-  /** Arithmetic of the matrix products. */
-  readonly precision: 'float64' | 'float32' | Precision;
+  /** `reference`, `cpu`, `cuda:0`. */
+  readonly device: string;
+  /** In words: instruction set and threads, or the GPU. */
+  readonly deviceDescription: string;
+  /** Arithmetic of the matrix products. The reference, which computes in float64, keeps the contract of `fp32`. */
+  readonly precision: Precision;
   /** Runs one kernel; with `sync` in place and at once, otherwise without blocking the event loop. */
   run<K extends KernelName>(kernel: K, args: KernelArguments[K], sync: boolean): MaybePromise<KernelResults[K]>;
   /** Packs a head's weights, which it copies first, without blocking the event loop. */
   createHead(weights: HeadWeights): Promise<DriverHead>;
+  /** An analysis that another encoder made the parts of. */
+  createAnalysis(parts: DriverParts, sync: boolean): MaybePromise<DriverAnalysis>;
   /** Frees threads and memory once the work in flight has ended. */
   dispose(): void;
 }
@@ -33,10 +41,10 @@ export interface DriverHead {
   /** Analyses and prunes each image for its own request, in one go; keeps nothing. */
   prune(
     images: readonly FloatMatrix[],
+    options: Pick<AnalyzeRequest, 'encoding'>,
     requests: readonly PruneRequest[],
-    options: PruneAllRequest,
     sync: boolean,
-  ): MaybePromise<PruneAllOutput[]>;
+  ): MaybePromise<PruneOutput[]>;
   dispose(): void;
 }
 
@@ -46,10 +54,16 @@ export interface AnalyzeRequest {
   readonly intermediates: boolean;
 }
 
-export interface PruneAllRequest {
-  readonly encoding: Encoding;
-  /** Whether to return A_s. */
-  readonly maps: boolean;
+/** The parts of an analysis; AnalysisParts of native/head.h. */
+export interface DriverParts {
+  /** [P, E], made unit rows. */
+  readonly patchEmbeddings: FloatMatrix;
+  /** [E], made a unit row; null: the normalised mean of the unit patch embeddings. */
+  readonly global: Float32Array | null;
+  /** [P]. */
+  readonly saliency: Float32Array;
+  /** [P, F], what merging reads. */
+  readonly features: FloatMatrix;
 }
 
 /** Milliseconds per stage of an analysis; of several images in one go each has its share of the whole. */
@@ -64,20 +78,24 @@ export interface AnalyzeTimings {
 /** Milliseconds per stage of a pruning. */
 export interface PruneTimings {
   readonly align: number;
-  readonly topK: number;
+  readonly select: number;
   readonly merge: number;
 }
 
 export interface DriverAnalysis {
-  /** N, P and D. */
-  readonly tokens: number;
+  /** N, P, D and E; of an analysis from parts N is P, and D is F. */
+  readonly rows: number;
   readonly patches: number;
   readonly width: number;
+  readonly projectionDim: number;
+  /** All zero for an analysis from parts. */
   readonly timings: AnalyzeTimings;
-  /** Address of the hidden states that the kernels read and merging will read; 0n where that is a copy on the device. */
+  /** Address of the rows that the kernels read and merging will read; 0n where that is a copy on the device. */
   readonly featuresAddress: bigint;
-  /** A copy of A_d [N, E]. */
-  embedding(): Float32Array;
+  /** A copy of the patches' rows of A_d [P, E]. */
+  patchEmbeddings(): Float32Array;
+  /** A copy of v_s [E]. */
+  global(): Float32Array;
   /** A copy of A_s [P]. */
   saliency(): Float32Array;
   /** Copies of the intermediates, each [N, D]; null unless they were asked for. */
@@ -86,12 +104,12 @@ export interface DriverAnalysis {
   dispose(): void;
 }
 
+/** What is asked about one image; PruneRequest of native/head.h. */
 export interface PruneRequest {
-  /** [T, E] float32, not normalised. */
-  readonly text: FloatMatrix;
-  /** End-of-text vector [E], or null: row `endOfText` of the text. */
-  readonly query: Float32Array | null;
-  readonly endOfText: number;
+  /** [T, E] float32, not normalised; null: no text, and `taskKeep` is 0. */
+  readonly text: FloatMatrix | null;
+  /** Row of the text, or a vector of its own [E]. */
+  readonly endOfText: number | Float32Array;
   readonly keep: number;
   /** k1, how many of `keep` the task map chooses. */
   readonly taskKeep: number;
@@ -100,12 +118,14 @@ export interface PruneRequest {
   /** [P] map in place of the analysis' own, or null. */
   readonly saliency: Float32Array | null;
   readonly merge: boolean;
-  /** [P, F] rows to merge in place of the hidden states' patch rows, or null. */
+  /** [P, F] rows to merge in place of the analysis' own, or null. */
   readonly features: FloatMatrix | null;
-  /** Whether to return the alignment matrices. */
+  /** Whether to return the maps, and the alignment matrices (not without a text). */
+  readonly maps: boolean;
   readonly matrices: boolean;
 }
 
+/** PruneOutput of native/head.h. */
 export interface PruneOutput {
   /** [K, F] in the element type of the features. */
   readonly tokens: FloatData;
@@ -113,23 +133,8 @@ export interface PruneOutput {
   readonly source: Uint8Array;
   readonly assignment: Int32Array;
   readonly counts: Int32Array;
-  /** A_t [P]. */
-  readonly task: Float32Array;
+  /** A_t, null without a text, and the map that chose the rest: [P] each, when asked for. */
+  readonly maps: { readonly task: Float32Array | null; readonly saliency: Float32Array } | null;
   readonly matrices: KernelResults['align']['matrices'];
-  readonly timings: PruneTimings;
-}
-
-export interface PruneAllOutput extends PruneOutput {
   readonly timings: AnalyzeTimings & PruneTimings;
-  /** A_s [P], when asked for. */
-  readonly saliency: Float32Array | null;
-}
-
-/** How a driver reports data at fault: `argument` is its name for the input, `row` the first bad row or element. */
-export interface DriverError extends Error {
-  readonly code?: string;
-  readonly argument?: string;
-  readonly row?: number;
-  /** Which image of the call, where there are several. */
-  readonly image?: number;
 }

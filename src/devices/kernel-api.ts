@@ -9,6 +9,7 @@ import {
   type KernelName,
   type KernelResults,
 } from '../kernels/kernels.js';
+import { type OptionNames, options } from '../options.js';
 import {
   type FloatMatrix,
   finite,
@@ -21,7 +22,8 @@ import {
   type TensorLike,
   vector,
 } from '../tensor.js';
-import type { Driver } from './driver.js';
+import { after, type Driver, type Precision } from './driver.js';
+import { typed } from './native-error.js';
 import { type DeviceOptions, openDevice } from './open.js';
 
 /**
@@ -29,7 +31,7 @@ import { type DeviceOptions, openDevice } from './open.js';
  * leading extent of 1 is ignored. Symbols: N tokens, P patches, D width, H heads, E shared width, T text tokens, K kept.
  *
  * Every kernel throws (or rejects with) a `DesapError`: `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, `ERR_DETACHED`,
- * `ERR_NOT_FINITE` where the kernel says so, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`; on a card also `ERR_VALUE` for heads wider
+ * `ERR_NOT_FINITE` where the kernel says so, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`; on a GPU also `ERR_VALUE` for heads wider
  * than it takes (128), `ERR_DEVICE_FAILED` and `ERR_DEVICE_LOST`.
  */
 export interface Kernels {
@@ -51,7 +53,7 @@ export interface Kernels {
   unitRows(args: { x: TensorLike }): Tensor;
   /**
    * From the attention's context to A_d: output projection, post norm, visual projection, unit rows.
-   * context: [N, D]; out.weight: [D, D]; visualProjection: [E, D]; gives attention [N, D] and embedding [N, E].
+   * context: [N, D]; out.weight: [D, D]; visualProjection: [E, D]; gives attention [N, D] and embeddings [N, E].
    */
   readOut(args: {
     context: TensorLike;
@@ -59,9 +61,9 @@ export interface Kernels {
     postNorm: { weight: Vector; bias: Vector };
     visualProjection: TensorLike;
     epsilon?: number;
-  }): { attention: Tensor; embedding: Tensor };
+  }): { attention: Tensor; embeddings: Tensor };
   /**
-   * Fine-grained cross-modal alignment, eq. 3. visual: [P, E] and text: [T, E], both of unit rows; query: the end-of-text
+   * Fine-grained cross-modal alignment, eq. 3. visual: [P, E] and text: [T, E], both of unit rows; endOfText: the end-of-text
    * row [E] (default: the last row of text); global: the class token's row of A_d [E]. Gives A_t [P] and, with
    * `matrices`, m, M_V and M_T as [P, T].
    */
@@ -69,7 +71,7 @@ export interface Kernels {
     visual: TensorLike;
     text: TensorLike;
     global: Vector;
-    query?: Vector;
+    endOfText?: Vector;
     alignment?: Alignment;
     lambda?: number;
     matrices?: boolean;
@@ -82,6 +84,15 @@ export interface Kernels {
    * take part. Fails on NaN.
    */
   topK(args: { scores: Vector; k: number; excluded?: Uint8Array | null }): Int32Array;
+  /**
+   * The two-stage selection: the `taskKeep` largest task scores, then the largest saliencies of the other entries, `keep` in all; ties
+   * as in topK. task, saliency: [P]; a map from which nothing is taken may be left out. Gives indices [K], ascending, and source
+   * [K]: 0 where the task scores chose, 1 where the saliency did. Fails on NaN.
+   */
+  select(args: { task?: Vector | null; saliency?: Vector | null; keep: number; taskKeep: number }): {
+    indices: Int32Array;
+    source: Uint8Array;
+  };
   /**
    * Nearest-centre merge. features: [P, D]; kept: [K] ascending, distinct. Every other row joins the kept row of highest
    * cosine similarity (equal: the first). Gives tokens [K, D] (plain means), assignment [P] (position in kept) and
@@ -107,11 +118,12 @@ export type AsyncKernels = {
  * `HostBuffer` is read in place. Through `sync` they read any memory in place and return at once.
  */
 export interface Backend extends AsyncKernels, Disposable {
-  readonly kind: Driver['kind'];
-  /** In words: instruction set and threads, or the card. */
-  readonly description: string;
-  /** Arithmetic of the matrix products: `float64` (reference), `float32` (CPU), or the coarser one that was accepted. */
-  readonly precision: Driver['precision'];
+  /** `cpu`, `cuda:0`, `reference`. */
+  readonly device: string;
+  /** In words: instruction set and threads, or the GPU. */
+  readonly deviceDescription: string;
+  /** Arithmetic of the matrix products: `fp32`, or the coarser one that was accepted and is used. The reference says `fp32`. */
+  readonly precision: Precision;
   /** Why `device: 'auto'` did not take a faster device; null where there was none to prefer. */
   readonly fallback: string | null;
   readonly sync: Kernels;
@@ -121,6 +133,7 @@ export interface Backend extends AsyncKernels, Disposable {
 
 type Checks = {
   [K in KernelName]: {
+    names: OptionNames<Parameters<Kernels[K]>[0]>;
     check(args: Parameters<Kernels[K]>[0]): KernelArguments[K];
     wrap(result: KernelResults[K], args: KernelArguments[K]): ReturnType<Kernels[K]>;
   };
@@ -148,6 +161,7 @@ const epsilonOf = (value = 1e-5): number => finite('epsilon', value, Number.MIN_
 
 const KERNELS: Checks = {
   layerNorm: {
+    names: { x: true, weight: true, bias: true, epsilon: true },
     check: (args) => {
       const x = matrix('x', args.x);
       const [weight, bias] = [vector('weight', args.weight, x.cols), vector('bias', args.bias, x.cols)];
@@ -156,6 +170,7 @@ const KERNELS: Checks = {
     wrap: (y, { x }) => float32(y, [x.rows, x.cols]),
   },
   linear: {
+    names: { x: true, weight: true, bias: true },
     check: (args) => {
       const x = matrix('x', args.x);
       const weight = single('weight', args.weight, { cols: x.cols });
@@ -164,6 +179,7 @@ const KERNELS: Checks = {
     wrap: (y, { x, weight }) => float32(y, [x.rows, weight.rows]),
   },
   attention: {
+    names: { q: true, k: true, v: true, heads: true },
     check: (args) => {
       const q = matrix('q', args.q);
       const same = { rows: q.rows, cols: q.cols };
@@ -172,6 +188,7 @@ const KERNELS: Checks = {
     wrap: (y, { q }) => float32(y, [q.rows, q.cols]),
   },
   saliency: {
+    names: { q: true, k: true, heads: true, classToken: true },
     check: (args) => {
       const q = matrix('q', args.q);
       const classToken = args.classToken ?? true;
@@ -187,10 +204,12 @@ const KERNELS: Checks = {
     wrap: (scores) => scores,
   },
   unitRows: {
+    names: { x: true },
     check: (args) => ({ x: matrix('x', args.x) }),
     wrap: (y, { x }) => float32(y, [x.rows, x.cols]),
   },
   readOut: {
+    names: { context: true, out: true, postNorm: true, visualProjection: true, epsilon: true },
     check: (args) => {
       const context = matrix('context', args.context);
       const width = context.cols;
@@ -206,19 +225,20 @@ const KERNELS: Checks = {
         visualProjection: single('visualProjection', args.visualProjection, { cols: width }),
       };
     },
-    wrap: ({ attention, embedding }, { context, visualProjection }) => ({
+    wrap: ({ attention, embeddings }, { context, visualProjection }) => ({
       attention: float32(attention, [context.rows, context.cols]),
-      embedding: float32(embedding, [context.rows, visualProjection.rows]),
+      embeddings: float32(embeddings, [context.rows, visualProjection.rows]),
     }),
   },
   align: {
+    names: { visual: true, text: true, global: true, endOfText: true, alignment: true, lambda: true, matrices: true },
     check: (args) => {
       const visual = matrix('visual', args.visual);
       const text = matrix('text', args.text, { cols: visual.cols });
       return {
         visual,
         text,
-        query: args.query ? vector('query', args.query, visual.cols) : lastRow(text),
+        endOfText: args.endOfText ? vector('endOfText', args.endOfText, visual.cols) : lastRow(text),
         global: vector('global', args.global, visual.cols),
         alignment: oneOf('alignment', args.alignment ?? 'fcma', ALIGNMENTS),
         lambda: finite('lambda', args.lambda ?? 0.1, -1e6, 1e6),
@@ -238,6 +258,7 @@ const KERNELS: Checks = {
     },
   },
   topK: {
+    names: { scores: true, k: true, excluded: true },
     check: (args) => {
       const scores = vector('scores', args.scores);
       const excluded = args.excluded ?? null;
@@ -254,7 +275,26 @@ const KERNELS: Checks = {
     },
     wrap: (indices) => indices,
   },
+  select: {
+    names: { task: true, saliency: true, keep: true, taskKeep: true },
+    check: (args) => {
+      const task = args.task ? vector('task', args.task) : null;
+      const saliency = args.saliency ? vector('saliency', args.saliency, task?.length) : null;
+      const size = (task ?? saliency)?.length;
+      if (size === undefined)
+        throw mismatch('ERR_VALUE', 'saliency', 'neither task nor saliency', 'at least one of them');
+      const keep = integer('keep', args.keep, 0, size);
+      return {
+        task,
+        saliency,
+        keep,
+        taskKeep: integer('taskKeep', args.taskKeep, saliency ? 0 : keep, task ? keep : 0),
+      };
+    },
+    wrap: (selected) => selected,
+  },
   merge: {
+    names: { features: true, kept: true },
     check: (args) => {
       const features = matrix('features', args.features);
       const { kept } = args;
@@ -274,21 +314,34 @@ const KERNELS: Checks = {
 };
 
 function lastRow(text: FloatMatrix): Float32Array {
-  if (text.half) throw mismatch('ERR_DTYPE', 'text', 'float16 without a query', 'float32, or the query given');
+  if (text.half) throw mismatch('ERR_DTYPE', 'text', 'float16 without endOfText', 'float32, or endOfText given');
   return (text.data as Float32Array).slice((text.rows - 1) * text.cols);
 }
 
-/** A backend over a driver; the driver stays the caller's where `owned` is false. */
+/** Former names of arguments. */
+const RENAMED = { query: 'endOfText' };
+
+const drivers = new WeakMap<object, Driver>();
+
+/** The driver under a backend; undefined for anything else. */
+export function driverOf(backend: object): Driver | undefined {
+  return drivers.get(backend);
+}
+
+/** A backend over a driver. */
 export function createBackend(driver: Driver, fallback: string | null): Backend {
   const names = Object.keys(KERNELS) as KernelName[];
   const call = (name: KernelName, args: never, sync: boolean) => {
-    const { check, wrap } = KERNELS[name] as {
-      check(args: unknown): never;
+    const { names, check, wrap } = KERNELS[name] as {
+      names: OptionNames<object>;
+      check(args: object): never;
       wrap(result: unknown, args: unknown): unknown;
     };
-    const checked = check(object('args', args, `the arguments of ${name}`));
-    const result = driver.run(name, checked, sync);
-    return sync ? wrap(result, checked) : (result as Promise<unknown>).then((value) => wrap(value, checked));
+    const checked = check(
+      options<object>('args', object('args', args as object, `the arguments of ${name}`), names, RENAMED),
+    );
+    const result = typed<unknown>(() => driver.run(name, checked, sync));
+    return after(result, (value) => wrap(value, checked));
   };
   const entries = (sync: boolean) =>
     Object.fromEntries(
@@ -298,23 +351,25 @@ export function createBackend(driver: Driver, fallback: string | null): Backend 
       ]),
     );
   const dispose = () => driver.dispose();
-  return {
+  const backend: Backend = {
     ...(entries(false) as unknown as AsyncKernels),
     sync: entries(true) as unknown as Kernels,
-    kind: driver.kind,
-    description: driver.description,
+    device: driver.device,
+    deviceDescription: driver.deviceDescription,
     precision: driver.precision,
     fallback,
     dispose,
     [DISPOSE]: dispose,
   };
+  drivers.set(backend, driver);
+  return backend;
 }
 
 /**
  * Opens a device for single kernels. A {@link Pruner} opens its own.
  * @throws DesapError `ERR_DEVICE_UNAVAILABLE` with the reason; `ERR_VALUE` for unknown options
  */
-export function openBackend(options: DeviceOptions = {}): Backend {
-  const { driver, fallback } = openDevice(options);
+export function openBackend(given: DeviceOptions = {}): Backend {
+  const { driver, fallback } = openDevice(given);
   return createBackend(driver, fallback);
 }

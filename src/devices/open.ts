@@ -1,15 +1,17 @@
+import { types } from 'node:util';
 import { DesapError, invalid } from '../errors.js';
-import { object, oneOf } from '../tensor.js';
+import { type OptionNames, options } from '../options.js';
+import { oneOf } from '../tensor.js';
 import { warnOnce } from '../warn.js';
 import type { CudaDevice } from './addon.js';
 import { createCpuDriver, loadCpuAddon } from './cpu.js';
 import { createCudaDriver, cudaStatus } from './cuda.js';
-import { type Driver, PRECISIONS, type Precision } from './driver.js';
+import { type Driver, type MaybePromise, PRECISIONS, type Precision } from './driver.js';
 import { createReferenceDriver } from './reference.js';
 
 /**
  * `auto` takes the fastest that works here and says in `fallback` what it had to pass over (and in a warning of the process, once,
- * when only JavaScript is left); the others throw the reason when they are not available. `cuda` is the first card, `cuda:1` another. `reference` is plain JavaScript in float64.
+ * when only JavaScript is left); the others throw the reason when they are not available. `cuda` is the first GPU, `cuda:1` another. `reference` is plain JavaScript in float64.
  */
 export type Device = 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | 'reference';
 
@@ -22,24 +24,23 @@ export interface DeviceOptions {
   /**
    * The coarsest arithmetic that the caller accepts in products of matrices; everything else, and all sums, are float32:
    *
-   * - `strict` (default) or `fp32`, two names of one: float32 on the CPU; on a card operands split into two float16 numbers
-   *   each, about float32. Scores and maps are within 1e-4 of the exact ones (of the largest magnitude in a tensor), and the
-   *   same tokens are kept.
-   * - `fast`: operands rounded to float16 (11 bits) on a card.
-   * - `bf16`: operands rounded to bfloat16 (8 bits), on a card and on processors that multiply them faster than float32
+   * - `fp32` (default): float32 on the CPU; on a GPU operands split into two float16 numbers each, about float32. Scores and maps
+   *   are within 1e-4 of the exact ones (of the largest magnitude in a tensor), and the same tokens are kept.
+   * - `fp16`: operands rounded to float16 (11 bits) on a GPU.
+   * - `bf16`: operands rounded to bfloat16 (8 bits), on a GPU and on processors that multiply them faster than float32
    *   (`avx512bf16`, `neonbf16`; Intel's do not, and compute in float32 unless `isa` names such a set).
    *
    * What a device has no faster arithmetic for, it computes as finely as it can; `precision` of a backend or pruner tells.
    * The reference computes in float64 whatever this says.
    */
-  precision?: Precision | 'fp32';
+  precision?: Precision;
   /** CPU threads, the calling one counted; default: the available ones, at most 16. Results do not depend on it. */
   threads?: number;
   /** CPU instruction set; default: the best that this machine runs. */
   isa?: Isa;
 }
 
-/** One line of {@link devices}: each card has its own. `isas`: best first; `bfloat16`: whether `bf16` rounds with the first. */
+/** One line of {@link devices}: each GPU has its own. `isas`: best first; `bfloat16`: whether `bf16` rounds with the first. */
 export type DeviceReport =
   | { device: 'cpu'; available: true; description: string; isas: readonly string[]; bfloat16: boolean }
   | ({ device: `cuda:${number}`; available: true; description: string } & Omit<CudaDevice, 'index'>)
@@ -66,13 +67,18 @@ function describeCpu(): DeviceReport {
 }
 
 function describeCuda(): DeviceReport[] {
-  const { available, reason, devices: cards } = cudaStatus();
+  const { available, reason, devices: gpus } = cudaStatus();
   if (!available) return [{ device: 'cuda', available: false, reason }];
-  return cards.map(({ index, name, capability, memory }) => {
+  return gpus.map(({ index, name, capability, memory }) => {
     const description = `${name}, compute capability ${capability}, ${(memory / 2 ** 30).toFixed(0)} GiB`;
     return { device: `cuda:${index}`, available: true, description, name, capability, memory };
   });
 }
+
+export const DEVICE_OPTIONS: OptionNames<DeviceOptions> = { device: true, precision: true, threads: true, isa: true };
+
+/** Former words for a precision. */
+const RENAMED: Readonly<Record<string, Precision>> = { strict: 'fp32', fast: 'fp16' };
 
 /** An open device. */
 export interface OpenedDevice {
@@ -83,19 +89,43 @@ export interface OpenedDevice {
   instead(error: unknown): OpenedDevice;
 }
 
+/** What was made on a device, and the device. */
+export interface Made<T> {
+  readonly made: T;
+  readonly driver: Driver;
+  readonly fallback: string | null;
+}
+
+/** Opens a device and makes something on it. Where a device cannot make it, `auto` goes on to the next. */
+export function openWith<T>(given: DeviceOptions, make: (driver: Driver) => MaybePromise<T>): MaybePromise<Made<T>> {
+  const attempt = (device: OpenedDevice): MaybePromise<Made<T>> => {
+    const next = (error: unknown) => attempt(device.instead(error));
+    const { driver, fallback } = device;
+    try {
+      const made = make(driver);
+      if (types.isPromise(made)) return made.then((value) => ({ made: value as T, driver, fallback }), next);
+      return { made: made as T, driver, fallback };
+    } catch (error) {
+      return next(error);
+    }
+  };
+  return attempt(openDevice(given));
+}
+
 interface Candidate {
   open(): Driver;
   /** Why `auto` passes it over after this error; null: it does not. */
   passedOver(error: DesapError): string | null;
 }
 
-export function openDevice(options: DeviceOptions): OpenedDevice {
-  const { device = 'auto', threads, isa } = object('options', options);
-  const accepted = oneOf('precision', options.precision ?? 'strict', [...PRECISIONS, 'fp32'] as const);
-  const precision = accepted === 'fp32' ? 'strict' : accepted;
+export function openDevice(given: DeviceOptions): OpenedDevice {
+  const { device = 'auto', precision = 'fp32', threads, isa } = options('options', given, DEVICE_OPTIONS);
+  if (Object.hasOwn(RENAMED, precision))
+    throw invalid('ERR_VALUE', 'precision', precision, `'${RENAMED[precision]}', its name now`);
+  oneOf('precision', precision, PRECISIONS);
   const cuda = (index?: number): Candidate => ({
     open: () => createCudaDriver({ device: index, precision }),
-    // Out of memory, a head that the card cannot take, or no card at all: the CPU may do.
+    // Out of memory, a head that the GPU cannot take, or no GPU at all: the CPU may do.
     passedOver: ({ code, message }) => {
       if (code === 'ERR_INTERNAL') return null;
       return code === 'ERR_DEVICE_UNAVAILABLE' ? message : `cuda: ${message}`;
@@ -139,7 +169,7 @@ function openFirst([candidate, ...others]: readonly Candidate[], passed: readonl
     return next(error);
   };
   const fallback = passed.join('; ') || null;
-  if (fallback && driver.kind === 'reference')
+  if (fallback && driver.device === 'reference')
     warnOnce(
       'DESAP_REFERENCE',
       `device 'auto' computes with the JavaScript reference, hundreds of times slower than native kernels. ${fallback}`,

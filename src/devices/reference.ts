@@ -13,6 +13,7 @@ import { merge } from '../kernels/merge.js';
 import { type Matrix64, matrix64, type NumberMatrix, type Numbers, row, rows, widen } from '../kernels/numeric.js';
 import { readOut } from '../kernels/read-out.js';
 import { saliency } from '../kernels/saliency.js';
+import { select } from '../kernels/select.js';
 import { topK } from '../kernels/top-k.js';
 import { unitRows } from '../kernels/unit-rows.js';
 import { assertAlive, type FloatMatrix, floatToHalf } from '../tensor.js';
@@ -21,9 +22,8 @@ import type {
   Driver,
   DriverAnalysis,
   DriverHead,
+  DriverParts,
   MaybePromise,
-  PruneAllOutput,
-  PruneAllRequest,
   PruneOutput,
   PruneRequest,
 } from './driver.js';
@@ -46,13 +46,14 @@ const KERNELS: { [K in KernelName]: (args: KernelArguments[K]) => KernelResults[
   unitRows: ({ x }) => single(unitRows(widen(x)).data),
   readOut: ({ context, out, postNorm, epsilon, visualProjection }) => {
     const result = readOut(widen(context), out, postNorm, epsilon, widen(visualProjection));
-    return { attention: single(result.attention.data), embedding: single(result.embedding.data) };
+    return { attention: single(result.attention.data), embeddings: single(result.embeddings.data) };
   },
-  align: ({ visual, text, query, global, alignment, lambda, matrices: wanted }) => {
-    const aligned = align(widen(visual), widen(text), query, global, alignment, lambda);
+  align: ({ visual, text, endOfText, global, alignment, lambda, matrices: wanted }) => {
+    const aligned = align(widen(visual), widen(text), endOfText, global, alignment, lambda);
     return { task: single(aligned.task), matrices: wanted ? matrices(aligned) : null };
   },
   topK: ({ scores, k, excluded }) => topK(scores, k, excluded),
+  select: ({ task, saliency, keep, taskKeep }) => select(task, saliency, keep, taskKeep),
   merge: ({ features, kept }) => {
     const { tokens, assignment, counts } = naming('features', () => merge(widen(features), kept));
     return { tokens: single(tokens.data), assignment, counts };
@@ -76,16 +77,20 @@ function naming<T>(argument: string, step: () => T, image?: number): T {
 
 export function createReferenceDriver(): Driver {
   let alive = true;
-  const run: Driver['run'] = (kernel, args, sync) => {
-    assertAlive('Backend', alive);
-    return settle(sync, () => KERNELS[kernel](args));
-  };
+  const use = () => assertAlive('Backend', alive);
   return {
-    kind: 'reference',
-    description: 'JavaScript reference, float64',
-    precision: 'float64',
-    run,
+    device: 'reference',
+    deviceDescription: 'JavaScript reference, float64',
+    precision: 'fp32',
+    run: (kernel, args, sync) => {
+      use();
+      return settle(sync, () => KERNELS[kernel](args));
+    },
     createHead: async (weights) => new ReferenceHead(weights),
+    createAnalysis: (parts, sync) => {
+      use();
+      return settle(sync, () => fromParts(parts));
+    },
     dispose: () => {
       alive = false;
     },
@@ -114,23 +119,20 @@ class ReferenceHead implements DriverHead {
 
   prune(
     images: readonly FloatMatrix[],
+    { encoding }: Pick<AnalyzeRequest, 'encoding'>,
     requests: readonly PruneRequest[],
-    { encoding, maps }: PruneAllRequest,
     sync: boolean,
-  ): MaybePromise<PruneAllOutput[]> {
+  ): MaybePromise<PruneOutput[]> {
     return settle(sync, () =>
       images.map((hidden, index) => {
         const image = images.length > 1 ? index : undefined;
-        const analysis = this.#one(hidden, { encoding, intermediates: false }, image);
-        const output = analysis.question(requests[index], image);
-        const timings = { ...analysis.timings, ...output.timings };
-        return { ...output, timings, saliency: maps ? analysis.saliency() : null };
+        return this.#one(hidden, { encoding, intermediates: false }, image).ask(requests[index], image);
       }),
     );
   }
 
   #one(hidden: FloatMatrix, request: AnalyzeRequest, image?: number): ReferenceAnalysis {
-    const { width, heads, epsilon, ln1, postNorm, out, embedding, visualProjection, classToken } = this.weights;
+    const { width, heads, epsilon, ln1, postNorm, out, projectionDim, visualProjection, classToken } = this.weights;
     const clock = new Clock();
     const X = widen(hidden);
     const L = naming('hidden', () => layerNorm(X, ln1.weight, ln1.bias, epsilon), image);
@@ -148,84 +150,117 @@ class ReferenceHead implements DriverHead {
     const attended = clock.lap();
     const A_s = saliency(q, k, heads, classToken);
     const salient = clock.lap();
-    const projection: NumberMatrix = { data: visualProjection, rows: embedding, cols: width };
+    const projection: NumberMatrix = { data: visualProjection, rows: projectionDim, cols: width };
     const read = readOut(context, out, postNorm, epsilon, projection);
     const timings = { normalize, project: projected, attention: attended, saliency: salient, readOut: clock.lap() };
-    const kept = request.intermediates
+    const intermediates = request.intermediates
       ? { context: single(context.data), attention: single(read.attention.data) }
       : null;
-    const features = classToken ? rows(X, 1, X.rows) : X;
-    return new ReferenceAnalysis(read.embedding, A_s, features, hidden.half, classToken, kept, timings);
+    const skipped = Number(classToken);
+    const patchEmbeddings = rows(read.embeddings, skipped, X.rows);
+    return new ReferenceAnalysis({
+      rows: X.rows,
+      patchEmbeddings,
+      global: classToken ? row(read.embeddings, 0) : meanDirection(patchEmbeddings),
+      saliency: A_s,
+      features: rows(X, skipped, X.rows),
+      half: hidden.half,
+      intermediates,
+      timings,
+    });
   }
 
   dispose() {}
 }
 
+/** What one image is asked with. Symbols as in the paper: A_d, v_s, A_s. */
+interface Known {
+  readonly rows: number;
+  readonly patchEmbeddings: Matrix64;
+  readonly global: Float64Array;
+  readonly saliency: Numbers;
+  readonly features: Matrix64;
+  /** Whether the features were float16, as the tokens will be. */
+  readonly half: boolean;
+  readonly intermediates: { context: Float32Array; attention: Float32Array } | null;
+  readonly timings: DriverAnalysis['timings'];
+}
+
+/** An analysis of parts that another encoder made. */
+function fromParts({ patchEmbeddings, global, saliency, features }: DriverParts): ReferenceAnalysis {
+  const unit = naming('patchEmbeddings', () => unitRows(widen(patchEmbeddings)));
+  const bad = saliency.findIndex((score) => !Number.isFinite(score));
+  if (bad >= 0) throw notFinite('saliency', bad);
+  const wide = widen(features);
+  naming('features', () => unitRows(wide));
+  return new ReferenceAnalysis({
+    rows: unit.rows,
+    patchEmbeddings: unit,
+    global: global === null ? meanDirection(unit) : naming('global', () => unitVector(global)),
+    saliency: saliency.slice(),
+    features: wide,
+    half: features.half,
+    intermediates: null,
+    timings: { normalize: 0, project: 0, attention: 0, saliency: 0, readOut: 0 },
+  });
+}
+
 class ReferenceAnalysis implements DriverAnalysis {
   readonly featuresAddress = 0n;
-  constructor(
-    private readonly A_d: Matrix64,
-    private readonly A_s: Float64Array,
-    private readonly features: Matrix64,
-    private readonly half: boolean,
-    private readonly classToken: boolean,
-    private readonly kept: { context: Float32Array; attention: Float32Array } | null,
-    readonly timings: DriverAnalysis['timings'],
-  ) {}
+  readonly rows: number;
+  readonly patches: number;
+  readonly width: number;
+  readonly projectionDim: number;
+  readonly timings: DriverAnalysis['timings'];
 
-  get tokens() {
-    return this.A_d.rows;
+  constructor(private readonly known: Known) {
+    this.rows = known.rows;
+    this.patches = known.features.rows;
+    this.width = known.features.cols;
+    this.projectionDim = known.patchEmbeddings.cols;
+    this.timings = known.timings;
   }
-  get patches() {
-    return this.features.rows;
-  }
-  get width() {
-    return this.features.cols;
-  }
-  embedding = () => single(this.A_d.data);
-  saliency = () => single(this.A_s);
-  intermediates = () => this.kept;
+
+  patchEmbeddings = () => single(this.known.patchEmbeddings.data);
+  global = () => single(this.known.global);
+  saliency = () => single(this.known.saliency);
+  intermediates = () => this.known.intermediates;
   dispose() {}
 
   prune(request: PruneRequest, sync: boolean): MaybePromise<PruneOutput> {
-    return settle(sync, () => this.question(request));
+    return settle(sync, () => this.ask(request));
   }
 
-  question(request: PruneRequest, image?: number): PruneOutput {
+  /** A pruning; `image` is which one of a call it is, for errors. */
+  ask(request: PruneRequest, image?: number): PruneOutput {
     const { keep, taskKeep } = request;
     const clock = new Clock();
-    const visual = this.classToken ? rows(this.A_d, 1, this.A_d.rows) : this.A_d;
-    const text = naming('text', () => unitRows(widen(request.text)), image);
-    const query =
-      request.query === null ? row(text, request.endOfText) : naming('query', () => unitVector(request.query!), image);
-    const global = this.classToken ? row(this.A_d, 0) : unitVector(meanRow(visual));
-    const aligned = align(visual, text, query, global, request.alignment, request.lambda);
+    const aligned = request.text && this.#align(request.text, request, image);
     const alignTime = clock.lap();
-
-    const salient = request.saliency ?? this.A_s;
-    const byTask = topK(aligned.task, taskKeep, null);
-    const taken = new Uint8Array(visual.rows);
-    for (const i of byTask) taken[i] = 1;
-    const bySaliency = naming('saliency', () => topK(salient, keep - taskKeep, taken), image);
-    const indices = Int32Array.from([...byTask, ...bySaliency]).sort();
-    const source = Uint8Array.from(indices, (i) => (taken[i] ? 0 : 1));
-    const topKTime = clock.lap();
-
-    const features = request.features === null ? this.features : widen(request.features);
+    const salient = request.saliency ?? this.known.saliency;
+    const { indices, source } = naming('saliency', () => select(aligned?.task ?? null, salient, keep, taskKeep), image);
+    const selectTime = clock.lap();
+    const features = request.features === null ? this.known.features : widen(request.features);
     const combine = request.merge ? merge : unmerged;
-    const merged = naming('features', () => combine(features, indices), image);
-    const half = request.features === null ? this.half : request.features.half;
-    const tokens = half ? Uint16Array.from(merged.tokens.data, floatToHalf) : single(merged.tokens.data);
+    const { tokens, assignment, counts } = naming('features', () => combine(features, indices), image);
+    const half = request.features === null ? this.known.half : request.features.half;
     return {
-      tokens,
+      tokens: half ? Uint16Array.from(tokens.data, floatToHalf) : single(tokens.data),
       indices,
       source,
-      assignment: merged.assignment,
-      counts: merged.counts,
-      task: single(aligned.task),
-      matrices: request.matrices ? matrices(aligned) : null,
-      timings: { align: alignTime, topK: topKTime, merge: clock.lap() },
+      assignment,
+      counts,
+      maps: request.maps ? { task: aligned && single(aligned.task), saliency: single(salient) } : null,
+      matrices: request.matrices && aligned ? matrices(aligned) : null,
+      timings: { ...this.timings, align: alignTime, select: selectTime, merge: clock.lap() },
     };
+  }
+
+  #align(given: FloatMatrix, { endOfText, alignment, lambda }: PruneRequest, image?: number): AlignResult {
+    const text = naming('text', () => unitRows(widen(given)), image);
+    const last =
+      typeof endOfText === 'number' ? row(text, endOfText) : naming('endOfText', () => unitVector(endOfText), image);
+    return align(this.known.patchEmbeddings, text, last, this.known.global, alignment, lambda);
   }
 }
 
@@ -233,10 +268,11 @@ function unitVector(x: Numbers): Float64Array {
   return unitRows({ data: x, rows: 1, cols: x.length }).data;
 }
 
-function meanRow(x: Matrix64): Float64Array {
+/** The direction of the rows' mean. */
+function meanDirection(x: Matrix64): Float64Array {
   const mean = new Float64Array(x.cols);
   for (let i = 0; i < x.rows; i++) for (let c = 0; c < x.cols; c++) mean[c] += x.data[i * x.cols + c] / x.rows;
-  return mean;
+  return unitVector(mean);
 }
 
 /** The kept rows as they are; a dropped patch belongs to no token (-1). */

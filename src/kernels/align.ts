@@ -1,12 +1,12 @@
 /**
  * Fine-grained cross-modal alignment (FCMA), eq. 3. All rows are unit rows; P patches, T text tokens.
  *
- *   m = visual text^T    alpha = visual query    beta = text global
+ *   m = visual text^T    alpha = visual endOfText    beta = text global
  *   M_V[i,j] = alpha[i] exp(lambda beta[j] m[i,j]) / (P sum_k exp(lambda beta[k] m[i,k]))
  *   M_T[i,j] = beta[j] exp(lambda alpha[i] m[i,j]) / (T sum_k exp(lambda alpha[k] m[k,j]))
  *   A_t[i] = mean_j ((M_V + M_T) * m)[i,j]        with alignment 'mean': A_t[i] = mean_j m[i,j]
  *
- * visual: [P, E], text: [T, E], query, global: [E]; A_t: [P]; matrices: [P, T].
+ * visual: [P, E], text: [T, E], endOfText, global: [E]; A_t: [P]; matrices: [P, T].
  */
 import type { Alignment } from './kernels.js';
 import { linear } from './linear.js';
@@ -22,7 +22,7 @@ export interface AlignResult {
 export function align(
   visual: NumberMatrix,
   text: NumberMatrix,
-  query: Numbers,
+  endOfText: Numbers,
   global: Numbers,
   alignment: Alignment,
   lambda: number,
@@ -35,7 +35,7 @@ export function align(
     return { task, similarity: m, visualAlignment: null, textAlignment: null };
   }
 
-  const alpha = linear(visual, { data: query, rows: 1, cols: visual.cols }, null).data;
+  const alpha = linear(visual, { data: endOfText, rows: 1, cols: visual.cols }, null).data;
   const beta = linear(text, { data: global, rows: 1, cols: text.cols }, null).data;
   if (alignment === 'fcma-clamped') {
     for (let i = 0; i < P; i++) alpha[i] = Math.max(alpha[i], 0);

@@ -32,13 +32,14 @@ export interface KernelArguments {
   align: {
     visual: FloatMatrix;
     text: FloatMatrix;
-    query: Float32Array;
+    endOfText: Float32Array;
     global: Float32Array;
     alignment: Alignment;
     lambda: number;
     matrices: boolean;
   };
   topK: { scores: Float32Array; k: number; excluded: Uint8Array | null };
+  select: { task: Float32Array | null; saliency: Float32Array | null; keep: number; taskKeep: number };
   merge: { features: FloatMatrix; kept: Int32Array };
 }
 
@@ -55,9 +56,10 @@ export interface KernelResults {
   attention: Float32Array;
   saliency: Float32Array;
   unitRows: Float32Array;
-  readOut: { attention: Float32Array; embedding: Float32Array };
+  readOut: { attention: Float32Array; embeddings: Float32Array };
   align: { task: Float32Array; matrices: AlignmentMatrices | null };
   topK: Int32Array;
+  select: { indices: Int32Array; source: Uint8Array };
   merge: { tokens: Float32Array; assignment: Int32Array; counts: Int32Array };
 }
 

@@ -1,5 +1,5 @@
 /**
- * Read-out, from the attention's context to A_d: attention = out(context), embedding = unit rows of
+ * Read-out, from the attention's context to A_d: attention = out(context), embeddings = unit rows of
  * visual_projection(post_norm(attention)). No residual, no feed-forward. context: [N, D], A_d: [N, E].
  */
 import { layerNorm } from './layer-norm.js';
@@ -18,8 +18,8 @@ export function readOut(
   postNorm: Layer,
   epsilon: number,
   visualProjection: NumberMatrix,
-): { attention: Matrix64; embedding: Matrix64 } {
+): { attention: Matrix64; embeddings: Matrix64 } {
   const attention = linear(context, { data: out.weight, rows: context.cols, cols: context.cols }, out.bias);
   const normalised = layerNorm(attention, postNorm.weight, postNorm.bias, epsilon);
-  return { attention, embedding: unitRows(linear(normalised, visualProjection, null)) };
+  return { attention, embeddings: unitRows(linear(normalised, visualProjection, null)) };
 }

@@ -1,15 +1,15 @@
-import type { Builder } from './builder.js';
+import type { Builder } from './format/builder.js';
 import type { Graph } from './search/graph.js';
-import type { Attention, Layout, Operand } from './search/last-attention.js';
+import type { Attention, Axes, Operand } from './search/last-attention.js';
 
 /** Where heads are apart: the extents that make any rank four axes (B is what is left), how these become [B, L, H, D], and which are B and H. */
 const APART: Readonly<
-  Record<Exclude<Layout, 'BLW'>, { axes: readonly number[]; perm: number[]; batch: [number, number] }>
+  Record<Exclude<Axes, 'BLW'>, { extents: readonly number[]; perm: number[]; batch: [number, number] }>
 > = {
-  BHLD: { axes: [Number.NaN, -3, -2, -1], perm: [0, 2, 1, 3], batch: [0, -2] },
-  BHDL: { axes: [Number.NaN, -3, -2, -1], perm: [0, 3, 1, 2], batch: [0, -2] },
-  LBHD: { axes: [0, Number.NaN, -2, -1], perm: [1, 0, 2, 3], batch: [1, -1] },
-  DBHL: { axes: [0, Number.NaN, -2, -1], perm: [1, 3, 2, 0], batch: [1, -1] },
+  BHLD: { extents: [Number.NaN, -3, -2, -1], perm: [0, 2, 1, 3], batch: [0, -2] },
+  BHDL: { extents: [Number.NaN, -3, -2, -1], perm: [0, 3, 1, 2], batch: [0, -2] },
+  LBHD: { extents: [0, Number.NaN, -2, -1], perm: [1, 0, 2, 3], batch: [1, -1] },
+  DBHL: { extents: [0, Number.NaN, -2, -1], perm: [1, 3, 2, 0], batch: [1, -1] },
 };
 const OPEN = -1;
 
@@ -52,22 +52,22 @@ export function attend(
 }
 
 /** An operand as [B, L, H, D]. */
-function apart(builder: Builder, { value, layout }: Operand, heads: number | null): string {
-  if (layout === 'BLW') {
+function apart(builder: Builder, { value, axes }: Operand, heads: number | null): string {
+  if (axes === 'BLW') {
     const count = builder.integers(heads as number);
     const extent = builder.add('Div', [builder.extents(value, -1), count]);
     return builder.reshape(value, builder.integers(OPEN), builder.extents(value, -2), count, extent);
   }
-  const { axes, perm } = APART[layout];
-  const extents = axes.map((axis) => (Number.isNaN(axis) ? builder.integers(OPEN) : builder.extents(value, axis)));
+  const { extents: kept, perm } = APART[axes];
+  const extents = kept.map((axis) => (Number.isNaN(axis) ? builder.integers(OPEN) : builder.extents(value, axis)));
   return builder.transpose(builder.reshape(value, ...extents), ...perm);
 }
 
 /** Segments [S, l, H, D] in the axes of an attention's result, given its queries as they are and as [B, L, H, D]. */
-function laidOut(builder: Builder, segments: string, { value, layout }: Operand, rows: string): string {
-  if (layout === 'BLW') return builder.reshape(segments, builder.add('Shape', [value]));
+function laidOut(builder: Builder, segments: string, { value, axes }: Operand, rows: string): string {
+  if (axes === 'BLW') return builder.reshape(segments, builder.add('Shape', [value]));
   const whole = builder.transpose(builder.reshape(segments, builder.add('Shape', [rows])), 0, 2, 1, 3);
-  const [start, end] = APART[layout].batch;
+  const [start, end] = APART[axes].batch;
   const batch = builder.add('Slice', [builder.add('Shape', [value]), builder.integers(start), builder.integers(end)]);
   return builder.reshape(whole, batch, builder.extents(rows, 1, 3));
 }

@@ -1,8 +1,9 @@
 import { DesapError } from '../errors.js';
 import { attend } from './attend.js';
-import { Builder } from './builder.js';
 import { cut, type EditedGraph } from './edit.js';
-import { readModel } from './format/model.js';
+import { Builder } from './format/builder.js';
+import type { OnnxValue } from './format/messages.js';
+import { type OnnxModel, readModel } from './format/model.js';
 import { DataType, isFloat } from './format/proto.js';
 import { renamed } from './format/write.js';
 import { type Merger, readMerger } from './qwen-merger.js';
@@ -10,7 +11,6 @@ import { describeNode, Graph } from './search/graph.js';
 import { lastAttention, type Operand } from './search/last-attention.js';
 import { type Linear, Linears } from './search/linear.js';
 import { CARRIES, moved, rotatedBehind } from './search/rotary.js';
-import { toFloat } from './split.js';
 
 /** What the tower graph hands out of M visual tokens, all in the grid's order. */
 export const FEATURES = 'desap.features';
@@ -21,6 +21,10 @@ export const MAIN_FEATURES = 'desap.main_features';
 
 /** The vision encoder of a Qwen-VL with what pruning needs as further outputs. Its weights stay where they are. */
 export interface QwenTower extends EditedGraph {
+  /** The input of the patches, [patches, C] float32. */
+  readonly pixels: string;
+  /** The file's input of the grid, [1, 3] int64; the graph may have no use for it. */
+  readonly grid: string;
   /** How far its features may lie from the whole file's, relative to the largest magnitude. */
   readonly tolerance: number;
 }
@@ -48,9 +52,7 @@ export function readQwenTower(path: string, unit: number): QwenTower {
       'ERR_GRAPH',
       `${model.name}: got the outputs ${names.join(', ')}, wanted the features of the visual tokens only (deepstack features are taken as further columns of these)`,
     );
-  const grid = model.inputs.find(({ type }) => !isFloat(type));
-  if (grid === undefined)
-    throw new DesapError('ERR_GRAPH', `${model.name}: looked for an integer input, the grid; found none`);
+  const [pixels, grid] = inputsOf(model);
 
   const { graph, attention } = lastAttention(read, readMerger(read, new Linears(read)).rows);
   const linears = new Linears(graph);
@@ -90,11 +92,23 @@ export function readQwenTower(path: string, unit: number): QwenTower {
     [SALIENCY]: inOrder(builder, merger, builder.mean(groups, 1, 1), 'desap.saliency_order'),
     ...(merger.isPacked ? { [MAIN_FEATURES]: inOrder(builder, merger, merger.merged, 'desap.main_order') } : {}),
   };
-  builder.include(Object.entries(handedOut).map(([name, value]) => toFloat(value, name)));
+  for (const [name, value] of Object.entries(handedOut)) builder.float(value, name);
   return {
     ...cut(graph.model, { outputs: Object.keys(handedOut), nodes: builder.nodes }),
     tolerance: TOLERANCE[roundingOf(graph, linears, merger)],
+    pixels: pixels.name,
+    grid: grid.name,
   };
+}
+
+/** The patches in float32, and their grid in integers. */
+function inputsOf({ name, inputs }: OnnxModel): [pixels: OnnxValue, grid: OnnxValue] {
+  const [pixels, grid] = [inputs.filter(({ type }) => isFloat(type)), inputs.filter(({ type }) => !isFloat(type))];
+  if (pixels.length === 1 && pixels[0].type === DataType.float && grid.length === 1) return [pixels[0], grid[0]];
+  throw new DesapError(
+    'ERR_GRAPH',
+    `${name}: got the inputs ${inputs.map((input) => input.name).join(', ')}, wanted float32 patches and their integer grid`,
+  );
 }
 
 /** Rounding of sums in another order: of float32, of float16, or of activations that are quantised at run time. */
@@ -126,7 +140,7 @@ const QUANTIZES = new Set(['DynamicQuantizeLinear', 'QuantizeLinear']);
 /** Another context through the output projection. */
 function projected(builder: Builder, graph: Graph, out: Linear, context: string, other: string): string {
   const value = computedFrom(builder, graph, new Map([[context, other]]), out.output, 'desap.decoupled');
-  return out.laterBias === null ? value : builder.add('Add', [value, out.laterBias]);
+  return out.laterBias === null ? value : builder.sum(value, out.laterBias);
 }
 
 /** Other rows through the merger. */

@@ -1,10 +1,11 @@
 import { DesapError } from '../errors.js';
 import type { NumberMatrix } from '../kernels/numeric.js';
 import { cut, type EditedGraph } from './edit.js';
+import { Builder } from './format/builder.js';
 import type { OnnxNode } from './format/messages.js';
 import { type ModelSource, readModel } from './format/model.js';
 import { isFloat } from './format/proto.js';
-import { newNode, renamed } from './format/write.js';
+import { renamed } from './format/write.js';
 import { findBlocks } from './search/attention.js';
 import { ancestors, describeNode, Graph } from './search/graph.js';
 import { Linears } from './search/linear.js';
@@ -12,7 +13,6 @@ import { Norms } from './search/norm.js';
 import { positionCount } from './search/positions.js';
 import { findReadOut, type ReadOut } from './search/read-out.js';
 import { pickedBy, type TokenInputs, tokenInputs } from './search/token-inputs.js';
-import { toFloat } from './split.js';
 import { because, operators } from './tower.js';
 import { readFloats } from './weights.js';
 
@@ -100,22 +100,16 @@ export function textGraph({ graph, readOut, positions, embedded }: TextStructure
     return isBehind;
   });
   const rename = (value: string) => (behind.has(value) ? `desap.rows.${value}` : value);
-  return cut(graph.model, {
-    outputs: [TEXT_TOKENS, TEXT_EMBEDDING, ...(positions.length > 0 ? [TEXT_EMBEDDED] : [])],
-    nodes: [
-      newNode({ op: 'Flatten', inputs: [norm.output], outputs: ['desap.rows'], attributes: { axis: { i: 2 } } }),
-      newNode({
-        op: 'Cast',
-        inputs: ['desap.rows'],
-        outputs: [rename(projection.input)],
-        attributes: { to: { i: graph.elementType(projection.input) } },
-      }),
-      ...replayed.map((node) => renamed(node, rename)),
-      toFloat(rename(projection.output), TEXT_TOKENS),
-      toFloat(projection.output, TEXT_EMBEDDING),
-      ...(positions.length > 0 ? [toFloat(embedded, TEXT_EMBEDDED)] : []),
-    ],
-  });
+  const builder = new Builder(graph.model.opset);
+  const rows = builder.add('Flatten', [norm.output], { axis: { i: 2 } });
+  builder.cast(rows, graph.elementType(projection.input), rename(projection.input));
+  builder.include(replayed.map((node) => renamed(node, rename)));
+  const outputs = [
+    builder.float(rename(projection.output), TEXT_TOKENS),
+    builder.float(projection.output, TEXT_EMBEDDING),
+    ...(positions.length > 0 ? [builder.float(embedded, TEXT_EMBEDDED)] : []),
+  ];
+  return cut(graph.model, { outputs, nodes: builder.nodes });
 }
 
 /**

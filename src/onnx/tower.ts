@@ -16,17 +16,19 @@ export interface Projector {
   readonly result: string;
   /** The graph output that it makes. */
   readonly output: string;
+  /** @internal */
   readonly layers: readonly Linear[];
   /** Whether row 0 is cut off in front of it. */
   readonly dropsClassToken: boolean;
 }
 
-/** What a structural search found in the graph of a vision tower. No name in the file had a part in it. */
+/** The vision tower of an ONNX file, found by structure: no name in the file had a part in it. */
 export interface TowerStructure {
+  /** @internal */
   readonly graph: Graph;
   /** The graph input that takes the image: [batch, channels, height, width]. */
   readonly pixels: OnnxValue;
-  /** Pre-norm self-attention layers, in the order of the computation. */
+  /** @internal Pre-norm self-attention layers, in the order of the computation. */
   readonly blocks: readonly Block[];
   /**
    * The value of the hidden states that enter CLIP's last layer, [batch, N, D], class token included. In a CLIP file this
@@ -39,9 +41,9 @@ export interface TowerStructure {
   readonly classToken: boolean;
   /** Whether the hidden states lie as [batch, N, D] in the file; otherwise as [N, batch, D]. */
   readonly batchFirst: boolean;
-  /** Post norm and visual projection (CLIP), or null. */
+  /** @internal Post norm and visual projection (CLIP), or null. */
   readonly readOut: ReadOut | null;
-  /** Why there is no read-out that can be used although one was found, or null. */
+  /** @internal Why a read-out that was found cannot be used, or null. */
   readonly readOutRefused: string | null;
   /** The projector (LLaVA), or null. */
   readonly projector: Projector | null;

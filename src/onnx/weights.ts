@@ -82,12 +82,12 @@ async function readRange(what: string, { path, offset, length }: FileRange): Pro
 
 /** A weight matrix as [out, in] row-major. */
 export async function readMatrix(model: OnnxModel, matrix: Matrix): Promise<Float32Array> {
-  const { tensor, layout, part } = matrix;
+  const { tensor, order, part } = matrix;
   const stored = await readFloats(model, tensor);
   const [rows, cols] = tensor.dims;
   const count = outputs(matrix);
   const first = (part?.index ?? 0) * count;
-  if (layout === 'out-in') return stored.slice(first * cols, (first + count) * cols);
+  if (order === 'out-in') return stored.slice(first * cols, (first + count) * cols);
   const weight = new Float32Array(count * rows);
   for (let i = 0; i < rows; i++) for (let o = 0; o < count; o++) weight[o * rows + i] = stored[i * cols + first + o];
   return weight;

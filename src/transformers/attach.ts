@@ -1,43 +1,26 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
-import { invalid, mismatch } from '../errors.js';
-import type { VisionFamily } from './family.js';
+import { mismatch } from '../errors.js';
+import { type Family, familyOf } from '../vision/families.js';
+import { confirmFeatures, fileInputs } from '../vision/file-features.js';
+import { asEmbeddings } from '../vision/question-table.js';
+import type { VisionModel } from '../vision/vision-model.js';
 import { type Hooks, pruningHooks } from './hooks.js';
-import { openLlava } from './llava.js';
 import {
   type HookedModel,
   imageTokenId,
   type LoadedModel,
   type ModelRuntime,
+  type ModelSession,
   modelRuntime,
   requireModel,
   requireSessions,
 } from './model.js';
 import { locate, type ModelFiles } from './model-files.js';
-import { type AttachOptions, callOptions } from './options.js';
+import { type AttachOptions, callDefaults } from './options.js';
 import { override } from './override.js';
 import { Questions } from './question/question.js';
-import { openQwen } from './qwen.js';
-import { isReleased, isStandIn } from './vision-session.js';
-
-/** Those of `Qwen2VLForConditionalGeneration` with a tower of its kind; each encoder is read by its structure, and refused where that is another. */
-const QWEN = ['qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3_5', 'qwen3_5_moe'];
-
-/** Model types whose class is Transformers.js' `LlavaForConditionalGeneration` or inherits from it, and whose tower can be that of CLIP. */
-const LLAVA = ['llava', 'llava_qwen2'];
-
-const SIGLIP = 'with a SigLIP tower: it has no class token, and no CLIP folder fits it';
-const PIXTRAL = 'with a Pixtral tower: it has no class token, and no CLIP folder fits it';
-
-/** Why other types are refused that one of the two classes loads. */
-const REFUSED: Readonly<Record<string, string>> = {
-  llava_onevision: SIGLIP,
-  moondream1: SIGLIP,
-  lfm2_vl: SIGLIP,
-  mistral3: PIXTRAL,
-  lighton_ocr: PIXTRAL,
-  glm_ocr: 'with a tower that merges patches by a convolution',
-};
+import { isReleased, isStandIn, standIn } from './vision-session.js';
 
 /**
  * Lets a loaded vision-language model prune its visual tokens. The code around it stays as it was: the processor, `generate()` with
@@ -45,7 +28,7 @@ const REFUSED: Readonly<Record<string, string>> = {
  *
  * ```ts
  * const model = await AutoModelForImageTextToText.from_pretrained('llava-1.5-7b-hf', { dtype: 'fp32' });
- * const detach = await attach(model, { clipFolder: 'clip-vit-large-patch14-336', modelDir: 'llava-1.5-7b-hf', keep: 64 });
+ * const detach = await attach(model, { clip: 'clip-vit-large-patch14-336', model: 'llava-1.5-7b-hf', keep: 64 });
  * const output = await model.generate({ ...inputs, max_new_tokens: 64 });                 // 64 visual tokens
  * const other = await model.generate({ ...inputs, max_new_tokens: 64, desap: { keep: 32 } });
  * await detach();
@@ -53,8 +36,11 @@ const REFUSED: Readonly<Record<string, string>> = {
  *
  * The vision encoder is opened again, in parts or with further outputs, in place of the model's vision session, which is released; its
  * weights are read from the same files.
- * Everything else are own properties of this one instance. `generate` returns the sequences of the whole prompt; a direct call
+ * Everything else is set as own properties of this one instance. `generate` returns the sequences of the whole prompt; a direct call
  * `model(inputs)` returns the logits of the shortened one.
+ *
+ * Each sequence of a batch gets the ids that it gets alone. The plain model differs where prompts of different length make a batch:
+ * its cached steps see the padding. There K = P and `keep: 'all'` can give different ids.
  *
  * Attach while no call of the model is running.
  *
@@ -66,27 +52,24 @@ const REFUSED: Readonly<Record<string, string>> = {
  */
 export async function attach(model: LoadedModel, options: AttachOptions): Promise<Detach> {
   const hooked = requireModel(model);
-  const open = familyOf(hooked);
+  const family = familyOf('model.config', hooked.config);
   requireSessions(hooked);
-  const { session: _, clipFolder, pruner, modelDir, ...defaults } = options ?? {};
-  callOptions(hooked, defaults, undefined);
-  if (isStandIn(hooked.sessions.vision_encoder))
-    throw mismatch('ERR_VALUE', 'model', 'a model that is attached to already', 'detach() first');
+  const defaults = callDefaults(hooked, options);
+  const plain = hooked.sessions.vision_encoder;
+  if (isStandIn(plain)) throw mismatch('ERR_VALUE', 'model', 'a model that is attached to already', 'detach() first');
   imageTokenId(hooked);
 
-  const session = sessionOptions(hooked, options);
-  const files = await locate(hooked, options.modelDir);
+  const files = await locate(hooked, options.model);
   const runtime = await modelRuntime(hooked);
+  const session = { logSeverityLevel: 3 as const, ...sessionOptions(hooked, options) };
   let opened: Promise<Questions> | undefined;
   const questions = () => (opened ??= Questions.open(files.folder));
-  const quiet = { ...options, session: { logSeverityLevel: 3 as const, ...session } };
-  const family = await open(hooked, files, runtime, quiet, questions);
+  const vision = await openVision(hooked, family, files, { ...options, session }, { ...runtime, questions });
 
-  const attached = { model: hooked, family, questions };
   const running = new Set<Promise<unknown>>();
-  const restore = override(hooked, waitedFor(pruningHooks(attached, ownMethods(hooked), defaults), running));
-  const plain = hooked.sessions.vision_encoder;
-  hooked.sessions.vision_encoder = family.session;
+  const hooks = pruningHooks({ model: hooked, vision: vision.model, questions }, ownMethods(hooked), defaults);
+  const restore = override(hooked, waitedFor(hooks, running));
+  hooked.sessions.vision_encoder = vision.session;
   await plain.release();
 
   let detached: Promise<void> | undefined;
@@ -94,10 +77,10 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
     detached ??= (async () => {
       while (running.size > 0) await Promise.allSettled(running);
       restore();
-      if (isReleased(family.session)) return;
-      const reopened = await runtime.ort.InferenceSession.create(files.visionEncoder, quiet.session);
+      if (isReleased(vision.session)) return;
+      const reopened = await runtime.ort.InferenceSession.create(files.visionEncoder, session);
       hooked.sessions.vision_encoder = Object.assign(reopened, { config: plain.config });
-      await family.session.release();
+      await vision.session.release();
     })();
     return detached;
   };
@@ -107,29 +90,42 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
 /** Puts a model back as it was, once the calls in flight have ended. Works with `await using`. */
 export type Detach = (() => Promise<void>) & AsyncDisposable;
 
-type OpenFamily = (
-  model: HookedModel,
-  files: ModelFiles,
-  runtime: ModelRuntime,
-  options: AttachOptions,
-  questions: () => Promise<Questions>,
-) => Promise<VisionFamily>;
-
-/** By `model_type`: classes are not exported in a way that an instance could be tested against. */
-function familyOf({ config }: HookedModel): OpenFamily {
-  const type = config.model_type ?? '';
-  if (QWEN.includes(type)) return openQwen;
-  if (!LLAVA.includes(type)) {
-    const why = REFUSED[type] ? ` ${REFUSED[type]}` : '';
-    throw mismatch('ERR_VALUE', 'model.config.model_type', `${type}${why}`, [...LLAVA, ...QWEN].join(' | '));
-  }
-  const tower = config.vision_config?.model_type ?? CLIP;
-  if (tower === CLIP) return openLlava;
-  const wanted = `${CLIP}: a tower without class token, or of another kind, is one that no CLIP folder fits`;
-  throw invalid('ERR_VALUE', 'model.config.vision_config.model_type', tower, wanted);
+interface Vision {
+  readonly model: VisionModel;
+  /** Stands in for the model's vision session. */
+  readonly session: ModelSession;
 }
 
-const CLIP = 'clip_vision_model';
+/** Opens the vision model, and checks that it computes what the loaded session computes. */
+async function openVision(
+  { config, sessions }: HookedModel,
+  family: Family,
+  files: ModelFiles,
+  options: AttachOptions,
+  { ort, embed, questions }: ModelRuntime & { questions: () => Promise<Questions> },
+): Promise<Vision> {
+  const plain = sessions.vision_encoder;
+  const inputs = fileInputs(plain, 'model.sessions.vision_encoder');
+  const { clip, pruner, encoding, longText, session, device, precision, threads, isa } = options;
+  const model = await family.openBeside(
+    { ...files, config },
+    {
+      ...{ clip, pruner, encoding, longText, session, device, precision, threads, isa, ort },
+      embedQuestion: async (question) => asEmbeddings(await embed((await questions()).encode(question))),
+    },
+  );
+  try {
+    const sample = await confirmFeatures(model, plain, family.trials(plain, config), {
+      ...{ argument: 'options.model', file: files.visionEncoder, ort },
+      wanted:
+        'those of the file that the model was loaded from (and in its last block attention of all patches of a frame)',
+    });
+    return { model, session: standIn(plain, model, { ort, inputs, sample }) };
+  } catch (error) {
+    await model.dispose();
+    throw error;
+  }
+}
 
 /** The caller's session options, or the device that the model's own vision session runs on. */
 function sessionOptions({ sessions }: HookedModel, { session }: AttachOptions): InferenceSession.SessionOptions {

@@ -1,10 +1,10 @@
 /** Which columns of a batch of sequences are left, and where. Pure functions over typed arrays; nothing is known of models here. */
 
 /**
- * Where the slots of a cache come from: for each sequence, the column of the whole prompt that each slot holds, -1 for padding
- * that was put in. Slots beyond these, and columns from `columns` on, go on one by one.
+ * Where the slots of a cache come from: for each sequence, the column of the whole prompt that each slot holds, or -1 for padding
+ * that was put in. Slots beyond these hold the columns from `columns` on, one by one.
  */
-export interface Layout {
+export interface CacheMap {
   readonly slots: readonly Int32Array[];
   readonly columns: number;
 }
@@ -28,12 +28,12 @@ export function pack(stays: Uint8Array, rows: number, columns: number): Int32Arr
   });
 }
 
-/** The layout of a cache of `past` slots with further slots behind it, which hold some of `columns` further columns. */
-export function append(before: Layout | null, past: number, slots: readonly Int32Array[], columns: number): Layout {
-  const offset = columnsOf(before, past);
+/** The map of a cache of `past` slots and further slots behind them, which hold some of `columns` further columns. */
+export function append(map: CacheMap | null, past: number, slots: readonly Int32Array[], columns: number): CacheMap {
+  const offset = columnsOf(map, past);
   return {
     slots: slots.map((row, r) => {
-      const head = slotsOf(before, r, past);
+      const head = slotsOf(map, r, past);
       const all = new Int32Array(past + row.length);
       all.set(head);
       all.set(
@@ -47,20 +47,20 @@ export function append(before: Layout | null, past: number, slots: readonly Int3
 }
 
 /** Columns of the whole prompt that a cache of `past` slots covers. */
-export function columnsOf(layout: Layout | null, past: number): number {
-  return layout === null ? past : layout.columns + past - layout.slots[0].length;
+export function columnsOf(map: CacheMap | null, past: number): number {
+  return map === null ? past : map.columns + past - map.slots[0].length;
 }
 
 /** The columns of the first `length` slots of a sequence. */
-export function slotsOf(layout: Layout | null, row: number, length: number): Int32Array {
-  const known = layout?.slots[row] ?? new Int32Array(0);
-  const next = layout?.columns ?? 0;
+export function slotsOf(map: CacheMap | null, row: number, length: number): Int32Array {
+  const known = map?.slots[row] ?? new Int32Array(0);
+  const next = map?.columns ?? 0;
   return Int32Array.from({ length }, (_, slot) => known[slot] ?? next + slot - known.length);
 }
 
 /** Columns that a sequence has lost. */
-export function dropped(layout: Layout | null, row: number): number {
-  return layout === null ? 0 : layout.columns - layout.slots[row].reduce((sum, column) => sum + Number(column >= 0), 0);
+export function dropped(map: CacheMap | null, row: number): number {
+  return map === null ? 0 : map.columns - map.slots[row].reduce((sum, column) => sum + Number(column >= 0), 0);
 }
 
 /**

@@ -8,6 +8,6 @@ export type { Positions } from '../vision/compact.js';
 export type { Detach } from './attach.js';
 export { attach } from './attach.js';
 export type { LoadedModel } from './model.js';
-export type { AttachOptions, CallOptions, Keep, PrunedImage, Query } from './options.js';
+export type { AttachOptions, CallOptions, Keep, PrunedImage, Question } from './options.js';
 
 disableTelemetry(); // in time, where this module is loaded before the model is

@@ -2,6 +2,7 @@ import { isAbsolute, join } from 'node:path';
 import { DesapError } from '../errors.js';
 import { isFile } from '../files.js';
 import { optional } from '../optional.js';
+import { SUFFIX } from '../vision/model-folder.js';
 import type { HookedModel } from './model.js';
 
 /** Where a loaded model lies. */
@@ -11,31 +12,16 @@ export interface ModelFiles {
   readonly visionEncoder: string;
 }
 
-/** What Transformers.js adds to a file name for each dtype. */
-const SUFFIX: Readonly<Record<string, string>> = {
-  fp32: '',
-  fp16: '_fp16',
-  int8: '_int8',
-  uint8: '_uint8',
-  q8: '_quantized',
-  q4: '_q4',
-  q2: '_q2',
-  q1: '_q1',
-  q4f16: '_q4f16',
-  q2f16: '_q2f16',
-  q1f16: '_q1f16',
-  bnb4: '_bnb4',
-};
-
 /**
  * Finds the folder of a loaded model, which neither the model nor its sessions remember.
  *
- * @param modelDir a folder or a model id; default: the name in the model's config
+ * @param given a folder or a model id; default: the name in the model's config
  * @throws DesapError `ERR_FILE` with all places that were looked at
  */
-export async function locate(model: HookedModel, modelDir: string | undefined): Promise<ModelFiles> {
-  const name = modelDir ?? model.config._name_or_path;
-  const file = `vision_encoder${SUFFIX[model.sessions.vision_encoder.config?.dtype ?? 'fp32'] ?? ''}.onnx`;
+export async function locate(model: HookedModel, given: string | undefined): Promise<ModelFiles> {
+  const name = given ?? model.config._name_or_path;
+  const { dtype = 'fp32' } = model.sessions.vision_encoder.config ?? {};
+  const file = `vision_encoder${(SUFFIX as Record<string, string>)[dtype] ?? ''}.onnx`;
   const looked: string[] = [];
   // Folders of the library are asked for last: a path that exists needs none.
   for (const roots of name ? [() => [''], () => libraryFolders(name)] : [])
@@ -48,7 +34,7 @@ export async function locate(model: HookedModel, modelDir: string | undefined): 
   const got = looked.length > 0 ? `nothing at ${looked.join(', ')}` : 'no name of the model in its config';
   throw new DesapError(
     'ERR_FILE',
-    `modelDir: got ${got}, wanted the folder that the model was loaded from, which holds onnx/${file}: pass the option modelDir`,
+    `options.model: got ${got}, wanted the folder that the model was loaded from, which holds onnx/${file}`,
   );
 }
 

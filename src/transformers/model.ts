@@ -1,7 +1,7 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
-import type { OrtModule } from '../onnx/index.js';
+import type { OrtModule } from '../onnx/edit.js';
 import { loadOrt } from '../ort.js';
 
 /** A tensor of Transformers.js, as far as it is used here. */
@@ -20,6 +20,7 @@ export interface ModelInputs {
   attention_mask?: ModelTensor | null;
   pixel_values?: ModelTensor | null;
   image_grid_thw?: ModelTensor | null;
+  video_grid_thw?: ModelTensor | null;
   position_ids?: ModelTensor | null;
   inputs_embeds?: ModelTensor | null;
   past_key_values?: ModelCache | null;
@@ -40,6 +41,8 @@ interface ModelConfig {
   readonly model_type?: string;
   readonly image_token_index?: number;
   readonly image_token_id?: number;
+  readonly video_token_id?: number;
+  readonly vision_start_token_id?: number;
   readonly _name_or_path?: string;
   readonly vision_config?: {
     readonly model_type?: string;
@@ -74,7 +77,7 @@ export interface HookedModel {
   get_rope_index?(
     ids: ModelTensor,
     images: ModelTensor | null | undefined,
-    videos: undefined,
+    videos: ModelTensor | null | undefined,
     mask: ModelTensor | null | undefined,
   ): [ModelTensor, ModelTensor];
 }
@@ -119,7 +122,7 @@ export function requireSessions({ sessions }: HookedModel): void {
   if (unknown.length > 0)
     throw new DesapError(
       'ERR_GRAPH',
-      `model.sessions.decoder_model_merged: got the inputs ${unknown.join(', ')}, of which it is not known what dropped tokens mean to them`,
+      `model.sessions.decoder_model_merged: got the inputs ${unknown.join(', ')}, wanted none that may hold one entry for each token: desap cannot shorten inputs that it does not know`,
     );
 }
 

@@ -1,46 +1,48 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import type { AnalyzeOptions, DeviceOptions, PruneOptions, PruneResult, Pruner, TextEmbeddings } from '../index.js';
+import { type OptionNames, options } from '../options.js';
 import type { LongText } from '../vision/clip-text.js';
 import type { Positions } from '../vision/compact.js';
 import type { HookedModel } from './model.js';
 
-/** A question as the text tower is to see it, or its tokens already encoded. */
-export type Query = string | TextEmbeddings;
+/** A question in words, or its embeddings. */
+export type Question = string | TextEmbeddings;
 
-/** Visual tokens to keep of an image: a count, a fraction below 1, or `all`: the model's own path. */
+/** How many visual tokens to keep of an image. `all` takes the model's own path. */
 export type Keep = number | 'all';
 
 /** What one call of the model can be told: `generate({ ..., desap: { keep: 32 } })`. */
 export interface CallOptions extends Pick<PruneOptions, 'taskShare' | 'alignment' | 'lambda' | 'merge'> {
-  /** For each image, or one entry for each image in the order of the prompts. */
+  /** Visual tokens to keep: of each image, or a list with one entry for each image in the order of the prompts. */
   keep?: Keep | readonly Keep[];
-  /** For each sequence, or one entry for each sequence; default: the last user turn of the prompt. */
-  query?: Query | readonly Query[];
+  /** In place of `keep`: the share of an image's visual tokens, above 0 and up to 1, rounded half up, at least one token. */
+  keepRatio?: number | readonly number[];
+  /** The question of each sequence, or a list with one entry for each sequence. Default: the last user turn of the prompt. */
+  question?: Question | readonly Question[];
   /**
-   * Whether the language model sees kept tokens renumbered (`compact`, the default) or at their own places. Models with
-   * M-RoPE (Qwen-VL) always keep their own.
+   * The language model sees the kept tokens renumbered (`compact`, the default) or at their own places (`original`). Models with
+   * M-RoPE (Qwen-VL) always keep the places.
    */
   positions?: Positions;
   /** Is told what was kept, before the language model runs. */
   onPruned?: (images: readonly PrunedImage[]) => void;
 }
 
-/** Options of `attach`; those of {@link CallOptions} are the defaults of every call. */
+/** Options of `attach`: `keep` or `keepRatio` is needed. Those of {@link CallOptions} are the defaults of every call. */
 export interface AttachOptions extends CallOptions, DeviceOptions, Pick<AnalyzeOptions, 'encoding'> {
-  keep: Keep | readonly Keep[];
-  /** LLaVA: CLIP folder of the same vision tower, for the pruning head and the text tower. Qwen-VL takes none. */
-  clipFolder?: string;
+  /** LLaVA: the CLIP folder of the same vision tower, for the pruning head and the text tower. Qwen-VL takes none. */
+  clip?: string;
   /**
-   * LLaVA: a pruner that is open already, in place of the head of the CLIP folder (which then needs no `vision_model.onnx`; with
-   * queries that are encoded already it is not needed at all). Qwen-VL: only its device is used. It stays the caller's.
+   * LLaVA: an open pruner in place of the CLIP folder's head. The folder then needs no `vision_model.onnx`, and is not needed at all
+   * where questions come as embeddings. Qwen-VL: only the pruner's device is used. It stays the caller's.
    */
   pruner?: Pruner;
   /**
    * The folder that the model was loaded from, or its id under `env.localModelPath` or `env.cacheDir` of Transformers.js.
    * Default: the name in the model's config.
    */
-  modelDir?: string;
+  model?: string;
   /** What happens to questions longer than the CLIP text tower's context; default `segment`. */
   longText?: LongText;
   /** Session options of ONNX Runtime for the sessions that are opened in place of the model's vision session. */
@@ -53,30 +55,92 @@ export interface PrunedImage extends Pick<PruneResult, 'indices' | 'source' | 'a
   readonly sequence: number;
 }
 
+const CALL_NAMES: OptionNames<CallOptions> = {
+  ...{ keep: true, keepRatio: true, question: true, positions: true, onPruned: true },
+  ...{ taskShare: true, alignment: true, lambda: true, merge: true },
+};
+const OWN_NAMES: OptionNames<Omit<AttachOptions, keyof CallOptions>> = {
+  ...{ clip: true, model: true, pruner: true, longText: true, session: true, encoding: true },
+  ...{ device: true, precision: true, threads: true, isa: true },
+};
+const RENAMED = { clipFolder: 'clip', modelDir: 'model', query: 'question' };
+
 /**
- * The options of one call.
- * @throws DesapError `ERR_VALUE`; `ERR_GRAPH` for original positions that the decoder is not told
+ * Checks the options of `attach`, and gives those that are the defaults of every call.
+ * @throws DesapError `ERR_VALUE`; `ERR_GRAPH` for original positions where the decoder takes none
  */
-export function callOptions(model: HookedModel, defaults: CallOptions, given: unknown): CallOptions {
-  if (given !== undefined && (typeof given !== 'object' || given === null))
-    throw invalid('ERR_VALUE', 'desap', given, 'an object, for example { keep: 32 }');
-  // An option that is undefined is not given.
-  const own = Object.entries(given ?? {}).filter(([, value]) => value !== undefined);
-  const options: CallOptions = { ...defaults, ...Object.fromEntries(own) };
-  const { keep, positions } = options;
-  const isKeep = (one: unknown) => one === 'all' || (typeof one === 'number' && one > 0);
-  if (!(Array.isArray(keep) ? keep.length > 0 && keep.every(isKeep) : isKeep(keep)))
-    throw invalid('ERR_VALUE', 'keep', keep, "a count, a fraction below 1, 'all', or one of them for each image");
-  if (positions !== undefined && positions !== 'compact' && positions !== 'original')
-    throw invalid('ERR_VALUE', 'positions', positions, 'compact | original');
+export function callDefaults(model: HookedModel, given: AttachOptions): CallOptions {
+  const all = options('options', given, { ...CALL_NAMES, ...OWN_NAMES }, RENAMED);
+  const isDefault = ([name]: [string, unknown]) => Object.hasOwn(CALL_NAMES, name);
+  return checked(model, Object.fromEntries(Object.entries(all).filter(isDefault)));
+}
+
+/**
+ * The options of one call, with the defaults where it gives none.
+ * @throws DesapError `ERR_VALUE`; `ERR_GRAPH` for original positions where the decoder takes none
+ */
+export function callOptions(model: HookedModel, defaults: CallOptions, desap: unknown): CallOptions {
+  const given = options('desap', desap as CallOptions | undefined, CALL_NAMES, RENAMED);
+  const own = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)) as CallOptions;
+  // One says how much to keep in place of the other.
+  const amount = own.keep === undefined && own.keepRatio === undefined ? {} : { keep: undefined, keepRatio: undefined };
+  return checked(model, { ...defaults, ...amount, ...own });
+}
+
+function checked(model: HookedModel, given: CallOptions): CallOptions {
+  const { keep, keepRatio, question, positions, onPruned } = given;
+  if (keep !== undefined && keepRatio !== undefined)
+    throw mismatch('ERR_VALUE', 'keepRatio', 'keep beside it', 'one of the two');
+  if (keepRatio === undefined) each('keep', keep, isKeep, "a count of visual tokens or 'all' (or keepRatio, a share)");
+  else each('keepRatio', keepRatio, isRatio, 'a share of the visual tokens, above 0 and up to 1');
+  if (question !== undefined) each('question', question, isQuestion, 'a text, or its embeddings');
+  if (onPruned !== undefined && typeof onPruned !== 'function')
+    throw invalid('ERR_VALUE', 'onPruned', onPruned, 'a function');
+  checkPositions(model, positions);
+  return given;
+}
+
+const isKeep = (one: unknown) => one === 'all' || (Number.isSafeInteger(one) && (one as number) > 0);
+const isRatio = (one: unknown) => typeof one === 'number' && one > 0 && one <= 1;
+const isQuestion = (one: unknown) => typeof one === 'string' || (typeof one === 'object' && one !== null);
+
+/** Checks a value, or each entry of a list. */
+function each(argument: string, value: unknown, isGood: (one: unknown) => boolean, wanted: string): void {
+  const bad = Array.isArray(value) ? value.findIndex((one) => !isGood(one)) : -1;
+  if (bad >= 0) throw invalid('ERR_VALUE', `${argument}[${bad}]`, (value as unknown[])[bad], wanted);
+  if (Array.isArray(value) ? value.length === 0 : !isGood(value))
+    throw invalid('ERR_VALUE', argument, value, `${wanted}, or a list of them`);
+}
+
+function checkPositions(model: HookedModel, positions: Positions | undefined): void {
+  if (positions === undefined) return;
+  if (positions !== 'compact' && positions !== 'original')
+    throw invalid('ERR_VALUE', 'positions', positions, "'compact' | 'original'");
   if (positions === 'compact' && model.get_rope_index)
-    throw invalid('ERR_VALUE', 'positions', positions, 'original: tokens keep their places in this model');
+    throw invalid('ERR_VALUE', 'positions', positions, "'original': tokens keep their places in this model");
   if (positions === 'original' && !model.sessions.decoder_model_merged.inputNames.includes('position_ids'))
     throw new DesapError(
       'ERR_GRAPH',
-      'positions: got original, wanted compact: this decoder has no input position_ids',
+      "positions: got 'original', wanted 'compact': this decoder has no input position_ids",
     );
-  return options;
+}
+
+/**
+ * How much to keep of one image of some, as its `prune` takes it: a count, or the share of its visual tokens.
+ * @throws DesapError `ERR_VALUE` when a list has another length
+ */
+export function amountOf(
+  { keep, keepRatio }: CallOptions,
+  index: number,
+  images: number,
+  tokenCount: number,
+): Pick<PruneOptions, 'keep'> {
+  if (keepRatio !== undefined) {
+    const ratio = entryOf('keepRatio', keepRatio, index, images);
+    return { keep: Math.max(1, Math.floor(ratio * tokenCount + 0.5)) };
+  }
+  const count = entryOf('keep', keep ?? 'all', index, images);
+  return { keep: count === 'all' ? tokenCount : count };
 }
 
 /**

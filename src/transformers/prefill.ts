@@ -2,28 +2,31 @@ import { types } from 'node:util';
 import { mismatch } from '../errors.js';
 import type { TextEmbeddings } from '../index.js';
 import { floatToHalf } from '../tensor.js';
-import { append, dropped, type Layout, pack, pickColumns } from './cache-map.js';
-import type { KeptTokens, SeenImage, VisionFamily } from './family.js';
+import type { EncodedImage, InputNames, PrunedFeatures, VisionModel } from '../vision/vision-model.js';
+import { append, type CacheMap, dropped, pack, pickColumns } from './cache-map.js';
 import { type HookedModel, imageTokenId, type ModelInputs, type ModelTensor, type ModelTensorClass } from './model.js';
-import { type CallOptions, entryOf, type PrunedImage, type Query } from './options.js';
+import { amountOf, type CallOptions, entryOf, type PrunedImage, type Question } from './options.js';
 import type { Questions } from './question/question.js';
 
 /** The parts of an attached model that a prefill works with. */
 export interface Attached {
   readonly model: HookedModel;
-  readonly family: VisionFamily;
+  readonly vision: VisionModel;
   readonly questions: () => Promise<Questions>;
 }
 
 /** A shortened prefill: what the model's own `forward` takes, and where the slots of its cache come from. */
 export interface Prefill {
   readonly inputs: Required<Pick<ModelInputs, 'inputs_embeds' | 'attention_mask'>> & Pick<ModelInputs, 'position_ids'>;
-  readonly layout: Layout;
+  readonly map: CacheMap;
 }
+
+/** What callers of the model know its inputs by. */
+const NAMES: InputNames = { pixelValues: 'pixel_values', imageGridThw: 'image_grid_thw' };
 
 interface Image {
   readonly sequence: number;
-  readonly seen: SeenImage;
+  readonly encoded: EncodedImage;
   /** Columns of its tokens. */
   readonly columns: readonly number[];
 }
@@ -39,14 +42,18 @@ export async function prefill(
   attached: Attached,
   inputs: ModelInputs,
   options: CallOptions,
-  before: Layout | null,
+  before: CacheMap | null,
 ): Promise<Prefill> {
-  const { model, family } = attached;
+  const { model, vision } = attached;
   const ids = inputs.input_ids as ModelTensor;
   const [rows, columns] = ids.dims;
-  const seen = await family.see(inputs);
+  const { pixel_values, image_grid_thw } = inputs;
+  const encoded = await vision.encode(
+    { pixelValues: pixel_values as ModelTensor, imageGridThw: image_grid_thw ?? undefined },
+    NAMES,
+  );
   try {
-    const images = assign(ids, imageTokenId(model), seen);
+    const images = assign(ids, imageTokenId(model), encoded);
     const kept = await pruneAll(attached, inputs, images, options);
     const stays = new Uint8Array(rows * columns).fill(1);
     for (const [i, { sequence, columns: own }] of images.entries()) {
@@ -63,15 +70,15 @@ export async function prefill(
         attention_mask: shortMask(inputs, slots, past, columns),
         position_ids: shortPositions(inputs, options, slots, past, before),
       },
-      layout: append(before, past, slots, columns),
+      map: append(before, past, slots, columns),
     };
   } finally {
-    for (const one of seen) one[Symbol.dispose]();
+    for (const image of encoded) image.dispose();
   }
 }
 
 /** Gives each image its placeholders, which stand in the order of the images over the whole batch. */
-function assign(ids: ModelTensor, token: bigint, seen: readonly SeenImage[]): Image[] {
+function assign(ids: ModelTensor, token: bigint, encoded: readonly EncodedImage[]): Image[] {
   const [rows, columns] = ids.dims;
   const data = ids.data as BigInt64Array;
   const images: Image[] = [];
@@ -80,18 +87,19 @@ function assign(ids: ModelTensor, token: bigint, seen: readonly SeenImage[]): Im
       'ERR_SHAPE',
       'input_ids',
       `${found} image tokens (id ${token}) in a sequence`,
-      `the tokens of its images: ${seen.map((image) => image.tokens).join(', ')}`,
+      `the tokens of its images: ${encoded.map(({ tokenCount }) => tokenCount).join(', ')}`,
     );
   for (let sequence = 0; sequence < rows; sequence++) {
     const own: number[] = [];
     for (let column = 0; column < columns; column++) if (data[sequence * columns + column] === token) own.push(column);
     for (let at = 0; at < own.length; ) {
-      const image = seen[images.length];
-      if (image === undefined || at + image.tokens > own.length) throw unequal(own.length);
-      images.push({ sequence, seen: image, columns: own.slice(at, (at += image.tokens)) });
+      const image = encoded[images.length];
+      if (image === undefined || at + image.tokenCount > own.length) throw unequal(own.length);
+      images.push({ sequence, encoded: image, columns: own.slice(at, (at += image.tokenCount)) });
     }
   }
-  if (images.length !== seen.length) throw unequal(images.length === 0 ? 0 : images[images.length - 1].columns.length);
+  if (images.length !== encoded.length)
+    throw unequal(images.length === 0 ? 0 : images[images.length - 1].columns.length);
   return images;
 }
 
@@ -100,13 +108,14 @@ async function pruneAll(
   inputs: ModelInputs,
   images: readonly Image[],
   options: CallOptions,
-): Promise<KeptTokens[]> {
+): Promise<PrunedFeatures[]> {
   const asked = new Map<number, TextEmbeddings | null>();
-  const kept: KeptTokens[] = [];
-  for (const [i, { sequence, seen }] of images.entries()) {
+  const kept: PrunedFeatures[] = [];
+  const { taskShare, alignment, lambda, merge } = options;
+  for (const [i, { sequence, encoded }] of images.entries()) {
     if (!asked.has(sequence)) asked.set(sequence, await question(attached, inputs, sequence, options));
-    const keep = entryOf('keep', options.keep ?? 'all', i, images.length);
-    kept.push(await seen.prune(asked.get(sequence) ?? null, { ...options, keep: keep === 'all' ? seen.tokens : keep }));
+    const amount = amountOf(options, i, images.length, encoded.tokenCount);
+    kept.push(await encoded.prune(asked.get(sequence) ?? null, { ...amount, taskShare, alignment, lambda, merge }));
   }
   options.onPruned?.(
     kept.map(
@@ -120,16 +129,16 @@ async function pruneAll(
 
 /** The question of one sequence: the given one, or that of its last user turn. */
 async function question(
-  { model, family, questions }: Attached,
+  { model, vision, questions }: Attached,
   inputs: ModelInputs,
   sequence: number,
   options: CallOptions,
 ): Promise<TextEmbeddings | null> {
-  if (!family.asks(options)) return null;
+  if (options.taskShare === 0) return null;
   const ids = inputs.input_ids as ModelTensor;
-  let query: Query | undefined = entryOf('query', options.query, sequence, ids.dims[0]) as Query | undefined;
-  query ??= (await questions()).read(unpadded(inputs, sequence), Number(imageTokenId(model)));
-  return typeof query === 'string' ? family.encodeQuestion(query) : query;
+  let asked = entryOf('question', options.question, sequence, ids.dims[0]) as Question | undefined;
+  asked ??= (await questions()).read(unpadded(inputs, sequence), Number(imageTokenId(model)));
+  return typeof asked === 'string' ? vision.encodeQuestion(asked) : asked;
 }
 
 /** The ids of one sequence that its mask does not hide. */
@@ -144,9 +153,10 @@ function unpadded({ input_ids, attention_mask, past_key_values }: ModelInputs, s
 }
 
 /** Writes the features of the kept tokens over their placeholders. */
-function placeFeatures(embeds: ModelTensor, sequence: number, columns: readonly number[], kept: KeptTokens): void {
+function placeFeatures(embeds: ModelTensor, sequence: number, columns: readonly number[], kept: PrunedFeatures): void {
   const [, length, width] = embeds.dims;
-  const { indices, features } = kept;
+  const { indices } = kept;
+  const features = kept.features.data as Float32Array;
   if (features.length !== indices.length * width)
     throw mismatch('ERR_SHAPE', 'image_features', `rows of ${features.length / indices.length}`, `rows of ${width}`);
   for (const [k, index] of indices.entries()) {
@@ -200,7 +210,7 @@ function shortPositions(
   { positions }: CallOptions,
   slots: readonly Int32Array[],
   past: number,
-  before: Layout | null,
+  before: CacheMap | null,
 ): ModelTensor | null {
   const ids = inputs.input_ids as ModelTensor;
   const [rows, columns] = ids.dims;
@@ -212,7 +222,7 @@ function shortPositions(
 }
 
 /** Places [rows, columns] among all tokens that are not padding, those that the cache has lost included. */
-export function originalPositions(inputs: ModelInputs, past: number, before: Layout | null): BigInt64Array {
+export function originalPositions(inputs: ModelInputs, past: number, before: CacheMap | null): BigInt64Array {
   const [rows, columns] = (inputs.input_ids as ModelTensor).dims;
   const mask = inputs.attention_mask?.data as BigInt64Array | undefined;
   const data = new BigInt64Array(rows * columns);

@@ -1,9 +1,8 @@
 import { join } from 'node:path';
 import { Template } from '@huggingface/jinja';
-import { DesapError } from '../errors.js';
 import { isFile, readJsonIfThere, readText } from '../files.js';
 
-/** A part of a message, as processors take them. */
+/** A part of a message, as the templates of processors take it. */
 export type ContentPart = { readonly type: 'image' } | { readonly type: 'text'; readonly text: string };
 
 export interface Message {
@@ -14,10 +13,10 @@ export interface Message {
 
 /** Writes a conversation as the text that a model was trained on. */
 export interface ChatTemplate {
-  /** Where it stands, for messages. */
+  /** The file that holds it, for errors. */
   readonly source: string;
   /**
-   * @param asked whether the words that begin an answer follow (`add_generation_prompt`)
+   * @param asked whether the beginning of an answer follows (`add_generation_prompt`)
    * @throws Error what the template itself raises, for example for roles that it does not take
    */
   render(messages: readonly Message[], asked: boolean): string;
@@ -31,7 +30,7 @@ type Stored = string | null | Record<string, string> | readonly { name: string; 
  * `processor_config.json`, `chat_template.json`, `chat_template.jinja` (of `additional_chat_templates/` the one named default), and
  * `tokenizer_config.json`. Of several with names it is the one named `default`.
  *
- * @param names what templates know special tokens by: `bos_token` and so on
+ * @param names special tokens by the names that templates use: `bos_token` and so on
  * @throws DesapError `ERR_FILE` for a file that is not JSON
  */
 export async function chatTemplates(folder: string, names: Readonly<Record<string, string>>): Promise<ChatTemplate[]> {
@@ -82,19 +81,7 @@ class JinjaTemplate implements ChatTemplate {
   }
 }
 
-/**
- * The template that is preferred in a folder.
- * @throws DesapError `ERR_FILE` for a folder without one, with the places where it was looked for
- */
-export function requireTemplate(folder: string, [preferred]: readonly ChatTemplate[]): ChatTemplate {
-  if (preferred) return preferred;
-  throw new DesapError(
-    'ERR_FILE',
-    `${folder}: got no chat template (in processor_config.json, chat_template.json, chat_template.jinja or tokenizer_config.json), wanted one (of several with names, one that is named default), or the option prompt, for example 'USER: {image}\\n{question} ASSISTANT:'`,
-  );
-}
-
-/** Whether a template that wants contents as a text was given parts, and has printed them as they stand. */
+/** Whether a template that takes contents as a text was given parts, and printed them as they are. */
 export function writesParts(rendered: string): boolean {
   return /(["'])type\1\s*:/.test(rendered);
 }

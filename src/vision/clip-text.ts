@@ -16,8 +16,9 @@ import {
   type TextStructure,
   textGraph,
 } from '../onnx/text.js';
+import { type OptionNames, options } from '../options.js';
 import { loadOrt } from '../ort.js';
-import { float32, object, oneOf, type Tensor } from '../tensor.js';
+import { float32, oneOf, type Tensor } from '../tensor.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
 
 /**
@@ -39,6 +40,8 @@ export interface ClipTextOptions {
   /** Session options of ONNX Runtime. */
   readonly session?: InferenceSession.SessionOptions;
 }
+
+const NAMES: OptionNames<ClipTextOptions> = { model: true, tokenizer: true, ort: true, longText: true, session: true };
 
 /** A text as tokens in the space that CLIP shares between image and text. */
 export interface EncodedText {
@@ -77,8 +80,14 @@ export class ClipText {
    * @throws DesapError `ERR_FILE`, `ERR_GRAPH` (no CLIP text tower, or rows that do not agree), `ERR_MISSING_PACKAGE`,
    *   `ERR_VALUE`
    */
-  static async open(options: ClipTextOptions): Promise<ClipText> {
-    const { model, tokenizer: path, ort, longText = 'segment', session: sessionOptions } = object('options', options);
+  static async open(given: ClipTextOptions): Promise<ClipText> {
+    const {
+      model,
+      tokenizer: path,
+      ort,
+      longText = 'segment',
+      session: sessionOptions,
+    } = options('options', given, NAMES);
     oneOf('longText', longText, LONG_TEXT);
     const runtime = ort ?? (await loadOrt('encoding text'));
     const structure = readText(model, 'model');

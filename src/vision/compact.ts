@@ -1,24 +1,28 @@
 import { types } from 'node:util';
-import { DesapError, invalid, mismatch } from '../errors.js';
+import { invalid, mismatch } from '../errors.js';
 import type { PruneResult } from '../index.js';
-import { object, Tensor } from '../tensor.js';
+import { options as checked, type OptionNames } from '../options.js';
+import { integer, object, oneOf, Tensor } from '../tensor.js';
 
 /**
  * Whether the language model sees the kept tokens renumbered without gaps (`compact`) or at the places that they had among all
  * visual tokens (`original`).
  */
-export type Positions = 'compact' | 'original';
+export type Positions = (typeof POSITIONS)[number];
+const POSITIONS = ['compact', 'original'] as const;
 
 /** What {@link compact} needs of a `PruneResult`: which patches were kept, and of how many (the length of `assignment`). */
 export type KeptPatches = Pick<PruneResult, 'indices' | 'assignment'>;
 
+/** What {@link compact} takes. */
 export interface CompactOptions {
-  /** The prompt of one sequence, [1, L] or [L], int64, with one `imageTokenId` for each patch of each picture. */
+  /** The prompt of one sequence, [1, L] or [L], int64, with one `imageTokenId` for each patch of each image. */
   inputIds: Tensor | BigInt64Array | readonly number[];
   /** [1, L] or [L], int64: 0 where the sequence is padded; default: all ones. */
   attentionMask?: Tensor | BigInt64Array | readonly number[];
+  /** The id that stands for one patch. */
   imageTokenId: number;
-  /** The result for the picture, or one result for each picture in the order of the prompt. */
+  /** The result for the image, or one result for each image in the order of the prompt. */
   kept: KeptPatches | readonly KeptPatches[];
   /**
    * The positions that the prompt has already, int64 [1, L] or [R, 1, L] (R = 3 for M-RoPE): each token that stays keeps its
@@ -46,20 +50,23 @@ export interface CompactPrompt {
  * @throws DesapError `ERR_SHAPE` when the prompt has not one image token per patch, `ERR_DTYPE`, `ERR_VALUE`
  */
 export function compact(options: CompactOptions): CompactPrompt {
-  const { imageTokenId, positionIds, positions = 'compact' } = object('options', options);
-  if (positionIds && options.positions)
-    throw mismatch('ERR_VALUE', 'positions', `${options.positions} and positionIds`, 'one of the two');
-  if (positions !== 'compact' && positions !== 'original')
-    throw invalid('ERR_VALUE', 'positions', positions, 'compact | original');
-  const ids = int64('inputIds', options.inputIds);
-  const mask = options.attentionMask
-    ? int64('attentionMask', options.attentionMask)
-    : new BigInt64Array(ids.length).fill(1n);
+  const {
+    attentionMask,
+    imageTokenId,
+    positionIds,
+    positions = 'compact',
+    ...given
+  } = checked('options', options, NAMES);
+  if (positionIds !== undefined && options.positions !== undefined)
+    throw mismatch('ERR_VALUE', 'positions', `'${positions}' and positionIds`, 'one of the two');
+  oneOf('positions', positions, POSITIONS);
+  const ids = int64('inputIds', given.inputIds);
+  const mask =
+    attentionMask === undefined ? new BigInt64Array(ids.length).fill(1n) : int64('attentionMask', attentionMask);
   if (mask.length !== ids.length)
     throw mismatch('ERR_SHAPE', 'attentionMask', `${mask.length} elements`, `${ids.length}, as many as inputIds`);
-  object('kept', options.kept, '{ indices, assignment }, or one for each picture');
-  const visible = keptFlags('indices' in options.kept ? [options.kept] : options.kept);
-  const image = BigInt(imageTokenId);
+  const image = BigInt(integer('imageTokenId', imageTokenId, 0, Number.MAX_SAFE_INTEGER));
+  const visible = keptFlags(given.kept);
   const count = ids.reduce((sum, id) => sum + Number(id === image), 0);
   if (count !== visible.length)
     throw mismatch(
@@ -69,7 +76,7 @@ export function compact(options: CompactOptions): CompactPrompt {
       `${visible.length}, one per patch`,
     );
 
-  const given = positionIds && positionRows(positionIds, ids.length);
+  const rows = positionIds && positionRows(positionIds, ids.length);
   const columns: number[] = [];
   const out = { ids: [] as bigint[], mask: [] as bigint[], positions: [] as bigint[] };
   let [patch, next] = [0, 0];
@@ -87,14 +94,18 @@ export function compact(options: CompactOptions): CompactPrompt {
   return {
     inputIds: tensor(out.ids),
     attentionMask: tensor(out.mask),
-    positionIds: given ? given.at(columns) : tensor(out.positions),
-    nextPosition: given ? given.next : next,
+    positionIds: rows ? rows.at(columns) : tensor(out.positions),
+    nextPosition: rows ? rows.next : next,
   };
 }
 
+const NAMES: OptionNames<CompactOptions> = {
+  ...{ inputIds: true, attentionMask: true, imageTokenId: true, kept: true, positionIds: true, positions: true },
+};
+
 /** Given positions: some of their columns, and the position behind the largest. */
 function positionRows(positionIds: Tensor, length: number): { at(columns: readonly number[]): Tensor; next: number } {
-  const { data, dims } = positionIds;
+  const { data, dims } = object('positionIds', positionIds, 'an int64 tensor');
   if (!types.isBigInt64Array(data)) throw invalid('ERR_DTYPE', 'positionIds', positionIds.type, 'int64');
   const rows = dims.length === 3 ? dims[0] : 1;
   if (dims.length < 2 || dims.length > 3 || dims.at(-2) !== 1 || dims.at(-1) !== length)
@@ -108,25 +119,37 @@ function positionRows(positionIds: Tensor, length: number): { at(columns: readon
   };
 }
 
-/** One flag for each patch of all pictures. */
-function keptFlags(pictures: readonly KeptPatches[]): boolean[] {
-  return pictures.flatMap(({ indices, assignment }) => {
+/** One flag for each patch of all images. */
+function keptFlags(kept: KeptPatches | readonly KeptPatches[]): boolean[] {
+  const isList = Array.isArray(kept);
+  return (isList ? kept : [kept]).flatMap((one, i) => {
+    const name = isList ? `kept[${i}]` : 'kept';
+    const { indices, assignment } = object(name, one, KEPT);
+    if (!isIndices(indices) || !isIndices(assignment)) throw invalid('ERR_VALUE', name, one, KEPT);
     const flags = new Array<boolean>(assignment.length).fill(false);
-    for (const index of indices) {
-      if (!(index >= 0 && index < flags.length))
-        throw invalid('ERR_VALUE', 'kept.indices', index, `0 to ${flags.length - 1}`);
-      flags[index] = true;
-    }
+    for (const index of indices) flags[integer(`${name}.indices`, index, 0, flags.length - 1)] = true;
     return flags;
   });
 }
 
+const KEPT = 'a result of prune, or one for each image: { indices, assignment }';
+
+function isIndices(value: unknown): boolean {
+  return types.isInt32Array(value) || Array.isArray(value);
+}
+
+/** @throws DesapError `ERR_VALUE`, `ERR_DTYPE`, `ERR_SHAPE` */
 function int64(name: string, value: Tensor | BigInt64Array | readonly number[]): BigInt64Array {
   if (types.isBigInt64Array(value)) return value;
-  object(name, value, 'an int64 tensor, a BigInt64Array or an array of ids');
-  if (Array.isArray(value)) return BigInt64Array.from(value as number[], BigInt);
-  const { data, dims } = value as Tensor;
-  if (!types.isBigInt64Array(data)) throw new DesapError('ERR_DTYPE', `${name}: wanted an int64 tensor`);
+  const wanted = 'an int64 tensor, a BigInt64Array or an array of integers';
+  object(name, value, wanted);
+  if (Array.isArray(value)) {
+    const bad = value.findIndex((id) => !Number.isSafeInteger(id));
+    if (bad >= 0) throw invalid('ERR_VALUE', `${name}[${bad}]`, value[bad], 'an integer');
+    return BigInt64Array.from(value as number[], BigInt);
+  }
+  const { data, dims, type } = value as Tensor;
+  if (!types.isBigInt64Array(data)) throw invalid('ERR_DTYPE', name, type ?? value, wanted);
   if (dims.length > 2 || (dims.length === 2 && dims[0] !== 1))
     throw invalid('ERR_SHAPE', `${name}.dims`, dims, '[1, L]: one sequence at a time');
   return data;

@@ -3,35 +3,36 @@ import { DesapError, invalid, mismatch } from '../errors.js';
 import { isFile, readJson } from '../files.js';
 import { Tensor } from '../tensor.js';
 import type { ImageProcessorConfig } from './image/config.js';
-import type { Picture } from './image/extent.js';
+import type { RgbImage } from './image/extent.js';
 import { compose } from './image/layout.js';
 import { type Recipe, readRecipe } from './image/recipe.js';
-import { type ImageSource, readPicture } from './image/source.js';
+import { type ImageSource, readImage } from './image/source.js';
 
 export type { ImageProcessorConfig } from './image/config.js';
-export type { Picture } from './image/extent.js';
+export type { RgbImage } from './image/extent.js';
 export type { ImageSource, Pixels } from './image/source.js';
 
 /**
- * Pictures to `pixel_values`, as Hugging Face's image processors (the PIL ones, version 5) make them from a file: EXIF orientation
- * applied, RGB (transparency is dropped, grey is spread, colour profiles are ignored), padded to a square where LLaVA's is told to, resized,
- * centre-cropped, rescaled, normalised. Of the kinds `CLIPImageProcessor`, `LlavaImageProcessor`, `SiglipImageProcessor`,
- * `ViTImageProcessor`, `ChineseCLIPImageProcessor`, `BitImageProcessor`, `DeiTImageProcessor` and `BlipImageProcessor`; others are refused.
+ * Images to `pixel_values`, as Hugging Face's image processors make them from a file (the PIL ones, version 5). An image is turned
+ * upright by its EXIF orientation, made RGB (transparency is dropped, grey is spread, colour profiles are ignored), padded to a square
+ * where LLaVA's configuration says so, resized, centre-cropped, rescaled and normalised. The kinds are `CLIPImageProcessor`,
+ * `LlavaImageProcessor`, `SiglipImageProcessor`, `ViTImageProcessor`, `ChineseCLIPImageProcessor`, `BitImageProcessor`,
+ * `DeiTImageProcessor` and `BlipImageProcessor`; any other is refused.
  *
- * Resizing has Pillow's own arithmetic: every pixel is that of Pillow 13. Where a picture loses more than twice as many rows as columns,
- * older Pillows differ by a few of the 255 levels, since they take the axes in the other order; so do the processors that resize with
- * torchvision (`...Fast` in version 4, the default in version 5), which elsewhere differ by one or two levels in a pixel in two hundred.
+ * Resizing uses Pillow's own arithmetic: every pixel is that of Pillow 13. Older Pillows take the axes in the other order where an image
+ * loses more than twice as many rows as columns, and differ there by a few of the 255 levels. Processors that resize with torchvision
+ * (`...Fast` in version 4, the default in version 5) differ there too, and elsewhere by one or two levels in a pixel in two hundred.
  *
- * At most 178 956 970 pixels come in, as with Pillow, and at most 4096 x 4096 go out. Only what the crop keeps is computed, on the
- * calling thread: about 0.2 s for a photo of 12 million pixels.
+ * At most 178 956 970 pixels come in, as with Pillow, and at most 4096 x 4096 go out. The calling thread computes only what the crop
+ * keeps: about 0.2 s for a photo of 12 million pixels.
  */
 export class ImageProcessor {
   private constructor(private readonly recipe: Recipe) {}
 
   /**
-   * @param source a model folder with `preprocessor_config.json`, or with `processor_config.json` that has an `image_processor` (that one
+   * @param source a model folder with `preprocessor_config.json`, or with `processor_config.json` that has an `image_processor` (which
    *   goes first, as in Hugging Face); or the configuration itself
-   * @throws DesapError `ERR_FILE`; `ERR_VALUE` for a kind of processor, a field or a value that is not understood
+   * @throws DesapError `ERR_FILE` for a folder without these files; `ERR_VALUE` for an unsupported kind of processor, field or value
    */
   static async open(source: string | ImageProcessorConfig): Promise<ImageProcessor> {
     const config = typeof source === 'string' ? await readConfig(source) : source;
@@ -47,27 +48,27 @@ export class ImageProcessor {
 
   /**
    * The normalised `pixel_values` [1, 3, H, W], float32.
-   * @throws DesapError `ERR_FILE` for what is missing or not a picture; `ERR_VALUE` for what is no form of a picture, animations and
-   *   pictures that are too large; `ERR_SHAPE`, `ERR_DTYPE` for pixels that contradict their size; `ERR_MISSING_PACKAGE`
+   * @throws DesapError `ERR_FILE` for a file that is missing or not an image; `ERR_VALUE` for a value that is not an
+   *   {@link ImageSource}, for animations and for images that are too large; `ERR_SHAPE`, `ERR_DTYPE` for pixels that contradict their size; `ERR_MISSING_PACKAGE`
    */
   async process(source: ImageSource): Promise<Tensor> {
-    return this.normalize(await this.picture(source));
+    return this.normalize(await this.rgb(source));
   }
 
   /**
-   * The picture that the encoder sees: upright, padded, resized and cropped, not yet normalised.
+   * The image as the encoder sees it, in bytes: upright, padded, resized and cropped, not yet normalised.
    * @throws as {@link ImageProcessor.process}
    */
-  async picture(source: ImageSource): Promise<Picture> {
-    return compose(await readPicture(source), this.recipe);
+  async rgb(source: ImageSource): Promise<RgbImage> {
+    return compose(await readImage(source), this.recipe);
   }
 
   /**
-   * Rescaling and normalisation of a picture, in float32 as Hugging Face has it: `pixel_values` [1, 3, H, W]. Where the configuration
-   * has a `pad_size`, zeros fill it up to the right and below.
-   * @throws DesapError `ERR_VALUE` for a picture that is larger than `pad_size`
+   * Rescales and normalises an image, in float32 as Hugging Face does: `pixel_values` [1, 3, H, W]. Where the configuration has a
+   * `pad_size`, zeros fill it up to the right and below.
+   * @throws DesapError `ERR_VALUE` for an image that is larger than `pad_size`
    */
-  normalize({ data, width, height }: Picture): Tensor {
+  normalize({ data, width, height }: RgbImage): Tensor {
     const { scale, normalize, pad } = this.recipe;
     const extent = pad ?? { width, height };
     if (extent.width < width || extent.height < height)
@@ -104,7 +105,7 @@ async function readConfig(folder: string): Promise<ImageProcessorConfig> {
   );
 }
 
-/** What transformers 5 writes: the image processor's fields inside of those of the whole processor. */
+/** The image processor's fields inside those of the whole processor, as transformers 5 writes them. */
 function nested(config: object): ImageProcessorConfig | null {
   const { image_processor: inner } = config as { image_processor?: unknown };
   return typeof inner === 'object' && inner !== null ? (inner as ImageProcessorConfig) : null;

@@ -7,7 +7,23 @@ export type { ClipTextOptions, EncodedText, LongText } from './clip-text.js';
 export { ClipText } from './clip-text.js';
 export type { CompactOptions, CompactPrompt, KeptPatches, Positions } from './compact.js';
 export { compact } from './compact.js';
-export type { ImageProcessorConfig, ImageSource, Picture, Pixels } from './image-processor.js';
+export type { ImageProcessorConfig, ImageSource, Pixels, RgbImage } from './image-processor.js';
 export { ImageProcessor } from './image-processor.js';
-export type { PrunedFeatures, PrunedVisionOptions, VisionPruneOptions, VisionTimings } from './llava.js';
-export { PrunedVision, VisionAnalysis } from './llava.js';
+export type { LlavaVisionOptions } from './llava.js';
+export { LlavaImage, LlavaVision } from './llava.js';
+export type { Dtype, ModelConfig } from './model-folder.js';
+export type { VisionModelOptions } from './open.js';
+export { openVisionModel } from './open.js';
+export type { QwenVisionOptions } from './qwen.js';
+export { QwenImage, QwenVision } from './qwen.js';
+export type {
+  Budget,
+  EncodedImage,
+  PrunedFeatures,
+  Question,
+  Tile,
+  VisionInputs,
+  VisionModel,
+  VisionPruneOptions,
+  VisionTimings,
+} from './vision-model.js';

@@ -1,19 +1,16 @@
-import type { InferenceSession } from 'onnxruntime-common';
-import { ASYNC_DISPOSE, DISPOSE } from '../dispose-symbols.js';
+import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { DEVICE_OPTIONS } from '../devices/open.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { isFile, requireFolder } from '../files.js';
 import {
   type AnalyzeOptions,
   type DeviceOptions,
   type HeadWeights,
-  type ImageAnalysis,
-  type PruneOptions,
-  type PruneResult,
   Pruner,
   type TensorLike,
   type TextEmbeddings,
 } from '../index.js';
-import { Lifetime } from '../lifetime.js';
+import { relativeError } from '../onnx/head/compare.js';
 import { confirmProjector } from '../onnx/head/confirm-rows.js';
 import {
   type EditedGraph,
@@ -26,31 +23,34 @@ import {
   readTower,
   towerGraph,
 } from '../onnx/index.js';
+import { type OptionNames, options } from '../options.js';
 import { loadOrt } from '../ort.js';
-import { floatData, matrix, object, Tensor, widened } from '../tensor.js';
+import { floatData, isTensor, matrix, widened } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
-import { clipFile } from './clip-folder.js';
+import { findClipFile } from './clip-folder.js';
 import { ClipText, type LongText } from './clip-text.js';
-import { type HiddenMemory, hiddenMemory } from './hidden-memory.js';
-import { allOrNone, atRest, runSession } from './session.js';
+import { deviceOptions } from './device-options.js';
+import { type Analyzed, EncodedImageBase, type Kept } from './image-base.js';
+import { VisionModelBase } from './model-base.js';
+import { allOrNone, atRest, runSession, TENTATIVE } from './session.js';
+import { TowerBatch } from './tower-batch.js';
 import { requireFit, towerHead } from './tower-head.js';
+import { pixelExtents, waves } from './trial.js';
+import type { Budget, InputNames, Tile, VisionInputs } from './vision-model.js';
 
-const TOWER = { argument: 'pixelValues', graph: 'the vision tower' };
-const PROJECTOR = { argument: 'tokens', graph: 'the projector' };
+const PROJECTOR = { argument: 'rows', graph: 'the projector' };
 
-export interface PrunedVisionOptions extends DeviceOptions, Pick<AnalyzeOptions, 'encoding'> {
+export interface LlavaVisionOptions extends DeviceOptions, Budget, Pick<AnalyzeOptions, 'encoding'> {
   /**
-   * CLIP folder of the same vision tower: `onnx/text_model.onnx`, `tokenizer.json`, and `onnx/vision_model.onnx` for the head; or
-   * both towers in one `model.onnx`, as Optimum exports them.
-   * Only with a `pruner` may it be left out: questions are then given as tokens that are encoded already.
+   * CLIP folder of the same vision tower: `onnx/vision_model.onnx` for the head, and for questions `onnx/text_model.onnx` and
+   * `tokenizer.json`; or both towers in one `model.onnx`, as Optimum exports them.
+   * Only with a `pruner` may it be left out: questions are then given as embeddings.
    */
   clip?: string;
   /** A head (weights, or the path of a head file made by `desap extract`) in place of the CLIP folder's `vision_model.onnx`. */
   head?: string | HeadWeights;
   /** A pruner that is open already, in place of a head; it stays the caller's and can only be checked by its shape. */
   pruner?: Pruner;
-  /** Default of the option `keep` of every call. */
-  keep?: number;
   /** What happens to questions longer than the text tower's context; default `segment`. */
   longText?: LongText;
   /** Session options of ONNX Runtime, for every session; default: its own, with threads that do not spin between runs. */
@@ -59,29 +59,18 @@ export interface PrunedVisionOptions extends DeviceOptions, Pick<AnalyzeOptions,
   ort?: OrtModule;
 }
 
-/** How to prune; see `PruneOptions`. The matrices of eq. 3 are not carried through. */
-export interface VisionPruneOptions extends Omit<PruneOptions, 'keep' | 'features' | 'matrices'> {
-  /** Visual tokens to keep, a count or a fraction below 1; default: the option `keep` of {@link PrunedVision.open}. */
-  keep?: number;
-}
+const NAMES: OptionNames<LlavaVisionOptions> = {
+  ...DEVICE_OPTIONS,
+  ...{ clip: true, head: true, pruner: true, keep: true, keepRatio: true, encoding: true, longText: true },
+  ...{ session: true, ort: true },
+};
+const RENAMED = { clipFolder: 'clip' };
 
-/** Milliseconds: the tower; what the image costs the pruner; the question's text tower; pruning; the projector. */
-export interface VisionTimings {
-  readonly vision: number;
-  readonly analyze: number;
-  readonly text: number;
-  readonly prune: number;
-  readonly projector: number;
-  /** The pruner's own stages. */
-  readonly stages: PruneResult['timings'];
-}
+/** Images of one run of the tower: its activations are that many times those of one. */
+const AT_ONCE = 16;
 
-/** What the language model gets of one image for one question. K kept tokens, W its width. */
-export interface PrunedFeatures extends Omit<PruneResult, 'tokens' | 'matrices' | 'timings'> {
-  /** Projected features [1, K, W], for the image tokens of the prompt. */
-  readonly features: Tensor;
-  readonly timings: VisionTimings;
-}
+/** Rounding of float32, relative to the largest magnitude. */
+const TOLERANCE = 1e-3;
 
 /**
  * LLaVA's vision encoder with pruning between its tower and its projector, over onnxruntime-node.
@@ -93,15 +82,15 @@ export interface PrunedFeatures extends Omit<PruneResult, 'tokens' | 'matrices' 
  * A server puts the whole pipeline into a worker thread.
  *
  * ```ts
- * const vision = await PrunedVision.open('llava/onnx/vision_encoder.onnx', { clip: 'clip-vit-large-patch14-336' });
- * const { features, indices } = await vision.encode(pixelValues, 'is the fence wood or metal?', { keep: 64 });
+ * const vision = await LlavaVision.open('llava/onnx/vision_encoder.onnx', { clip: 'clip-vit-large-patch14-336' });
+ * const { features, indices } = await vision.prune(pixelValues, 'is the fence wood or metal?', { keep: 64 });
  * ```
  */
-export class PrunedVision {
-  /** Shape of the hidden states for each shape of `pixel_values` seen so far. */
-  readonly #shapes = new Map<string, readonly number[]>();
-  /** @internal Its analyses use it too. */
-  readonly life = new Lifetime('PrunedVision');
+export class LlavaVision extends VisionModelBase<LlavaImage, TensorLike> {
+  /** Rows and width of the hidden states for each size of images seen so far. */
+  readonly #shapes = new Map<string, readonly [rows: number, width: number]>();
+  /** Whether the tower takes several images in one run; null: not asked yet. */
+  #several: Promise<boolean> | null = null;
 
   private constructor(
     /** The pruner, for single kernels and other text than a question. */
@@ -113,22 +102,21 @@ export class PrunedVision {
     private readonly projector: InferenceSession,
     /** Whether the file itself leaves the class token out of its features, or has none. */
     readonly dropsClassToken: boolean,
-    private readonly encoding: AnalyzeOptions['encoding'],
-    /** Default of the option `keep`. */
-    readonly keep: number | undefined,
-  ) {}
+    private readonly options: LlavaVisionOptions,
+  ) {
+    super('LlavaVision', 'llava', TOLERANCE, { keep: options.keep, keepRatio: options.keepRatio });
+  }
 
   /**
    * Opens the encoder in two parts, takes the head out of the CLIP folder, and checks by numbers that both belong to one tower.
    *
    * @param visionEncoder path of a LLaVA `vision_encoder.onnx`
    * @throws DesapError `ERR_FILE`; `ERR_GRAPH` when a file holds another kind of model; `ERR_HEAD_MISMATCH` when head and tower
-   *   do not belong together; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`
+   *   do not belong together; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`; `ERR_VALUE` for the options
    */
-  static async open(visionEncoder: string, given: PrunedVisionOptions): Promise<PrunedVision> {
-    const options = { ...given, session: atRest(object('options', given).session) };
-    const { clip, pruner } = options;
-    const ort = options.ort ?? (await loadOrt());
+  static async open(visionEncoder: string, given: LlavaVisionOptions): Promise<LlavaVision> {
+    const checked = options('options', given, NAMES, RENAMED);
+    const { clip, pruner, session, ort = await loadOrt() } = { ...checked, session: atRest(checked.session) };
     if (clip !== undefined) await requireFolder(clip, 'a CLIP folder');
     else if (!pruner) throw invalid('ERR_VALUE', 'clip', clip, 'a CLIP folder (or the option pruner)');
     if (!(await isFile(visionEncoder)))
@@ -143,242 +131,206 @@ export class PrunedVision {
       );
     const projector = projectorGraph(structure);
     return allOrNone(async (opened) => {
-      const open = async (graph: EditedGraph) =>
-        opened(await openGraph(ort, graph, options.session), (part) => part.release());
-      const [session, projectorSession] = [await open(tower), await open(projector)];
-      await confirmProjector(ort, { structure, session: projectorSession }, options.session);
-      const head = pruner
+      const open = async (graph: EditedGraph) => opened(await openGraph(ort, graph, session), (part) => part.release());
+      const [towerSession, projectorSession] = [await open(tower), await open(projector)];
+      await confirmProjector(ort, { structure, session: projectorSession }, session);
+      const { head } = checked;
+      const weights = pruner
         ? null
-        : await towerHead(ort, visionEncoder, { structure, session }, { ...options, clip: clip as string });
-      return new PrunedVision(
-        head ? opened(await Pruner.load(head, options), (loaded) => loaded.dispose()) : (pruner as Pruner),
-        head !== null,
-        clip === undefined ? null : opened(await openText({ ...options, clip, ort }), (text) => text.dispose()),
+        : await towerHead(ort, visionEncoder, { structure, session: towerSession }, { clip: clip!, head, session });
+      const text = clip === undefined ? null : await findClipFile(clip, 'text');
+      return new LlavaVision(
+        weights ? opened(await Pruner.load(weights, deviceOptions(checked)), (own) => own.dispose()) : pruner!,
+        weights !== null,
+        text === null ? null : opened(await openText(text, { ...checked, session, ort }), (one) => one.dispose()),
         ort,
-        session,
+        towerSession,
         projectorSession,
         !structure.classToken || structure.projector?.dropsClassToken === true,
-        options.encoding,
-        options.keep,
+        checked,
       );
     });
   }
 
   /**
    * The CLIP text tower.
-   * @throws DesapError `ERR_VALUE` when there is no CLIP folder
+   * @throws DesapError `ERR_VALUE` when there is none: without a CLIP folder, or one without it
    */
   get text(): ClipText {
     if (this.clipText) return this.clipText;
-    throw mismatch(
-      'ERR_VALUE',
-      'question',
-      'a text without a CLIP folder',
-      'its tokens already encoded, or the option clip',
-    );
+    const { clip } = this.options;
+    const wanted = 'its embeddings, null with taskShare: 0, or the option clip with a folder that has a text tower';
+    throw mismatch('ERR_VALUE', 'question', `a text, and no text tower${clip ? ` in ${clip}` : ''}`, wanted);
   }
 
-  /** The pruner's device in words. */
   get device(): string {
     return this.pruner.device;
   }
 
-  /**
-   * The part of an image that no question changes. Dispose what it returns.
-   *
-   * @param pixelValues [1, 3, H, W], float32
-   * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_NOT_FINITE`, `ERR_OUT_OF_MEMORY`, `ERR_DISPOSED`; `ERR_GRAPH` when the tower fails
-   *   for another reason
-   */
-  async analyze(pixelValues: Tensor): Promise<VisionAnalysis> {
-    return this.life.call(() => this.#analyze(pixelValues));
+  get deviceDescription(): string {
+    return this.pruner.deviceDescription;
   }
 
-  async #analyze(pixelValues: Tensor): Promise<VisionAnalysis> {
-    const start = performance.now();
-    const { memory, hidden } = await this.#hidden(pixelValues);
+  protected async encodeText(question: string): Promise<TextEmbeddings> {
+    return this.text.encode(checkQuestion(question));
+  }
+
+  protected async encodeImages(inputs: VisionInputs | TensorLike, names: InputNames): Promise<LlavaImage[]> {
+    const pixels = floatData(names.pixelValues, pixelsOf(inputs));
+    const [count, ...extents] = pixels.dims;
+    if (pixels.dims.length !== 4 || count < 1)
+      throw invalid('ERR_SHAPE', `${names.pixelValues}.dims`, pixels.dims, '[images, 3, H, W]');
+    const data = widened(pixels);
+    const size = data.length / count;
+    const atOnce = count > 1 && (await this.#takesSeveral(extents)) ? AT_ONCE : 1;
+    const images: LlavaImage[] = [];
     try {
-      const encoded = performance.now();
-      const image = await this.pruner.analyze(hidden, { encoding: this.encoding });
-      const timings = { vision: encoded - start, analyze: performance.now() - encoded };
-      return new VisionAnalysis(this, image, hidden, memory, timings);
+      for (let at = 0; at < count; at += atOnce) {
+        const own = Math.min(atOnce, count - at);
+        const start = performance.now();
+        const batch = await this.#run(data.subarray(at * size, (at + own) * size), [own, ...extents], names);
+        const milliseconds = (performance.now() - start) / own;
+        for (let i = 0; i < own; i++)
+          images.push(new LlavaImage(this, batch, i, { extents, encoding: this.options.encoding, milliseconds }));
+      }
+      return images;
     } catch (error) {
-      memory.dispose();
+      for (const image of images) image.dispose();
       throw error;
     }
   }
 
-  /**
-   * Analyses an image and prunes it for one question. For several questions, {@link PrunedVision.analyze} it once.
-   * @throws as {@link PrunedVision.analyze} and {@link VisionAnalysis.prune}
-   */
-  async encode(pixelValues: Tensor, question: string, options?: VisionPruneOptions): Promise<PrunedFeatures> {
-    return this.life.call(() => this.#encode(pixelValues, question, options));
-  }
-
-  async #encode(pixelValues: Tensor, question: string, options?: VisionPruneOptions): Promise<PrunedFeatures> {
-    const analysis = await this.analyze(pixelValues);
-    try {
-      return await analysis.prune(question, options);
-    } finally {
-      analysis.dispose();
-    }
-  }
-
-  /** The projector alone: rows [K, D] to features [1, K, W]. */
-  async project(tokens: TensorLike): Promise<Tensor> {
-    return this.life.call(() => this.#project(tokens));
-  }
-
-  async #project(tokens: TensorLike): Promise<Tensor> {
-    const kept = matrix('tokens', tokens, { cols: this.pruner.head.width });
-    const input = new Tensor('float32', widened(kept), [1, kept.rows, kept.cols]);
-    const outputs = await runSession(this.projector, PROJECTOR, { [PATCHES]: input });
-    return outputs[IMAGE_FEATURES];
-  }
-
-  /**
-   * All rows, as the user's own file encodes them: no analysis, no pruning.
-   *
-   * @param pixelValues [1, 3, H, W], float32
-   * @returns features [1, P, W]; [1, P + 1, W], the class token's first, of a file that has it among its features
-   * @throws as {@link PrunedVision.analyze}
-   */
-  async encodeAll(pixelValues: Tensor): Promise<Tensor> {
-    return this.life.call(() => this.#encodeAll(pixelValues));
-  }
-
-  async #encodeAll(pixelValues: Tensor): Promise<Tensor> {
-    const { memory, hidden } = await this.#hidden(pixelValues);
-    try {
-      const width = hidden.dims[2];
-      const rows = hidden.dims[1] - Number(this.pruner.head.classToken && this.dropsClassToken);
-      const data = (hidden.data as Float32Array).subarray(-rows * width);
-      return await this.project({ data, dims: [rows, width] });
-    } finally {
-      memory.dispose();
-    }
-  }
-
-  /** Hidden states [1, N, D] in memory that the pruner reads in place. */
-  async #hidden(pixelValues: Tensor): Promise<{ memory: HiddenMemory; hidden: Tensor }> {
-    const pixels = floatData('pixelValues', pixelValues);
-    const extents = pixels.dims;
-    if (extents.length !== 4 || extents[0] !== 1)
-      throw invalid('ERR_SHAPE', 'pixelValues.dims', extents, '[1, 3, H, W]');
-    const feeds = { [this.tower.inputNames[0]]: new this.ort.Tensor('float32', widened(pixels), extents) };
-    const key = extents.join();
-    const known = this.#shapes.get(key);
-    const output = known ? null : (await runSession(this.tower, TOWER, feeds))[HIDDEN_STATES];
-    const dims = known ?? (output as Tensor).dims;
-    this.#shapes.set(key, dims);
-    const memory = hiddenMemory(dims, this.pruner.backend.kind);
+  /** One run of the tower: hidden states in memory that the pruner reads in place. */
+  async #run(pixels: Float32Array, dims: readonly number[], { pixelValues }: InputNames): Promise<TowerBatch> {
+    const run = { argument: pixelValues, graph: 'the vision tower' };
+    const feeds = this.#feeds(pixels, dims);
+    const size = dims.slice(1).join();
+    const known = this.#shapes.get(size);
+    const output = known ? null : (await runSession(this.tower, run, feeds))[HIDDEN_STATES];
+    const [rows, width] = known ?? [output!.dims[1], output!.dims[2]];
+    this.#shapes.set(size, [rows, width]);
+    const batch = new TowerBatch([dims[0], rows, width], this.device);
     try {
       // ONNX Runtime writes into a given output only when its own Tensor class holds it.
-      const hidden = new this.ort.Tensor('float32', memory.data, dims);
-      if (output) memory.data.set(output.data as Float32Array);
-      else await runSession(this.tower, TOWER, feeds, { [HIDDEN_STATES]: hidden });
-      return { memory, hidden };
+      const place = new this.ort.Tensor('float32', batch.data, batch.dims);
+      if (output) batch.data.set(output.data as Float32Array);
+      else await runSession(this.tower, run, feeds, { [HIDDEN_STATES]: place });
+      return batch;
     } catch (error) {
-      memory.dispose();
+      batch.discard();
       throw error;
     }
   }
 
-  /** Frees the sessions and the pruner, after the calls under way; analyses only tell what they hold from then on. Safe to call again. */
-  dispose(): Promise<void> {
-    return this.life.end(async () => {
-      if (this.ownsPruner) this.pruner.dispose();
-      await Promise.all([this.clipText?.dispose(), this.tower.release(), this.projector.release()]);
+  #feeds(pixels: Float32Array, dims: readonly number[]): Record<string, Tensor> {
+    return { [this.tower.inputNames[0]]: new this.ort.Tensor('float32', pixels, dims) };
+  }
+
+  /** Whether the tower computes of two images what it computes of each: exports may have the batch of their trial image in shapes. */
+  #takesSeveral(extents: readonly number[]): Promise<boolean> {
+    this.#several ??= (async () => {
+      if (pixelExtents(this.tower)[0] !== undefined) return false;
+      const pixels = waves(2 * extents.reduce((product, extent) => product * extent, 1));
+      const run = async (data: Float32Array, count: number) =>
+        (await this.tower.run(this.#feeds(data, [count, ...extents]), TENTATIVE))[HIDDEN_STATES].data as Float32Array;
+      const second = await run(pixels.subarray(pixels.length / 2), 1);
+      const both = await run(pixels, 2).catch(() => new Float32Array(0));
+      return relativeError(both.subarray(both.length / 2), second) <= TOLERANCE;
+    })();
+    return this.#several;
+  }
+
+  /**
+   * The projector alone.
+   * @param rows [K, D] of any selection
+   * @returns features [1, K, W]
+   */
+  async project(rows: TensorLike): Promise<Tensor> {
+    return this.life.call(async () => {
+      const kept = matrix('rows', rows, { cols: this.pruner.head.width });
+      const input = new this.ort.Tensor('float32', widened(kept), [1, kept.rows, kept.cols]);
+      return (await runSession(this.projector, PROJECTOR, { [PATCHES]: input }))[IMAGE_FEATURES];
     });
   }
 
-  async [ASYNC_DISPOSE](): Promise<void> {
-    await this.dispose();
+  protected async free(): Promise<void> {
+    if (this.ownsPruner) this.pruner.dispose();
+    await Promise.all([this.clipText?.dispose(), this.tower.release(), this.projector.release()]);
   }
 }
 
-/** One image for many questions; made by {@link PrunedVision.analyze}. */
-export class VisionAnalysis implements Disposable {
-  readonly #life = new Lifetime('VisionAnalysis');
+/** One encoded image for many questions; made by {@link LlavaVision.encode}. */
+export class LlavaImage extends EncodedImageBase {
+  /** One tile; patches that are no squares stand in one line. */
+  readonly tiles: readonly Tile[];
+  /** P, patches. */
+  readonly tokenCount: number;
 
   /** @internal */
   constructor(
-    private readonly vision: PrunedVision,
-    /** The pruner's analysis: saliency, embedding. */
-    readonly image: ImageAnalysis,
-    /** Hidden states before the encoder's last layer, [1, N, D]; valid until `dispose`. */
-    readonly hidden: Tensor,
-    private readonly memory: HiddenMemory,
-    private readonly timings: Pick<VisionTimings, 'vision' | 'analyze'>,
-  ) {}
-
-  /** P, patches. */
-  get patches(): number {
-    return this.image.patches;
+    private readonly vision: LlavaVision,
+    private readonly batch: TowerBatch,
+    private readonly index: number,
+    private readonly about: {
+      extents: readonly number[];
+      encoding: AnalyzeOptions['encoding'];
+      milliseconds: number;
+    },
+  ) {
+    super('LlavaImage', vision, about.milliseconds);
+    this.tokenCount = batch.dims[1] - Number(vision.pruner.head.classToken);
+    const [height, width] = about.extents.slice(-2);
+    const side = Math.sqrt((height * width) / this.tokenCount);
+    const isGrid = Number.isInteger(height / side) && Number.isInteger(width / side);
+    const [rows, columns] = isGrid ? [height / side, width / side] : [1, this.tokenCount];
+    this.tiles = [{ frame: 0, rows, columns }];
   }
 
   /**
-   * The patch rows of {@link VisionAnalysis.hidden}, [P, D]; the same memory.
+   * Hidden states in front of the encoder's last layer, [N, D]; valid until `dispose`.
    * @throws DesapError `ERR_DISPOSED`
    */
-  get patchStates(): TensorLike {
-    this.#life.check();
-    const width = this.hidden.dims[2];
-    const data = this.hidden.data as Float32Array;
-    return { data: data.subarray(data.length - this.patches * width), dims: [this.patches, width] };
+  get hidden(): TensorLike & { readonly data: Float32Array } {
+    this.check();
+    return this.batch.rows(this.index);
   }
 
-  /**
-   * Prunes for a question: its text tower, the pruner, the projector.
-   *
-   * @param question as the CLIP text tower is to see it, or its tokens already encoded
-   * @throws DesapError `ERR_VALUE` for an empty question, `keep`, ...; the errors of `ImageAnalysis.prune`; `ERR_DISPOSED` when this
-   *   or its `PrunedVision` was disposed
-   */
-  async prune(question: string | TextEmbeddings, options: VisionPruneOptions = {}): Promise<PrunedFeatures> {
-    return this.#life.call(() => this.vision.life.call(() => this.#prune(question, options)));
+  /** The patch rows of {@link LlavaImage.hidden}, [P, D]; the same memory. */
+  get patchStates(): TensorLike & { readonly data: Float32Array } {
+    return last(this.hidden, this.tokenCount);
   }
 
-  async #prune(question: string | TextEmbeddings, options: VisionPruneOptions): Promise<PrunedFeatures> {
-    object('options', options);
-    if (typeof question !== 'string') object('question', question, 'a text, or its tokens already encoded');
-    const keep = (options.keep ?? this.vision.keep) as number; // checked with the other options
-    const start = performance.now();
-    const text = typeof question === 'string' ? await this.vision.text.encode(checkQuestion(question)) : question;
-    const encoded = performance.now();
-    const { tokens, timings: stages, ...kept } = await this.image.prune(text, { ...options, keep });
-    const pruned = performance.now();
-    const features = await this.vision.project(tokens);
-    const timings: VisionTimings = {
-      ...this.timings,
-      text: encoded - start,
-      prune: pruned - encoded,
-      projector: performance.now() - pruned,
-      stages,
-    };
-    return { ...kept, features, timings };
+  protected analyze(): Promise<Analyzed> {
+    const { encoding } = this.about;
+    return this.batch.analyze(this.index, (images) => this.vision.pruner.analyzeBatch(images, { encoding }));
   }
 
-  /** The projector alone: rows [K, D] of any selection to features [1, K, W]. */
-  async project(tokens: TensorLike): Promise<Tensor> {
+  protected connect({ tokens }: Kept): Promise<Tensor> {
     return this.vision.project(tokens);
   }
 
-  /** Frees the analysis and the hidden states, after the calls under way. Safe to call again. */
-  dispose(): void {
-    this.#life.end(() => {
-      this.image.dispose();
-      this.memory.dispose();
-    });
+  /** [1, P, W]; [1, P + 1, W], the class token's first, of a file that has it among its features. */
+  protected everything(): Promise<Tensor> {
+    const rows = this.batch.rows(this.index);
+    return this.vision.project(this.vision.dropsClassToken ? last(rows, this.tokenCount) : rows);
   }
 
-  [DISPOSE](): void {
-    this.dispose();
+  protected free(): Promise<void> {
+    return this.batch.release();
   }
 }
 
-async function openText(options: PrunedVisionOptions & { clip: string }): Promise<ClipText> {
-  const { clip, longText, session, ort } = options;
-  return ClipText.open({ model: await clipFile(clip, 'text'), tokenizer: clip, longText, session, ort });
+/** The last rows of a matrix. */
+function last({ data, dims: [, width] }: TensorLike & { data: Float32Array }, rows: number) {
+  return { data: data.subarray(data.length - rows * width), dims: [rows, width] };
+}
+
+function pixelsOf(inputs: VisionInputs | TensorLike): TensorLike {
+  if (typeof inputs !== 'object' || inputs === null || isTensor(inputs)) return inputs;
+  return options<Pick<VisionInputs, 'pixelValues'>>('inputs', inputs, { pixelValues: true }).pixelValues;
+}
+
+function openText(model: string, given: LlavaVisionOptions & { session: object }): Promise<ClipText> {
+  const { clip, longText, session, ort } = given;
+  return ClipText.open({ model, tokenizer: clip as string, longText, session, ort });
 }

@@ -1,6 +1,7 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError, type DesapErrorCode } from '../errors.js';
 import { isFile } from '../files.js';
+import type { OrtModule } from '../onnx/edit.js';
 import { loadOrt } from '../ort.js';
 
 /**
@@ -14,10 +15,16 @@ export function atRest(options: InferenceSession.SessionOptions = {}): Inference
 
 /**
  * Opens an ONNX file.
+ *
+ * @param given the onnxruntime-node module; default: the installed one
  * @throws DesapError `ERR_FILE` when it is missing or not a usable graph; `ERR_MISSING_PACKAGE`
  */
-export async function openSession(path: string, options?: InferenceSession.SessionOptions): Promise<InferenceSession> {
-  const ort = await loadOrt();
+export async function openSession(
+  path: string,
+  options?: InferenceSession.SessionOptions,
+  given?: OrtModule,
+): Promise<InferenceSession> {
+  const ort = given ?? (await loadOrt());
   if (!(await isFile(path))) throw new DesapError('ERR_FILE', `${path}: got no such file, wanted an ONNX model`);
   try {
     return await ort.InferenceSession.create(path, options);
@@ -45,6 +52,9 @@ export async function allOrNone<T>(
     throw error;
   }
 }
+
+/** Options of a run that may fail, and is then not complained about. */
+export const TENTATIVE = { logSeverityLevel: 4 } as const;
 
 /** Names for messages: the argument that the caller gave, and the graph that runs on it. */
 export interface RunNames {

@@ -5,25 +5,25 @@ import { readJson, readJsonIfThere } from '../files.js';
 import { optional } from '../optional.js';
 import { type ChatTemplate, chatTemplates } from './chat-template.js';
 
-/** A token that `tokenizer.json` matches whole, wherever its text stands. */
+/** A token that the tokenizer matches as a whole, wherever its text stands. */
 export interface AddedToken {
   readonly id: number;
   readonly content: string;
   readonly special?: boolean;
 }
 
-/** What a model folder says about its language: the tokenizer, its special tokens, and the chat templates. */
+/** The text files of a model folder: the tokenizer, its special tokens, and the chat templates. */
 export interface TextFiles {
   readonly tokenizer: Tokenizer;
   readonly addedTokens: readonly AddedToken[];
-  /** Special tokens by what configs and templates call them: `bos_token`, `eos_token`, `image_token`, ... */
+  /** Special tokens by their names in configs and templates: `bos_token`, `eos_token`, `image_token`, ... */
   readonly names: Readonly<Record<string, string>>;
   /** The preferred one first. */
   readonly templates: readonly ChatTemplate[];
 }
 
 /**
- * @param why what it is needed for, when the package is missing
+ * @param why what the tokenizer is needed for, in the error when its package is missing
  * @throws DesapError `ERR_FILE` for missing or unusable files, `ERR_MISSING_PACKAGE`
  */
 export async function readTextFiles(folder: string, why: string): Promise<TextFiles> {
@@ -34,7 +34,7 @@ export async function readTextFiles(folder: string, why: string): Promise<TextFi
     readJsonIfThere<Record<string, unknown>>(join(folder, 'special_tokens_map.json')),
   ]);
   const { Tokenizer } = await optional(() => import('@huggingface/tokenizers'), '@huggingface/tokenizers', why);
-  // The map is of older folders, whose config does not list the added tokens; there it is what counts.
+  // Older folders have the map, and a config that does not list the added tokens; there the map wins.
   const names = config?.added_tokens_decoder
     ? { ...namedTokens(map), ...namedTokens(config) }
     : { ...namedTokens(config), ...namedTokens(map) };

@@ -1,4 +1,4 @@
-import { mkdtemp, readdir, rm } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import sharp from 'sharp';
@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Pruner } from '../../src/index.js';
 import { desap } from './run.js';
 
-const PICTURE = 'models/eval/demo/02.png';
+const IMAGE = 'models/eval/demo/02.png';
 const QUESTION = 'what color is the star ?';
 
 let folder: string;
@@ -17,13 +17,13 @@ afterAll(() => rm(folder, { recursive: true }));
 
 describe('desap answer', () => {
   it('answers on stdout and reports on stderr', async () => {
-    const { code, out, err } = await desap('answer', PICTURE, QUESTION);
+    const { code, out, err } = await desap('answer', IMAGE, QUESTION);
     expect([code, out]).toEqual([0, 'purple\n']);
     expect(err).toContain('144 visual tokens of 152 in the prompt');
   });
 
   it('prunes, and prints JSON', async () => {
-    const { code, out } = await desap('answer', PICTURE, QUESTION, '--keep', '16', '--positions', 'original', '--json');
+    const { code, out } = await desap('answer', IMAGE, QUESTION, '--keep', '16', '--positions', 'original', '--json');
     const answer = JSON.parse(out);
     expect(code).toBe(0);
     expect(answer).toMatchObject({ tokens: 16, promptTokens: 24 });
@@ -35,7 +35,7 @@ describe('desap answer', () => {
 describe('desap prune', () => {
   it('draws what it kept', async () => {
     const output = join(folder, 'kept.png');
-    const { code, out } = await desap('prune', PICTURE, QUESTION, '--keep', '16', '-o', output);
+    const { code, out } = await desap('prune', IMAGE, QUESTION, '--keep', '16', '-o', output);
     expect(code).toBe(0);
     expect(out).toContain('kept 16 of 144 patches');
     const { width, height, format } = await sharp(output).metadata();
@@ -45,7 +45,7 @@ describe('desap prune', () => {
   });
 
   it('prints everything for programs', async () => {
-    const { code, out } = await desap('prune', PICTURE, QUESTION, '--keep', '0.1', '--json');
+    const { code, out } = await desap('prune', IMAGE, QUESTION, '--keep-ratio', '0.1', '--json');
     const kept = JSON.parse(out);
     expect(code).toBe(0);
     expect(kept.indices).toHaveLength(14);
@@ -57,27 +57,35 @@ describe('desap prune', () => {
     expect(kept.timings.vision).toBeGreaterThan(0);
   });
 
+  it('prunes by saliency alone, without a question and without a text tower', async () => {
+    const clip = join(folder, 'vision-only');
+    await mkdir(join(clip, 'onnx'), { recursive: true });
+    await cp('models/tiny-clip/onnx/vision_model.onnx', join(clip, 'onnx/vision_model.onnx'));
+    const output = join(folder, 'salient.png');
+    const salient = ['--task-share', '0', '--clip', clip, '--keep', '16'];
+    const { code, out } = await desap('prune', IMAGE, ...salient, '--json', '-o', output);
+    const kept = JSON.parse(out);
+    expect(code).toBe(0);
+    expect(kept.source).toEqual(new Array(16).fill(1));
+    expect(kept.maps.task).toBeNull();
+    expect((await sharp(output).metadata()).width).toBeLessThan(3 * 480);
+    const answer = await desap('answer', IMAGE, QUESTION, ...salient, '--json');
+    expect(JSON.parse(answer.out).indices).toEqual(kept.indices);
+  });
+
   it('leaves nothing where it cannot write', async () => {
-    const { code, err } = await desap(
-      'prune',
-      PICTURE,
-      QUESTION,
-      '--keep',
-      '16',
-      '-o',
-      join(folder, 'no/such/kept.png'),
-    );
+    const { code, err } = await desap('prune', IMAGE, QUESTION, '--keep', '16', '-o', join(folder, 'no/such/kept.png'));
     expect(code).toBe(1);
     expect(err).toContain('cannot be written');
   });
 });
 
 describe('desap demo', () => {
-  it('shows answers side by side and a picture', async () => {
+  it('shows answers side by side and an image', async () => {
     const { code, out } = await desap('demo', '--output', folder);
     expect(code).toBe(0);
     expect(out).toMatch(/correct: 33 of 36 with 144 visual tokens, \d+ with 16/);
-    expect(out).toContain(`picture: ${join(folder, 'kept.png')}`);
+    expect(out).toContain(`drawing: ${join(folder, 'kept.png')}`);
   });
 });
 
@@ -92,7 +100,7 @@ describe('desap extract', () => {
     expect(code).toBe(0);
     expect(out).toContain('width 128, 4 heads');
     using pruner = await Pruner.load(output, { device: 'reference' });
-    expect(pruner.head).toEqual({ width: 128, heads: 4, embedding: 96, classToken: true });
+    expect(pruner.head).toEqual({ width: 128, heads: 4, projectionDim: 96, classToken: true });
   });
 
   it.each([

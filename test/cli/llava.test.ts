@@ -1,13 +1,15 @@
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { InferenceSession } from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Llava } from '../../src/cli/llava/llava.js';
 import { Tensor } from '../../src/tensor.js';
+import { relativeError } from '../support.js';
 
 const MODEL = 'models/tiny-llava';
 const CLIP = 'models/tiny-clip';
-const PICTURE = 'models/eval/demo/02.png';
+const IMAGE = 'models/eval/demo/02.png';
 const QUESTION = 'what color is the star ?';
 
 let llava: Llava;
@@ -23,7 +25,7 @@ afterAll(async () => {
 
 describe('Llava', () => {
   it('answers with all tokens by default', async () => {
-    const answer = await llava.answer(PICTURE, QUESTION);
+    const answer = await llava.answer(IMAGE, QUESTION);
     expect(answer).toMatchObject({ text: 'purple', tokens: 144, promptTokens: 152 });
     expect(answer.pruned).toBeUndefined();
     expect(answer.timings.vision).toBeGreaterThan(0);
@@ -31,7 +33,7 @@ describe('Llava', () => {
   });
 
   it('answers with pruned tokens', async () => {
-    const answer = await llava.answer(PICTURE, QUESTION, { keep: 16, maps: true });
+    const answer = await llava.answer(IMAGE, QUESTION, { keep: 16, maps: true });
     expect(answer).toMatchObject({ tokens: 16, promptTokens: 24 });
     expect(answer.pruned?.features.dims).toEqual([1, 16, 128]);
     expect(answer.pruned?.maps?.task).toHaveLength(144);
@@ -39,23 +41,23 @@ describe('Llava', () => {
       expect(answer.timings[part]).toBeGreaterThan(0);
   });
 
-  it('keeping every patch is the plain path', async () => {
-    using seen = await llava.see(PICTURE);
+  it('all tokens and every patch are what the file itself computes', async () => {
+    const session = await InferenceSession.create(`${MODEL}/onnx/vision_encoder.onnx`);
+    const pixelValues = await llava.images.process(IMAGE);
+    const { [session.outputNames[0]]: want } = await session.run({ [session.inputNames[0]]: pixelValues });
+    using seen = await llava.see(IMAGE);
     const kept = await seen.answer(QUESTION, { keep: 144 });
-    const { features } = await llava.encodeAll(await llava.images.process(PICTURE));
-    const [got, want] = [kept.pruned?.features.data as Float32Array, features.data as Float32Array];
-    let largest = 0;
-    want.forEach((value, i) => {
-      largest = Math.max(largest, Math.abs(value - got[i]));
-    });
-    expect(largest).toBeLessThan(1e-4);
+    for (const features of [await seen.image.all(), kept.pruned?.features]) {
+      expect(features?.dims).toEqual(want.dims);
+      expect(relativeError(features?.data as Float32Array, want.data as Float32Array)).toBeLessThan(1e-6);
+    }
     expect(kept.text).toBe('purple');
+    await session.release();
   });
 
-  it('takes pixel values, bytes and many questions', async () => {
-    const pixels = await llava.images.process(PICTURE);
-    using fromPixels = await llava.see(pixels);
-    using fromBytes = await llava.see(new Uint8Array(await readFile(PICTURE)));
+  it('takes bytes, decoded pixels and many questions', async () => {
+    using fromBytes = await llava.see(new Uint8Array(await readFile(IMAGE)));
+    using fromPixels = await llava.see(await llava.images.rgb(IMAGE));
     for (const question of [QUESTION, 'what shape is the green thing ?', 'is there a red ring ?']) {
       const a = await fromPixels.answer(question, { keep: 24 });
       const b = await fromBytes.answer(question, { keep: 24 });
@@ -64,16 +66,20 @@ describe('Llava', () => {
     }
   });
 
+  it('keeps a ratio', async () => {
+    expect(await llava.answer(IMAGE, QUESTION, { keepRatio: 0.1 })).toMatchObject({ tokens: 14 });
+  });
+
   it('answers several questions at once', async () => {
-    using seen = await llava.see(PICTURE);
+    using seen = await llava.see(IMAGE);
     const questions = [QUESTION, 'what color is the sun ?', 'what shape is the green thing ?'];
     const one = await Promise.all(questions.map((question) => seen.answer(question, { keep: 32 })));
     for (const [i, question] of questions.entries())
-      expect(one[i].pruned?.indices).toEqual((await llava.answer(PICTURE, question, { keep: 32 })).pruned?.indices);
+      expect(one[i].pruned?.indices).toEqual((await llava.answer(IMAGE, question, { keep: 32 })).pruned?.indices);
   });
 
   it('gives kept tokens their own places on demand', async () => {
-    using seen = await llava.see(PICTURE);
+    using seen = await llava.see(IMAGE);
     const { pruned } = await seen.answer(QUESTION, { keep: 16 });
     const compact = await llava.complete({ features: pruned!.features, kept: pruned }, QUESTION);
     const original = await llava.complete({ features: pruned!.features, kept: pruned }, QUESTION, {
@@ -81,8 +87,7 @@ describe('Llava', () => {
     });
     expect([compact.promptTokens, original.promptTokens]).toEqual([24, 24]);
     const all = { indices: Int32Array.from({ length: 144 }, (_, i) => i), assignment: new Int32Array(144) };
-    const { features } = await llava.encodeAll(await llava.images.process(PICTURE));
-    const kept = { features, kept: all };
+    const kept = { features: await seen.image.all(), kept: all };
     expect((await llava.complete(kept, QUESTION, { positions: 'original' })).text).toBe(
       (await llava.complete(kept, QUESTION)).text,
     );
@@ -92,11 +97,11 @@ describe('Llava', () => {
     const open = join(folder, 'no-end');
     await cp(MODEL, open, { recursive: true });
     await writeFile(join(open, 'generation_config.json'), JSON.stringify({ eos_token_id: [2], max_new_tokens: 4 }));
-    const endless = await Llava.open(open);
-    const { ids, timings } = await endless.answer(PICTURE, QUESTION);
+    const endless = await Llava.open(open, { clip: CLIP });
+    const { ids, timings } = await endless.answer(IMAGE, QUESTION);
     expect(ids).toHaveLength(4);
     expect(timings.decode).toBeGreaterThan(0);
-    const { ids: longer } = await endless.answer(PICTURE, QUESTION, { maxNewTokens: 6 });
+    const { ids: longer } = await endless.answer(IMAGE, QUESTION, { maxNewTokens: 6 });
     expect(longer.slice(0, 4)).toEqual(ids);
     await endless.dispose();
   });
@@ -107,8 +112,8 @@ describe('Llava', () => {
     const { chat_template, ...config } = JSON.parse(await readFile(join(saved, 'tokenizer_config.json'), 'utf8'));
     await writeFile(join(saved, 'tokenizer_config.json'), JSON.stringify(config));
     await writeFile(join(saved, 'chat_template.jinja'), chat_template);
-    const other = await Llava.open(saved);
-    expect(await other.answer(PICTURE, QUESTION)).toMatchObject({ text: 'purple', promptTokens: 152 });
+    const other = await Llava.open(saved, { clip: CLIP });
+    expect(await other.answer(IMAGE, QUESTION)).toMatchObject({ text: 'purple', promptTokens: 152 });
     await other.dispose();
   });
 
@@ -120,7 +125,7 @@ describe('Llava', () => {
     ['no new tokens', QUESTION, { maxNewTokens: 0 }, 'ERR_VALUE'],
     ['unknown positions', QUESTION, { positions: 'middle' as never }, 'ERR_VALUE'],
   ])('refuses %s', async (_, question, options, code) => {
-    await expect(llava.answer(PICTURE, question, options)).rejects.toMatchObject({ code });
+    await expect(llava.answer(IMAGE, question, options)).rejects.toMatchObject({ code });
   });
 
   it('refuses features that are not those of the kept patches', async () => {
@@ -132,18 +137,14 @@ describe('Llava', () => {
   });
 
   it('refuses folders that are missing, or without their files', async () => {
-    await expect(Llava.open('no/such')).rejects.toMatchObject({ code: 'ERR_FILE' });
-    await expect(Llava.open('models/tiny-clip')).rejects.toMatchObject({ name: 'DesapError' });
+    await expect(Llava.open('no/such', { clip: CLIP })).rejects.toMatchObject({ code: 'ERR_FILE' });
+    await expect(Llava.open('models/tiny-clip', { clip: CLIP })).rejects.toMatchObject({ name: 'DesapError' });
     await expect(Llava.open(MODEL, { clip: 'no/such' })).rejects.toMatchObject({ code: 'ERR_FILE' });
     const partial = join(folder, 'partial');
     await cp(MODEL, partial, { recursive: true, filter: (path) => !path.endsWith('embed_tokens.onnx') });
-    await expect(Llava.open(partial)).rejects.toMatchObject({ code: 'ERR_FILE', message: /embed_tokens/ });
-  });
-
-  it('needs a CLIP folder to prune', async () => {
-    const plain = await Llava.open(MODEL);
-    await expect(plain.answer(PICTURE, QUESTION, { keep: 16 })).rejects.toThrow(/clip/);
-    expect((await plain.answer(PICTURE, QUESTION)).text).toBe('purple');
-    await plain.dispose();
+    await expect(Llava.open(partial, { clip: CLIP })).rejects.toMatchObject({
+      code: 'ERR_FILE',
+      message: /embed_tokens/,
+    });
   });
 });

@@ -52,7 +52,7 @@ describe('templatePrompt', () => {
 
   it.each([
     ['no question', () => '<image>', /once each/],
-    ['no picture', () => 'desapquestion', /once each/],
+    ['no image', () => 'desapquestion', /once each/],
     [
       'nothing for a user',
       () => {
@@ -61,7 +61,9 @@ describe('templatePrompt', () => {
       /only tools/,
     ],
   ])('refuses a template that writes %s, by its file', (_, render, reason) => {
-    expect(() => templatePrompt(template(render), '<image>')).toThrow(/^folder\/chat_template\.jinja: .*option prompt/);
+    expect(() => templatePrompt(template(render), '<image>')).toThrow(
+      /^folder\/chat_template\.jinja: .*option --prompt/,
+    );
     expect(() => templatePrompt(template(render), '<image>')).toThrow(reason);
   });
 });

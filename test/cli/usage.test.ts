@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { desap, ONE_LINE } from './run.js';
 
-const PICTURE = 'models/eval/demo/02.png';
+const IMAGE = 'models/eval/demo/02.png';
 const QUESTION = 'what color is the star ?';
 
 describe('the command line', () => {
@@ -26,14 +26,17 @@ describe('the command line', () => {
   it.concurrent.each([
     ['an unknown option', ['devices', '--colour']],
     ['an unknown command', ['prone']],
-    ['a missing argument', ['answer', PICTURE]],
-    ['keep 0', ['prune', PICTURE, QUESTION, '--keep', '0']],
-    ['keep 1.5', ['prune', PICTURE, QUESTION, '--keep', '1.5']],
-    ['no keep', ['prune', PICTURE, QUESTION]],
+    ['a missing argument', ['answer', IMAGE]],
+    ['keep 0', ['prune', IMAGE, QUESTION, '--keep', '0']],
+    ['keep 1.5', ['prune', IMAGE, QUESTION, '--keep', '1.5']],
+    ['no keep', ['prune', IMAGE, QUESTION]],
+    ['a ratio above 1', ['prune', IMAGE, QUESTION, '--keep-ratio', '1.5']],
+    ['keep and its ratio', ['prune', IMAGE, QUESTION, '--keep', '4', '--keep-ratio', '0.1']],
+    ['no question', ['prune', IMAGE, '--keep', '4']],
     ['an unknown device', ['devices', '--device', 'abacus']],
     ['an unknown precision', ['verify', 'case', '--precision', 'int4']],
     ['an unknown instruction set', ['verify', 'x', '--isa', 'mmx']],
-    ['a share above 1', ['prune', PICTURE, QUESTION, '--keep', '4', '--task-share', '2']],
+    ['a share above 1', ['prune', IMAGE, QUESTION, '--keep', '4', '--task-share', '2']],
     ['an unknown model shape', ['flops', '--model', 'abacus']],
   ])('exits with 2 for %s', async (_, args) => {
     const { code, out, err } = await desap(...args);
@@ -44,14 +47,25 @@ describe('the command line', () => {
   });
 
   it.concurrent.each([
-    ['a picture that is not there', ['prune', 'no/such.png', QUESTION, '--keep', '4'], /no\/such\.png/],
-    ['a file that is no picture', ['prune', 'package.json', QUESTION, '--keep', '4'], /not a picture/],
-    ['a model folder that is not there', ['answer', PICTURE, QUESTION, '--model', 'no/such'], /no such folder/],
-    ['a CLIP folder that is not there', ['prune', PICTURE, QUESTION, '--keep', '4', '--clip', 'no/such'], /no\/such/],
-    ['more tokens than patches', ['prune', PICTURE, QUESTION, '--keep', '200'], /keep: got 200, wanted .*144/],
-    ['an empty question', ['prune', PICTURE, '', '--keep', '4'], /question: got an empty text/],
-    ['an empty question to the language model', ['answer', PICTURE, ' '], /question/],
-    ['an image token in the question', ['answer', PICTURE, 'is <image> there ?'], /<image>/],
+    ['a ratio as --keep', ['prune', IMAGE, QUESTION, '--keep', '0.1'], /--keep-ratio/],
+    ['the precision strict', ['verify', 'x', '--precision', 'strict'], /fp32, its name now/],
+    ['the precision fast', ['verify', 'x', '--precision', 'fast'], /fp16, its name now/],
+  ])('names the new name for %s', async (_, args, message) => {
+    const { code, err } = await desap(...args);
+    expect(code).toBe(2);
+    expect(err).toMatch(ONE_LINE);
+    expect(err).toMatch(message);
+  });
+
+  it.concurrent.each([
+    ['an image that is not there', ['prune', 'no/such.png', QUESTION, '--keep', '4'], /no\/such\.png/],
+    ['a file that is no image', ['prune', 'package.json', QUESTION, '--keep', '4'], /not an image/],
+    ['a model folder that is not there', ['answer', IMAGE, QUESTION, '--model', 'no/such'], /no such folder/],
+    ['a CLIP folder that is not there', ['prune', IMAGE, QUESTION, '--keep', '4', '--clip', 'no/such'], /no\/such/],
+    ['more tokens than patches', ['prune', IMAGE, QUESTION, '--keep', '200'], /keep: got 200, wanted .*144/],
+    ['an empty question', ['prune', IMAGE, '', '--keep', '4'], /question: got '', wanted a question/],
+    ['an empty question to the language model', ['answer', IMAGE, ' '], /question/],
+    ['an image token in the question', ['answer', IMAGE, 'is <image> there ?'], /<image>/],
   ])('exits with 1 and one line for %s', async (_, args, message) => {
     const { code, out, err } = await desap(...args);
     expect(err).toMatch(message);

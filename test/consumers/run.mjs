@@ -21,6 +21,7 @@ const { values: flags } = parseArgs({
   options: { only: { type: 'string' }, skip: { type: 'string' }, short: { type: 'boolean', default: false } },
 });
 const names = (list) => list?.split(',') ?? [];
+const { items } = JSON.parse(readFileSync(join(root, 'models', 'expected.json'), 'utf8'));
 
 const scratch = mkdtempSync(join(tmpdir(), 'desap-consumers-'));
 const project = join(scratch, 'project');
@@ -188,7 +189,7 @@ function checkMoved(expected) {
   for (const file of ['kernels.cjs', 'kernels.mjs']) {
     cpSync(join(project, 'bundles', file), join(alone, file));
     const lost = run(process.execPath, [file], { cwd: alone });
-    equal(`${file} alone`, resultIn(lost), { kind: 'reference', best: '0,2' });
+    equal(`${file} alone`, resultIn(lost), { device: 'reference', best: '0,2' });
     equal(`warnings of ${file}`, lost.match(/DESAP_REFERENCE/g)?.length, 1);
     if (!/mark desap as external .* DESAP_CPU_ADDON/.test(lost)) throw new Error(`no advice in: ${lost}`);
     const addon = join(
@@ -200,7 +201,7 @@ function checkMoved(expected) {
       'desap.node',
     );
     const told = run(process.execPath, [file], { cwd: alone, env: { DESAP_CPU_ADDON: addon } });
-    equal(`${file} with DESAP_CPU_ADDON`, resultIn(told), { kind: expected.kind, best: '0,2' });
+    equal(`${file} with DESAP_CPU_ADDON`, resultIn(told), { device: expected.device, best: '0,2' });
   }
 }
 
@@ -209,7 +210,7 @@ async function bundleKernels() {
     join(project, 'kernels.mjs'),
     `import { openBackend } from 'desap';
      openBackend(); const backend = openBackend();
-     backend.topK({ scores: Float32Array.of(3, 1, 2), k: 2 }).then((best) => console.log(JSON.stringify({ kind: backend.kind, best: String(best) })));`,
+     backend.topK({ scores: Float32Array.of(3, 1, 2), k: 2 }).then((best) => console.log(JSON.stringify({ device: backend.device, best: String(best) })));`,
   );
   for (const [format, extension] of [
     ['esm', 'mjs'],
@@ -289,8 +290,8 @@ try {
   const expected = resultIn(run(process.execPath, ['program.mjs']));
   equal(
     'node',
-    { kind: expected.kind, refused: expected.refused, answer: expected.answer },
-    { kind: 'cpu', refused: 'true ERR_NOT_FINITE', answer: 'cloud' },
+    { device: expected.device, refused: expected.refused, patches: expected.patches },
+    { device: 'cpu', refused: 'true ERR_NOT_FINITE', patches: `${items[0].kept}` },
   );
   console.log('ok node');
   for (const [name, { check, long }] of Object.entries(CONSUMERS)) {

@@ -1,13 +1,13 @@
-// What every surrounding runs: kernels, memory, a pruner, bad input, and a whole model. Returns what came out, for comparison.
+// What every surrounding runs: kernels, memory, a pruner, bad input, and a vision model. Returns what came out, for comparison.
 import { DesapError, HostBuffer, openBackend, Pruner } from 'desap';
-import { Llava } from 'desap/onnxruntime';
+import { ImageProcessor, openVisionModel } from 'desap/onnxruntime';
 
 const wave = (length, at) => Float32Array.from({ length }, (_, i) => Math.sin(i * 12.9898 + at));
 const layer = (at) => ({ weight: wave(64, at), bias: wave(8, at) });
 const HEAD = {
   width: 8,
   heads: 2,
-  embedding: 4,
+  projectionDim: 4,
   classToken: true,
   epsilon: 1e-5,
   ln1: { weight: wave(8, 1), bias: wave(8, 2) },
@@ -48,22 +48,24 @@ export async function use(models) {
     if (error.code !== 'ERR_DEVICE_UNAVAILABLE') throw error;
   }
 
-  const llava = await Llava.open(`${models}/tiny-llava`, { clip: `${models}/tiny-clip`, keep: 16 });
-  const answer = await llava.answer(`${models}/eval/images/000.png`, 'what is the large thing ?');
-  await llava.dispose();
-  await llava.dispose();
+  const processor = await ImageProcessor.open(`${models}/tiny-llava`);
+  const vision = await openVisionModel(`${models}/tiny-llava`, { clip: `${models}/tiny-clip`, keep: 16 });
+  const pixelValues = await processor.process(`${models}/eval/images/000.png`);
+  const seen = await vision.prune({ pixelValues }, 'what is the large thing ?');
+  await vision.dispose();
+  await vision.dispose();
 
-  const { kind, fallback } = pruner.backend;
+  const { device, fallback } = pruner.backend;
   pruner.dispose();
   backend.dispose();
   return {
-    kind,
+    device,
     addon: fallback === null || !fallback.includes('cpu:'),
     inPlace,
     kept: `${kept.indices}`,
     best: `${best}`,
     refused,
-    answer: answer.text,
-    patches: `${answer.pruned.indices}`,
+    patches: `${seen.indices}`,
+    features: `${seen.features.dims}`,
   };
 }

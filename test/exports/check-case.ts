@@ -5,11 +5,15 @@
 import { join } from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { DesapError, type HeadWeights, Pruner, type TextEmbeddings } from '../../src/index.js';
-import { confirmHead, extractHead, HIDDEN_STATES, openGraph, readTower, towerGraph } from '../../src/onnx/index.js';
+import { openGraph } from '../../src/onnx/edit.js';
+import { confirmHead } from '../../src/onnx/head/confirm.js';
+import { extractHead } from '../../src/onnx/head/extract.js';
+import { HIDDEN_STATES, towerGraph } from '../../src/onnx/split.js';
+import { readTower } from '../../src/onnx/tower.js';
 import { readSafeTensors, type SafeTensors, toFloat32 } from '../../src/safetensors.js';
 import { float32, type Tensor } from '../../src/tensor.js';
 import { ClipText } from '../../src/vision/clip-text.js';
-import { PrunedVision } from '../../src/vision/index.js';
+import { LlavaVision } from '../../src/vision/index.js';
 import { relativeError } from '../support.js';
 
 /** One entry of a manifest. Paths are relative to the manifest. */
@@ -252,7 +256,7 @@ async function checkText(check: Check): Promise<void> {
 
 async function checkLlava(check: Check): Promise<void> {
   const { given } = check;
-  const vision = await PrunedVision.open(check.model, {
+  const vision = await LlavaVision.open(check.model, {
     clip: check.path(given.clip as string),
     device: 'cpu',
     session: SESSION,
@@ -260,7 +264,9 @@ async function checkLlava(check: Check): Promise<void> {
   try {
     const pixels = check.tensor('pixels');
     const features = check.tensor('features');
-    const all = await vision.encodeAll(pixels);
+    const [image] = await vision.encode(pixels);
+    const all = await image.all();
+    image.dispose();
     check.close('features', all, { data: features.data, dims: [1, ...features.dims] });
     for (const keep of given.keeps ?? []) await checkKept(check, vision, pixels, keep, features);
   } finally {
@@ -268,16 +274,16 @@ async function checkLlava(check: Check): Promise<void> {
   }
 }
 
-async function checkKept(check: Check, vision: PrunedVision, pixels: Tensor, keep: number, all: Tensor): Promise<void> {
+async function checkKept(check: Check, vision: LlavaVision, pixels: Tensor, keep: number, all: Tensor): Promise<void> {
   const question = check.given.question as string;
   const width = all.dims[1];
-  const plain = await vision.encode(pixels, question, { keep, merge: false });
+  const plain = await vision.prune(pixels, question, { keep, merge: false });
   const rows = [...plain.indices].flatMap((patch) => [
     ...(all.data as Float32Array).subarray(patch * width, (patch + 1) * width),
   ]);
   check.close('features not merged', plain.features, float32(Float32Array.from(rows), [1, keep, width]));
   if (check.given.tolerance !== undefined) return;
-  const kept = await vision.encode(pixels, question, { keep });
+  const kept = await vision.prune(pixels, question, { keep });
   check.equal(`kept.${keep}`, [...kept.indices], check.integers(`kept.${keep}`));
   const wanted = check.tensor(`features.${keep}`);
   check.close(`features.${keep}`, kept.features, { data: wanted.data, dims: [1, ...wanted.dims] });

@@ -1,8 +1,8 @@
 // node test/exports/end-to-end.mjs --python venv/bin/python [--optimum venv-optimum/bin/python] [--out folder]
 //
 // From a LLaVA and a CLIP as `save_pretrained` of transformers writes them, through tools/export, to pruned answers by README's
-// examples as they are written: the head with buffers of its own, PrunedVision, Llava over plain onnxruntime, attach in
-// Transformers.js. Compared with Hugging Face: its own answer with all visual tokens, and its language model fed with the kept ones.
+// examples as they are written: the head with buffers of its own, a vision model, the command line's loop over plain onnxruntime,
+// attach in Transformers.js. Compared with Hugging Face: its own answer with all visual tokens, and its language model fed with the kept ones.
 // With --optimum also with a CLIP folder by optimum; with --made on the folder of an earlier run. After `npm run build`.
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
@@ -14,9 +14,10 @@ import { parseArgs } from 'node:util';
 import { AutoModelForImageTextToText, AutoProcessor, env, RawImage } from '@huggingface/transformers';
 import { HostBuffer, Pruner, saveHead } from 'desap';
 import { extractHead, HIDDEN_STATES, openGraph, readTower, towerGraph } from 'desap/onnx';
-import { ClipText, ImageProcessor, Llava, PrunedVision } from 'desap/onnxruntime';
+import { ClipText, ImageProcessor, openVisionModel } from 'desap/onnxruntime';
 import { attach } from 'desap/transformers';
 import * as ort from 'onnxruntime-node';
+import { Llava } from '../../dist/cli/llava/llava.js';
 
 const { values: options } = parseArgs({
   options: {
@@ -30,7 +31,7 @@ const root = fileURLToPath(new URL('../..', import.meta.url));
 const out = options.out ?? (await mkdtemp(join(tmpdir(), 'desap-exports-')));
 const models = join(out, 'models');
 const llavaFolder = join(models, 'llava');
-const picture = join(out, 'picture.png');
+const imageFile = join(out, 'picture.png');
 const python = (program, ...args) =>
   execFileSync(program, args, {
     cwd: root,
@@ -44,7 +45,7 @@ const { question, prompt, ids, whole, pruned } = JSON.parse(await readFile(join(
 for (const clip of ['clip', ...(options.optimum ? ['clip-optimum'] : [])]) {
   const clipFolder = join(models, clip);
   await check(`the head with own buffers, ${clip}`, () => withBuffers(clipFolder));
-  await check(`PrunedVision, ${clip}`, () => withPrunedVision(clipFolder));
+  await check(`openVisionModel, ${clip}`, () => withVisionModel(clipFolder));
   for (const folder of ['llava', 'llava-outside']) {
     await check(`Llava over onnxruntime, ${folder}, ${clip}`, () => withLlava(folder, clipFolder));
     await check(`attach in Transformers.js, ${folder}, ${clip}`, () => withTransformers(folder, clipFolder));
@@ -95,7 +96,7 @@ async function byOptimum() {
 }
 
 async function pixels() {
-  return (await ImageProcessor.open(llavaFolder)).process(picture);
+  return (await ImageProcessor.open(llavaFolder)).process(imageFile);
 }
 
 async function withBuffers(clipFolder) {
@@ -120,9 +121,9 @@ async function withBuffers(clipFolder) {
   await Promise.all([text.dispose(), tower.release()]);
 }
 
-async function withPrunedVision(clip) {
-  const vision = await PrunedVision.open(join(llavaFolder, 'onnx/vision_encoder.onnx'), { clip, keep: 4 });
-  const { features, indices } = await vision.encode(await pixels(), question);
+async function withVisionModel(clip) {
+  const vision = await openVisionModel(llavaFolder, { clip, keep: 4 });
+  const { features, indices } = await vision.prune({ pixelValues: await pixels() }, question);
   assert.deepEqual([...indices], pruned[4].kept);
   assert.deepEqual(features.dims, [1, 4, 44]);
   await vision.dispose();
@@ -130,10 +131,10 @@ async function withPrunedVision(clip) {
 
 async function withLlava(folder, clip) {
   const llava = await Llava.open(join(models, folder), { clip });
-  assert.deepEqual((await llava.answer(picture, question)).ids, whole);
+  assert.deepEqual((await llava.answer(imageFile, question)).ids, whole);
   for (const [keep, expected] of Object.entries(pruned))
     for (const positions of ['compact', 'original']) {
-      const answer = await llava.answer(picture, question, { keep: Number(keep), positions });
+      const answer = await llava.answer(imageFile, question, { keep: Number(keep), positions });
       assert.deepEqual([...answer.pruned.indices], expected.kept);
       assert.deepEqual(answer.ids, expected[positions]);
     }
@@ -149,7 +150,7 @@ async function load(folder, dtype) {
   const messages = [{ role: 'user', content: [{ type: 'image' }, { type: 'text', text: question }] }];
   const written = processor.apply_chat_template(messages, { add_generation_prompt: true });
   assert.equal(written, prompt);
-  const inputs = await processor(await RawImage.read(picture), written);
+  const inputs = await processor(await RawImage.read(imageFile), written);
   const answer = async (more) => {
     const output = await model.generate({ ...inputs, max_new_tokens: 6, do_sample: false, ...more });
     return Array.from(output.slice(null, [inputs.input_ids.dims[1], null]).data, Number);
@@ -163,7 +164,7 @@ async function withTransformers(folder, clipFolder) {
   assert.deepEqual(await answer(), whole);
   let seen;
   const onPruned = ([image]) => (seen = [...image.indices]);
-  const detach = await attach(model, { clipFolder, modelDir: join(models, folder), keep: 4, onPruned });
+  const detach = await attach(model, { clip: clipFolder, model: join(models, folder), keep: 4, onPruned });
   assert.deepEqual(await answer(), pruned[4].compact);
   assert.deepEqual(seen, pruned[4].kept);
   for (const positions of ['compact', 'original'])
@@ -180,7 +181,7 @@ async function quantised(folder, clipFolder, dtype) {
   const plain = await answer();
   let kept = 0;
   const onPruned = ([image]) => (kept = image.indices.length);
-  const detach = await attach(model, { clipFolder, modelDir: join(models, folder), keep: 4, onPruned });
+  const detach = await attach(model, { clip: clipFolder, model: join(models, folder), keep: 4, onPruned });
   assert.equal((await answer()).length > 0, true);
   assert.equal(kept, 4);
   assert.deepEqual(await answer({ desap: { keep: 'all' } }), plain);

@@ -2,7 +2,8 @@ import { readFileSync } from 'node:fs';
 import * as ort from 'onnxruntime-node';
 import { beforeAll, describe, expect, test } from 'vitest';
 import type { HeadWeights } from '../../src/head.js';
-import { confirmHead, confirmTower, extractHead } from '../../src/onnx/index.js';
+import { confirmHead, confirmTower } from '../../src/onnx/head/confirm.js';
+import { extractHead } from '../../src/onnx/head/extract.js';
 import { normal } from '../support.js';
 import { Editable } from './editable.js';
 import { halfPrecision, stripNames } from './variants.js';
@@ -107,6 +108,15 @@ describe('confirmHead', () => {
       code: 'ERR_HEAD_MISMATCH',
       message: expect.stringMatching(/vision_model\.onnx: got relative errors of .* wanted at most 0\.0001/),
     });
+  });
+
+  test('refuses misspelt options', async () => {
+    const error = {
+      code: 'ERR_VALUE',
+      message: /^options: got the unknown option 'pixels', wanted one of pixelValues, session/,
+    };
+    await expect(confirmHead(ort, CLIP, head, { pixels: PIXELS } as never)).rejects.toMatchObject(error);
+    await expect(confirmTower(ort, LLAVA, CLIP, { pixels: PIXELS } as never)).rejects.toMatchObject(error);
   });
 
   test('refuses other widths, LLaVA files and images that do not fit', async () => {

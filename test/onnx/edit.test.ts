@@ -12,21 +12,12 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import {
-  cut,
-  type EditedGraph,
-  expose,
-  extractHead,
-  HIDDEN_STATES,
-  IMAGE_FEATURES,
-  newNode,
-  openGraph,
-  PATCHES,
-  projectorGraph,
-  readModel,
-  readTower,
-  towerGraph,
-} from '../../src/onnx/index.js';
+import { cut, type EditedGraph, expose, openGraph } from '../../src/onnx/edit.js';
+import { readModel } from '../../src/onnx/format/model.js';
+import { newNode } from '../../src/onnx/format/write.js';
+import { extractHead } from '../../src/onnx/head/extract.js';
+import { HIDDEN_STATES, IMAGE_FEATURES, PATCHES, projectorGraph, towerGraph } from '../../src/onnx/split.js';
+import { readTower } from '../../src/onnx/tower.js';
 import { normal, relativeError } from '../support.js';
 import { Editable } from './editable.js';
 import { halfPrecision } from './variants.js';

@@ -1,9 +1,9 @@
 /** A model taken apart into plain lists, so that tests can write it again in the forms that other exporters use. */
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
 import type { Attribute } from '../../src/onnx/format/messages.js';
+import { type OnnxModel, readModel } from '../../src/onnx/format/model.js';
 import { DataType } from '../../src/onnx/format/proto.js';
 import { newNode, type WritableTensor, writeModel, writeValue } from '../../src/onnx/format/write.js';
-import { type OnnxModel, readModel } from '../../src/onnx/index.js';
 
 export interface Node {
   op: string;

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
 import { loadHead, saveHead } from '../../src/head.js';
-import { extractHead } from '../../src/onnx/index.js';
+import { extractHead } from '../../src/onnx/head/extract.js';
 import { formatSafeTensors, readSafeTensors, toFloat32, type WritableTensors } from '../../src/safetensors.js';
 
 const VISION = 'models/tiny-clip/onnx/vision_model.onnx';
@@ -47,11 +47,11 @@ describe('extractHead', () => {
       { safetensors: CHECKPOINT },
     ]) {
       const head = await extractHead(source);
-      const { width, heads, embedding, classToken, epsilon } = head;
-      expect({ width, heads, embedding, classToken, epsilon }).toEqual({
+      const { width, heads, projectionDim, classToken, epsilon } = head;
+      expect({ width, heads, projectionDim, classToken, epsilon }).toEqual({
         width: 128,
         heads: 4,
-        embedding: 96,
+        projectionDim: 96,
         classToken: true,
         epsilon: 1e-5,
       });
@@ -114,6 +114,12 @@ describe('extractHead', () => {
     ],
     ['no source', async () => ({}) as never, 'ERR_VALUE', /visionModel/],
     ['nothing', async () => undefined as never, 'ERR_VALUE', /visionModel/],
+    [
+      'a misspelt option',
+      async () => ({ visionModel: VISION, head: 4 }) as never,
+      'ERR_VALUE',
+      /^source: got the unknown option 'head', wanted one of visionModel, heads/,
+    ],
     ['bad heads', async () => ({ visionModel: VISION, heads: 0 }), 'ERR_VALUE', /heads: got 0/],
     [
       'heads that do not divide',

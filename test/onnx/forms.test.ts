@@ -3,21 +3,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { openGraph } from '../../src/onnx/edit.js';
 import { DataType } from '../../src/onnx/format/proto.js';
-import {
-  confirmHead,
-  confirmTower,
-  extractHead,
-  HIDDEN_STATES,
-  IMAGE_FEATURES,
-  openGraph,
-  PATCHES,
-  projectorGraph,
-  readTower,
-  towerGraph,
-} from '../../src/onnx/index.js';
+import { confirmHead, confirmTower } from '../../src/onnx/head/confirm.js';
+import { extractHead } from '../../src/onnx/head/extract.js';
+import { HIDDEN_STATES, IMAGE_FEATURES, PATCHES, projectorGraph, towerGraph } from '../../src/onnx/split.js';
+import { readTower } from '../../src/onnx/tower.js';
 import { floatToHalf, halfToFloat } from '../../src/tensor.js';
-import { ImageProcessor, PrunedVision } from '../../src/vision/index.js';
+import { ImageProcessor, LlavaVision } from '../../src/vision/index.js';
 import { normal, relativeError } from '../support.js';
 import { Editable } from './editable.js';
 import * as forms from './forms.js';
@@ -216,11 +209,11 @@ describe('pruning with a tower of another form', () => {
 
   /** The 16 patches kept of each image for each question. */
   async function kept(encoder: string): Promise<number[][]> {
-    const vision = await PrunedVision.open(encoder, { clip: 'models/tiny-clip', session: QUIET });
+    const vision = await LlavaVision.open(encoder, { clip: 'models/tiny-clip', session: QUIET });
     const sets: number[][] = [];
     for (const image of images)
       for (const question of QUESTIONS) {
-        const { indices, features } = await vision.encode(image, question, { keep: 16 });
+        const { indices, features } = await vision.prune(image, question, { keep: 16 });
         expect(features.type).toBe('float32');
         expect(features.dims).toEqual([1, 16, WIDTH]);
         sets.push([...indices]);

@@ -16,20 +16,12 @@ import { join } from 'node:path';
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
+import { cut, type EditedGraph, openGraph } from '../../src/onnx/edit.js';
+import { readModel } from '../../src/onnx/format/model.js';
 import { DataType } from '../../src/onnx/format/proto.js';
-import {
-  cut,
-  type EditedGraph,
-  HIDDEN_STATES,
-  IMAGE_FEATURES,
-  openGraph,
-  PATCHES,
-  projectorGraph,
-  readModel,
-  readTower,
-  towerGraph,
-} from '../../src/onnx/index.js';
-import { PrunedVision } from '../../src/vision/index.js';
+import { HIDDEN_STATES, IMAGE_FEATURES, PATCHES, projectorGraph, towerGraph } from '../../src/onnx/split.js';
+import { readTower } from '../../src/onnx/tower.js';
+import { LlavaVision } from '../../src/vision/index.js';
 import { normal } from '../support.js';
 import { Editable } from './editable.js';
 
@@ -167,8 +159,8 @@ describe("the user's files", () => {
     const before = listed(folder);
     const encoder = join(folder, 'tiny-llava', 'onnx', 'vision_encoder.onnx');
     await run(encoder);
-    const vision = await PrunedVision.open(encoder, { clip: join(folder, 'tiny-clip') });
-    await vision.encode(PIXELS, 'what color is the star ?', { keep: 8 });
+    const vision = await LlavaVision.open(encoder, { clip: join(folder, 'tiny-clip') });
+    await vision.prune(PIXELS, 'what color is the star ?', { keep: 8 });
     await vision.dispose();
     expect(listed(folder)).toEqual(before);
   });
@@ -180,7 +172,7 @@ describe("the user's files", () => {
 
   test('no weight of a layer is loaded twice, with all checks', async () => {
     const counting = loaded();
-    const vision = await PrunedVision.open(LLAVA, { clip: 'models/tiny-clip', ort: counting.ort });
+    const vision = await LlavaVision.open(LLAVA, { clip: 'models/tiny-clip', ort: counting.ort });
     await vision.dispose();
     expect(counting.ranges.length).toBeGreaterThan(50);
     const { graph, blocks } = readTower('models/tiny-clip/onnx/vision_model.onnx');

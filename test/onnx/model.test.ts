@@ -4,7 +4,9 @@ import { join } from 'node:path';
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
 import { afterAll, describe, expect, test } from 'vitest';
 import { DesapError } from '../../src/errors.js';
-import { readModel, readText, readTower } from '../../src/onnx/index.js';
+import { readModel } from '../../src/onnx/format/model.js';
+import { readText } from '../../src/onnx/text.js';
+import { readTower } from '../../src/onnx/tower.js';
 import { uniform } from '../support.js';
 import { Editable } from './editable.js';
 

@@ -4,18 +4,13 @@ import { basename, join } from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { HeadWeights } from '../../src/head.js';
-import {
-  confirmHead,
-  confirmTower,
-  extractHead,
-  IMAGE_FEATURES,
-  openGraph,
-  PATCHES,
-  projectorGraph,
-  readModel,
-  readText,
-  readTower,
-} from '../../src/onnx/index.js';
+import { openGraph } from '../../src/onnx/edit.js';
+import { readModel } from '../../src/onnx/format/model.js';
+import { confirmHead, confirmTower } from '../../src/onnx/head/confirm.js';
+import { extractHead } from '../../src/onnx/head/extract.js';
+import { IMAGE_FEATURES, PATCHES, projectorGraph } from '../../src/onnx/split.js';
+import { readText } from '../../src/onnx/text.js';
+import { readTower } from '../../src/onnx/tower.js';
 import { ClipText } from '../../src/vision/clip-text.js';
 import { normal, relativeError } from '../support.js';
 import { Editable } from './editable.js';
@@ -53,9 +48,9 @@ async function project(path: string): Promise<Float32Array> {
 
 async function encode(path: string): Promise<Float32Array> {
   const text = await ClipText.open({ model: path, tokenizer: 'models/tiny-clip', session: QUIET });
-  const { tokens } = await text.encode('what color is the ring ?');
+  const { embeddings } = await text.encode('what color is the ring ?');
   await text.dispose();
-  return tokens.data as Float32Array;
+  return embeddings.data as Float32Array;
 }
 
 let head: HeadWeights;

@@ -2,19 +2,12 @@ import { readFileSync } from 'node:fs';
 import * as ort from 'onnxruntime-node';
 import { beforeAll, describe, expect, test } from 'vitest';
 import type { HeadWeights } from '../../src/head.js';
-import {
-  confirmHead,
-  confirmTower,
-  extractHead,
-  HIDDEN_STATES,
-  openGraph,
-  readText,
-  readTower,
-  TEXT_EMBEDDING,
-  TEXT_TOKENS,
-  textGraph,
-  towerGraph,
-} from '../../src/onnx/index.js';
+import { openGraph } from '../../src/onnx/edit.js';
+import { confirmHead, confirmTower } from '../../src/onnx/head/confirm.js';
+import { extractHead } from '../../src/onnx/head/extract.js';
+import { HIDDEN_STATES, towerGraph } from '../../src/onnx/split.js';
+import { readText, TEXT_EMBEDDING, TEXT_TOKENS, textGraph } from '../../src/onnx/text.js';
+import { readTower } from '../../src/onnx/tower.js';
 import { normal, relativeError } from '../support.js';
 import { Editable } from './editable.js';
 import { dynamic8 } from './forms.js';
@@ -114,7 +107,7 @@ describe('the same tower in other forms', () => {
     expect(relativeError(computed.hidden, hiddenStates)).toBeLessThanOrEqual(tolerance);
     const head = await extractHead({ visionModel: bytes });
     expect(headError(head, original)).toBeLessThanOrEqual(headTolerance);
-    const { heads, embedding: shared, epsilon } = head;
+    const { heads, projectionDim: shared, epsilon } = head;
     expect({ heads, shared, epsilon }).toEqual({ heads: 4, shared: 96, epsilon: 1e-5 });
     await confirmHead(ort, bytes, head, { session: QUIET });
   });

@@ -22,7 +22,7 @@ function check(name, condition, detail = '') {
 const USE = `
 const weights = (n, at) => Float32Array.from({ length: n }, (_, i) => Math.sin(i * 12.9898 + at));
 const layer = (at) => ({ weight: weights(64, at), bias: weights(8, at) });
-const head = { width: 8, heads: 2, embedding: 4, classToken: true, epsilon: 1e-5, ln1: { weight: weights(8, 1), bias: weights(8, 2) },
+const head = { width: 8, heads: 2, projectionDim: 4, classToken: true, epsilon: 1e-5, ln1: { weight: weights(8, 1), bias: weights(8, 2) },
   q: layer(3), k: layer(4), v: layer(5), out: layer(6), postNorm: { weight: weights(8, 7), bias: weights(8, 8) }, visualProjection: weights(32, 9) };
 const pruner = await desap.Pruner.load(head, { device: 'cpu' });
 const { tokens, indices } = await pruner.prune({ data: weights(80, 10), dims: [10, 8] }, { data: weights(12, 11), dims: [3, 4] }, { keep: 3 });
@@ -30,7 +30,7 @@ if (indices.length !== 3 || tokens.dims.join() !== '3,8') throw new Error('wrong
 const buffer = desap.HostBuffer.forTensor('float32', [10, 8]);
 buffer.dispose();
 pruner.dispose();
-console.log(pruner.device);
+console.log(pruner.deviceDescription);
 `;
 
 try {
@@ -92,11 +92,11 @@ try {
     join(consumer, 'types.mts'),
     `import { type PruneResult, Pruner } from 'desap';
      import { readTower } from 'desap/onnx';
-     import { PrunedVision } from 'desap/onnxruntime';
+     import { LlavaVision } from 'desap/onnxruntime';
      import { attach } from 'desap/transformers';
      export const indices = (kept: PruneResult): Int32Array => kept.indices;
      export const keep: Parameters<Pruner['prune']>[2] = { keep: 64, taskShare: 0.5 };
-     export { attach, PrunedVision, readTower };`,
+     export { attach, LlavaVision, readTower };`,
   );
   const tsc = join(root, 'node_modules', 'typescript', 'bin', 'tsc');
   run(
@@ -125,8 +125,8 @@ try {
 
   writeFileSync(
     join(consumer, 'missing.mjs'),
-    `import { PrunedVision } from 'desap/onnxruntime';
-     await PrunedVision.open('vision.onnx', { clip: 'clip' }).then(() => process.exit(1), (error) => console.log(error.code, error.message));`,
+    `import { LlavaVision } from 'desap/onnxruntime';
+     await LlavaVision.open('vision.onnx', { clip: 'clip' }).then(() => process.exit(1), (error) => console.log(error.code, error.message));`,
   );
   const missing = run(consumer, process.execPath, 'missing.mjs');
   check(

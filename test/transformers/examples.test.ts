@@ -30,7 +30,7 @@ describe('the examples', () => {
     expect(all).toBe(`with all of them: ${full}`);
   });
 
-  it('take a picture, a question and K', async () => {
+  it('take an image, a question and K', async () => {
     const [line, tokens] = await example('onnxruntime', 'models/eval/images/001.png', items[1].question, '48');
     expect(line.startsWith(items[1].question)).toBe(true);
     expect(tokens).toMatch(/^48 of 144/);

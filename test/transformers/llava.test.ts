@@ -12,7 +12,7 @@ import {
 import { Tensor as OrtTensor } from 'onnxruntime-common';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { attach, type PrunedImage } from '../../src/transformers/index.js';
-import { compact, type Positions, PrunedVision } from '../../src/vision/index.js';
+import { compact, LlavaVision, type Positions } from '../../src/vision/index.js';
 import { IMAGE_TOKEN, PATCHES, type SmallLlava, writeLlava } from './small/llava.js';
 import {
   answer,
@@ -37,7 +37,7 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
   let folders: SmallLlava;
   let processor: Processor;
   let model: PreTrainedModel;
-  let vision: PrunedVision;
+  let vision: LlavaVision;
   let detach: () => Promise<void>;
   let pruned: readonly PrunedImage[] = [];
   const prompts = QUESTIONS.map((question) => `<image>${question}<ans>`);
@@ -49,7 +49,7 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
     root = await mkdtemp(join(tmpdir(), 'desap-llava-'));
     folders = await writeLlava(root, seed);
     ({ processor, model } = await load(root, 'small-llava'));
-    vision = await PrunedVision.open(join(folders.llava, 'onnx', 'vision_encoder.onnx'), { clip: folders.clip });
+    vision = await LlavaVision.open(join(folders.llava, 'onnx', 'vision_encoder.onnx'), { clip: folders.clip });
     const photos = [await photo(1), await photo(2)];
     for (const [i, prompt] of prompts.entries()) singles.push(await processor(photos[i], prompt));
     both = await processor(photos, prompts, { padding: true });
@@ -60,8 +60,8 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
   });
   beforeEach(async () => {
     detach = await attach(model, {
-      clipFolder: folders.clip,
-      modelDir: folders.llava,
+      clip: folders.clip,
+      model: folders.llava,
       keep: 5,
       onPruned: (images) => {
         pruned = images;
@@ -82,7 +82,7 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
       const data = (inputs.pixel_values.data as Float32Array).slice(i * size, (i + 1) * size);
       return new OrtTensor('float32', data, [1, 3, 32, 32]);
     });
-    const kept = await Promise.all(images.map((image, i) => vision.encode(image, questions[i], { keep: keep[i] })));
+    const kept = await Promise.all(images.map((image, i) => vision.prune(image, questions[i], { keep: keep[i] })));
     const inputIds = Array.from(inputs.input_ids.data as BigInt64Array, Number);
     const short = compact({ inputIds, imageTokenId: IMAGE_TOKEN, kept, positions });
     const shortIds = Array.from(short.inputIds.data as BigInt64Array, Number);
@@ -99,10 +99,8 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
 
   it('gives the unpruned ids for K = P, for all, and after detach', async () => {
     for (const [i, inputs] of singles.entries()) {
-      for (const keep of [PATCHES, 'all', 0.9999])
-        expect(await answer(inputs, model.generate({ ...inputs, ...EIGHT, desap: { keep } }))).toEqual([
-          plain.singles[i],
-        ]);
+      for (const desap of [{ keep: PATCHES }, { keep: 'all' }, { keepRatio: 1 }, { keepRatio: 0.9999 }])
+        expect(await answer(inputs, model.generate({ ...inputs, ...EIGHT, desap }))).toEqual([plain.singles[i]]);
       const original = model.generate({ ...inputs, ...EIGHT, desap: { keep: PATCHES, positions: 'original' } });
       expect(await answer(inputs, original)).toEqual([plain.singles[i]]);
     }
@@ -176,7 +174,7 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
 
   it.each(POSITIONS)('continues a pruned cache as if it had not stopped, positions %s', async (positions) => {
     const [inputs] = singles;
-    const desap = { positions, query: QUESTIONS[0] };
+    const desap = { positions, question: QUESTIONS[0] };
     const cached = { ...EIGHT, return_dict_in_generate: true, desap };
     for (const count of [1, 4]) {
       const first = async () =>
@@ -229,7 +227,7 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
 
   it('takes further images in later turns', async () => {
     const [inputs] = singles;
-    const desap = { keep: 5, query: QUESTIONS[0] };
+    const desap = { keep: 5, question: QUESTIONS[0] };
     const start = { ...EIGHT, return_dict_in_generate: true, max_new_tokens: 2, desap };
     const { sequences, past_key_values } = (await model.generate({ ...inputs, ...start })) as unknown as {
       sequences: Tensor;
@@ -298,14 +296,16 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
       return pruned.map(({ indices }) => [...indices]);
     };
     const fromPrompt = await kept(singles[0], { taskShare: 1 });
-    expect(await kept(singles[0], { taskShare: 1, query: QUESTIONS[0] })).toEqual(fromPrompt);
+    expect(await kept(singles[0], { taskShare: 1, question: QUESTIONS[0] })).toEqual(fromPrompt);
     const encoded = await vision.text.encode(QUESTIONS[0]);
-    expect(await kept(singles[0], { taskShare: 1, query: encoded })).toEqual(fromPrompt);
-    expect(await kept(both, { taskShare: 1, query: QUESTIONS })).toEqual(await kept(both, { taskShare: 1 }));
-    await expect(kept(singles[0], { query: QUESTIONS })).rejects.toMatchObject({ code: 'ERR_VALUE' });
-    await expect(kept(singles[0], { query: ' ' })).rejects.toMatchObject({ code: 'ERR_VALUE' });
+    expect(await kept(singles[0], { taskShare: 1, question: encoded })).toEqual(fromPrompt);
+    const shares = await kept(both, { keepRatio: [0.25, 0.01] });
+    expect(shares.map((indices) => indices.length)).toEqual([PATCHES / 4, 1]);
+    expect(await kept(both, { taskShare: 1, question: QUESTIONS })).toEqual(await kept(both, { taskShare: 1 }));
+    await expect(kept(singles[0], { question: QUESTIONS })).rejects.toMatchObject({ code: 'ERR_VALUE' });
+    await expect(kept(singles[0], { question: ' ' })).rejects.toMatchObject({ code: 'ERR_VALUE' });
     const mute = await processor(await photo(1), '<image><ans>');
-    await expect(kept(mute, {})).rejects.toMatchObject({ code: 'ERR_VALUE', message: /query/ });
+    await expect(kept(mute, {})).rejects.toMatchObject({ code: 'ERR_VALUE', message: /^question: / });
   });
 
   it('reads no question out of columns that the mask hides', async () => {
@@ -331,11 +331,11 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
   it('works with a pruner of the caller, which stays open', async () => {
     await detach();
     const encoded = await vision.text.encode(QUESTIONS[0]);
-    detach = await attach(model, { pruner: vision.pruner, modelDir: folders.llava, keep: 4, query: encoded });
+    detach = await attach(model, { pruner: vision.pruner, model: folders.llava, keep: 4, question: encoded });
     const hand = await byHand(singles[0], [QUESTIONS[0]], [4]);
     const got = await answer(singles[0], model.generate({ ...singles[0], ...EIGHT }));
     expect(got).toEqual([await decodeByHand(model, hand.prompt, 8)]);
-    const text = model.generate({ ...singles[0], ...EIGHT, desap: { query: QUESTIONS[0] } });
+    const text = model.generate({ ...singles[0], ...EIGHT, desap: { question: QUESTIONS[0] } });
     await expect(text).rejects.toMatchObject({ code: 'ERR_VALUE' });
     await detach();
     expect((await byHand(singles[0], [QUESTIONS[0]], [4])).kept[0].indices).toEqual(hand.kept[0].indices);
@@ -347,7 +347,7 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
     const params = (model as unknown as { forward_params: string[] }).forward_params;
     const before = [...params];
     const release = vi.spyOn(model.sessions.vision_encoder, 'release');
-    detach = await attach(model, { clipFolder: folders.clip, modelDir: folders.llava, keep: 5 });
+    detach = await attach(model, { clip: folders.clip, model: folders.llava, keep: 5 });
     expect(release).toHaveBeenCalledOnce();
     const running = model.generate({ ...singles[0], ...EIGHT });
     await Promise.all([detach(), detach()]);

@@ -40,7 +40,7 @@ function templateOf(name: string): Promise<string> {
   return readFile(join(PROMPTS, 'templates', `${name}.jinja`), 'utf8');
 }
 
-const REFUSED = { code: 'ERR_VALUE', message: expect.stringMatching(/^query: .*the option query/) };
+const REFUSED = { code: 'ERR_VALUE', message: expect.stringMatching(/^question: .*the option question/) };
 
 /** A system text is not marked in these, so that a paragraph of the user's could be one. */
 const UNMARKED: Record<string, (one: PromptCase) => boolean> = {
@@ -54,7 +54,7 @@ describe('the user’s words in prompts of Hugging Face’s processor', () => {
     const { questions } = await Reader.of(own[0].tokenizer, template);
     for (const one of own) {
       const read = () => questions.read(one.ids, one.image);
-      if (UNMARKED[template]?.(one)) expect(read, JSON.stringify(one)).toThrow(/query: .*system text/);
+      if (UNMARKED[template]?.(one)) expect(read, JSON.stringify(one)).toThrow(/question: .*system text/);
       // Phi's tokens take the blank behind them: it is not among the ids.
       else expect(read(), one.kind).toBe(template === 'phi-3' ? one.words.replace(/(<\|user\|>) /, '$1') : one.words);
     }

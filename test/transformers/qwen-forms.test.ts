@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { openGraph } from '../../src/onnx/index.js';
+import { openGraph } from '../../src/onnx/edit.js';
 import { FEATURES, readQwenTower } from '../../src/onnx/qwen-graph.js';
 import { FORM_NAMES, Graph, inForm } from './attention-forms.js';
 

@@ -63,7 +63,7 @@ async function referenceKept(
     });
     return Float32Array.from(mean, (value) => value / Math.hypot(...mean));
   };
-  const { task } = kernels.sync.align({ visual, text: words, global: unitMean(visual), query: unitMean(words) });
+  const { task } = kernels.sync.align({ visual, text: words, global: unitMean(visual), endOfText: unitMean(words) });
   const order = (scores: ArrayLike<number>) =>
     [...Array.from(scores).keys()].sort((a, b) => scores[b] - scores[a] || a - b);
   const relevant = order(task).slice(0, Math.floor(keep * taskShare + 0.5));
@@ -106,7 +106,7 @@ describe.each([
     const onPruned = (images: readonly PrunedImage[]) => {
       pruned = images;
     };
-    detach = await attach(model, { modelDir: folder, keep: 5, onPruned });
+    detach = await attach(model, { model: folder, keep: 5, onPruned });
   });
   afterEach(() => detach());
   afterAll(async () => {
@@ -176,10 +176,8 @@ describe.each([
 
   it('gives the unpruned ids for K = P, for all, and after detach', async () => {
     for (const [i, inputs] of singles.entries())
-      for (const keep of [TOKENS[i], 'all', 0.9999])
-        expect(await answer(inputs, model.generate({ ...inputs, ...EIGHT, desap: { keep } }))).toEqual([
-          plain.singles[i],
-        ]);
+      for (const desap of [{ keep: TOKENS[i] }, { keep: 'all' }, { keepRatio: 1 }, { keepRatio: 0.9999 }])
+        expect(await answer(inputs, model.generate({ ...inputs, ...EIGHT, desap }))).toEqual([plain.singles[i]]);
     await detach();
     for (const [i, inputs] of singles.entries())
       expect(await answer(inputs, model.generate({ ...inputs, ...EIGHT }))).toEqual([plain.singles[i]]);
@@ -237,7 +235,7 @@ describe.each([
   it('continues a pruned cache as if it had not stopped', async () => {
     const [inputs] = singles;
     const { pixel_values, image_grid_thw } = inputs;
-    const desap = { query: QUESTIONS[0] };
+    const desap = { question: QUESTIONS[0] };
     const cached = { ...EIGHT, return_dict_in_generate: true, desap };
     for (const count of [1, 4]) {
       const first = async () =>
@@ -279,11 +277,42 @@ describe.each([
     for (const [id, value] of hand.entries()) expect(got[id]).toBeCloseTo(value, 4);
   });
 
+  it('lets videos beside images pass as the model does, and wants a grid for each', async () => {
+    // Two video tokens of one frame of 2 x 4 patches, which nobody encodes.
+    const film = tokens(processor, '<|vision_start|><|video_pad|><|video_pad|><|vision_end|>');
+    const [{ pixel_values, image_grid_thw, input_ids }] = singles;
+    const all = [...(film.data as BigInt64Array), ...(input_ids.data as BigInt64Array)];
+    const dims = [1, all.length];
+    const prompt = { input_ids: int64(all, dims), attention_mask: int64(new Array(all.length).fill(1), dims) };
+    const inputs = { ...prompt, pixel_values, image_grid_thw };
+    const video_grid_thw = int64([1, 2, 4], [1, 3]);
+    const pruned = await model({ ...inputs, video_grid_thw, desap: { keep: TOKENS[0] } });
+    expect((await model({ ...inputs, video_grid_thw })).logits.dims[1]).toBe(all.length - TOKENS[0] + 5);
+    const error = {
+      code: 'ERR_VALUE',
+      message: /^video_grid_thw: got grids for 0, wanted grids for 1, .*image_grid_thw/,
+    };
+    await expect(model(inputs)).rejects.toMatchObject(error);
+    await expect(model.generate({ ...inputs, ...EIGHT, video_grid_thw })).rejects.toMatchObject(error);
+    const image: Inputs = { ...singles[0], input_ids: tokens(processor, `${PREFIX}${IMAGE}${IMAGE}a${SUFFIX}`) };
+    const missing = { code: 'ERR_VALUE', message: /^image_grid_thw: got grids for 1, wanted grids for 2, / };
+    image.attention_mask = int64(new Array(image.input_ids.dims[1]).fill(1), image.input_ids.dims);
+    await expect(model(image)).rejects.toMatchObject(missing);
+    await expect(model.generate({ ...image, ...EIGHT })).rejects.toMatchObject(missing);
+    await detach();
+    const whole = await model({ ...inputs, video_grid_thw });
+    for (const [i, value] of (whole.logits.data as Float32Array).entries())
+      expect(pruned.logits.data[i]).toBeCloseTo(value, 4);
+  });
+
   it('needs no question where the saliency map alone decides', async () => {
     const mute = await processor(`${PREFIX}${IMAGE}${SUFFIX}`, photos[0]);
     expect(await answer(mute, model.generate({ ...mute, ...EIGHT, desap: { taskShare: 0 } }))).toHaveLength(1);
     expect([...pruned[0].source]).toEqual(new Array(5).fill(1));
-    await expect(model.generate({ ...mute, ...EIGHT })).rejects.toMatchObject({ code: 'ERR_VALUE', message: /query/ });
+    await expect(model.generate({ ...mute, ...EIGHT })).rejects.toMatchObject({
+      code: 'ERR_VALUE',
+      message: /^question: /,
+    });
   });
 
   it('gives kept tokens as they are without merging', async () => {
@@ -308,17 +337,17 @@ describe.each([
 
   it('refuses what it cannot do', async () => {
     await detach();
-    const good = { modelDir: folder, keep: 4 };
+    const good = { model: folder, keep: 4 };
     const refused = (options: object, code: string) =>
       expect(attach(model, { ...good, ...options })).rejects.toMatchObject({ name: 'DesapError', code });
-    await refused({ clipFolder: 'models/tiny-clip' }, 'ERR_VALUE');
+    await refused({ clip: 'models/tiny-clip' }, 'ERR_VALUE');
     await refused({ positions: 'compact' }, 'ERR_VALUE');
     await refused({ encoding: 'kk' }, 'ERR_VALUE');
     const other = join(root, 'other');
     await writeQwen(other, seed + 77, kind);
-    await refused({ modelDir: join(other, 'small-qwen') }, 'ERR_HEAD_MISMATCH');
+    await refused({ model: join(other, 'small-qwen') }, 'ERR_HEAD_MISMATCH');
     await writeFile(join(other, 'small-qwen', 'onnx', 'vision_encoder.onnx'), encoder(seed, kind, { inspect: true }));
-    await refused({ modelDir: join(other, 'small-qwen') }, 'ERR_GRAPH');
+    await refused({ model: join(other, 'small-qwen') }, 'ERR_GRAPH');
     expect(await answer(singles[0], model.generate({ ...singles[0], ...EIGHT }))).toEqual([plain.singles[0]]);
   });
 });
@@ -332,7 +361,7 @@ async function answersOf(kind: Kind, seed: number, forms: readonly EncoderForm[]
     const { processor, model } = await load(root, 'small-qwen');
     const run: unknown[] = [];
     const onPruned = (images: readonly PrunedImage[]) => run.push(images);
-    const detach = await attach(model, { modelDir: folder, keep: 6, onPruned });
+    const detach = await attach(model, { model: folder, keep: 6, onPruned });
     for (const [width, height] of [...SIZES, [40, 40]] as const) {
       const image = await (await photo(4)).resize(width, height);
       const inputs = await processor(`${PREFIX}${IMAGE}${QUESTIONS[0]}${SUFFIX}`, image);

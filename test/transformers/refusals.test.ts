@@ -37,39 +37,51 @@ function changed(parts: { config?: object; sessions?: object }): LoadedModel {
 }
 
 describe('attach refuses, and leaves the model alone', () => {
-  const good = (): AttachOptions => ({ clipFolder: own.clip, modelDir: own.llava, keep: 4 });
+  const good = (): AttachOptions => ({ clip: own.clip, model: own.llava, keep: 4 });
   const decoder = (inputNames: string[]) => ({ decoder_model_merged: { run() {}, inputNames } });
-  const cases: [string, () => [LoadedModel, Partial<AttachOptions>], string, RegExp][] = [
+  type Refusal = [string, () => [LoadedModel, Partial<AttachOptions>], string, RegExp];
+  const cases: Refusal[] = [
     ['what is no model', () => [{ config: {}, sessions: {} }, {}], 'ERR_VALUE', /model: .*Transformers\.js/],
     ['another kind of model', () => [changed({ config: { model_type: 'florence2' } }), {}], 'ERR_VALUE', /florence2/],
     ['no keep', () => [model, { keep: undefined }], 'ERR_VALUE', /keep/],
-    ['keep 0', () => [model, { keep: 0 }], 'ERR_VALUE', /keep/],
+    ['keep 0', () => [model, { keep: 0 }], 'ERR_VALUE', /^keep: got 0, wanted a count/],
+    ['a share as a count', () => [model, { keep: 0.5 }], 'ERR_VALUE', /^keep: got 0\.5, .*keepRatio/],
+    ['a count as a share', () => [model, { keep: undefined, keepRatio: 64 }], 'ERR_VALUE', /^keepRatio: got 64,/],
+    ['a bad entry of a list', () => [model, { keep: [4, 'none' as never] }], 'ERR_VALUE', /^keep\[1\]: got 'none'/],
+    ['an empty list', () => [model, { keep: [] }], 'ERR_VALUE', /^keep: got \[\]/],
+    ['a count and a share', () => [model, { keepRatio: 0.5 }], 'ERR_VALUE', /^keepRatio: .*one of the two/],
+    ['a question that is none', () => [model, { question: 5 as never }], 'ERR_VALUE', /^question: got 5/],
+    ['a listener that is none', () => [model, { onPruned: {} as never }], 'ERR_VALUE', /^onPruned: got Object/],
+    ['an unknown option', () => [model, { kep: 4 } as never], 'ERR_VALUE', /^options: got the unknown option 'kep'/],
+    ...Object.entries({ clipFolder: 'clip', modelDir: 'model', query: 'question' }).map(
+      ([before, now]): Refusal => [
+        `the option ${before} of before`,
+        () => [model, { [before]: 'x' } as never],
+        'ERR_VALUE',
+        new RegExp(`^options: got the unknown option '${before}', wanted ${now}, its name now`),
+      ],
+    ),
     ['other positions', () => [model, { positions: 'none' as never }], 'ERR_VALUE', /positions/],
-    ['no CLIP folder', () => [model, { clipFolder: undefined }], 'ERR_VALUE', /clipFolder/],
-    ['a CLIP folder that is not there', () => [model, { clipFolder: 'no/such' }], 'ERR_FILE', /no\/such/],
-    [
-      'the CLIP folder of another tower',
-      () => [model, { clipFolder: other.clip }],
-      'ERR_HEAD_MISMATCH',
-      /hidden states/,
-    ],
+    ['no CLIP folder', () => [model, { clip: undefined }], 'ERR_VALUE', /^clip: got undefined/],
+    ['a CLIP folder that is not there', () => [model, { clip: 'no/such' }], 'ERR_FILE', /no\/such/],
+    ['the CLIP folder of another tower', () => [model, { clip: other.clip }], 'ERR_HEAD_MISMATCH', /hidden states/],
     [
       'the folder of another model',
-      () => [model, { modelDir: other.llava, clipFolder: other.clip }],
+      () => [model, { model: other.llava, clip: other.clip }],
       'ERR_HEAD_MISMATCH',
-      /modelDir/,
+      /^options\.model: got .*differ/,
     ],
     [
       'a model folder that is not there',
-      () => [model, { modelDir: 'no/such' }],
+      () => [model, { model: 'no/such' }],
       'ERR_FILE',
-      /modelDir.*vision_encoder/,
+      /^options\.model: .*vision_encoder/,
     ],
     [
       'a model of which it is not told where it lies',
-      () => [model, { modelDir: undefined }],
+      () => [model, { model: undefined }],
       'ERR_FILE',
-      /pass the option modelDir/,
+      /^options\.model: got no name of the model in its config, wanted the folder/,
     ],
     [
       'a decoder with an input of unknown meaning',
@@ -108,6 +120,27 @@ describe('attach refuses, and leaves the model alone', () => {
     expect(await answer(inputs, call)).toEqual(four);
   });
 
+  it('options of a call, by their names, and answers the next call', async () => {
+    await using _ = await attach(model, good());
+    const refused = (desap: object, message: RegExp) => {
+      const error = { name: 'DesapError', code: 'ERR_VALUE', message };
+      return Promise.all([
+        expect(model.generate({ ...inputs, ...EIGHT, desap })).rejects.toMatchObject(error),
+        expect(model({ ...inputs, desap })).rejects.toMatchObject(error),
+      ]);
+    };
+    await refused({ query: 'what ?' }, /^desap: got the unknown option 'query', wanted question, its name now/);
+    await refused({ clip: own.clip }, /^desap: got the unknown option 'clip', wanted one of keep, keepRatio,/);
+    await refused({ keep: 0.25 }, /^keep: got 0\.25, .*keepRatio/);
+    await refused({ keep: 4, keepRatio: 0.25 }, /^keepRatio: .*one of the two/);
+    await refused({ keep: [4, 4] }, /^keep: got 2 entries, wanted 1/);
+    await refused({ keepRatio: [0.5, 0.5] }, /^keepRatio: got 2 entries, wanted 1/);
+    // A share of a call stands in place of the count that is the default.
+    const counted = await answer(inputs, model.generate({ ...inputs, ...EIGHT, desap: { keep: PATCHES / 2 } }));
+    const share = model.generate({ ...inputs, ...EIGHT, desap: { keepRatio: 0.5 } });
+    expect(await answer(inputs, share)).toEqual(counted);
+  });
+
   it('nothing behind `await using`: the model is as it was', async () => {
     expect(await answer(inputs, model.generate({ ...inputs, ...EIGHT }))).toEqual(plain);
   });
@@ -125,7 +158,7 @@ describe('attach refuses, and leaves the model alone', () => {
     g.output(g.linear(g.transpose(rows, [0, 2, 1]), 32, 32), 'image_features');
     await writeFile(join(folder, 'onnx', 'vision_encoder.onnx'), g.bytes());
     const { model: convolutional } = await load(join(root, 'own'), 'convolutional');
-    const result = attach(convolutional, { ...good(), modelDir: folder });
+    const result = attach(convolutional, { ...good(), model: folder });
     await expect(result).rejects.toMatchObject({ code: 'ERR_GRAPH', message: /self-attention/ });
     await convolutional.dispose();
   });
@@ -141,7 +174,7 @@ describe('an encoder that hands out its class token too', () => {
     Object.assign(cut, { op: 'Identity', inputs: cut.inputs.slice(0, 1) });
     await writeFile(path, graph.bytes());
     const { model: full } = await load(join(root, 'own'), 'full');
-    const result = attach(full, { clipFolder: own.clip, modelDir: folder, keep: 4 });
+    const result = attach(full, { clip: own.clip, model: folder, keep: 4 });
     await expect(result).rejects.toMatchObject({ code: 'ERR_GRAPH', message: /select_strategy "full"/ });
     await full.dispose();
   });
@@ -152,7 +185,7 @@ describe('a decoder that counts its positions itself', () => {
     const { root: folder, llava, clip } = await writeLlava(join(root, 'counting'), FRESH + 7, { positions: false });
     const { model: counting } = await load(folder, 'small-llava');
     const whole = await answer(inputs, counting.generate({ ...inputs, ...EIGHT }));
-    const detach = await attach(counting, { clipFolder: clip, modelDir: llava, keep: PATCHES });
+    const detach = await attach(counting, { clip: clip, model: llava, keep: PATCHES });
     expect(await answer(inputs, counting.generate({ ...inputs, ...EIGHT }))).toEqual(whole);
     const short = await answer(inputs, counting.generate({ ...inputs, ...EIGHT, desap: { keep: 3 } }));
     expect(short[0]).toHaveLength(8);

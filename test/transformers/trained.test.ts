@@ -27,8 +27,8 @@ describe('the example model through ordinary Transformers.js code', () => {
     processor = await AutoProcessor.from_pretrained('tiny-llava');
     model = await AutoModelForImageTextToText.from_pretrained('tiny-llava', { dtype: 'fp32' });
     detach = await attach(model, {
-      clipFolder: 'models/tiny-clip',
-      modelDir: 'tiny-llava',
+      clip: 'models/tiny-clip',
+      model: 'tiny-llava',
       keep,
       onPruned: (images) => {
         seen = images;
@@ -87,8 +87,8 @@ it('finds the file of the dtype that was loaded: float16 weights in the vision e
   const plain = (await model.generate({ ...inputs })) as Tensor;
   let indices: readonly number[] = [];
   const detach = await attach(model, {
-    clipFolder: 'models/tiny-clip',
-    modelDir: folder,
+    clip: 'models/tiny-clip',
+    model: folder,
     keep: 144,
     onPruned: ([first]) => {
       indices = [...first.indices];

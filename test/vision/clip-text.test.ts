@@ -3,9 +3,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { readText } from '../../src/onnx/index.js';
+import { readText } from '../../src/onnx/text.js';
 import { Tensor } from '../../src/tensor.js';
-import { ClipText } from '../../src/vision/clip-text.js';
+import { ClipText, type EncodedText } from '../../src/vision/clip-text.js';
 import { Editable } from '../onnx/editable.js';
 import {
   blocks4,
@@ -39,7 +39,7 @@ const QUIET = { logSeverityLevel: 3 } as const;
 const FOLDER = mkdtempSync(join(tmpdir(), 'desap-text-'));
 afterAll(() => rmSync(FOLDER, { recursive: true }));
 
-const rowsOf = ({ embeddings }: { tokens: ort.Tensor }) => embeddings.data as Float32Array;
+const rowsOf = ({ embeddings }: Pick<EncodedText, 'embeddings'>) => embeddings.data as Float32Array;
 const unit = (row: ArrayLike<number>) => {
   const length = Math.hypot(...Array.from(row));
   return Float32Array.from(row, (value) => value / length);

@@ -33,7 +33,7 @@ describe('compact', () => {
     expect(numbers(original.positionIds)).toEqual([1, 1, 0, 2, 4, 5]);
   });
 
-  it('takes several pictures in the order of the prompt', () => {
+  it('takes several images in the order of the prompt', () => {
     const second = { indices: Int32Array.from([0]), assignment: new Int32Array(2) };
     const ids = [1, IMAGE, IMAGE, IMAGE, IMAGE, 5, IMAGE, IMAGE, 6];
     const prompt = compact({ inputIds: ids, imageTokenId: IMAGE, kept: [kept, second], positions: 'original' });
@@ -73,6 +73,23 @@ describe('compact', () => {
     expect(() => compact({ inputIds: floats, imageTokenId: IMAGE, kept })).toThrow(/int64/);
     expect(() => compact({ inputIds, imageTokenId: IMAGE, kept, positions: 'middle' as never })).toThrow(/positions/);
     const beyond = { indices: Int32Array.from([4]), assignment: new Int32Array(4) };
-    expect(() => compact({ inputIds, imageTokenId: IMAGE, kept: beyond })).toThrow(/kept.indices/);
+    expect(() => compact({ inputIds, imageTokenId: IMAGE, kept: beyond })).toThrow(/^kept\.indices: got 4, .*0 to 3/);
+    expect(() => compact({ inputIds, imageTokenId: IMAGE, kept: [kept, beyond] })).toThrow(/^kept\[1\]\.indices/);
+  });
+
+  const good = { inputIds, imageTokenId: IMAGE, kept };
+  it.each<[string, object, string, RegExp]>([
+    ['nothing', {}, 'ERR_VALUE', /^inputIds: got undefined/],
+    ['no image token', { ...good, imageTokenId: undefined }, 'ERR_VALUE', /^imageTokenId: got undefined/],
+    ['no result', { ...good, kept: undefined }, 'ERR_VALUE', /^kept: got undefined/],
+    ['a result that is none', { ...good, kept: { indices: 4 } }, 'ERR_VALUE', /^kept: got Object/],
+    ['a fraction as an id', { ...good, inputIds: [1, 0.5] }, 'ERR_VALUE', /^inputIds\[1\]: got 0\.5/],
+    ['a mask that is none', { ...good, attentionMask: null }, 'ERR_VALUE', /^attentionMask: got null/],
+    ['positions that are no tensor', { ...good, positionIds: 3 }, 'ERR_VALUE', /^positionIds: got 3/],
+    ['an unknown option', { ...good, position: 'compact' }, 'ERR_VALUE', /^options: got the unknown option 'position'/],
+  ])('refuses %s by name', (_, options, code, message) => {
+    expect(() => compact(options as never)).toThrow(
+      expect.objectContaining({ name: 'DesapError', code, message: expect.stringMatching(message) }),
+    );
   });
 });

@@ -1,12 +1,10 @@
 import { readdirSync } from 'node:fs';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, it } from 'vitest';
 import { Decoder, int64 } from '../../src/cli/llava/decoder.js';
-import { Llava } from '../../src/cli/llava/llava.js';
 import { HostBuffer, Pruner } from '../../src/index.js';
 import { Lifetime } from '../../src/lifetime.js';
 import { Tensor } from '../../src/tensor.js';
-import { ClipText, compact, ImageProcessor, PrunedVision } from '../../src/vision/index.js';
+import { ClipText, compact, ImageProcessor, LlavaVision } from '../../src/vision/index.js';
 import { smallHead } from '../fixtures/native.mjs';
 
 const LLAVA = 'models/tiny-llava';
@@ -18,8 +16,7 @@ const disposed = (what: string) =>
   expect.objectContaining({ name: 'DesapError', code: 'ERR_DISPOSED', message: `${what}: used after dispose()` });
 const pixels = await (await ImageProcessor.open(LLAVA)).process(IMAGE);
 
-const openLlava = () => Llava.open(LLAVA, { clip: CLIP, keep: 16 });
-const openVision = () => PrunedVision.open(`${LLAVA}/onnx/vision_encoder.onnx`, { clip: CLIP, keep: 16 });
+const openVision = () => LlavaVision.open(`${LLAVA}/onnx/vision_encoder.onnx`, { clip: CLIP, keep: 16 });
 const openText = () => ClipText.open({ model: `${CLIP}/onnx/text_model.onnx`, tokenizer: CLIP });
 const openDecoder = () => Decoder.open(`${LLAVA}/onnx/decoder_model_merged.onnx`);
 
@@ -39,22 +36,12 @@ interface Opened {
 }
 const cases: [string, () => Promise<Opened>, ((opened: never) => Promise<unknown>)[]][] = [
   [
-    'Llava',
-    openLlava,
-    [
-      (llava: Llava) => llava.answer(IMAGE, QUESTION),
-      (llava: Llava) => llava.answer(IMAGE, QUESTION, { keep: 'all' }),
-      (llava: Llava) => llava.see(pixels),
-      (llava: Llava) => llava.encodeAll(pixels),
-    ],
-  ],
-  [
-    'PrunedVision',
+    'LlavaVision',
     openVision,
     [
-      (vision: PrunedVision) => vision.encode(pixels, QUESTION),
-      (vision: PrunedVision) => vision.encodeAll(pixels),
-      (vision: PrunedVision) => vision.analyze(pixels),
+      (vision: LlavaVision) => vision.prune(pixels, QUESTION),
+      (vision: LlavaVision) => vision.encode(pixels),
+      (vision: LlavaVision) => vision.encodeQuestion(QUESTION),
     ],
   ],
   ['ClipText', openText, [(text: ClipText) => text.encode(QUESTION)]],
@@ -82,70 +69,55 @@ it.each(cases)('%s: may be disposed of before it is used', async (what, open, [c
   await expect(call(one as never)).rejects.toEqual(disposed(what));
 });
 
-it('an answer under way is the answer', async () => {
-  const llava = await openLlava();
-  const running = llava.answer(IMAGE, QUESTION);
-  await llava.dispose();
-  expect((await running).text).toBe('cloud');
-});
-
 it('an explicit dispose within await using is enough', async () => {
-  await using llava = await openLlava();
   await using vision = await openVision();
   await using text = await openText();
-  await Promise.all([llava.dispose(), vision.dispose(), text.dispose()]);
+  await Promise.all([vision.dispose(), text.dispose()]);
 });
 
-it('a picture and its analysis', async () => {
-  const llava = await openLlava();
-  const seen = await llava.see(IMAGE);
-  const running = [seen.answer(QUESTION), seen.answer(QUESTION, { keep: 'all' })];
-  const analysis = await seen.analyze();
-  seen.dispose();
-  seen.dispose();
-  await expect(seen.answer(QUESTION)).rejects.toEqual(disposed('LlavaImage'));
-  await expect(seen.analyze()).rejects.toEqual(disposed('LlavaImage'));
-  expect((await Promise.all(running)).map(({ text }) => text)).toEqual(['cloud', 'cloud']);
-  await sleep(0); // its own end comes right behind that of the calls
-  await expect(analysis.prune(QUESTION, { keep: 16 })).rejects.toEqual(disposed('VisionAnalysis'));
-
-  const other = await llava.see(IMAGE);
-  const late = other.answer(QUESTION);
-  await llava.dispose();
-  expect((await late).text).toBe('cloud');
-  await expect(other.answer(QUESTION)).rejects.toEqual(disposed('Llava'));
-  other.dispose();
-});
-
-it('an analysis of a vision encoder', async () => {
+it('an encoded image', async () => {
   const vision = await openVision();
-  const analysis = await vision.analyze(pixels);
-  expect(analysis.patchStates.dims).toEqual([144, 128]);
-  const running = analysis.prune(QUESTION);
-  analysis.dispose();
-  analysis.dispose();
-  await expect(analysis.prune(QUESTION)).rejects.toEqual(disposed('VisionAnalysis'));
-  expect((await running).indices).toHaveLength(16);
-  expect(() => analysis.patchStates).toThrow(disposed('VisionAnalysis'));
+  const [image] = await vision.encode(pixels);
+  expect(image.patchStates.dims).toEqual([144, 128]);
+  const running = [image.prune(QUESTION), image.prune('what is it ?')];
+  const all = image.all();
+  image.dispose();
+  image.dispose();
+  for (const call of [() => image.prune(QUESTION), () => image.all(), () => image.analysis()])
+    await expect(call()).rejects.toEqual(disposed('LlavaImage'));
+  for (const { indices } of await Promise.all(running)) expect(indices).toHaveLength(16);
+  expect((await all).dims).toEqual([1, 144, 128]);
+  expect(() => image.patchStates).toThrow(disposed('LlavaImage'));
 
-  const other = await vision.analyze(pixels);
+  const [other] = await vision.encode(pixels);
   const last = other.prune(QUESTION);
   await vision.dispose();
   expect((await last).indices).toHaveLength(16);
-  await expect(other.prune(QUESTION)).rejects.toEqual(disposed('PrunedVision'));
-  await expect(other.project({ data: new Float32Array(128), dims: [1, 128] })).rejects.toEqual(
-    disposed('PrunedVision'),
+  await expect(other.prune(QUESTION)).rejects.toEqual(disposed('LlavaVision'));
+  await expect(vision.project({ data: new Float32Array(128), dims: [1, 128] })).rejects.toEqual(
+    disposed('LlavaVision'),
   );
   other.dispose();
 });
 
+it('images of one call, each by itself', async () => {
+  await using vision = await openVision();
+  const both = new Tensor('float32', Float32Array.from([...pixels.data, ...pixels.data] as number[]), [2, 3, 96, 96]);
+  const [first, second] = await vision.encode(both);
+  const wanted = (await second.prune(QUESTION)).indices;
+  first.dispose();
+  expect((await second.prune(QUESTION)).indices).toEqual(wanted);
+  await expect(first.prune(QUESTION)).rejects.toEqual(disposed('LlavaImage'));
+  second.dispose();
+});
+
 it('gives the sessions back', async () => {
   const threads = () => (process.platform === 'linux' ? readdirSync('/proc/self/task').length : 0);
-  await (await openLlava()).dispose();
+  await (await openVision()).dispose();
   const before = threads();
   for (let i = 0; i < 3; i++) {
-    const llava = await openLlava();
-    await Promise.all([llava.answer(IMAGE, QUESTION), llava.dispose()]);
+    const vision = await openVision();
+    await Promise.all([vision.prune(pixels, QUESTION), vision.dispose()]);
   }
   expect(threads()).toBeLessThanOrEqual(before + 2);
 });
@@ -162,39 +134,36 @@ it('what a vision tower does not run is told apart', async () => {
   };
   const refused = (code: string, message: RegExp) =>
     expect.objectContaining({ code, message: expect.stringMatching(message) });
-  await expect(vision.analyze(zeros([1, 3, 90, 96]))).rejects.toEqual(
+  await expect(vision.encode(zeros([1, 3, 90, 96]))).rejects.toEqual(
     refused('ERR_SHAPE', /^pixelValues: got float32 \[1, 3, 90, 96\], which the vision tower does not take: /),
   );
-  await expect(vision.analyze(zeros([1, 3, 96, 96], 'int32'))).rejects.toEqual(
+  await expect(vision.encode(zeros([1, 3, 96, 96], 'int32'))).rejects.toEqual(
     refused('ERR_DTYPE', /^pixelValues: got int32 in Int32Array, wanted float32/),
   );
   // A size that was seen before is written in place: the same words.
-  await vision.encodeAll(pixels);
-  await expect(vision.analyze(zeros([1, 3, 96, 96], 'int32'))).rejects.toEqual(
+  await vision.encode(pixels);
+  await expect(vision.encode(zeros([1, 3, 96, 96], 'int32'))).rejects.toEqual(
     refused('ERR_DTYPE', /^pixelValues: got int32/),
   );
   await expect(vision.project({ data: new Float32Array(64), dims: [1, 64] })).rejects.toEqual(
-    refused('ERR_SHAPE', /^tokens.dims: got \[1, 64\], wanted \[rows, 128\]/),
+    refused('ERR_SHAPE', /^rows.dims: got \[1, 64\], wanted \[rows, 128\]/),
   );
-  expect((await vision.encode(pixels, QUESTION)).indices).toHaveLength(16);
+  expect((await vision.prune(pixels, QUESTION)).indices).toHaveLength(16);
 });
 
 it.each<[string, () => unknown]>([
   ['HostBuffer.allocate', async () => HostBuffer.allocate(64, null as never)],
   ['Pruner.load', () => Pruner.load(smallHead(), null as never)],
-  ['Llava.open', () => Llava.open(LLAVA, null as never)],
-  ['PrunedVision.open', () => PrunedVision.open(`${LLAVA}/onnx/vision_encoder.onnx`, null as never)],
+  ['LlavaVision.open', () => LlavaVision.open(`${LLAVA}/onnx/vision_encoder.onnx`, null as never)],
   ['ClipText.open', () => ClipText.open(null as never)],
   ['compact', async () => compact(null as never)],
-  ['Llava.answer', async () => (await shared).answer(pixels, QUESTION, null as never)],
-  ['Llava.complete', async () => (await shared).complete({ features: pixels }, QUESTION, null as never)],
-  ['PrunedVision.encode', async () => (await shared).vision?.encode(pixels, QUESTION, null as never)],
+  ['LlavaVision.prune', async () => (await shared).prune(pixels, QUESTION, null as never)],
 ])('%s refuses null for options', async (_, call) => {
   await expect(call()).rejects.toEqual(
     expect.objectContaining({ code: 'ERR_VALUE', message: 'options: got null, wanted an object of options' }),
   );
 });
-const shared = openLlava();
+const shared = openVision();
 
 it('Lifetime: a call on its way is let through, a call of someone else is not', async () => {
   const life = new Lifetime('Thing');

@@ -10,8 +10,8 @@ const FOLDER = 'test/fixtures/images';
 interface Case {
   readonly file: string;
   readonly config: ImageProcessorConfig;
-  /** Whether the expected result is the picture in bytes, or the `pixel_values`. */
-  readonly picture: boolean;
+  /** Whether the expected result is the image in bytes, or the `pixel_values`. */
+  readonly rgb: boolean;
   readonly expected: string;
   /** Levels of 255, where decoders round differently; default 0. */
   readonly tolerance?: number;
@@ -24,11 +24,11 @@ const { tensors } = await readSafeTensors(join(FOLDER, 'expected.safetensors'));
 describe("Hugging Face's image processors", () => {
   it.each(cases.map((entry) => [entry.file, JSON.stringify(entry.config), entry] as const))(
     '%s by %s',
-    async (file, _, { config, picture, expected, tolerance = 0 }) => {
+    async (file, _, { config, rgb, expected, tolerance = 0 }) => {
       const processor = await ImageProcessor.open(config);
       const stored = tensors.get(expected)!;
-      if (picture) {
-        const { data, width, height } = await processor.picture(join(FOLDER, file));
+      if (rgb) {
+        const { data, width, height } = await processor.rgb(join(FOLDER, file));
         expect([height, width, 3]).toEqual(stored.shape);
         expect(largestDifference(data, stored.bytes)).toBeLessThanOrEqual(tolerance);
       } else {

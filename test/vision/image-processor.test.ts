@@ -7,16 +7,16 @@ import { describe, expect, it } from 'vitest';
 import { ImageProcessor, type ImageProcessorConfig } from '../../src/vision/image-processor.js';
 
 const FOLDER = 'models/tiny-llava';
-const PICTURE = 'models/eval/images/000.png';
+const IMAGE = 'models/eval/images/000.png';
 const processor = await ImageProcessor.open(FOLDER);
 
 const plain = (options: object = {}) =>
   sharp({ create: { width: 150, height: 100, channels: 3, background: { r: 10, g: 200, b: 30 }, ...options } });
 
 describe('ImageProcessor', () => {
-  it('does not resample a picture of the right size', async () => {
-    const pixels = await processor.process(PICTURE);
-    const { data } = await sharp(PICTURE).removeAlpha().raw().toBuffer({ resolveWithObject: true });
+  it('does not resample an image of the right size', async () => {
+    const pixels = await processor.process(IMAGE);
+    const { data } = await sharp(IMAGE).removeAlpha().raw().toBuffer({ resolveWithObject: true });
     expect(pixels.dims).toEqual([1, 3, 96, 96]);
     const values = pixels.data as Float32Array;
     for (let c = 0; c < 3; c++)
@@ -25,8 +25,8 @@ describe('ImageProcessor', () => {
   });
 
   it('takes bytes as well as a path', async () => {
-    const fromBytes = await processor.process(new Uint8Array(await readFile(PICTURE)));
-    expect(fromBytes.data).toEqual((await processor.process(PICTURE)).data);
+    const fromBytes = await processor.process(new Uint8Array(await readFile(IMAGE)));
+    expect(fromBytes.data).toEqual((await processor.process(IMAGE)).data);
   });
 
   it.each([
@@ -37,8 +37,8 @@ describe('ImageProcessor', () => {
     ['CMYK', () => plain().toColourspace('cmyk').jpeg()],
     ['lossy', () => plain().webp()],
     ['tall and thin', () => plain({ width: 8, height: 900 }).png()],
-  ])('reads a %s picture', async (_, make) => {
-    const { data, width, height } = await processor.picture(await make().toBuffer());
+  ])('reads a %s image', async (_, make) => {
+    const { data, width, height } = await processor.rgb(await make().toBuffer());
     expect([width, height, data.length]).toEqual([96, 96, 3 * 96 * 96]);
     expect(new Set(data).size).toBeGreaterThan(0);
   });
@@ -47,7 +47,7 @@ describe('ImageProcessor', () => {
     const png = await plain({ channels: 4, background: { r: 10, g: 200, b: 30, alpha: 0.25 } })
       .png()
       .toBuffer();
-    const [r, g, b] = (await processor.picture(png)).data;
+    const [r, g, b] = (await processor.rgb(png)).data;
     expect([r, g, b]).toEqual([10, 200, 30]);
   });
 
@@ -60,7 +60,7 @@ describe('ImageProcessor', () => {
       .withMetadata({ orientation: 6 })
       .png()
       .toBuffer();
-    const { data } = await processor.picture(turned);
+    const { data } = await processor.rgb(turned);
     // Turned by 90 degrees clockwise, the left half lies on top.
     expect(data[3 * (10 * 96 + 48)]).toBeGreaterThan(240);
     expect(data[3 * (85 * 96 + 48)]).toBeLessThan(20);
@@ -68,14 +68,14 @@ describe('ImageProcessor', () => {
 
   it('resizes the shortest edge and crops the centre', async () => {
     const wide = await ImageProcessor.open({ size: { shortest_edge: 50 }, crop_size: 40, resample: 0 });
-    const { width, height, data } = await wide.picture(await plain().png().toBuffer());
+    const { width, height, data } = await wide.rgb(await plain().png().toBuffer());
     expect([width, height]).toEqual([40, 40]);
     expect([...data.subarray(0, 3)]).toEqual([10, 200, 30]);
   });
 
   it('fills what a crop lacks with black', async () => {
     const larger = await ImageProcessor.open({ do_resize: false, crop_size: { width: 152, height: 102 } });
-    const { data } = await larger.picture(await plain().png().toBuffer());
+    const { data } = await larger.rgb(await plain().png().toBuffer());
     expect([...data.subarray(0, 3)]).toEqual([0, 0, 0]);
     expect([...data.subarray(3 * 153, 3 * 154)]).toEqual([10, 200, 30]);
   });
@@ -98,31 +98,31 @@ describe('ImageProcessor', () => {
     await expect(processor.process(source)).rejects.toMatchObject({ name: 'DesapError' });
   });
 
-  it('refuses a truncated picture', async () => {
-    const bytes = await readFile(PICTURE);
+  it('refuses a truncated image', async () => {
+    const bytes = await readFile(IMAGE);
     await expect(processor.process(bytes.subarray(0, bytes.length >> 1))).rejects.toMatchObject({ code: 'ERR_FILE' });
   });
 
   it.each<[string, object]>([
-    ['image_processor_type: got LlavaNextImageProcessor', { image_processor_type: 'LlavaNextImageProcessor' }],
-    ['image_processor_type: got Qwen2VLImageProcessorFast', { image_processor_type: 'Qwen2VLImageProcessorFast' }],
-    ['image_processor_type: got constructor', { image_processor_type: 'constructor' }],
+    ["image_processor_type: got 'LlavaNextImageProcessor'", { image_processor_type: 'LlavaNextImageProcessor' }],
+    ["image_processor_type: got 'Qwen2VLImageProcessorFast'", { image_processor_type: 'Qwen2VLImageProcessorFast' }],
+    ["image_processor_type: got 'constructor'", { image_processor_type: 'constructor' }],
     ['image_processor_type: got 7', { image_processor_type: 7 }],
-    ['feature_extractor_type: got DetrFeatureExtractor', { feature_extractor_type: 'DetrFeatureExtractor' }],
+    ["feature_extractor_type: got 'DetrFeatureExtractor'", { feature_extractor_type: 'DetrFeatureExtractor' }],
     ['image_grid_pinpoints: got', { image_processor_type: 'CLIPImageProcessor', image_grid_pinpoints: [[336, 672]] }],
     ['do_image_splitting: got true', { do_image_splitting: true }],
-    ['image_aspect_ratio: got pad', { image_aspect_ratio: 'pad' }],
+    ["image_aspect_ratio: got 'pad'", { image_aspect_ratio: 'pad' }],
     ['crop_pct: got 0.9', { crop_pct: 0.9 }],
     ['do_pad: got true, wanted an image_processor_type', { do_pad: true }],
-    ['do_pad: got yes', { image_processor_type: 'LlavaImageProcessor', do_pad: 'yes' }],
+    ["do_pad: got 'yes'", { image_processor_type: 'LlavaImageProcessor', do_pad: 'yes' }],
     ['image_mean: got [100, 0, 0], wanted numbers from 0 to 1', llavaPad({ image_mean: [100, 0, 0] })],
     ['pad_size: got the edges shortest_edge', clipPad({ shortest_edge: 4 })],
     ['do_resize: got 1,', { do_resize: 1 }],
     ['resample: got 6', { resample: 6 }],
     ['resample: got null', { resample: null }],
-    ['resample: got bicubic', { resample: 'bicubic' }],
+    ["resample: got 'bicubic'", { resample: 'bicubic' }],
     ['size: got null', { size: null }],
-    ['size: got 224', { size: '224' }],
+    ["size: got '224'", { size: '224' }],
     ['size: got the edges longest_edge', { size: { longest_edge: 224 } }],
     ['size: got the edges max_pixels min_pixels', { size: { min_pixels: 9, max_pixels: 99 } }],
     ['size: got 0', { size: 0 }],
@@ -134,7 +134,7 @@ describe('ImageProcessor', () => {
     ['rescale_factor: got null', { rescale_factor: null }],
     ['image_mean: got null', { image_mean: null }],
     ['image_mean: got [0]', { image_mean: [0] }],
-    ['image_mean: got 0.5', { image_mean: '0.5' }],
+    ["image_mean: got '0.5'", { image_mean: '0.5' }],
     ['image_std: got [1, 0, 1]', { image_std: [1, 0, 1] }],
     ['mean: got [0.5, 0.5, 0.5], wanted the field image_mean', { mean: [0.5, 0.5, 0.5] }],
     ['std: got 1, wanted the field image_std', { std: 1 }],
@@ -151,13 +151,13 @@ describe('ImageProcessor', () => {
     const config = JSON.parse(await readFile(join(FOLDER, 'preprocessor_config.json'), 'utf8'));
     const more = { image_grid_pinpoints: [], do_image_splitting: false, crop_pct: null, patch_size: 14, device: 'cpu' };
     const same = await ImageProcessor.open({ ...config, ...more });
-    expect((await same.process(PICTURE)).data).toEqual((await processor.process(PICTURE)).data);
+    expect((await same.process(IMAGE)).data).toEqual((await processor.process(IMAGE)).data);
   });
 
   it('reads processor_config.json of transformers 5, which goes before preprocessor_config.json', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'desap-image-'));
     const write = (name: string, value: object) => writeFile(join(folder, name), JSON.stringify(value));
-    const size = async () => (await (await ImageProcessor.open(folder)).picture(PICTURE)).width;
+    const size = async () => (await (await ImageProcessor.open(folder)).rgb(IMAGE)).width;
     try {
       await write('processor_config.json', { processor_class: 'LlavaProcessor', patch_size: 14 });
       await expect(size()).rejects.toMatchObject({
@@ -173,7 +173,7 @@ describe('ImageProcessor', () => {
     }
   });
 
-  it('computes only what a crop keeps: long thin pictures cost little', async () => {
+  it('computes only what a crop keeps: long thin images cost little', async () => {
     const clip = await ImageProcessor.open({ size: { shortest_edge: 336 }, crop_size: 336 });
     const square = await ImageProcessor.open(llavaPad({ size: { shortest_edge: 336 }, crop_size: 336 }));
     for (const [width, height] of [
@@ -183,8 +183,8 @@ describe('ImageProcessor', () => {
       const png = await plain({ width, height }).png().toBuffer();
       const memory = process.memoryUsage().arrayBuffers;
       const start = performance.now();
-      const whole = await clip.picture(png);
-      const padded = await square.picture(png);
+      const whole = await clip.rgb(png);
+      const padded = await square.rgb(png);
       expect(performance.now() - start).toBeLessThan(5_000);
       expect(process.memoryUsage().arrayBuffers - memory).toBeLessThan(64e6);
       expect([...whole.data.subarray(0, 3)]).toEqual([10, 200, 30]);
@@ -212,9 +212,9 @@ describe('ImageProcessor', () => {
     });
   });
 
-  it('refuses a picture beyond pad_size', async () => {
+  it('refuses an image beyond pad_size', async () => {
     const small = await ImageProcessor.open(clipPad({ height: 100, width: 300 }));
-    await expect(small.process(PICTURE)).rejects.toMatchObject({
+    await expect(small.process(IMAGE)).rejects.toMatchObject({
       code: 'ERR_VALUE',
       message: 'image: got 224 x 224 pixels, wanted at most pad_size, 300 x 100',
     });

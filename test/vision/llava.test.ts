@@ -5,18 +5,18 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { devices, saveHead } from '../../src/index.js';
 import { extractHead } from '../../src/onnx/index.js';
 import { Tensor } from '../../src/tensor.js';
-import { ImageProcessor, PrunedVision } from '../../src/vision/index.js';
+import { ImageProcessor, LlavaVision } from '../../src/vision/index.js';
 
 const ENCODER = 'models/tiny-llava/onnx/vision_encoder.onnx';
 const CLIP = 'models/tiny-clip';
 const QUESTION = 'what color is the star ?';
 
 let folder: string;
-let vision: PrunedVision;
+let vision: LlavaVision;
 let pixels: Tensor[];
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'desap-vision-'));
-  vision = await PrunedVision.open(ENCODER, { clip: CLIP });
+  vision = await LlavaVision.open(ENCODER, { clip: CLIP });
   const images = await ImageProcessor.open('models/tiny-llava');
   pixels = await Promise.all(['02', '03', '04'].map((name) => images.process(`models/eval/demo/${name}.png`)));
 });
@@ -25,9 +25,9 @@ afterAll(async () => {
   await rm(folder, { recursive: true });
 });
 
-describe('PrunedVision', () => {
+describe('LlavaVision', () => {
   it('gives features, the decision and the time of each part', async () => {
-    const { features, indices, source, assignment, counts, maps, timings } = await vision.encode(pixels[0], QUESTION, {
+    const { features, indices, source, assignment, counts, maps, timings } = await vision.prune(pixels[0], QUESTION, {
       keep: 16,
       maps: true,
     });
@@ -40,9 +40,9 @@ describe('PrunedVision', () => {
   });
 
   it('gives the same for an image whether its memory is new, reused or shared with others', async () => {
-    const first = await vision.encode(pixels[0], QUESTION, { keep: 16 });
-    for (const other of [pixels[1], pixels[2], pixels[0]]) await vision.encode(other, QUESTION, { keep: 16 });
-    const [again, ...others] = await Promise.all(pixels.map((image) => vision.encode(image, QUESTION, { keep: 16 })));
+    const first = await vision.prune(pixels[0], QUESTION, { keep: 16 });
+    for (const other of [pixels[1], pixels[2], pixels[0]]) await vision.prune(other, QUESTION, { keep: 16 });
+    const [again, ...others] = await Promise.all(pixels.map((image) => vision.prune(image, QUESTION, { keep: 16 })));
     expect(again.features.data).toEqual(first.features.data);
     for (const other of others) expect(other.features.data).not.toEqual(first.features.data);
   });
@@ -50,25 +50,27 @@ describe('PrunedVision', () => {
   it.runIf(devices().some(({ device, available }) => device === 'cpu' && available))(
     'lets the pruner read the hidden states where ONNX Runtime wrote them',
     async () => {
-      using warm = await vision.analyze(pixels[0]);
-      using seen = await vision.analyze(pixels[1]);
+      const [warm] = await vision.encode(pixels[0]);
+      const [seen] = await vision.encode(pixels[1]);
       // A copy would not see this change when it merges.
       const before = (await seen.prune(QUESTION, { keep: 4 })).features.data as Float32Array;
-      (seen.hidden.data as Float32Array).set(warm.hidden.data as Float32Array);
+      seen.hidden.data.set(warm.hidden.data);
       const after = (await seen.prune(QUESTION, { keep: 4 })).features.data as Float32Array;
       expect(after).not.toEqual(before);
+      for (const image of [warm, seen]) image.dispose();
     },
   );
 
   it('asks many questions of one image', async () => {
-    using seen = await vision.analyze(pixels[0]);
+    const [seen] = await vision.encode(pixels[0]);
+    using _ = seen;
     const [a, b] = await Promise.all([
       seen.prune(QUESTION, { keep: 8 }),
       seen.prune('what color is the sun ?', { keep: 8 }),
     ]);
     expect(a.indices).not.toEqual(b.indices);
     expect(a.timings.vision).toBe(b.timings.vision);
-    const text = await vision.text.encode(QUESTION);
+    const text = await vision.encodeQuestion(QUESTION);
     expect((await seen.prune(text, { keep: 8 })).indices).toEqual(a.indices);
   });
 
@@ -77,16 +79,16 @@ describe('PrunedVision', () => {
     await saveHead(await extractHead({ visionModel: join(CLIP, 'onnx', 'vision_model.onnx') }), head);
     const clip = join(folder, 'text-only');
     await cp(CLIP, clip, { recursive: true, filter: (path) => !/vision_model|model\.safetensors/.test(path) });
-    const small = await PrunedVision.open(ENCODER, { clip, head, keep: 16 });
-    const [a, b] = await Promise.all([small, vision].map((v) => v.encode(pixels[0], QUESTION, { keep: 16 })));
+    const small = await LlavaVision.open(ENCODER, { clip, head, keep: 16 });
+    const [a, b] = await Promise.all([small, vision].map((v) => v.prune(pixels[0], QUESTION, { keep: 16 })));
     expect(a.indices).toEqual(b.indices);
-    expect((await small.encode(pixels[0], QUESTION)).indices).toEqual(b.indices);
-    await expect(vision.encode(pixels[0], QUESTION)).rejects.toMatchObject({
+    expect((await small.prune(pixels[0], QUESTION)).indices).toEqual(b.indices);
+    await expect(vision.prune(pixels[0], QUESTION)).rejects.toMatchObject({
       code: 'ERR_VALUE',
       message: expect.stringMatching(/^keep: got undefined/),
     });
     await small.dispose();
-    await expect(PrunedVision.open(ENCODER, { clip })).rejects.toMatchObject({
+    await expect(LlavaVision.open(ENCODER, { clip })).rejects.toMatchObject({
       code: 'ERR_FILE',
       message: /desap extract/,
     });
@@ -102,11 +104,11 @@ describe('PrunedVision', () => {
       bytes.writeFloatLE(value, (bytes.length >> 1) + 4 * i);
     });
     await writeFile(file, bytes);
-    await expect(PrunedVision.open(ENCODER, { clip })).rejects.toMatchObject({ code: 'ERR_HEAD_MISMATCH' });
+    await expect(LlavaVision.open(ENCODER, { clip })).rejects.toMatchObject({ code: 'ERR_HEAD_MISMATCH' });
     const head = await extractHead({ visionModel: join(CLIP, 'onnx', 'vision_model.onnx') });
-    await expect(
-      PrunedVision.open(ENCODER, { clip: CLIP, head: { ...head, classToken: false } }),
-    ).rejects.toMatchObject({ code: 'ERR_HEAD_MISMATCH' });
+    await expect(LlavaVision.open(ENCODER, { clip: CLIP, head: { ...head, classToken: false } })).rejects.toMatchObject(
+      { code: 'ERR_HEAD_MISMATCH' },
+    );
   });
 
   it.each([
@@ -116,7 +118,7 @@ describe('PrunedVision', () => {
     ['a CLIP folder that is not there', ENCODER, 'no/such', 'ERR_FILE'],
     ['a folder that is no CLIP folder', ENCODER, 'models/tiny-llava', 'ERR_FILE'],
   ])('refuses %s', async (_, encoder, clip, code) => {
-    await expect(PrunedVision.open(encoder, { clip })).rejects.toMatchObject({ code });
+    await expect(LlavaVision.open(encoder, { clip })).rejects.toMatchObject({ code });
   });
 
   it.each([
@@ -124,7 +126,7 @@ describe('PrunedVision', () => {
     ['a flat image', new Tensor('float32', new Float32Array(12), [3, 4]), QUESTION, 4],
     ['NaN', new Tensor('float32', new Float32Array(3 * 96 * 96).fill(Number.NaN), [1, 3, 96, 96]), QUESTION, 4],
   ])('refuses %s', async (_, image, question, keep) => {
-    await expect(vision.encode(image, question, { keep })).rejects.toMatchObject({ name: 'DesapError' });
+    await expect(vision.prune(image, question, { keep })).rejects.toMatchObject({ name: 'DesapError' });
   });
 
   it.each([
@@ -132,43 +134,43 @@ describe('PrunedVision', () => {
     ['keep 0', QUESTION, 0],
     ['keep 145 of 144', QUESTION, 145],
   ])('refuses %s', async (_, question, keep) => {
-    await expect(vision.encode(pixels[0], question, { keep })).rejects.toMatchObject({ code: 'ERR_VALUE' });
+    await expect(vision.prune(pixels[0], question, { keep })).rejects.toMatchObject({ code: 'ERR_VALUE' });
   });
 
   it.each([
     [
       'null for an image',
-      () => vision.encode(null as never, QUESTION, { keep: 4 }),
+      () => vision.prune(null as never, QUESTION, { keep: 4 }),
       'ERR_DTYPE',
       /^pixelValues: got null/,
     ],
-    ['an object for one', () => vision.encodeAll({} as never), 'ERR_DTYPE', /^pixelValues: got Object/],
+    ['an object for one', () => vision.encode({} as never), 'ERR_DTYPE', /^pixelValues: got undefined/],
     [
       'ids for pixels',
-      () => vision.encode(new Tensor('int64', new BigInt64Array(27648), [1, 3, 96, 96]), QUESTION, { keep: 4 }),
+      () => vision.prune(new Tensor('int64', new BigInt64Array(27648), [1, 3, 96, 96]), QUESTION, { keep: 4 }),
       'ERR_DTYPE',
       /^pixelValues: got int64/,
     ],
     [
       'two images',
-      () => vision.encodeAll(new Tensor('float32', new Float32Array(55296), [2, 3, 96, 96])),
+      () => vision.prune(new Tensor('float32', new Float32Array(55296), [2, 3, 96, 96]), QUESTION, { keep: 4 }),
       'ERR_SHAPE',
-      /^pixelValues.dims/,
+      /^pixelValues: got 2 images, wanted one/,
     ],
     [
       'no question',
-      () => vision.encode(pixels[0], undefined as never, { keep: 4 }),
+      () => vision.prune(pixels[0], undefined as never, { keep: 4 }),
       'ERR_VALUE',
       /^question: got undefined/,
     ],
-    ['an object for rows', () => vision.project({} as never), 'ERR_DTYPE', /^tokens: got Object/],
+    ['an object for rows', () => vision.project({} as never), 'ERR_DTYPE', /^rows: got Object/],
   ])('refuses %s by name', async (_, call, code, message) => {
-    await vision.encode(pixels[0], QUESTION, { keep: 4 });
+    await vision.prune(pixels[0], QUESTION, { keep: 4 });
     await expect(call()).rejects.toMatchObject({ name: 'DesapError', code, message: expect.stringMatching(message) });
   });
 
   it('refuses an image of another size with a typed error', async () => {
     const image = new Tensor('float32', new Float32Array(3 * 48 * 48), [1, 3, 48, 48]);
-    await expect(vision.encode(image, QUESTION, { keep: 4 })).rejects.toMatchObject({ name: 'DesapError' });
+    await expect(vision.prune(image, QUESTION, { keep: 4 })).rejects.toMatchObject({ name: 'DesapError' });
   });
 });

@@ -2,9 +2,8 @@ import { join } from 'node:path';
 import type { Tokenizer } from '@huggingface/tokenizers';
 import { DesapError, invalid } from '../../errors.js';
 import { readJson, readJsonIfThere } from '../../files.js';
-import { requireTemplate } from '../../vision/chat-template.js';
 import { readTextFiles } from '../../vision/text-files.js';
-import { formPrompt, type PromptForm, type PromptWriter, templatePrompt } from './prompt.js';
+import { formPrompt, type PromptForm, type PromptWriter, requireTemplate, templatePrompt } from './prompt.js';
 
 interface GenerationConfig {
   eos_token_id?: number | number[] | null;
@@ -17,7 +16,7 @@ interface ModelConfig extends GenerationConfig {
   text_config?: GenerationConfig;
 }
 
-/** The text side of a LLaVA folder, as its files have it: questions to token ids, token ids to answers, and when an answer ends. */
+/** The text side of a LLaVA folder: questions to token ids, token ids to answers, and which tokens end an answer. */
 export class Chat {
   private constructor(
     private readonly tokenizer: Tokenizer,
@@ -32,8 +31,8 @@ export class Chat {
 
   /**
    * @param form the prompt's form; default: that of the folder's chat template
-   * @throws DesapError `ERR_FILE` for missing files, and for a folder whose chat template is missing or of no use; `ERR_VALUE` for a
-   *   form without its parts; `ERR_MISSING_PACKAGE`
+   * @throws DesapError `ERR_FILE` for missing files, and for a chat template that is missing or cannot be used; `ERR_VALUE` for a form
+   *   without its parts; `ERR_MISSING_PACKAGE`
    */
   static async open(folder: string, form?: PromptForm): Promise<Chat> {
     const [config, given, files] = await Promise.all([
@@ -69,12 +68,12 @@ export class Chat {
   }
 
   /**
-   * The prompt of a question, with `patches` placeholders for the picture, and where they begin.
-   * @throws DesapError `ERR_VALUE` when the question brings a placeholder of its own
+   * The prompt of a question, with `patches` placeholders for the image, and where they begin.
+   * @throws DesapError `ERR_VALUE` for a question with a placeholder of its own
    */
   prompt(question: string, patches: number): { ids: number[]; at: number } {
     const text = this.write(question);
-    // A template that writes the start token itself is not to get a second one, as in Hugging Face's processors.
+    // As in Hugging Face's processors: no second start token where the template writes one itself.
     const starts = this.startToken !== undefined && text.startsWith(this.startToken);
     const { ids } = this.tokenizer.encode(text, { add_special_tokens: !starts });
     const at = ids.indexOf(this.imageTokenId);

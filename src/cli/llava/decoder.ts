@@ -1,9 +1,8 @@
 import { types } from 'node:util';
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid } from '../../errors.js';
-import { Lifetime } from '../../lifetime.js';
 import { Tensor } from '../../tensor.js';
-import { openSession, runSession } from '../../vision/session.js';
+import { atRest, openSession, runSession } from '../../vision/session.js';
 
 const DECODER = { argument: 'embeds', graph: 'the decoder' };
 
@@ -16,7 +15,7 @@ export interface GenerateOptions {
   /** The position of the first generated token. */
   nextPosition: number;
   maxNewTokens: number;
-  /** Token ids that end the answer; the one that was generated is part of it. */
+  /** Token ids that end the answer. The one that is generated belongs to it. */
   endTokens: ReadonlySet<number>;
   /** Embeddings of token ids, float32 [1, n, W]. */
   embed(ids: readonly number[]): Promise<Tensor>;
@@ -30,13 +29,11 @@ export interface Generated {
 
 /** `decoder_model_merged.onnx` with its key-value cache: one sequence, greedy. */
 export class Decoder {
-  readonly #life = new Lifetime('Decoder');
-
   private constructor(private readonly session: InferenceSession) {}
 
   /** @throws DesapError `ERR_FILE`, `ERR_GRAPH` when it is not such a decoder */
-  static async open(path: string, options?: InferenceSession.SessionOptions): Promise<Decoder> {
-    const session = await openSession(path, options);
+  static async open(path: string): Promise<Decoder> {
+    const session = await openSession(path, atRest());
     for (const name of ['inputs_embeds', 'attention_mask'])
       if (!session.inputNames.includes(name))
         throw new DesapError(
@@ -47,22 +44,18 @@ export class Decoder {
   }
 
   /**
-   * Whether the graph takes `position_ids`. Graphs without that input count positions themselves, by the attention mask or by
-   * the cache's length; masked padding leaves no gaps in either, so kept tokens cannot have their original positions there.
+   * Whether the graph takes `position_ids`. A graph without that input counts positions itself, by the attention mask or by the
+   * cache's length. Masked padding leaves no gaps in either, so kept tokens cannot have their original positions there.
    */
   get takesPositions(): boolean {
     return this.session.inputNames.includes('position_ids');
   }
 
   /**
-   * The most likely continuation, token by token. ONNX Runtime blocks the event loop during each step.
-   * @throws DesapError `ERR_VALUE`, `ERR_DISPOSED`
+   * The most likely continuation, token by token.
+   * @throws DesapError `ERR_VALUE` for `maxNewTokens`
    */
   async generate(options: GenerateOptions): Promise<Generated> {
-    return this.#life.call(() => this.#generate(options));
-  }
-
-  async #generate(options: GenerateOptions): Promise<Generated> {
     const { endTokens, maxNewTokens } = options;
     if (!Number.isInteger(maxNewTokens) || maxNewTokens < 1)
       throw invalid('ERR_VALUE', 'maxNewTokens', maxNewTokens, 'a positive integer');
@@ -107,9 +100,9 @@ export class Decoder {
     return Object.fromEntries(empty);
   }
 
-  /** Frees the session, after the calls under way. Safe to call again. */
+  /** Frees the session. */
   dispose(): Promise<void> {
-    return this.#life.end(() => this.session.release());
+    return this.session.release();
   }
 }
 

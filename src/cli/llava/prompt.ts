@@ -1,10 +1,10 @@
 import { DesapError, invalid } from '../../errors.js';
 import { type ChatTemplate, type Message, writesParts } from '../../vision/chat-template.js';
 
-/** A prompt as text: `{image}` stands for the picture, `{question}` for the question. */
+/** A prompt as text, with `{image}` and `{question}` in their places. */
 export type PromptForm = string;
 
-/** Writes the prompt of a question about a picture, with the model's placeholder for the picture. */
+/** Writes the prompt of a question about an image, with the model's placeholder for the image. */
 export type PromptWriter = (question: string) => string;
 
 /**
@@ -18,7 +18,19 @@ export function formPrompt(form: PromptForm, imageToken: string): PromptWriter {
   return (text) => form.replace(image, () => imageToken).replace(question, () => text);
 }
 
-/** Contents that mean "a picture, then this text": parts, a text with the placeholder, and parts that hold such a text. */
+/**
+ * The preferred template of a folder.
+ * @throws DesapError `ERR_FILE` for a folder without one, with the places that were searched
+ */
+export function requireTemplate(folder: string, [preferred]: readonly ChatTemplate[]): ChatTemplate {
+  if (preferred) return preferred;
+  throw new DesapError(
+    'ERR_FILE',
+    `${folder}: got no chat template (in processor_config.json, chat_template.json, chat_template.jinja or tokenizer_config.json), wanted one (of several with names, one that is named default), or the option --prompt, for example 'USER: {image}\\n{question} ASSISTANT:'`,
+  );
+}
+
+/** Contents that mean "an image, then this text": parts, a text with the placeholder, and parts with such a text. */
 const CONTENTS: readonly ((question: string, imageToken: string) => Message['content'])[] = [
   (text) => [{ type: 'image' }, { type: 'text', text }],
   (text, imageToken) => `${imageToken}\n${text}`,
@@ -31,10 +43,10 @@ const TRIAL = 'desapquestion';
 /**
  * The prompt that a folder's own chat template writes for one user message.
  *
- * A template takes contents of one shape or the other and does not tell which; the shape is the first with which it writes the
- * picture's placeholder and the question once each.
+ * Templates take contents of different forms, and none says which. The first form is taken with which the template writes the image's
+ * placeholder and the question once each.
  *
- * @throws DesapError `ERR_FILE` for a template that does so with none
+ * @throws DesapError `ERR_FILE` for a template without such a form
  */
 export function templatePrompt(template: ChatTemplate, imageToken: string): PromptWriter {
   let reason = `it does not write ${imageToken} and the question once each`;
@@ -50,7 +62,7 @@ export function templatePrompt(template: ChatTemplate, imageToken: string): Prom
   }
   throw new DesapError(
     'ERR_FILE',
-    `${template.source}: got a chat template that cannot be used (${reason}), wanted one that writes a user's picture and text, or the option prompt, for example 'USER: {image}\\n{question} ASSISTANT:'`,
+    `${template.source}: got a chat template that cannot be used (${reason}), wanted one that writes a user's image and text, or the option --prompt, for example 'USER: {image}\\n{question} ASSISTANT:'`,
   );
 }
 

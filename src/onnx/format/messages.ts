@@ -46,6 +46,7 @@ export interface OnnxValue {
   readonly type: number;
   /** A string is a symbolic extent, null a shape that is not given. */
   readonly dims: readonly (number | string)[] | null;
+  /** @internal */
   readonly bytes: Uint8Array;
 }
 

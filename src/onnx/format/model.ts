@@ -19,18 +19,20 @@ export interface ModelFile {
 export interface OnnxModel {
   /** What error messages call it. */
   readonly name: string;
-  /** Where the file lies; null when the model was given as bytes. */
+  /** @internal Where the file lies; null when the model was given as bytes. */
   readonly file: ModelFile | null;
-  /** The fields of the ModelProto beside the graph (versions, operator sets, functions, metadata), as they were. */
+  /** @internal The fields of the ModelProto beside the graph (versions, operator sets, functions, metadata), as they were. */
   readonly header: readonly Uint8Array[];
   /** Version of ONNX's own operator set. */
   readonly opset: number;
+  /** @internal */
   readonly nodes: readonly OnnxNode[];
+  /** @internal */
   readonly initializers: ReadonlyMap<string, StoredTensor>;
   /** What must be fed: graph inputs that are not initialisers. */
   readonly inputs: readonly OnnxValue[];
   readonly outputs: readonly OnnxValue[];
-  /** Recorded types of values between. */
+  /** @internal Recorded types of values between. */
   readonly valueTypes: ReadonlyMap<string, number>;
 }
 

@@ -1,11 +1,11 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError } from '../../errors.js';
 import { cut, type OrtModule, openGraph } from '../edit.js';
+import { Builder } from '../format/builder.js';
 import { DataType } from '../format/proto.js';
-import { newNode } from '../format/write.js';
 import { positionCount } from '../search/positions.js';
 import { toleranceOf } from '../search/precision.js';
-import { batchFirst, floatPixels, HIDDEN_STATES, IMAGE_FEATURES, PATCHES, toFloat } from '../split.js';
+import { batchFirst, floatPixels, HIDDEN_STATES, IMAGE_FEATURES, PATCHES } from '../split.js';
 import type { Projector, TowerStructure } from '../tower.js';
 import { relativeError } from './compare.js';
 import { trialPixels, uniform } from './pixels.js';
@@ -27,12 +27,10 @@ export async function confirmRows(
   session: InferenceSession.SessionOptions | undefined,
 ): Promise<void> {
   const { graph, blocks, width } = tower;
-  const { inputs, nodes } = floatPixels(tower);
-  const embedded = cut(graph.model, {
-    inputs,
-    outputs: [EMBEDDED],
-    nodes: [...nodes, ...batchFirst(tower, blocks[0].input, EMBEDDED)],
-  });
+  const builder = new Builder(graph.model.opset);
+  const inputs = floatPixels(builder, tower);
+  builder.float(batchFirst(builder, tower, blocks[0].input), EMBEDDED);
+  const embedded = cut(graph.model, { inputs, outputs: [EMBEDDED], nodes: builder.nodes });
   const random = uniform(2);
   const open = { structure: tower, session: await openGraph(ort, embedded, session) };
   const classTokens = Number(tower.classToken);
@@ -92,19 +90,12 @@ export async function confirmProjector(
   if (tokens === null) return;
   const { model } = graph;
   const { output, dropsClassToken } = parts as Projector;
-  const fed = `${HIDDEN_STATES}.fed`;
-  const perm = structure.batchFirst ? [0, 1, 2] : [1, 0, 2];
-  const { inputs, nodes } = floatPixels(structure);
-  const whole = cut(model, {
-    inputs: [...inputs, { name: HIDDEN_STATES, type: DataType.float }],
-    outputs: [FEATURES],
-    nodes: [
-      ...nodes,
-      newNode({ op: 'Transpose', inputs: [HIDDEN_STATES], outputs: [fed], attributes: { perm: { ints: perm } } }),
-      newNode({ op: 'Cast', inputs: [fed], outputs: [hidden], attributes: { to: { i: graph.elementType(hidden) } } }),
-      toFloat(output, FEATURES),
-    ],
-  });
+  const builder = new Builder(model.opset);
+  const inputs = [...floatPixels(builder, structure), { name: HIDDEN_STATES, type: DataType.float }];
+  // Both orders are turned into one another by the same transposition.
+  builder.cast(batchFirst(builder, structure, HIDDEN_STATES), graph.elementType(hidden), hidden);
+  builder.float(output, FEATURES);
+  const whole = cut(model, { inputs, outputs: [FEATURES], nodes: builder.nodes });
   const random = uniform(3);
   const rows = Float32Array.from({ length: tokens * width }, () => 2 * random() - 1);
   const session = await openGraph(ort, whole, options);

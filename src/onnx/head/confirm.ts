@@ -2,13 +2,14 @@ import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError } from '../../errors.js';
 import { checkHead, type HeadWeights } from '../../head.js';
 import type { NumberMatrix } from '../../kernels/numeric.js';
+import { type OptionNames, options } from '../../options.js';
 import type { TensorLike } from '../../tensor.js';
 import { cut, type EditedGraph, type OrtModule, openGraph } from '../edit.js';
+import { Builder } from '../format/builder.js';
 import type { ModelSource } from '../format/model.js';
-import { type GraphNode, newNode } from '../format/write.js';
 import { toleranceOf } from '../search/precision.js';
 import { beforePicks } from '../search/read-out.js';
-import { batchFirst, floatPixels, HIDDEN_STATES, toFloat, towerGraph } from '../split.js';
+import { batchFirst, floatPixels, HIDDEN_STATES, towerGraph } from '../split.js';
 import { readOutOf, readTower, type TowerStructure } from '../tower.js';
 import { relativeError } from './compare.js';
 import { confirmRows } from './confirm-rows.js';
@@ -16,12 +17,15 @@ import { trialPixels } from './pixels.js';
 import { attentionRows, readOutRow } from './recompute.js';
 import { type OpenTower, pickRows, pixelTensor, runOpen } from './trial.js';
 
+/** Options of {@link confirmHead} and {@link confirmTower}. */
 export interface ConfirmOptions {
   /** An image as the graph takes it, [1, 3, height, width]; default: seeded noise of the size that the graph says. */
   readonly pixelValues?: TensorLike;
   /** Session options of ONNX Runtime. */
   readonly session?: InferenceSession.SessionOptions;
 }
+
+const NAMES: OptionNames<ConfirmOptions> = { pixelValues: true, session: true };
 
 /** Largest difference between what a graph computes and what the head gives, relative to the largest magnitude. */
 export interface HeadConfirmation {
@@ -44,10 +48,10 @@ const LAST_HIDDEN = 'desap.last_hidden';
 const EMBEDDING = 'desap.embedding';
 
 /**
- * Runs a CLIP vision model on one image and recomputes its last attention and its read-out from the head, in float64:
- * a wrong orientation, head count, scale or weight shows. (What does not show: a factor that moved between q and k.)
- * Eight rows of the attention are compared; each depends on every weight of it. Two images are embedded: the class token's row
- * has to be the only one that no image changes.
+ * Runs a CLIP vision model on one image, and recomputes its last attention and its read-out from the head, in float64.
+ * A wrong orientation, head count, scale or weight shows; a factor that moved between q and k does not.
+ * Eight rows of the attention are compared, and each depends on every weight. Two images are embedded: only the class token's row
+ * may be the same for both.
  *
  * @param ort the onnxruntime-node module
  * @param visionModel the CLIP `vision_model.onnx` that the head belongs to
@@ -58,8 +62,9 @@ export async function confirmHead(
   ort: OrtModule,
   visionModel: ModelSource,
   head: HeadWeights,
-  { pixelValues, session }: ConfirmOptions = {},
+  given?: ConfirmOptions,
 ): Promise<HeadConfirmation> {
+  const { pixelValues, session } = options('options', given, NAMES);
   const tower = readTower(visionModel, 'visionModel');
   const pixels = pixelTensor(ort, pixelValues ?? trialPixels(tower));
   const values = await headValues(ort, tower, head, pixels, session);
@@ -77,8 +82,9 @@ export async function confirmTower(
   ort: OrtModule,
   llavaVisionEncoder: ModelSource,
   clipVisionModel: ModelSource,
-  { pixelValues, session }: ConfirmOptions = {},
+  given?: ConfirmOptions,
 ): Promise<TowerConfirmation> {
+  const { pixelValues, session } = options('options', given, NAMES);
   const llava = readTower(llavaVisionEncoder, 'llavaVisionEncoder');
   const clip = readTower(clipVisionModel, 'clipVisionModel');
   const pixels = pixelTensor(ort, pixelValues ?? trialPixels(clip));
@@ -129,23 +135,17 @@ async function headValues(
       `head: got width ${head.width}, wanted ${tower.width}, the width of ${name}`,
     );
   const { out } = blocks[blocks.length - 1];
-  const { inputs, nodes } = floatPixels(tower);
-  const edited = cut(graph.model, {
-    inputs,
-    outputs: [HIDDEN_STATES, ATTENTION, LAST_HIDDEN, EMBEDDING],
-    nodes: [
-      ...nodes,
-      ...batchFirst(tower, tower.hidden, HIDDEN_STATES),
-      ...sumNodes(out.laterBias === null ? [out.output] : [out.output, out.laterBias], ATTENTION),
-      // All rows, though the file may pick one first: which row it picks is to show.
-      ...sumNodes(
-        readOut.norm.summands.map((value) => beforePicks(graph, value).value),
-        LAST_HIDDEN,
-      ),
-      toFloat(readOut.projection.output, EMBEDDING),
-    ],
-  });
-  return run(ort, tower, edited, pixels, session);
+  const builder = new Builder(graph.model.opset);
+  const inputs = floatPixels(builder, tower);
+  // All rows, though the file may pick one first: which row it picks is to show.
+  const [last, ...residuals] = readOut.norm.summands.map((value) => beforePicks(graph, value).value);
+  const outputs = [
+    builder.float(batchFirst(builder, tower, tower.hidden), HIDDEN_STATES),
+    builder.float(out.laterBias === null ? out.output : builder.sum(out.output, out.laterBias), ATTENTION),
+    builder.float(builder.sum(last, ...residuals), LAST_HIDDEN),
+    builder.float(readOut.projection.output, EMBEDDING),
+  ];
+  return run(ort, tower, cut(graph.model, { inputs, outputs, nodes: builder.nodes }), pixels, session);
 }
 
 function compareHead(
@@ -169,7 +169,7 @@ function compareHead(
   const embedding = head.classToken
     ? relativeError(
         readOutRow(head, firstRow(values[LAST_HIDDEN], head.width)).data,
-        firstRow(values[EMBEDDING], head.embedding).data,
+        firstRow(values[EMBEDDING], head.projectionDim).data,
       )
     : null;
   // The head starts from the graph's own hidden states.
@@ -232,11 +232,4 @@ const SAMPLES = 8;
 function sampled(count: number): number[] {
   const samples = Math.min(SAMPLES, count);
   return Array.from({ length: samples }, (_, i) => Math.floor((i * count) / samples));
-}
-
-/** Nodes that hand out a sum of values as float32 under another name. */
-function sumNodes([first, ...rest]: readonly string[], as: string): GraphNode[] {
-  const partial = (i: number) => (i === 0 ? first : `${as}.${i}`);
-  const sums = rest.map((value, i) => newNode({ op: 'Add', inputs: [partial(i), value], outputs: [partial(i + 1)] }));
-  return [...sums, toFloat(partial(rest.length), as)];
 }

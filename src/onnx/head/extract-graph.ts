@@ -61,7 +61,7 @@ export async function headFromGraph(source: ModelSource, heads?: number): Promis
   const head: HeadWeights = {
     width,
     heads: count,
-    embedding: visualProjection.length / width,
+    projectionDim: visualProjection.length / width,
     classToken,
     epsilon: sameEpsilon(model, norm, readOut.norm),
     ln1: await readNorm(model, norm),

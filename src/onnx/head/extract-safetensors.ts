@@ -63,7 +63,7 @@ export async function headFromCheckpoint(path: string, config?: object, heads?: 
   const head: HeadWeights = {
     width: ln1.weight.length,
     heads: count,
-    embedding: (await checkpoint.read(projection)).shape[0],
+    projectionDim: (await checkpoint.read(projection)).shape[0],
     classToken: checkpoint.names.includes(`${prefix}embeddings.class_embedding`),
     epsilon: settings.layer_norm_eps ?? DEFAULT_EPSILON,
     ln1,

@@ -1,5 +1,6 @@
 import { invalid } from '../../errors.js';
 import type { HeadWeights } from '../../head.js';
+import { type OptionNames, options } from '../../options.js';
 import type { ModelSource } from '../format/model.js';
 import { headFromGraph } from './extract-graph.js';
 import { headFromCheckpoint } from './extract-safetensors.js';
@@ -33,10 +34,14 @@ export type HeadSource =
 export async function extractHead(source: HeadSource): Promise<HeadWeights> {
   if (typeof source !== 'object' || source === null || !('visionModel' in source || 'safetensors' in source))
     throw invalid('ERR_VALUE', 'source', source, '{ visionModel } or { safetensors }');
-  const { heads } = source;
+  const { heads } = 'visionModel' in source ? options('source', source, GRAPH) : options('source', source, CHECKPOINT);
   if (heads !== undefined && !(Number.isSafeInteger(heads) && heads > 0))
     throw invalid('ERR_VALUE', 'heads', heads, 'a positive integer');
   if ('visionModel' in source) return headFromGraph(source.visionModel, heads);
   if (typeof source.safetensors !== 'string') throw invalid('ERR_VALUE', 'safetensors', source.safetensors, 'a path');
   return headFromCheckpoint(source.safetensors, source.config, heads);
 }
+
+type Part<Name extends string> = Extract<HeadSource, Readonly<Record<Name, unknown>>>;
+const GRAPH: OptionNames<Part<'visionModel'>> = { visionModel: true, heads: true };
+const CHECKPOINT: OptionNames<Part<'safetensors'>> = { safetensors: true, config: true, heads: true };

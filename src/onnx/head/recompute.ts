@@ -40,7 +40,7 @@ export function attentionRows(head: HeadWeights, hidden: NumberMatrix, rows: rea
 /** Post norm and visual projection of one row, [1, E]. */
 export function readOutRow(head: HeadWeights, last: NumberMatrix): Matrix64 {
   const normed = layerNorm(last, head.postNorm.weight, head.postNorm.bias, head.epsilon);
-  return linear(normed, { data: head.visualProjection, rows: head.embedding, cols: head.width }, null);
+  return linear(normed, { data: head.visualProjection, rows: head.projectionDim, cols: head.width }, null);
 }
 
 /** y += factor * x[from ...] */

@@ -167,7 +167,7 @@ function operandsBehind(
   return { q, k, v } as Record<'q' | 'k' | 'v', Operand>;
 }
 
-/** From an operand of an attention product back to the linear layer that makes it; null at a graph input, else the node that stood in the way. */
+/** Walks back from an operand of an attention product to its linear layer; else gives the node in the way, or null at a graph input. */
 function operandBehind(graph: Graph, linears: Linears, value: string): Operand | OnnxNode | null {
   const factors: Factor[] = [];
   let heads = NO_SHAPE;
@@ -272,7 +272,7 @@ function headShape(graph: Graph, target: string): HeadShape {
   return { counts: shape.length === 4 ? shape.slice(1, 3).flatMap(positive) : [], extent };
 }
 
-/** The first one met stands nearest to the attention: behind it, packed projections have shapes of their own. */
+/** Of two shapes, the one nearer to the attention counts: farther back, packed projections have shapes of their own. */
 function nearest(known: HeadShape, next: HeadShape): HeadShape {
   return {
     counts: known.counts.length > 0 ? known.counts : next.counts,
@@ -312,7 +312,7 @@ function fusedCore(graph: Graph, linears: Linears, node: OnnxNode): Core | strin
       return `${describeNode(node)} has no constant packed weight of equal parts`;
     const [q, k, v] = [0, 1, 2].map((index): Operand => {
       const part = { index, count: 3 };
-      const packed: Matrix = { tensor: weight, layout: 'in-out', part };
+      const packed: Matrix = { tensor: weight, order: 'in-out', part };
       const own = { weight: quantized ? null : packed, bias: bias && { tensor: bias, part } };
       return {
         projection: { ...own, alpha: 1, beta: 1, quantized, op: node.op },

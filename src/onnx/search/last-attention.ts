@@ -8,12 +8,12 @@ import { CARRIES, hasPixels } from './rotary.js';
  * The order of an operand's axes: B sequences, H heads, L tokens, D numbers a head, W = H D. Axes in front of these are of
  * extent 1, and B may be left out.
  */
-export type Layout = 'BHLD' | 'BHDL' | 'LBHD' | 'DBHL' | 'BLW';
+export type Axes = 'BHLD' | 'BHDL' | 'LBHD' | 'DBHL' | 'BLW';
 
 /** A value that goes into an attention. */
 export interface Operand {
   readonly value: string;
-  readonly layout: Layout;
+  readonly axes: Axes;
 }
 
 /** An attention, whichever operators it is written in. */
@@ -24,7 +24,7 @@ export interface Attention {
   readonly v: Operand;
   /** Its result, laid out like the queries, but with heads in front of tokens where these are apart. */
   readonly context: string;
-  /** Heads, where the layout does not tell. */
+  /** Heads, where the axes do not tell. */
   readonly heads: number | null;
   /** Whether tokens see a part of the sequence only: by a mask, by given lengths, or as the loop around slices it. */
   readonly isMasked: boolean;
@@ -102,8 +102,8 @@ function headCount(graph: Graph, node: OnnxNode): number {
   return node.attributes.get('num_heads')?.i ?? refuse(graph, node, ' without num_heads');
 }
 
-function fused(node: OnnxNode, heads: number | null, layout: Layout, isMasked: boolean): Attention {
-  const [q, k, v] = node.inputs.map((value) => ({ value, layout }));
+function fused(node: OnnxNode, heads: number | null, axes: Axes, isMasked: boolean): Attention {
+  const [q, k, v] = node.inputs.map((value) => ({ value, axes }));
   return { node, q, k, v, context: node.outputs[0], heads, isMasked };
 }
 
@@ -117,11 +117,11 @@ function softmaxAttention(graph: Graph, node: OnnxNode): Attention {
   const left = (name: string) => attributes.get(name)?.i === 1;
   return {
     node,
-    q: { value: inputs[0], layout: layoutOf(left('transA'), left('transBatchA')) },
-    k: { value: inputs[1], layout: layoutOf(!left('transB'), left('transBatchB')) },
+    q: { value: inputs[0], axes: axesOf(left('transA'), left('transBatchA')) },
+    k: { value: inputs[1], axes: axesOf(!left('transB'), left('transBatchB')) },
     v: {
       value: context.inputs[1],
-      layout: layoutOf(context.attributes.get('transB')?.i === 1, context.attributes.get('transBatchB')?.i === 1),
+      axes: axesOf(context.attributes.get('transB')?.i === 1, context.attributes.get('transBatchB')?.i === 1),
     },
     context: context.outputs[0],
     heads: null,
@@ -130,7 +130,7 @@ function softmaxAttention(graph: Graph, node: OnnxNode): Attention {
 }
 
 /** An operand of a product as it is stored: turned, or with the batch axes (heads) behind the first one. */
-function layoutOf(isTransposed: boolean, isBatchBehind: boolean): Layout {
+function axesOf(isTransposed: boolean, isBatchBehind: boolean): Axes {
   if (isBatchBehind) return isTransposed ? 'DBHL' : 'LBHD';
   return isTransposed ? 'BHDL' : 'BHLD';
 }

@@ -5,7 +5,7 @@ import type { Graph } from './graph.js';
 /** A weight matrix where it lies, with its orientation; `part` names one of several equal parts along the outputs. */
 export interface Matrix {
   readonly tensor: StoredTensor;
-  readonly layout: 'in-out' | 'out-in';
+  readonly order: 'in-out' | 'out-in';
   readonly part: Part | null;
 }
 
@@ -89,13 +89,13 @@ export class Linears {
 }
 
 /** Rows of y that a weight makes. */
-export function outputs({ tensor, layout, part }: Matrix): number {
-  return tensor.dims[layout === 'in-out' ? 1 : 0] / (part?.count ?? 1);
+export function outputs({ tensor, order, part }: Matrix): number {
+  return tensor.dims[order === 'in-out' ? 1 : 0] / (part?.count ?? 1);
 }
 
 /** Columns of x that a weight takes. */
-export function inputs({ tensor, layout }: Matrix): number {
-  return tensor.dims[layout === 'in-out' ? 0 : 1];
+export function inputs({ tensor, order }: Matrix): number {
+  return tensor.dims[order === 'in-out' ? 0 : 1];
 }
 
 /** The product of a value with a constant matrix, or null when the node is something else. */
@@ -150,14 +150,14 @@ function multiplication(graph: Graph, node: OnnxNode): Linear | null {
 
 /** Follows a constant to its tensor through Identity, Cast and Transpose. */
 function weightOf(graph: Graph, value: string, isTransposed: boolean): { weight: Matrix | null; quantized: boolean } {
-  let layout: Matrix['layout'] = isTransposed ? 'out-in' : 'in-out';
+  let order: Matrix['order'] = isTransposed ? 'out-in' : 'in-out';
   let at = value;
   for (let tensor = graph.tensor(at); ; tensor = graph.tensor(at)) {
     if (tensor !== null)
-      return { weight: tensor.dims.length === 2 ? { tensor, layout, part: null } : null, quantized: false };
+      return { weight: tensor.dims.length === 2 ? { tensor, order, part: null } : null, quantized: false };
     const node = graph.producer(graph.origin(at));
     if (node?.op !== 'Transpose') return { weight: null, quantized: node?.op === 'DequantizeLinear' };
-    layout = layout === 'in-out' ? 'out-in' : 'in-out';
+    order = order === 'in-out' ? 'out-in' : 'in-out';
     at = node.inputs[0];
   }
 }

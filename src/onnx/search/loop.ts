@@ -36,7 +36,7 @@ export function unrolled(graph: Graph, loop: OnnxNode): OnnxModel {
   const names = new Map<string, string>();
   for (const name of body.initializers.keys()) names.set(name, `desap.loop/${name}`);
   const outside = (name: string) => names.get(name) ?? name;
-  /** Values that differ from step to step, and cannot be told without it: counters, bounds, and what was appended so far. */
+  /** Values that differ from step to step and mean nothing without the loop: counters, bounds, and what was appended so far. */
   const stepped = new Set(body.inputs.map((input) => input.name));
   const appended = new Set(carried);
   const pixels = new Set<string>();

@@ -83,7 +83,7 @@ export interface ReadOut {
   readonly normFirst: boolean;
 }
 
-/** Looks for a read-out that ends in one of the graph's outputs, at most divided by its length: no cosine knows of that. */
+/** Looks for a read-out behind a graph output. It may be divided by its length, which changes no cosine. */
 export function findReadOut(graph: Graph, linears: Linears, norms: Norms, output: string): ReadOut | OnnxNode | null {
   const projection = linearBehind(graph, linears, beforeLength(graph, output)) ?? null;
   if (projection === null) return null;
@@ -139,7 +139,7 @@ const LENGTH = new Set([
   ...PASS,
 ]);
 
-/** Whether a value is a length of another: sums over it on every way. */
+/** Whether a value is the length of another: every way back to that one goes through a sum. */
 function isLengthOf(graph: Graph, value: string, of: string): boolean {
   const vector = graph.origin(of);
   const open = [{ at: value, isSum: false }];

@@ -1,5 +1,5 @@
 import { DesapError } from '../../errors.js';
-import type { Builder } from '../builder.js';
+import type { Builder } from '../format/builder.js';
 import type { OnnxNode } from '../format/messages.js';
 import { renamed } from '../format/write.js';
 import { MOVES, PASS } from './constants.js';
@@ -9,7 +9,7 @@ import type { Linears } from './linear.js';
 /** Operators that move or take elements or change their type, and compute nothing; what they carry is their first input. */
 export const CARRIES: ReadonlySet<string> = new Set([...MOVES, ...PASS, 'Slice', 'Split', 'Gather']);
 
-/** Operators that rotations are written in. Transposes are none: both ends of a rotation have one layout. */
+/** Operators that rotations are written in. Transposes are none: both ends of a rotation have the same axes. */
 const ROTATES = new Set([
   ...['Add', 'Sub', 'Mul', 'Neg', 'Concat', 'Slice', 'Split', 'Gather'],
   ...['Reshape', 'Squeeze', 'Unsqueeze', 'Cast', 'CastLike', 'Identity'],
@@ -17,7 +17,7 @@ const ROTATES = new Set([
 
 /** An operand of an attention: a rotary embedding, and how its result gets to the attention. */
 export interface Rotated {
-  /** The value that is rotated, and the result; of one layout, up to how the last axes are split. */
+  /** The value that is rotated, and the result; of the same axes, up to how the last axes are split. */
   readonly plain: string;
   readonly turned: string;
   /** Operators behind the rotation that move elements, the first one first, each with the output that is gone on with. */
@@ -60,7 +60,7 @@ export function rotatedBehind(graph: Graph, linears: Linears, operand: string, w
   }
 }
 
-/** What becomes of a value in place of the rotation's result, by copies of the moves behind it; factors are left out. */
+/** Sends a value through copies of the moves behind a rotation, in place of its result; factors are left out. */
 export function moved({ moves }: Rotated, from: string, prefix: string, builder: Builder): string {
   return moves.reduce((at, { node, output }) => {
     const own = (value: string) => `${prefix}/${value}`;
@@ -79,8 +79,8 @@ function factorOf(graph: Graph, { op, inputs: [a, b] }: OnnxNode): string | null
 }
 
 /**
- * What a node ends the rotary embedding of: one operator, or sums of products with values that the image has no part in (cosines
- * and sines). All ways back must meet in one value. Null when they do not, or when nothing is multiplied.
+ * The value whose rotary embedding a node ends: one operator, or sums of products with values that the image has no part in (cosines
+ * and sines). All ways back must meet in that value. Null when they do not, or when nothing is multiplied.
  */
 function turnedBy(graph: Graph, node: OnnxNode): string | null {
   if (node.op === 'RotaryEmbedding') return node.inputs[0];

@@ -63,7 +63,7 @@ export function contextAhead(graph: Graph, value: string): OnnxNode | null {
   return ahead(graph, value, isContext, ({ op }) => MOVES.has(op) || op === 'Where');
 }
 
-/** The first node that a value goes into and that is wanted, past nodes that let it through. */
+/** The first node of a wanted kind that a value goes into, past nodes that let it through. */
 export function ahead(
   graph: Graph,
   value: string,
@@ -86,7 +86,7 @@ export function ahead(
 export function throughFactor(graph: Graph, node: OnnxNode): { next: string; factor: Factor } | null {
   if (node.op !== 'Mul' && node.op !== 'Div') return null;
   const [a, b] = node.inputs;
-  // Which extent a computed scale depends on does not matter for the question whether it is one.
+  // Whether it is a scalar does not depend on the extent that it is computed from.
   const isScalar = (value: string) => graph.constants.scalar(value, 1) !== null;
   if (isScalar(b)) return { next: a, factor: { value: b, divides: node.op === 'Div' } };
   return node.op === 'Mul' && isScalar(a) ? { next: b, factor: { value: a, divides: false } } : null;

@@ -15,7 +15,7 @@ export interface TokenInputs {
   readonly types: readonly OnnxValue[];
 }
 
-/** Rows of a table of token types: BERT has two kinds. A table of positions is longer. */
+/** The most rows that a table of token types has; BERT's has two. A table of positions is longer. */
 const MOST_TYPES = 4;
 
 /**
@@ -23,7 +23,7 @@ const MOST_TYPES = 4;
  *
  * @param output what the tower computes
  * @param picks what picks the row that is read out: the end-of-text token is looked for among the ids
- * @throws DesapError `ERR_GRAPH` for an input of which it cannot be told what it is
+ * @throws DesapError `ERR_GRAPH` for an input of unknown meaning
  */
 export function tokenInputs(graph: Graph, output: string, picks: readonly OnnxNode[]): TokenInputs {
   const needed = ancestors(graph, output);

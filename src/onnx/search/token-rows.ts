@@ -21,7 +21,7 @@ export interface TokenRows {
 const PATCHES: TokenRows = { parts: ['patches'], batchFirst: true };
 
 /**
- * What the tokens that enter the first layer were joined from, read backwards through position embedding, norm and layout.
+ * What the tokens that enter the first layer were joined from, read backwards through position embedding, norm and moves.
  *
  * @param value the hidden states in front of the first layer
  * @param width D
@@ -37,7 +37,7 @@ export function tokenRows(graph: Graph, norms: Norms, value: string, width: numb
     const node = graph.producer(at);
     const summands = norm?.summands ?? (node !== undefined && ADDS.has(node.op) ? node.inputs : null);
     if (summands !== null) {
-      // Positions know nothing of the image, whether they are constant or computed from its size.
+      // Position embeddings do not depend on the pixels, whether they are constant or computed from the image's size.
       const own = summands.filter((summand) => graph.sourcesOf(summand).floats);
       if (own.length !== 1) return found({ ...PATCHES, parts: null });
       at = graph.origin(own[0]);
@@ -89,7 +89,7 @@ function learntRows(graph: Graph, value: string, width: number): number | null {
   return Number.isInteger(count) && count > 0 ? count : null;
 }
 
-/** The rows of a sequence that some operators take: from `first` on, and how many (one that loses the token axis, or all). */
+/** The rows of a sequence that operators take, from `first` on: one, without its token axis, or all. */
 export interface RowsTaken {
   /** Negative: counted from the end. */
   readonly first: number;
@@ -111,7 +111,7 @@ export function rowsTaken(graph: Graph, picks: readonly OnnxNode[], batchFirst: 
     const isPick = node.op === 'Gather' || node.op === 'Slice';
     if (node.op === 'Transpose') axis = node.attributes.get('perm')?.ints?.indexOf(axis) ?? axis;
     if (!isPick) {
-      if (!LAYOUT.has(node.op)) return null;
+      if (!ARRANGES.has(node.op)) return null;
       continue;
     }
     const next = node.op === 'Gather' ? gathered(graph, node, axis) : sliced(graph, node, axis);
@@ -127,7 +127,7 @@ export function rowsTaken(graph: Graph, picks: readonly OnnxNode[], batchFirst: 
   return taken;
 }
 
-const LAYOUT = new Set([
+const ARRANGES = new Set([
   'Transpose',
   'Reshape',
   'Squeeze',

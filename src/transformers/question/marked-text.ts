@@ -1,9 +1,8 @@
 import type { TextFiles } from '../../vision/text-files.js';
 
 /**
- * Token ids as text in which every added token (special ones, and others that `tokenizer.json` matches whole) is one character of
- * its own, a mark, which no words can spell: `<|im_start|>` that came as an id is a mark, and the same letters that came as
- * ordinary tokens are letters.
+ * Token ids as text. Every added token (special ones, and others that `tokenizer.json` matches whole) is a mark: one character that no
+ * words can spell. `<|im_start|>` that came as an id is a mark; the same letters that came as ordinary tokens are letters.
  */
 export class MarkedText {
   readonly #marks = new Map<number, string>();

@@ -37,9 +37,9 @@ export class Questions {
     if (words !== '') return words;
     throw mismatch(
       'ERR_VALUE',
-      'query',
-      turn === null ? 'a prompt of which the last user turn cannot be told' : 'a last user turn without text',
-      'the option query',
+      'question',
+      turn === null ? 'a prompt whose last user turn cannot be found' : 'a last user turn without text',
+      'the option question',
     );
   }
 
@@ -63,6 +63,6 @@ export class Questions {
   encode(text: string): number[] {
     const ids = this.#text.encode(text);
     if (ids.length > 0) return ids;
-    throw new DesapError('ERR_VALUE', 'query: got a text without tokens, wanted a question');
+    throw new DesapError('ERR_VALUE', 'question: got a text without tokens, wanted a question');
   }
 }

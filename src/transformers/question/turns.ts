@@ -14,10 +14,10 @@ export interface LastTurn {
 /**
  * Finds the last user turn in prompts of one format.
  *
- * A prompt is: a beginning (with or without a system text), user and assistant in turn, and the words that begin an answer. What
- * stands between the texts is known from the template. Marks cannot be part of anyone's words unless somebody typed the special
- * token itself, so they are looked for anywhere; a boundary of plain words counts only where the whole prompt is then a
- * conversation, ends in a user turn, and the boundary does not stand between quotation marks.
+ * A prompt is: a beginning (with or without a system text), user and assistant in turn, and the words that begin an answer. The
+ * template says what stands between the texts. A boundary with a mark is searched anywhere: a mark is in nobody's words, unless
+ * somebody typed the special token itself. A boundary of plain words counts only where three things hold: the whole prompt is then a
+ * conversation, it ends in a user turn, and the boundary does not stand between quotation marks.
  */
 export class TurnReader {
   readonly #asked: RegExp | null;
@@ -257,8 +257,8 @@ function quoted(talk: string, from: number, place: Place | undefined): boolean {
 function ambiguous(why: string): Error {
   return mismatch(
     'ERR_VALUE',
-    'query',
+    'question',
     `a prompt whose last user turn can be read in more than one way: ${why}`,
-    'the option query',
+    'the option question',
   );
 }

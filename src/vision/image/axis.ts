@@ -36,19 +36,22 @@ export const RESAMPLINGS = FILTERS.length;
 export const BITS = 22;
 const ONE = 1 << BITS;
 
-/** Rows or columns: of the canvas, of the picture on it (from `start` on), of the whole result, and of what is wanted of that. */
+/**
+ * Numbers of rows or columns: of the canvas, of the image on it (which begins at `start`), of the whole result, and of the part of the
+ * result that is wanted (which begins at `from`).
+ */
 export interface Line {
   readonly canvas: number;
   readonly start: number;
-  readonly picture: number;
+  readonly image: number;
   readonly target: number;
   readonly from: number;
   readonly wanted: number;
 }
 
 /**
- * What each wanted target pixel i is made of: `count[i]` pixels of the picture, from its pixel `first[i]` on, with the weights from
- * `i * stride` on; and the canvas beside the picture with the weight `beside[i]`. First and last pixels never decrease with i.
+ * What each wanted target pixel i is made of: `count[i]` pixels of the image, from its pixel `first[i]` on, with the weights from
+ * `i * stride` on; and the canvas beside the image with the weight `beside[i]`. First and last pixels never decrease with i.
  */
 export interface Axis {
   readonly first: Int32Array;
@@ -72,8 +75,8 @@ export function axisOf(line: Line, resampling: number): Axis {
   const axis: Axis = {
     first: new Int32Array(line.wanted),
     count: new Int32Array(line.wanted),
-    weights: new Int32Array(line.wanted * Math.min(stride, line.picture)),
-    stride: Math.min(stride, line.picture),
+    weights: new Int32Array(line.wanted * Math.min(stride, line.image)),
+    stride: Math.min(stride, line.image),
     beside: new Int32Array(line.wanted),
   };
   if (!filter) return nearest(line, scale, axis);
@@ -109,12 +112,12 @@ function nearest(line: Line, scale: number, axis: Axis): Axis {
   return axis;
 }
 
-/** Target pixel i begins at a pixel of the canvas: in the picture, or at the end of it that is nearer. */
-function begin(axis: Axis, i: number, pixel: number, { start, picture }: Line): void {
-  axis.first[i] = Math.min(Math.max(pixel - start, 0), picture);
+/** Target pixel i begins at a pixel of the canvas: in the image, or at the end of it that is nearer. */
+function begin(axis: Axis, i: number, pixel: number, { start, image }: Line): void {
+  axis.first[i] = Math.min(Math.max(pixel - start, 0), image);
 }
 
-function add(axis: Axis, i: number, pixel: number, weight: number, { start, picture }: Line): void {
-  if (pixel < start || pixel >= start + picture) axis.beside[i] += weight;
+function add(axis: Axis, i: number, pixel: number, weight: number, { start, image }: Line): void {
+  if (pixel < start || pixel >= start + image) axis.beside[i] += weight;
   else axis.weights[i * axis.stride + axis.count[i]++] = weight;
 }

@@ -12,8 +12,8 @@ export type ConfiguredSize =
     };
 
 /**
- * The fields of `preprocessor_config.json` that {@link ImageProcessor} reads. A field that is missing has Hugging Face's default for the
- * type; null means "no" in a field that is true or false, and is refused in any other that is needed.
+ * The fields of `preprocessor_config.json` that {@link ImageProcessor} reads. A missing field has Hugging Face's default for the type.
+ * Null means false in a field that is true or false; in any other field that is needed it is refused.
  */
 export interface ImageProcessorConfig {
   /** `CLIPImageProcessor`, ...; a missing type is taken for CLIP's. */

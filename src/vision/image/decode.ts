@@ -1,33 +1,33 @@
 import type { Metadata, Sharp } from 'sharp';
 import { DesapError, mismatch } from '../../errors.js';
 import { optional } from '../../optional.js';
-import type { Picture } from './extent.js';
+import type { RgbImage } from './extent.js';
 
-/** The most pixels that a picture may have, as in Pillow: a sixth of 2^30, rounded down. */
+/** The most pixels that an image may have, as in Pillow: a sixth of 2^30, rounded down. */
 export const MAX_PIXELS = 178_956_970;
 
 /** Pixels of one to four channels, one byte each. */
-export interface Channels extends Picture {
+export interface Channels extends RgbImage {
   readonly channels: number;
 }
 
 /**
- * Decodes an encoded picture as Pillow does for Hugging Face: the numbers of the file, whatever its colour profile says, upright, RGB.
- * Transparency is dropped (in a GIF, where transparent pixels have no colour, they are white), grey is spread, of 16 bits the upper 8
- * stay, CMYK becomes RGB by the plain formula. Only the chroma of AVIF, which each decoder enlarges in its own way, is another.
+ * Decodes an encoded image as Pillow does for Hugging Face: upright RGB, with the numbers of the file, whatever its colour profile says.
+ * Transparency is dropped (transparent pixels of a GIF have no colour and become white), grey is spread, the upper 8 of 16 bits stay,
+ * and CMYK becomes RGB by the plain formula. Only the chroma of AVIF differs, since every decoder enlarges it in its own way.
  *
  * @param name what the error messages call it
- * @throws DesapError `ERR_FILE` for what is not a picture; `ERR_VALUE` for animations and for more than {@link MAX_PIXELS};
+ * @throws DesapError `ERR_FILE` for bytes that are not an image; `ERR_VALUE` for animations and for more than {@link MAX_PIXELS};
  *   `ERR_MISSING_PACKAGE`
  */
-export async function decode(bytes: Uint8Array, name: string): Promise<Picture> {
-  const { default: sharp } = await optional(() => import('sharp'), 'sharp', 'reading pictures');
+export async function decode(bytes: Uint8Array, name: string): Promise<RgbImage> {
+  const { default: sharp } = await optional(() => import('sharp'), 'sharp', 'reading images');
   // The limit is checked below, so that the refusal has the numbers.
   const open = () => sharp(bytes, { failOn: 'error', ignoreIcc: true, limitInputPixels: false });
   try {
     const metadata = await open().metadata();
     const { pages = 1, width, height, space, format } = metadata;
-    if (pages > 1) throw mismatch('ERR_VALUE', name, `${pages} frames`, 'a single picture; extract the frame first');
+    if (pages > 1) throw mismatch('ERR_VALUE', name, `${pages} frames`, 'a single image; extract the frame first');
     if (width * height > MAX_PIXELS)
       throw mismatch('ERR_VALUE', name, `${width} x ${height} pixels`, `at most ${MAX_PIXELS} pixels`);
     const upright = turn(open(), metadata);
@@ -37,16 +37,16 @@ export async function decode(bytes: Uint8Array, name: string): Promise<Picture> 
   } catch (cause) {
     if (cause instanceof DesapError) throw cause;
     const reason = (cause as Error).message.trim().split('\n')[0];
-    throw new DesapError('ERR_FILE', `${name}: not a picture that can be read: ${reason}`, { cause });
+    throw new DesapError('ERR_FILE', `${name}: not an image that can be read: ${reason}`, { cause });
   }
 }
 
 /** Upright by the orientation in EXIF or, where there is none, in XMP: mirrored for 2, 4, 5 and 7, and then turned. */
-function turn(picture: Sharp, { orientation, xmp }: Metadata): Sharp {
-  if (orientation !== undefined) return picture.autoOrient();
+function turn(image: Sharp, { orientation, xmp }: Metadata): Sharp {
+  if (orientation !== undefined) return image.autoOrient();
   const other = Number(/tiff:Orientation(?:="|>)([1-8])/.exec(String(xmp ?? ''))?.[1] ?? 1);
   const degrees = [0, 0, 180, 180, 270, 90, 90, 270][other - 1];
-  return picture.flop([2, 4, 5, 7].includes(other)).rotate(degrees);
+  return image.flop([2, 4, 5, 7].includes(other)).rotate(degrees);
 }
 
 async function raw(pipeline: Sharp): Promise<Channels> {
@@ -55,7 +55,7 @@ async function raw(pipeline: Sharp): Promise<Channels> {
 }
 
 /** Grey (with or without transparency), RGB or RGBA as RGB: grey is spread, transparency is dropped. */
-export function rgbOf({ data, width, height, channels }: Channels): Picture {
+export function rgbOf({ data, width, height, channels }: Channels): RgbImage {
   if (channels === 3) return { data, width, height };
   const rgb = new Uint8Array(3 * width * height);
   const [green, blue] = channels < 3 ? [0, 0] : [1, 2];
@@ -67,8 +67,8 @@ export function rgbOf({ data, width, height, channels }: Channels): Picture {
   return { data: rgb, width, height };
 }
 
-/** Of the light that black of amount k leaves, 1 - k, an ink of amount c takes the part c: rounded, in bytes. */
-function fromCmyk({ data, width, height }: Picture): Picture {
+/** A channel is (1 - c) (1 - k), for an ink of amount c and black of amount k; in bytes, with c (1 - k) rounded. */
+function fromCmyk({ data, width, height }: RgbImage): RgbImage {
   const rgb = new Uint8Array(3 * width * height);
   for (let i = 0; i < width * height; i++) {
     const light = 255 - data[4 * i + 3];

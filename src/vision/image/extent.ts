@@ -5,7 +5,7 @@ export interface Extent {
 }
 
 /** Decoded pixels: row-major RGB, one byte a channel. */
-export interface Picture extends Extent {
+export interface RgbImage extends Extent {
   readonly data: Uint8Array;
 }
 

@@ -1,4 +1,4 @@
-/** Which of Hugging Face's image processors a configuration belongs to, and what that one has by default. */
+/** Which of Hugging Face's image processors a configuration belongs to, and the defaults of that one. */
 import { invalid } from '../../errors.js';
 import type { ImageProcessorConfig } from './config.js';
 
@@ -40,7 +40,7 @@ const KINDS: Readonly<Record<string, Kind>> = {
   BlipImageProcessor: { defaults: { ...OPENAI, ...SQUARE, size: { height: 384, width: 384 } }, pads: 'end' },
 };
 
-/** Fields with which other processors make other pictures: tiles, other sizes, other colours. Set, they are refused. */
+/** Fields of other processors, which make other images with them: tiles, other sizes, other colours. They are refused where they are set. */
 const FOREIGN = [
   'background_color',
   'crop_pct',
@@ -79,15 +79,15 @@ const FOREIGN = [
 ];
 
 /**
- * The kind that a configuration names; Hugging Face's endings `Fast` and `Pil`, and the old ending `FeatureExtractor`, are the same kinds.
- * Without a name it is CLIP's.
+ * The kind that a configuration names. Hugging Face's endings `Fast` and `Pil`, and the old ending `FeatureExtractor`, name the same
+ * kinds. A configuration without a name is CLIP's.
  * @throws DesapError `ERR_VALUE` for any other kind, and for the fields of others
  */
 export function kindOf(config: Readonly<Record<string, unknown>>): Kind {
   for (const name of FOREIGN) {
     const value = config[name];
     const set = Array.isArray(value) ? value.length > 0 : Boolean(value);
-    if (set) throw invalid('ERR_VALUE', name, value, 'no such field: it makes pictures that are not understood here');
+    if (set) throw invalid('ERR_VALUE', name, value, 'no such field: the images that it makes are not supported');
   }
   const field = config.image_processor_type == null ? 'feature_extractor_type' : 'image_processor_type';
   const type = config[field];

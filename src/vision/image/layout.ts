@@ -1,22 +1,22 @@
-/** Where the pixels of a picture go: on a canvas, which is resized, of which a window is cut. */
+/** Where the pixels of an image go: onto a canvas, which is resized, and from which a window is cut. */
 import { mismatch } from '../../errors.js';
-import type { Extent, Picture } from './extent.js';
+import type { Extent, RgbImage } from './extent.js';
 import type { Recipe, ResizeRule } from './recipe.js';
 import { type Canvas, resample } from './resample.js';
 
 /** The most pixels that a result may have: 4096 x 4096. */
 const MAX_RESULT = 2 ** 24;
-/** The longest edge of a picture on its way, as in Pillow. */
+/** The longest edge of an image on its way, as in Pillow. */
 const MAX_COORDINATE = 2 ** 31 - 1;
 const NEAREST = 0;
 const BLACK = [0, 0, 0] as const;
 
 /**
- * A decoded picture as the encoder sees it: padded, resized and cropped. What a crop wants beyond the picture is black.
- * @throws DesapError `ERR_VALUE` for a picture that would become larger than 4096 x 4096 pixels, or nothing
+ * A decoded image as the encoder sees it: padded, resized and cropped. A crop that is larger than the image is black around it.
+ * @throws DesapError `ERR_VALUE` for an image that would become larger than 4096 x 4096 pixels, or empty
  */
-export function compose(picture: Picture, { square, resize, crop }: Recipe): Picture {
-  const canvas = onCanvas(picture, square);
+export function compose(image: RgbImage, { square, resize, crop }: Recipe): RgbImage {
+  const canvas = onCanvas(image, square);
   const target = resize ? resized(canvas, resize.rule) : canvas;
   const { width, height } = crop ?? target;
   const fits = target.width >= 1 && target.height >= 1 && Math.max(target.width, target.height) <= MAX_COORDINATE;
@@ -24,7 +24,7 @@ export function compose(picture: Picture, { square, resize, crop }: Recipe): Pic
     throw mismatch(
       'ERR_VALUE',
       'image',
-      `${picture.width} x ${picture.height} pixels, which become ${target.width} x ${target.height}, cut to ${width} x ${height}`,
+      `${image.width} x ${image.height} pixels, which become ${target.width} x ${target.height}, cut to ${width} x ${height}`,
       `1 to ${MAX_RESULT} pixels in the end`,
     );
   const [left, top] = [Math.floor((target.width - width) / 2), Math.floor((target.height - height) / 2)];
@@ -45,15 +45,15 @@ export function compose(picture: Picture, { square, resize, crop }: Recipe): Pic
   return { data, width, height };
 }
 
-/** In the middle of a square of a colour; without one the canvas is the picture. */
-function onCanvas(picture: Picture, square: Recipe['square']): Canvas {
-  const side = Math.max(picture.width, picture.height);
-  const { width, height } = square ? { width: side, height: side } : picture;
-  const [left, top] = [Math.floor((width - picture.width) / 2), Math.floor((height - picture.height) / 2)];
-  return { picture, width, height, left, top, background: square ?? BLACK };
+/** In the middle of a square of a colour; without one the canvas is the image. */
+function onCanvas(image: RgbImage, square: Recipe['square']): Canvas {
+  const side = Math.max(image.width, image.height);
+  const { width, height } = square ? { width: side, height: side } : image;
+  const [left, top] = [Math.floor((width - image.width) / 2), Math.floor((height - image.height) / 2)];
+  return { image, width, height, left, top, background: square ?? BLACK };
 }
 
-/** The size after resizing, rounded as Hugging Face rounds it; the longer edge of a proportional one is cut off, not rounded. */
+/** The size after resizing, rounded as Hugging Face rounds it. The longer edge of a proportional size is rounded down. */
 function resized({ width, height }: Extent, rule: ResizeRule): Extent {
   if (rule.to === 'extent') return rule.extent;
   if (rule.to === 'within') {
@@ -65,7 +65,7 @@ function resized({ width, height }: Extent, rule: ResizeRule): Extent {
   return width <= height ? { width: edge, height: other } : { width: other, height: edge };
 }
 
-/** Both edges when the shorter becomes `edge`, or less when the longer would pass `longest`. */
+/** Both edges: the shorter becomes `edge`, or less where the longer would pass `longest`. */
 function proportional(short: number, long: number, edge: number, longest: number | null): [number, number] {
   if (longest === null || (long / short) * edge <= longest) return [edge, Math.floor((edge * long) / short)];
   const exact = (longest * short) / long;

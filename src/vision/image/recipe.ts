@@ -5,22 +5,22 @@ import type { ImageProcessorConfig } from './config.js';
 import type { Extent, Rgb } from './extent.js';
 import { kindOf } from './kinds.js';
 
-/** To what size a picture is resized. */
+/** To what size an image is resized. */
 export type ResizeRule =
   | { readonly to: 'extent'; readonly extent: Extent }
   | { readonly to: 'shortest'; readonly edge: number; readonly longest: number | null }
   | { readonly to: 'within'; readonly extent: Extent };
 
-/** What a checked configuration asks for, in this order; null where a step is left out. */
+/** The steps of a checked configuration, in this order; null for a step that is left out. */
 export interface Recipe {
-  /** The colour with which the picture is padded to a square. */
+  /** The colour with which the image is padded to a square. */
   readonly square: Rgb | null;
   readonly resize: { readonly rule: ResizeRule; readonly resampling: number } | null;
   readonly crop: Extent | null;
   /** What bytes are multiplied by. */
   readonly scale: number;
   readonly normalize: { readonly mean: Rgb; readonly std: Rgb } | null;
-  /** The size of `pixel_values`, when zeros fill them up. */
+  /** The size of `pixel_values`, where zeros fill them up. */
   readonly pad: Extent | null;
 }
 
@@ -29,7 +29,7 @@ const MAX_EDGE = 16384;
 
 /**
  * Checks a configuration and fills in what its kind has by default.
- * @throws DesapError `ERR_VALUE` for a type, a field or a value that is not understood
+ * @throws DesapError `ERR_VALUE` for an unsupported type, field or value
  */
 export function readRecipe(config: ImageProcessorConfig): Recipe {
   const kind = kindOf(config as Readonly<Record<string, unknown>>);
@@ -85,7 +85,7 @@ function background(mean: unknown): Rgb {
   return colour as unknown as Rgb;
 }
 
-/** `mean` and `std` are old names, which Hugging Face ignores: they may say the same as the new ones, and nothing else. */
+/** Hugging Face ignores the old names `mean` and `std`. They are accepted where they say the same as the new ones. */
 function refuseOther(name: 'mean' | 'std', config: object, used: Rgb): void {
   const value = (config as Record<string, unknown>)[name];
   if (value === undefined || value === null) return;

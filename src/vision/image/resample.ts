@@ -1,11 +1,11 @@
 import { type Axis, axisOf, BITS } from './axis.js';
-import type { Extent, Picture, Rgb } from './extent.js';
+import type { Extent, Rgb, RgbImage } from './extent.js';
 
 const HALF = 1 << (BITS - 1);
 
-/** A picture on a larger canvas of one colour. */
+/** An image on a larger canvas of one colour. */
 export interface Canvas extends Extent {
-  readonly picture: Picture;
+  readonly image: RgbImage;
   readonly left: number;
   readonly top: number;
   readonly background: Rgb;
@@ -19,20 +19,20 @@ export interface Region extends Extent {
 
 /**
  * A region of a canvas that is resized to `target`, in Pillow's arithmetic: one axis after the other, with bytes in between. Rows come
- * first, but columns do where the height loses more than twice as many pixels as the width: so it is in Pillow since version 13.
+ * first; columns do where the height loses more than twice as many pixels as the width, as in Pillow since version 13.
  *
- * Only what the region needs is computed. Memory: some 15 bytes a pixel of the region, a row, and the weights of both axes.
+ * Only what the region needs is computed. Memory: about 15 bytes for a pixel of the region, one row, and the weights of both axes.
  *
  * @param resampling one of Pillow's numbers, 0 to 5
  */
-export function resample(canvas: Canvas, target: Extent, region: Region, resampling: number): Picture {
-  const { picture, background } = canvas;
+export function resample(canvas: Canvas, target: Extent, region: Region, resampling: number): RgbImage {
+  const { image, background } = canvas;
   const { width, height } = region;
   const across = axisOf(
     {
       canvas: canvas.width,
       start: canvas.left,
-      picture: picture.width,
+      image: image.width,
       target: target.width,
       from: region.left,
       wanted: width,
@@ -43,7 +43,7 @@ export function resample(canvas: Canvas, target: Extent, region: Region, resampl
     {
       canvas: canvas.height,
       start: canvas.top,
-      picture: picture.height,
+      image: image.height,
       target: target.height,
       from: region.top,
       wanted: height,
@@ -52,19 +52,19 @@ export function resample(canvas: Canvas, target: Extent, region: Region, resampl
   );
   const lower = canvas.height - target.height;
   const columnsFirst = lower > 0 && lower > 2 * (canvas.width - target.width);
-  const data = (columnsFirst ? byColumns : byRows)(picture, across, down, background);
+  const data = (columnsFirst ? byColumns : byRows)(image, across, down, background);
   return { data, width, height };
 }
 
-/** Bytes of row y of a picture; the memory may be reused for the next row. */
+/** Bytes of row y of an image; the memory may be reused for the next row. */
 type Rows = (y: number) => Uint8Array;
 
 // A resize keeps one colour as it is, so that the background is the same between the two axes as before and after them.
 
-function byRows(picture: Picture, across: Axis, down: Axis, background: Rgb): Uint8Array {
-  const touched = touchedBy(picture.width, across);
+function byRows(image: RgbImage, across: Axis, down: Axis, background: Rgb): Uint8Array {
+  const touched = touchedBy(image.width, across);
   const values = new Uint8ClampedArray(3 * touched.axis.first.length);
-  const source: Rows = (y) => picture.data.subarray(3 * y * picture.width);
+  const source: Rows = (y) => image.data.subarray(3 * y * image.width);
   const rows: Rows = (y) => resizeRow(source(y), touched.axis, background, values);
   const columns = resizeColumns(rows, repeat(background, touched.axis.first.length), down);
   if (values.length === 3 * across.first.length) return columns;
@@ -75,11 +75,11 @@ function byRows(picture: Picture, across: Axis, down: Axis, background: Rgb): Ui
   return data;
 }
 
-function byColumns(picture: Picture, across: Axis, down: Axis, background: Rgb): Uint8Array {
+function byColumns(image: RgbImage, across: Axis, down: Axis, background: Rgb): Uint8Array {
   const width = across.first.length;
   const low = across.first[0];
   const columns = across.first[width - 1] + across.count[width - 1] - low;
-  const source: Rows = (y) => picture.data.subarray(3 * (y * picture.width + low));
+  const source: Rows = (y) => image.data.subarray(3 * (y * image.width + low));
   const lower = resizeColumns(source, repeat(background, columns), down);
   const shifted = { ...across, first: across.first.map((pixel) => pixel - low) };
   const data = new Uint8Array(3 * width * down.first.length);
@@ -90,7 +90,7 @@ function byColumns(picture: Picture, across: Axis, down: Axis, background: Rgb):
   return data;
 }
 
-/** The target pixels, from `from` on, that any pixel of the picture is part of; the others are background in every row. */
+/** The target pixels, from `from` on, that any pixel of the image is part of; the others are background in every row. */
 function touchedBy(pixels: number, axis: Axis): { from: number; axis: Axis } {
   const { first, count, weights, stride, beside } = axis;
   const from = Math.max(
@@ -115,7 +115,7 @@ function repeat(colour: Rgb, pixels: number): Uint8Array {
   return Uint8Array.from({ length: 3 * pixels }, (_, i) => colour[i % 3]);
 }
 
-/** One row, resized into `values`; `background` is the colour beside the picture. */
+/** One row, resized into `values`; `background` is the colour beside the image. */
 function resizeRow(source: Uint8Array, axis: Axis, background: Rgb, values: Uint8ClampedArray): Uint8Array {
   const { first, count, weights, stride, beside } = axis;
   for (let x = 0; x < first.length; x++) {
@@ -136,7 +136,7 @@ function resizeRow(source: Uint8Array, axis: Axis, background: Rgb, values: Uint
   return new Uint8Array(values.buffer, values.byteOffset, values.length);
 }
 
-/** All columns, resized; `background` is the row above and below the picture. Each row is added to all target rows that it is part of. */
+/** All columns, resized; `background` is the row above and below the image. Each row is added to all target rows that it is part of. */
 function resizeColumns(
   rows: Rows,
   background: Uint8Array,

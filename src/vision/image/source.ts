@@ -1,10 +1,10 @@
-/** The forms in which a picture is handed over. Objects are known by what they have, not by their class: that may be another realm's. */
+/** The forms in which an image is given. Objects are recognised by their properties, since their class may be another realm's. */
 import { fileURLToPath } from 'node:url';
 import { isAnyArrayBuffer } from 'node:util/types';
 import { DesapError, invalid, mismatch } from '../../errors.js';
 import { readBytes } from '../../files.js';
 import { decode, MAX_PIXELS, rgbOf } from './decode.js';
-import type { Picture } from './extent.js';
+import type { RgbImage } from './extent.js';
 
 /** Decoded pixels: row-major, one byte a channel, 1 (grey) to 4 (RGBA) channels; a `RawImage` of Transformers.js, an `ImageData`. */
 export interface Pixels {
@@ -16,7 +16,7 @@ export interface Pixels {
 }
 
 /**
- * A picture: an encoded file (PNG, JPEG, WebP, ...) as a path, a `file:` or `data:` URL, bytes (a typed array of bytes, a `Buffer`, an
+ * An image: an encoded file (PNG, JPEG, WebP, ...) as a path, a `file:` or `data:` URL, bytes (a typed array of bytes, a `Buffer`, an
  * `ArrayBuffer`), or a `Blob`; or its decoded pixels.
  */
 export type ImageSource =
@@ -31,15 +31,15 @@ export type ImageSource =
   | Pixels;
 
 const WANTED =
-  'a path, a file: or data: URL, the bytes of an encoded picture (Uint8Array, ArrayBuffer, Blob) or pixels ({ data, width, height })';
-/** Longer than any path: a picture's bytes in base64, for example. */
+  'a path, a file: or data: URL, the bytes of an encoded image (Uint8Array, ArrayBuffer, Blob) or pixels ({ data, width, height })';
+/** Longer than any path: an image's bytes in base64, for example. */
 const MAX_PATH = 4096;
 
 /**
- * The pixels of a picture in any of its forms, upright, RGB. Bytes are copied before anything else happens.
- * @throws DesapError `ERR_VALUE` for what is not a form of a picture; as {@link decode}
+ * The pixels of an image in any of its forms, upright, RGB. Bytes are copied before anything else happens.
+ * @throws DesapError `ERR_VALUE` for a value that is not an {@link ImageSource}; as {@link decode}
  */
-export async function readPicture(source: ImageSource): Promise<Picture> {
+export async function readImage(source: ImageSource): Promise<RgbImage> {
   if (typeof source === 'string') return fromText(source);
   if (typeof source !== 'object' || source === null) throw invalid('ERR_VALUE', 'image', source, WANTED);
   if (isAnyArrayBuffer(source) || ArrayBuffer.isView(source)) return decode(copyOf(source), 'image');
@@ -56,7 +56,7 @@ function describe(source: object): string {
   return Array.isArray(source) ? `an array of ${source.length}` : (source.constructor?.name ?? 'an object');
 }
 
-async function fromText(text: string): Promise<Picture> {
+async function fromText(text: string): Promise<RgbImage> {
   const scheme = /^(https?|file|data|blob):/i.exec(text)?.[1].toLowerCase();
   switch (scheme) {
     case undefined:
@@ -131,7 +131,7 @@ function isBytes(view: ArrayBufferView): boolean {
   return ((view as Uint8Array).BYTES_PER_ELEMENT ?? 1) === 1;
 }
 
-function fromPixels(source: Pixels): Picture {
+function fromPixels(source: Pixels): RgbImage {
   const { data, width, height } = source;
   if (!isBytes(data)) throw invalid('ERR_DTYPE', 'image.data', data, 'Uint8Array or Uint8ClampedArray');
   const sizes = [width, height].every((edge) => Number.isSafeInteger(edge) && edge > 0);

@@ -1,0 +1,266 @@
+#include "kernel_jobs.h"
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "arguments.h"
+#include "outputs.h"
+
+namespace desap {
+namespace {
+
+template <class Body>
+class KernelJob : public Job {
+ public:
+  explicit KernelJob(Body body) : body_(std::move(body)) {}
+  Status run(Context& context) override { return body_(context); }
+
+ private:
+  Body body_;
+};
+
+template <class Body>
+Prepared job(const Napi::Value& result, Body body) {
+  return {std::make_unique<KernelJob<Body>>(std::move(body)), result.As<Napi::Object>()};
+}
+
+Prepared prepare_layer_norm(Napi::Env env, const Arguments& arguments, Access access) {
+  const MatrixArgument x = arguments.matrix("x");
+  const VectorArgument weight = arguments.vector("weight"), bias = arguments.vector("bias");
+  const float epsilon = arguments.number("epsilon");
+  const Output<float> y = new_floats(env, x.size());
+  MemoryReader memory(env, access);
+  return job(y.value,
+              [x = FloatInput(memory, x), weight = VectorInput(memory, weight, x.cols),
+               bias = VectorInput(memory, bias, x.cols), epsilon, y = y.data](Context& context) mutable -> Status {
+                DESAP_TRY(x.widen(context));
+                const ConstMatrix in = x.matrix();
+                return layer_norm(context, in, weight.data(), bias.data(), epsilon, rows_of(y, in.rows, in.cols));
+              });
+}
+
+struct LinearFree {
+  void operator()(Linear* linear) const { linear_free(linear); }
+};
+using LinearPointer = std::unique_ptr<Linear, LinearFree>;
+
+Status pack(Context& context, ConstMatrix weight, const float* bias, LinearPointer& linear) {
+  Linear* packed = nullptr;
+  DESAP_TRY(linear_pack(context, weight, bias, &packed));
+  linear.reset(packed);
+  return {};
+}
+
+Prepared prepare_linear(Napi::Env env, const Arguments& arguments, Access access) {
+  const MatrixArgument x = arguments.matrix("x"), weight = arguments.matrix("weight");
+  const VectorArgument bias = arguments.vector_or_null("bias");
+  expect_shape(weight, weight.rows, x.cols);
+  const Output<float> y = new_floats(env, x.rows * weight.rows);
+  MemoryReader memory(env, access);
+  return job(y.value,
+              [x = FloatInput(memory, x), weight = FloatInput(memory, weight),
+               bias = VectorInput(memory, bias, weight.rows), y = y.data](Context& context) mutable -> Status {
+                DESAP_TRY(x.widen(context));
+                DESAP_TRY(weight.widen(context));
+                LinearPointer packed;
+                DESAP_TRY(pack(context, weight.matrix(), bias.data(), packed));
+                return linear(context, x.matrix(), *packed, rows_of(y, x.matrix().rows, weight.matrix().rows));
+              });
+}
+
+Prepared prepare_attention(Napi::Env env, const Arguments& arguments, Access access) {
+  const MatrixArgument q = arguments.matrix("q"), k = arguments.matrix("k"), v = arguments.matrix("v");
+  const int64_t heads = arguments.integer("heads", 1, q.cols);
+  expect_divides("heads", heads, q.cols);
+  expect_shape(k, q.rows, q.cols);
+  expect_shape(v, q.rows, q.cols);
+  const Output<float> y = new_floats(env, q.size());
+  MemoryReader memory(env, access);
+  return job(y.value,
+              [q = FloatInput(memory, q), k = FloatInput(memory, k), v = FloatInput(memory, v), heads,
+               y = y.data](Context& context) mutable -> Status {
+                for (FloatInput* input : {&q, &k, &v}) DESAP_TRY(input->widen(context));
+                return attention(context, q.matrix(), k.matrix(), v.matrix(), heads,
+                                 rows_of(y, q.matrix().rows, q.matrix().cols));
+              });
+}
+
+Prepared prepare_saliency(Napi::Env env, const Arguments& arguments, Access access) {
+  const MatrixArgument q = arguments.matrix("q"), k = arguments.matrix("k");
+  const int64_t heads = arguments.integer("heads", 1, q.cols);
+  const bool class_token = arguments.boolean("classToken");
+  expect_divides("heads", heads, q.cols);
+  expect_shape(k, q.rows, q.cols);
+  if (class_token && q.rows < 2) throw invalid("ERR_SHAPE", "q", "1 row", "the class token and at least one patch");
+  const Output<float> y = new_floats(env, q.rows - (class_token ? 1 : 0));
+  MemoryReader memory(env, access);
+  return job(y.value,
+              [q = FloatInput(memory, q), k = FloatInput(memory, k), heads, class_token,
+               y = y.data](Context& context) mutable -> Status {
+                DESAP_TRY(q.widen(context));
+                DESAP_TRY(k.widen(context));
+                return saliency(context, q.matrix(), k.matrix(), heads, class_token, y);
+              });
+}
+
+Prepared prepare_unit_rows(Napi::Env env, const Arguments& arguments, Access access) {
+  const MatrixArgument x = arguments.matrix("x");
+  const Output<float> y = new_floats(env, x.size());
+  MemoryReader memory(env, access);
+  return job(y.value, [x = FloatInput(memory, x), y = y.data](Context& context) mutable -> Status {
+    DESAP_TRY(x.widen(context));
+    return unit_rows(context, x.matrix(), rows_of(y, x.matrix().rows, x.matrix().cols));
+  });
+}
+
+Prepared prepare_read_out(Napi::Env env, const Arguments& arguments, Access access) {
+  const MatrixArgument context_rows = arguments.matrix("context"), projection = arguments.matrix("visualProjection");
+  const Arguments out = arguments.object("out"), post_norm = arguments.object("postNorm");
+  const VectorArgument out_weight = out.vector("weight"), out_bias = out.vector("bias");
+  const VectorArgument norm_weight = post_norm.vector("weight"), norm_bias = post_norm.vector("bias");
+  const float epsilon = arguments.number("epsilon");
+  const int64_t width = context_rows.cols;
+  expect_shape(projection, projection.rows, width);
+  const Output<float> attention = new_floats(env, context_rows.size());
+  const Output<float> embeddings = new_floats(env, context_rows.rows * projection.rows);
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("attention", attention.value);
+  result.Set("embeddings", embeddings.value);
+  MemoryReader memory(env, access);
+  return job(
+      result,
+      [x = FloatInput(memory, context_rows), projection = FloatInput(memory, projection),
+       out_weight = VectorInput(memory, out_weight, width * width), out_bias = VectorInput(memory, out_bias, width),
+       norm_weight = VectorInput(memory, norm_weight, width), norm_bias = VectorInput(memory, norm_bias, width),
+       epsilon, width, attention = attention.data, embeddings = embeddings.data](Context& context) mutable -> Status {
+        DESAP_TRY(x.widen(context));
+        DESAP_TRY(projection.widen(context));
+        LinearPointer packed_out, packed_projection;
+        DESAP_TRY(pack(context, {out_weight.data(), width, width, width}, out_bias.data(), packed_out));
+        DESAP_TRY(pack(context, projection.matrix(), nullptr, packed_projection));
+        const ReadOut weights{packed_out.get(), norm_weight.data(), norm_bias.data(), epsilon, packed_projection.get()};
+        const int64_t rows = x.matrix().rows;
+        return read_out(context, x.matrix(), weights, rows_of(attention, rows, width),
+                        rows_of(embeddings, rows, projection.matrix().rows));
+      });
+}
+
+Prepared prepare_align(Napi::Env env, const Arguments& arguments, Access access) {
+  const MatrixArgument visual = arguments.matrix("visual"), text = arguments.matrix("text");
+  const VectorArgument end_of_text = arguments.vector("endOfText"), global = arguments.vector("global");
+  const Alignment alignment = alignment_of(arguments);
+  const float lambda = arguments.number("lambda");
+  const bool wanted = arguments.boolean("matrices");
+  expect_shape(text, text.rows, visual.cols);
+  const Output<float> task = new_floats(env, visual.rows);
+  AlignmentMatrices matrices;
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("task", task.value);
+  result.Set("matrices", new_matrices(env, wanted, alignment, visual.rows, text.rows, &matrices));
+  MemoryReader memory(env, access);
+  return job(result,
+              [visual = FloatInput(memory, visual), text = FloatInput(memory, text),
+               end_of_text = VectorInput(memory, end_of_text, visual.cols), global = VectorInput(memory, global, visual.cols),
+               alignment, lambda, task = task.data, matrices](Context& context) mutable -> Status {
+                DESAP_TRY(visual.widen(context));
+                DESAP_TRY(text.widen(context));
+                return align(context, visual.matrix(), text.matrix(), end_of_text.data(), global.data(), alignment, lambda,
+                             task, matrices);
+              });
+}
+
+Prepared prepare_top_k(Napi::Env env, const Arguments& arguments, Access access) {
+  const VectorArgument scores = arguments.vector("scores"), excluded = arguments.vector_or_null("excluded");
+  const int64_t size = length_of(scores.data);
+  const int64_t k = arguments.integer("k", 0, size < 0 ? 0 : size);
+  const Output<int32_t> indices = new_ints(env, k);
+  MemoryReader memory(env, access);
+  Memory mask;
+  if (excluded.given()) {
+    mask = MemoryReader(env, Access::copied).read(excluded.name, excluded.data, napi_uint8_array, size);
+    const uint8_t* bytes = static_cast<const uint8_t*>(mask.data);
+    int64_t candidates = 0;
+    for (int64_t i = 0; i < size; i++) candidates += bytes[i] == 0;
+    if (k > candidates)
+      throw invalid("ERR_VALUE", "k", std::to_string(k),
+                    "at most " + std::to_string(candidates) + ", the entries not excluded");
+  }
+  return job(indices.value,
+              [scores = VectorInput(memory, scores, size), mask, size, k, indices = indices.data](Context& context) {
+                return top_k(context, scores.data(), static_cast<const uint8_t*>(mask.data), size, k, indices);
+              });
+}
+
+Prepared prepare_select(Napi::Env env, const Arguments& arguments, Access access) {
+  const VectorArgument task = arguments.vector_or_null("task"), saliency = arguments.vector_or_null("saliency");
+  const int64_t size = length_of(task.given() ? task.data : saliency.data);
+  const int64_t keep = arguments.integer("keep", 0, size < 0 ? 0 : size);
+  const int64_t task_keep = arguments.integer("taskKeep", saliency.given() ? 0 : keep, task.given() ? keep : 0);
+  const Output<int32_t> indices = new_ints(env, keep);
+  const Output<uint8_t> source = new_bytes(env, keep);
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("indices", indices.value);
+  result.Set("source", source.value);
+  MemoryReader memory(env, access);
+  return job(result, [task = VectorInput(memory, task, size), saliency = VectorInput(memory, saliency, size), size, keep, task_keep,
+                      indices = indices.data, source = source.data](Context& context) {
+    return select(context, task.data(), saliency.data(), size, keep, task_keep, indices, source);
+  });
+}
+
+Prepared prepare_merge(Napi::Env env, const Arguments& arguments, Access access) {
+  const MatrixArgument features = arguments.matrix("features");
+  const VectorArgument kept = arguments.vector("kept");
+  const int64_t k = length_of(kept.data);
+  if (k < 1 || k > features.rows) {
+    const char* code = k < 0 ? "ERR_DTYPE" : "ERR_SHAPE";
+    throw invalid(code, "kept", k < 0 ? "no typed array" : std::to_string(k) + " elements",
+                  "1 to " + std::to_string(features.rows) + " indices");
+  }
+  const Output<float> tokens = new_floats(env, k * features.cols);
+  const Output<int32_t> assignment = new_ints(env, features.rows), counts = new_ints(env, k);
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("tokens", tokens.value);
+  result.Set("assignment", assignment.value);
+  result.Set("counts", counts.value);
+  const Memory indices = MemoryReader(env, Access::copied).read(kept.name, kept.data, napi_int32_array, k);
+  const int32_t* index = static_cast<const int32_t*>(indices.data);
+  for (int64_t i = 0, low = 0; i < k; low = index[i++] + 1) {
+    if (index[i] >= low && index[i] < features.rows) continue;
+    throw invalid("ERR_VALUE", "kept[" + std::to_string(i) + "]", std::to_string(index[i]),
+                  "ascending, distinct indices below " + std::to_string(features.rows));
+  }
+  MemoryReader memory(env, access);
+  return job(result,
+              [features = FloatInput(memory, features), indices, k, tokens = tokens.data, assignment = assignment.data,
+               counts = counts.data](Context& context) mutable -> Status {
+                DESAP_TRY(features.widen(context));
+                const ConstMatrix rows = features.matrix();
+                return merge(context, rows, static_cast<const int32_t*>(indices.data), k, rows_of(tokens, k, rows.cols),
+                             assignment, counts);
+              });
+}
+
+struct Entry {
+  const char* name;
+  Prepared (*prepare)(Napi::Env, const Arguments&, Access);
+};
+
+const Entry kernels[] = {
+    {"layerNorm", prepare_layer_norm}, {"linear", prepare_linear},      {"attention", prepare_attention},
+    {"saliency", prepare_saliency},    {"unitRows", prepare_unit_rows}, {"readOut", prepare_read_out},
+    {"align", prepare_align},          {"topK", prepare_top_k},         {"select", prepare_select},
+    {"merge", prepare_merge},
+};
+
+}  // namespace
+
+Prepared prepare_kernel(Napi::Env env, const std::string& kernel, const Napi::Value& arguments, bool sync) {
+  for (const Entry& entry : kernels) {
+    if (kernel == entry.name) return entry.prepare(env, Arguments(arguments, ""), sync ? Access::in_place : Access::held);
+  }
+  throw invalid("ERR_VALUE", "kernel", kernel, "the name of a kernel");
+}
+
+}  // namespace desap

@@ -1,0 +1,40 @@
+/** Errors of the native addons get this package's type and words. */
+import { types } from 'node:util';
+import { DesapError, type DesapErrorCode, notFinite } from '../errors.js';
+
+/** An error of native code: `argument` is the input at fault, `row` its first bad row or element. */
+interface NativeError extends Error {
+  readonly code?: string;
+  readonly argument?: string;
+  readonly row?: number;
+  /** Which image of the call, where there are several. */
+  readonly image?: number;
+}
+
+/** Makes a call of a driver; its error, thrown or rejected with, becomes a {@link DesapError}. */
+export function typed<T>(call: () => T): T {
+  try {
+    const result = call();
+    return types.isPromise(result) ? (settled(result) as T) : result;
+  } catch (error) {
+    throw desapError(error);
+  }
+}
+
+/** An async function, so that the error's stack names the functions that awaited it. */
+async function settled<T>(result: Promise<T>): Promise<T> {
+  try {
+    return await result;
+  } catch (error) {
+    throw desapError(error);
+  }
+}
+
+/** The error as a {@link DesapError} whose message begins with the argument. */
+export function desapError(error: unknown): unknown {
+  if (!types.isNativeError(error) || error instanceof DesapError) return error;
+  const { code, argument, row, image, message } = error as NativeError;
+  if (!code?.startsWith('ERR_')) return new DesapError('ERR_INTERNAL', `native addon: ${message}`, { cause: error });
+  if (argument && row !== undefined) return notFinite(argument, row, image);
+  return new DesapError(code as DesapErrorCode, argument ? `${argument}: ${message}` : message, { cause: error });
+}

@@ -1,0 +1,151 @@
+import type { AnalyzeTimings, Driver, DriverAnalysis, DriverParts, MaybePromise } from './devices/driver.js';
+import { after } from './devices/driver.js';
+import { type Backend, driverOf } from './devices/kernel-api.js';
+import { typed } from './devices/native-error.js';
+import { type DeviceOptions, openWith } from './devices/open.js';
+import { DISPOSE } from './dispose-symbols.js';
+import { type OptionNames, options } from './options.js';
+import { PRUNE_OPTIONS, type PruneOptions, pruneRequest, type Text } from './prune-request.js';
+import { type PruneResult, pruneResult } from './prune-result.js';
+import { assertAlive, float32, matrix, type Tensor, type TensorLike, vector } from './tensor.js';
+
+/** What another encoder says of an image. P patches, E the width that image and text share, F the width of the features. */
+export interface AnalysisParts {
+  /** [P, E]: a row for each patch in the text's space; made unit rows. float32 or float16. */
+  readonly patchEmbeddings: TensorLike;
+  /** [E]: the whole image in that space, made a unit row; default: the normalised mean of the unit patch embeddings. */
+  readonly global?: Float32Array | TensorLike;
+  /** [P]: how much each patch stands out. */
+  readonly saliency: Float32Array | TensorLike;
+  /** [P, F]: the rows that are merged, float32 or float16. Memory of a `HostBuffer` is read in place whenever they are. */
+  readonly features: TensorLike;
+}
+
+const PARTS: OptionNames<AnalysisParts> = { patchEmbeddings: true, global: true, saliency: true, features: true };
+
+/** What is known of one image before it is asked about, kept on a device; made by {@link Pruner.analyze}, or from parts. */
+export class ImageAnalysis implements Disposable {
+  #alive = true;
+  readonly #analysis: DriverAnalysis;
+  readonly #device: Driver | null;
+
+  /** @internal `device`: one that belongs to the analysis alone, or null */
+  constructor(analysis: DriverAnalysis, device: Driver | null) {
+    this.#analysis = analysis;
+    this.#device = device;
+  }
+
+  /**
+   * An analysis from rows that another encoder made: what follows is the same as for a head's own.
+   *
+   * @param where an open device (`openBackend`, or `backend` of a pruner), or the options of one that the analysis opens for
+   *   itself, and frees with itself
+   * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, `ERR_DETACHED`, `ERR_NOT_FINITE` for the parts; for the device those of
+   *   `openBackend`; `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`
+   */
+  static async from(parts: AnalysisParts, where: DeviceOptions | Backend = {}): Promise<ImageAnalysis> {
+    return ImageAnalysis.#from(parts, where, false);
+  }
+
+  /** {@link ImageAnalysis.from}, on the calling thread; memory of any kind is read in place, and the features are copied. */
+  static fromSync(parts: AnalysisParts, where: DeviceOptions | Backend = {}): ImageAnalysis {
+    return ImageAnalysis.#from(parts, where, true) as ImageAnalysis;
+  }
+
+  static #from(parts: AnalysisParts, where: DeviceOptions | Backend, sync: boolean): MaybePromise<ImageAnalysis> {
+    const checked = checkParts(parts);
+    const create = (driver: Driver) => typed(() => driver.createAnalysis(checked, sync));
+    const open = driverOf(where);
+    if (open) return after(create(open), (analysis) => new ImageAnalysis(analysis, null));
+    return after(openWith(where as DeviceOptions, create), ({ made, driver }) => new ImageAnalysis(made, driver));
+  }
+
+  /** N, rows of the hidden states; of an analysis from parts: P. */
+  get rows(): number {
+    return this.#analysis.rows;
+  }
+  /** P, patches: N without the class token. */
+  get patches(): number {
+    return this.#analysis.patches;
+  }
+  /** Milliseconds per stage; all zero for an analysis from parts. */
+  get timings(): AnalyzeTimings {
+    return this.#analysis.timings;
+  }
+  /** Address of the rows that the kernels read and merging will read: a `HostBuffer`'s own when it was given one. */
+  get featuresAddress(): bigint {
+    return this.#analysis.featuresAddress;
+  }
+  /** The patches' rows of A_d of the paper: unit rows [P, E]. A copy. */
+  patchEmbeddings(): Tensor {
+    const { patches, projectionDim } = this.#analysis;
+    return float32(this.#read('patchEmbeddings'), [patches, projectionDim]);
+  }
+  /** v_s of the paper, [E]: the class token's row of A_d, otherwise the normalised mean of the rows. A copy. */
+  global(): Float32Array {
+    return this.#read('global');
+  }
+  /** A_s of the paper, [P]. A copy. */
+  saliency(): Float32Array {
+    return this.#read('saliency');
+  }
+  /** Context and projected attention [N, D] each (step 2), when `intermediates` asked for them. */
+  intermediates(): { context: Tensor; attention: Tensor } | null {
+    const kept = this.#read('intermediates');
+    const tensor = (data: Float32Array) => float32(data, [this.rows, this.#analysis.width]);
+    return kept && { context: tensor(kept.context), attention: tensor(kept.attention) };
+  }
+
+  /**
+   * Keeps K visual tokens for a question (steps 5, 6, 8 and 9): those that the text is about and those that stand out,
+   * with every other patch merged into the nearest of them.
+   *
+   * @param text S of the paper, [T, E]: the question's tokens in the shared space, not normalised, without padding; null, with
+   *   `taskShare: 0`: the saliency map alone chooses
+   * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE` (text, keep, taskShare, endOfText, ...), `ERR_NOT_FINITE` (text,
+   *   endOfText, saliency, features), `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`
+   */
+  async prune(text: Text | null, given: PruneOptions): Promise<PruneResult> {
+    return this.#prune(text, given, false);
+  }
+
+  /** {@link ImageAnalysis.prune}, on the calling thread. */
+  pruneSync(text: Text | null, given: PruneOptions): PruneResult {
+    return this.#prune(text, given, true) as PruneResult;
+  }
+
+  #prune(text: Text | null, given: PruneOptions, sync: boolean): MaybePromise<PruneResult> {
+    const request = pruneRequest('text', text, options('options', given, PRUNE_OPTIONS), this.#analysis);
+    assertAlive('ImageAnalysis', this.#alive);
+    const output = typed(() => this.#analysis.prune(request, sync));
+    return after(output, (pruned) => pruneResult(pruned, request));
+  }
+
+  #read<K extends 'patchEmbeddings' | 'global' | 'saliency' | 'intermediates'>(what: K): ReturnType<DriverAnalysis[K]> {
+    assertAlive('ImageAnalysis', this.#alive);
+    return typed(() => this.#analysis[what]()) as ReturnType<DriverAnalysis[K]>;
+  }
+
+  /** Frees the analysis, and lets go of the `HostBuffer` that it reads. A pruning in flight ends first. */
+  dispose(): void {
+    if (!this.#alive) return;
+    this.#alive = false;
+    this.#analysis.dispose();
+    this.#device?.dispose();
+  }
+
+  [DISPOSE](): void {
+    this.dispose();
+  }
+}
+
+function checkParts(given: AnalysisParts): DriverParts {
+  const { patchEmbeddings, global, saliency, features } = options('parts', given, PARTS);
+  const embeddings = matrix('patchEmbeddings', patchEmbeddings);
+  return {
+    patchEmbeddings: embeddings,
+    global: global === undefined ? null : vector('global', global, embeddings.cols),
+    saliency: vector('saliency', saliency, embeddings.rows),
+    features: matrix('features', features, { rows: embeddings.rows }),
+  };
+}

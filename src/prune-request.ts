@@ -1,0 +1,135 @@
+import type { PruneRequest } from './devices/driver.js';
+import { invalid, mismatch } from './errors.js';
+import { ALIGNMENTS, type Alignment } from './kernels/kernels.js';
+import type { OptionNames } from './options.js';
+import {
+  boolean,
+  type FloatMatrix,
+  finite,
+  integer,
+  matrix,
+  oneOf,
+  type TensorLike,
+  vector,
+  widened,
+} from './tensor.js';
+
+/** Embeddings of a text's tokens in the space that it shares with the image: S of the paper, before L2 normalisation, no padding. */
+export interface TextEmbeddings {
+  /** [T, E] (or [1, T, E]). */
+  readonly embeddings: TensorLike;
+  /** Row of the end-of-text token, or that vector itself [E]; default: the last row. */
+  readonly endOfText?: number | Float32Array;
+}
+
+export type Text = TensorLike | TextEmbeddings;
+
+/** Options of {@link ImageAnalysis.prune}. One of `keep` and `keepRatio` says how many visual tokens to keep. */
+export interface PruneOptions {
+  /** K: how many, from 1 to P. */
+  keep?: number;
+  /** The share of P to keep: above 0, at most 1; K is rounded half up, and at least 1. */
+  keepRatio?: number;
+  /** Share of K that the task map chooses; the saliency map chooses the rest. From 0 to 1, default 0.5. */
+  taskShare?: number;
+  /** How text and image are matched; default `fcma` (eq. 3 as printed). docs/accuracy.md tells what each was measured to cost. */
+  alignment?: Alignment;
+  /** lambda of eq. 3; default 0.1, at most 1e6 in magnitude. */
+  lambda?: number;
+  /** false returns the kept tokens as they are instead of merging the others into them; default true. */
+  merge?: boolean;
+  /** A saliency map [P] in place of the analysis' own, for example of another layer. */
+  saliency?: Float32Array | TensorLike;
+  /** [P, F] rows to merge in place of the analysis' own, for example projected features. */
+  features?: TensorLike;
+  /** Return both maps; default false. */
+  maps?: boolean;
+  /** Return the matrices of eq. 3; default false. They need a text. */
+  matrices?: boolean;
+}
+
+export const PRUNE_OPTIONS: OptionNames<PruneOptions> = {
+  keep: true,
+  keepRatio: true,
+  taskShare: true,
+  alignment: true,
+  lambda: true,
+  merge: true,
+  saliency: true,
+  features: true,
+  maps: true,
+  matrices: true,
+};
+
+/**
+ * What is asked of a device, from what a caller gave: every value checked, every default filled in. The names of the options were
+ * checked before.
+ *
+ * @param argument what the caller knows the text by
+ */
+export function pruneRequest(
+  argument: string,
+  text: Text | null,
+  given: PruneOptions,
+  { patches, projectionDim }: { readonly patches: number; readonly projectionDim: number },
+): PruneRequest {
+  const keep = keepCount(given, patches);
+  const taskShare = finite('taskShare', given.taskShare ?? 0.5, 0, 1);
+  const matrices = boolean('matrices', given.matrices ?? false);
+  if (text === null && taskShare > 0)
+    throw invalid('ERR_VALUE', argument, text, `the embeddings of a text, or taskShare: 0, which asks for none`);
+  if (text === null && matrices) throw mismatch('ERR_VALUE', 'matrices', 'true without a text', 'false, or a text');
+  return {
+    ...(text === null ? { text, endOfText: 0 } : checkText(argument, text, projectionDim)),
+    keep,
+    taskKeep: Math.floor(keep * taskShare + 0.5),
+    alignment: oneOf('alignment', given.alignment ?? 'fcma', ALIGNMENTS),
+    lambda: finite('lambda', given.lambda ?? 0.1, -1e6, 1e6),
+    saliency: given.saliency === undefined ? null : vector('saliency', given.saliency, patches),
+    merge: boolean('merge', given.merge ?? true),
+    features: given.features === undefined ? null : matrix('features', given.features, { rows: patches }),
+    maps: boolean('maps', given.maps ?? false),
+    matrices,
+  };
+}
+
+function checkText(argument: string, text: Text, cols: number): Pick<PruneRequest, 'text' | 'endOfText'> {
+  const { embeddings, endOfText } = textEmbeddings(argument, text);
+  const rows = singlePrecision(matrix(argument, embeddings, { cols }));
+  if (endOfText === undefined) return { text: rows, endOfText: rows.rows - 1 };
+  const last =
+    typeof endOfText === 'number'
+      ? integer('endOfText', endOfText, 0, rows.rows - 1)
+      : vector('endOfText', endOfText, cols);
+  return { text: rows, endOfText: last };
+}
+
+/** What else is known of a text, as its ids, may come with it. */
+function textEmbeddings(argument: string, text: Text): TextEmbeddings {
+  if (typeof text !== 'object') return { embeddings: text };
+  if ('embeddings' in text) return text;
+  if (!('tokens' in text)) return { embeddings: text };
+  throw mismatch('ERR_VALUE', argument, "the unknown option 'tokens'", 'embeddings, its name now');
+}
+
+function keepCount({ keep, keepRatio }: PruneOptions, patches: number): number {
+  if (keep !== undefined && keepRatio !== undefined)
+    throw mismatch('ERR_VALUE', 'keepRatio', `${keepRatio} beside keep: ${keep}`, 'one of the two');
+  if (keepRatio !== undefined) {
+    if (typeof keepRatio !== 'number' || !(keepRatio > 0 && keepRatio <= 1))
+      throw invalid('ERR_VALUE', 'keepRatio', keepRatio, 'a share above 0 and at most 1');
+    return Math.max(1, Math.floor(keepRatio * patches + 0.5));
+  }
+  if (typeof keep === 'number' && Number.isInteger(keep) && keep >= 1 && keep <= patches) return keep;
+  const share = typeof keep === 'number' && keep > 0 && keep < 1;
+  throw invalid(
+    'ERR_VALUE',
+    'keep',
+    keep,
+    `a count from 1 to ${patches}${share ? `, or keepRatio: ${keep}` : ', or keepRatio'}`,
+  );
+}
+
+function singlePrecision(x: FloatMatrix): FloatMatrix {
+  return x.half ? { ...x, data: widened(x), half: false } : x;
+}

@@ -1,0 +1,78 @@
+/** Which vision model a config asks for: the one table of model types that are taken, and why others are not. */
+import type { InferenceSession } from 'onnxruntime-common';
+import { invalid, mismatch } from '../errors.js';
+import { LlavaVision, type LlavaVisionOptions } from './llava.js';
+import type { ModelConfig, ModelFolder } from './model-folder.js';
+import { QwenVision, type QwenVisionOptions } from './qwen.js';
+import { llavaTrials, qwenTrials } from './trial.js';
+import type { VisionInputs, VisionModel } from './vision-model.js';
+
+/** Options of every family; each refuses those that mean nothing to it. */
+export type FamilyOptions = LlavaVisionOptions & Omit<QwenVisionOptions, 'model' | 'config'>;
+
+/** A model folder and what its config says. */
+export interface Described extends ModelFolder {
+  readonly config: ModelConfig;
+}
+
+/** One implementation of `VisionModel`. */
+export interface Family {
+  open(model: Described, options: FamilyOptions): Promise<VisionModel>;
+  /** Opens it where an open session of the whole file is there to compare with, by {@link Family.trials}. */
+  openBeside(model: Described, options: FamilyOptions): Promise<VisionModel>;
+  trials(session: InferenceSession, config: ModelConfig): VisionInputs[];
+}
+
+const LLAVA: Family = {
+  open: ({ visionEncoder }, { dtype: _, ...options }) => LlavaVision.open(visionEncoder, options),
+  // Its own checks are those of its parts; its questions are for the CLIP text tower.
+  openBeside: ({ visionEncoder }, { embedQuestion: _, ...options }) => LlavaVision.open(visionEncoder, options),
+  trials: llavaTrials,
+};
+
+const QWEN: Family = {
+  open: ({ visionEncoder, folder, config }, options) =>
+    QwenVision.open(visionEncoder, { ...options, model: folder, config }),
+  openBeside: ({ visionEncoder, folder, config }, options) =>
+    QwenVision.openBeside(visionEncoder, { ...options, model: folder, config }),
+  trials: qwenTrials,
+};
+
+/** Model types whose class is Transformers.js' `LlavaForConditionalGeneration` or inherits from it, and whose tower can be that of CLIP. */
+const LLAVA_TYPES = ['llava', 'llava_qwen2'];
+
+/** Those of `Qwen2VLForConditionalGeneration` with a tower of its kind; each encoder is read by its structure, and refused where that is another. */
+const QWEN_TYPES = ['qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3_5', 'qwen3_5_moe'];
+
+const SIGLIP = 'with a SigLIP tower: it has no class token, and no CLIP folder fits it';
+const PIXTRAL = 'with a Pixtral tower: it has no class token, and no CLIP folder fits it';
+
+/** Why other types are refused that one of the two classes loads. */
+const REFUSED: Readonly<Record<string, string>> = {
+  llava_onevision: SIGLIP,
+  moondream1: SIGLIP,
+  lfm2_vl: SIGLIP,
+  mistral3: PIXTRAL,
+  lighton_ocr: PIXTRAL,
+  glm_ocr: 'with a tower that merges patches by a convolution',
+};
+
+const CLIP = 'clip_vision_model';
+
+/**
+ * The family of a config, by its `model_type`.
+ *
+ * @param name of the config, for messages
+ * @throws DesapError `ERR_VALUE` for a type that is not taken, with the reason
+ */
+export function familyOf(name: string, { model_type: type = '', vision_config: vision }: ModelConfig): Family {
+  if (QWEN_TYPES.includes(type)) return QWEN;
+  if (!LLAVA_TYPES.includes(type)) {
+    const why = REFUSED[type] ? ` ${REFUSED[type]}` : '';
+    throw mismatch('ERR_VALUE', `${name}.model_type`, `${type}${why}`, [...LLAVA_TYPES, ...QWEN_TYPES].join(' | '));
+  }
+  const tower = vision?.model_type ?? CLIP;
+  if (tower === CLIP) return LLAVA;
+  const wanted = `${CLIP}: a tower without class token, or of another kind, is one that no CLIP folder fits`;
+  throw invalid('ERR_VALUE', `${name}.vision_config.model_type`, tower, wanted);
+}

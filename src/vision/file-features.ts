@@ -1,0 +1,136 @@
+/** What a vision encoder's file computes by itself, beside what a vision model makes of it. */
+import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { DesapError } from '../errors.js';
+import type { OrtModule } from '../onnx/edit.js';
+import { floatData, widened } from '../tensor.js';
+import { TENTATIVE } from './session.js';
+import type { InputNames, VisionInputs, VisionModel } from './vision-model.js';
+
+/** The inputs of a whole vision encoder, by their types: pixels are float32, a grid is int64. */
+export interface FileInputs {
+  readonly pixelValues: string;
+  readonly imageGridThw: string | undefined;
+}
+
+/**
+ * @param name of the session, for messages
+ * @throws DesapError `ERR_GRAPH` for further inputs, and for further outputs than the features
+ */
+export function fileInputs({ inputNames, inputMetadata, outputNames }: InferenceSession, name: string): FileInputs {
+  const of = (type: string) => inputMetadata.filter((input) => input.isTensor && input.type === type);
+  const [pixels, grid] = [of('float32'), of('int64')];
+  if (pixels.length === 1 && grid.length <= 1 && inputNames.length === 1 + grid.length && outputNames.length === 1)
+    return { pixelValues: pixels[0].name, imageGridThw: grid[0]?.name };
+  throw new DesapError(
+    'ERR_GRAPH',
+    `${name}: got the inputs ${inputNames.join(', ')} and the outputs ${outputNames.join(', ')}, wanted pixels in float32, for Qwen-VL their int64 grid, and image_features only (deepstack features are taken as further columns of these, not as outputs)`,
+  );
+}
+
+/** All visual tokens of the images of one call, one image after the other. */
+export interface AllFeatures {
+  readonly data: Float32Array;
+  readonly images: number;
+  /** Visual tokens that the prompt has for them. */
+  readonly tokens: number;
+}
+
+/** What a vision model gives for all visual tokens. */
+export async function allFeatures(
+  vision: Pick<VisionModel, 'encode'>,
+  inputs: VisionInputs,
+  names?: InputNames,
+): Promise<AllFeatures> {
+  const images = await vision.encode(inputs, names);
+  try {
+    const parts: Float32Array[] = [];
+    for (const image of images) parts.push((await image.all()).data as Float32Array);
+    const data = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
+    for (let i = 0, at = 0; i < parts.length; at += parts[i++].length) data.set(parts[i], at);
+    const tokens = images.reduce((sum, image) => sum + image.tokenCount, 0);
+    return { data, images: images.length, tokens };
+  } finally {
+    for (const image of images) image.dispose();
+  }
+}
+
+/** What is compared, for messages. */
+export interface Compared {
+  /** Who is at fault. */
+  readonly argument: string;
+  /** The vision encoder's path. */
+  readonly file: string;
+  readonly wanted: string;
+}
+
+/**
+ * Checks on trial images that a vision model computes what a session of a whole file computes. The file has to run the first of them;
+ * of the others those that it runs, into as many rows, are compared (encoders that take no films fail on them).
+ *
+ * @returns what the session gives for the first
+ * @throws DesapError `ERR_HEAD_MISMATCH`; `ERR_GRAPH` where ONNX Runtime does not run what was read, or the features are not those of
+ *   the visual tokens alone
+ */
+export async function confirmFeatures(
+  vision: Pick<VisionModel, 'encode' | 'tolerance'>,
+  file: InferenceSession,
+  trials: readonly VisionInputs[],
+  what: Compared & { readonly ort: OrtModule },
+): Promise<Tensor> {
+  const run = async (trial: VisionInputs) =>
+    (await file.run(feeds(file, trial, what), TENTATIVE))[file.outputNames[0]] as Tensor;
+  const [first, ...others] = trials;
+  const sample = await run(first).catch((cause: Error) => {
+    throw new DesapError('ERR_GRAPH', `${what.file}: onnxruntime does not run it: ${cause.message}`, { cause });
+  });
+  await compare(vision, first, sample, what);
+  for (const trial of others) {
+    const features = await run(trial).catch(() => null);
+    if (features !== null && unit(trial, features) === unit(first, sample))
+      await compare(vision, trial, features, what);
+  }
+  return sample;
+}
+
+function feeds(file: InferenceSession, trial: VisionInputs, { ort, file: name }: Compared & { ort: OrtModule }) {
+  const { pixelValues, imageGridThw } = fileInputs(file, name);
+  const { pixelValues: pixels, imageGridThw: grid } = trial;
+  return {
+    [pixelValues]: new ort.Tensor('float32', pixels.data as Float32Array, pixels.dims),
+    ...(imageGridThw && grid && { [imageGridThw]: new ort.Tensor('int64', grid.data as BigInt64Array, grid.dims) }),
+  };
+}
+
+/** Rows of pixels to a row of features. */
+function unit({ pixelValues }: VisionInputs, { dims }: Tensor): number {
+  return pixelValues.dims[0] / dims[dims.length - 2];
+}
+
+async function compare(
+  vision: Pick<VisionModel, 'encode' | 'tolerance'>,
+  trial: VisionInputs,
+  sample: Tensor,
+  { argument, file, wanted }: Compared,
+): Promise<void> {
+  const got = await allFeatures(vision, trial).catch((cause: Error) => {
+    const text = `${file}: onnxruntime does not run what was read of it: ${cause.message}`;
+    throw new DesapError('ERR_GRAPH', text, { cause });
+  });
+  const want = widened(floatData('image_features', sample));
+  const rows = want.length / sample.dims[sample.dims.length - 1];
+  let [difference, magnitude] = [got.data.length === want.length ? 0 : Number.POSITIVE_INFINITY, 0];
+  for (let i = 0; i < want.length; i++) {
+    difference = Math.max(difference, Math.abs(got.data[i] - want[i]));
+    magnitude = Math.max(magnitude, Math.abs(want[i]));
+  }
+  if (!(difference <= vision.tolerance * magnitude))
+    throw new DesapError(
+      'ERR_HEAD_MISMATCH',
+      `${argument}: got ${file}, whose features (${got.data.length} numbers) differ by ${difference.toExponential(1)} from those wanted (${want.length} numbers), wanted ${wanted}`,
+    );
+  if (rows !== got.tokens)
+    throw new DesapError(
+      'ERR_GRAPH',
+      `${file}: got features of ${rows} rows for ${got.tokens} patches, the class token's too (vision_feature_select_strategy "full"), wanted those of the patches only`,
+    );
+}

@@ -1,0 +1,75 @@
+import { ASYNC_DISPOSE } from '../dispose-symbols.js';
+import { mismatch } from '../errors.js';
+import type { TextEmbeddings } from '../index.js';
+import { Lifetime } from '../lifetime.js';
+import {
+  type Budget,
+  type EncodedImage,
+  INPUT_NAMES,
+  type InputNames,
+  type PrunedFeatures,
+  type Question,
+  type VisionInputs,
+  type VisionModel,
+  type VisionPruneOptions,
+} from './vision-model.js';
+
+/**
+ * What vision models have in common: which calls are under way, and the one that does all of it for one image.
+ * `Others`: further forms in which a family takes its inputs.
+ */
+export abstract class VisionModelBase<Image extends EncodedImage, Others = never> implements VisionModel {
+  /** @internal Its images use it too. */
+  readonly life: Lifetime;
+  abstract readonly device: string;
+  abstract readonly deviceDescription: string;
+
+  /**
+   * @param name of the class, for messages
+   * @param budget @internal the default of every pruning
+   */
+  protected constructor(
+    name: string,
+    readonly family: string,
+    readonly tolerance: number,
+    readonly budget: Budget,
+  ) {
+    this.life = new Lifetime(name);
+  }
+
+  async encode(inputs: VisionInputs | Others, names: InputNames = INPUT_NAMES): Promise<Image[]> {
+    return this.life.call(() => this.encodeImages(inputs, names));
+  }
+
+  async encodeQuestion(question: string): Promise<TextEmbeddings> {
+    return this.life.call(() => this.encodeText(question));
+  }
+
+  async prune(
+    inputs: VisionInputs | Others,
+    question: Question,
+    options?: VisionPruneOptions,
+  ): Promise<PrunedFeatures> {
+    return this.life.call(async () => {
+      const images = await this.encode(inputs);
+      try {
+        if (images.length === 1) return await images[0].prune(question, options);
+        throw mismatch('ERR_SHAPE', 'pixelValues', `${images.length} images`, 'one (encode several, and prune each)');
+      } finally {
+        for (const image of images) image.dispose();
+      }
+    });
+  }
+
+  dispose(): Promise<void> {
+    return this.life.end(() => this.free());
+  }
+
+  [ASYNC_DISPOSE](): Promise<void> {
+    return this.dispose();
+  }
+
+  protected abstract encodeImages(inputs: VisionInputs | Others, names: InputNames): Promise<Image[]>;
+  protected abstract encodeText(question: string): Promise<TextEmbeddings>;
+  protected abstract free(): Promise<unknown>;
+}

@@ -1,0 +1,53 @@
+import type { InferenceSession } from 'onnxruntime-common';
+import { invalid } from '../errors.js';
+import type { TensorLike, TextEmbeddings } from '../index.js';
+import type { OrtModule } from '../onnx/edit.js';
+import { float32, floatData, widened } from '../tensor.js';
+import { anyOnnx, type Dtype } from './model-folder.js';
+import { openSession, runSession } from './session.js';
+import { readTextFiles, type TextFiles } from './text-files.js';
+
+const EMBED = { argument: 'question', graph: 'embed_tokens' };
+
+/** A question's token ids as rows of the language model's embedding table: `tokenizer.json` and `embed_tokens.onnx` of a model folder. */
+export class QuestionTable {
+  private constructor(
+    private readonly tokenizer: TextFiles['tokenizer'],
+    private readonly session: InferenceSession,
+    private readonly ort: OrtModule,
+  ) {}
+
+  /**
+   * @param dtype of the file to take where there are several
+   * @throws DesapError `ERR_FILE`, `ERR_MISSING_PACKAGE`
+   */
+  static async open(
+    folder: string,
+    { ort, dtype, session }: { ort: OrtModule; dtype?: Dtype; session?: InferenceSession.SessionOptions },
+  ): Promise<QuestionTable> {
+    const { tokenizer } = await readTextFiles(folder, 'reading questions');
+    return new QuestionTable(
+      tokenizer,
+      await openSession(await anyOnnx(folder, 'embed_tokens', dtype), session, ort),
+      ort,
+    );
+  }
+
+  /** @throws DesapError `ERR_VALUE` for a text without tokens; `ERR_GRAPH` */
+  async embed(question: string): Promise<TextEmbeddings> {
+    const { ids } = this.tokenizer.encode(question, { add_special_tokens: false });
+    if (ids.length === 0) throw invalid('ERR_VALUE', 'question', question, 'a text with at least one token');
+    const { inputNames, outputNames } = this.session;
+    const input = new this.ort.Tensor('int64', BigInt64Array.from(ids, BigInt), [1, ids.length]);
+    return asEmbeddings((await runSession(this.session, EMBED, { [inputNames[0]]: input }))[outputNames[0]]);
+  }
+
+  release(): Promise<void> {
+    return this.session.release();
+  }
+}
+
+/** Rows of an embedding table, [1, T, W] in float32 or float16, as a question's. */
+export function asEmbeddings(rows: TensorLike): TextEmbeddings {
+  return { embeddings: float32(widened(floatData('question', rows)), rows.dims.slice(-2)) };
+}

@@ -1,0 +1,49 @@
+/** Inputs on which a file and what was read of it are compared. */
+import type { InferenceSession } from 'onnxruntime-common';
+import type { ModelConfig } from './model-folder.js';
+import type { VisionInputs } from './vision-model.js';
+
+/** The same numbers for every trial: no symmetry, no two rows alike. */
+export function waves(length: number): Float32Array {
+  return Float32Array.from({ length }, (_, i) => Math.sin(i * i));
+}
+
+/** The extents that a session says its float32 input has; undefined where they are open. */
+export function pixelExtents({ inputMetadata }: InferenceSession): readonly (number | undefined)[] {
+  const input = inputMetadata.find((one) => one.isTensor && one.type === 'float32');
+  const shape = input?.isTensor ? input.shape : [];
+  return shape.map((extent) => (typeof extent === 'number' && extent > 0 ? extent : undefined));
+}
+
+/** Image size of CLIP configs that do not state one. */
+const IMAGE_SIZE = 224;
+
+/** An image of waves, of the size that the encoder says, or else the model's config. */
+export function llavaTrials(session: InferenceSession, { vision_config: vision = {} }: ModelConfig): VisionInputs[] {
+  const stated = pixelExtents(session);
+  const side = vision.image_size ?? IMAGE_SIZE;
+  const dims = [1, 3, side, side].map((extent, axis) => (stated.length === 4 ? stated[axis] : undefined) ?? extent);
+  return [{ pixelValues: { data: waves(dims.reduce((size, extent) => size * extent, 1)), dims } }];
+}
+
+/** The defaults of Qwen2-VL's config. */
+const PATCH = { channels: 3, frames: 2, side: 14, merge: 2 };
+
+/** Images of waves on grids that are no squares: one of a single frame, and one of two. */
+export function qwenTrials(session: InferenceSession, { vision_config: vision = {} }: ModelConfig): VisionInputs[] {
+  const { in_channels, in_chans, temporal_patch_size, patch_size, spatial_merge_size } = vision;
+  const [area, frames] = [(patch_size ?? PATCH.side) ** 2, temporal_patch_size ?? PATCH.frames];
+  const channels = pixelExtents(session)[1] ?? (in_channels ?? in_chans ?? PATCH.channels) * frames * area;
+  const merge = spatial_merge_size ?? PATCH.merge;
+  const grids = [
+    [1, 4 * merge, 6 * merge],
+    [2, 2 * merge, 3 * merge],
+  ];
+  return grids.map((grid) => {
+    const patches = grid.reduce((product, extent) => product * extent, 1);
+    return {
+      pixelValues: { data: waves(patches * channels), dims: [patches, channels] },
+      imageGridThw: { data: BigInt64Array.from(grid, BigInt), dims: [1, 3] },
+    };
+  });
+}

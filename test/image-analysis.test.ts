@@ -1,0 +1,183 @@
+/** An analysis from parts prunes as the head's own does that has the same parts; and pruning without a text. */
+import { afterAll, describe, expect, it } from 'vitest';
+import { type DeviceOptions, HostBuffer, ImageAnalysis, openBackend, Pruner } from '../src/index.js';
+import { float32, floatToHalf } from '../src/tensor.js';
+import { devicesUnderTest, normal, normalTensor, randomHead, relativeError, values } from './support.js';
+
+const SHAPE = { width: 48, heads: 4, projectionDim: 40 };
+const [PATCHES, TEXT] = [60, 7];
+const text = { embeddings: normalTensor(3, TEXT, SHAPE.projectionDim), endOfText: 4 };
+
+const parts = (seed = 1, patches = PATCHES) => ({
+  patchEmbeddings: normalTensor(seed, patches, SHAPE.projectionDim),
+  global: normal(seed + 10, SHAPE.projectionDim),
+  saliency: normal(seed + 20, patches).map(Math.abs),
+  features: normalTensor(seed + 30, patches, 20),
+});
+
+describe.each(devicesUnderTest())('an analysis from parts on %s', (_, options) => {
+  const backend = openBackend(options);
+  afterAll(() => backend.dispose());
+  const exact = { device: 'reference' } as const;
+
+  it.each([true, false])('prunes as the analysis that has these parts (class token %s)', async (classToken) => {
+    using pruner = await Pruner.load(randomHead(5, { ...SHAPE, classToken }), options);
+    const hidden = normalTensor(6, PATCHES + Number(classToken), SHAPE.width);
+    using own = await pruner.analyze(hidden);
+    using made = await ImageAnalysis.from(
+      {
+        patchEmbeddings: own.patchEmbeddings(),
+        global: classToken ? own.global() : undefined,
+        saliency: own.saliency(),
+        features: float32(values(hidden).slice(Number(classToken) * SHAPE.width), [PATCHES, SHAPE.width]),
+      },
+      pruner.backend,
+    );
+    expect([made.rows, made.patches]).toEqual([PATCHES, PATCHES]);
+    const choice = { keep: 16, maps: true, matrices: true };
+    const [want, got] = [await own.prune(text, choice), await made.prune(text, choice)];
+    expect(got.indices).toEqual(want.indices);
+    expect(got.source).toEqual(want.source);
+    expect(got.assignment).toEqual(want.assignment);
+    expect(got.counts).toEqual(want.counts);
+    expect(got.tokens.data).toEqual(want.tokens.data);
+    expect(got.maps?.saliency).toEqual(want.maps?.saliency);
+    expect(relativeError(got.maps!.task!, want.maps!.task!)).toBeLessThan(1e-4);
+    expect(relativeError(values(got.matrices!.similarity), values(want.matrices!.similarity))).toBeLessThan(1e-5);
+  });
+
+  it('agrees with the reference', async () => {
+    using want = ImageAnalysis.fromSync(parts(), exact);
+    using got = await ImageAnalysis.from(parts(), backend);
+    expect(relativeError(values(got.patchEmbeddings()), values(want.patchEmbeddings()))).toBeLessThan(1e-6);
+    expect(relativeError(got.global(), want.global())).toBeLessThan(1e-6);
+    expect(got.saliency()).toEqual(want.saliency());
+    expect(got.intermediates()).toBeNull();
+    const choice = { keepRatio: 0.2, maps: true };
+    const [expected, pruned] = [want.pruneSync(text, choice), await got.prune(text, choice)];
+    expect(pruned.indices).toEqual(expected.indices);
+    expect(pruned.assignment).toEqual(expected.assignment);
+    expect(relativeError(values(pruned.tokens), values(expected.tokens))).toBeLessThan(1e-6);
+  });
+
+  it('has the direction of the rows as its global vector where none is given', () => {
+    const { patchEmbeddings, saliency, features } = parts();
+    using want = ImageAnalysis.fromSync({ patchEmbeddings, saliency, features }, exact);
+    using got = ImageAnalysis.fromSync({ patchEmbeddings, saliency, features }, backend);
+    expect(relativeError(got.global(), want.global())).toBeLessThan(1e-5);
+  });
+
+  it('merges float16 features to float16 tokens', async () => {
+    const { patchEmbeddings, saliency } = parts();
+    const bits = Uint16Array.from(normal(8, PATCHES * 6), floatToHalf);
+    const given = { patchEmbeddings, saliency, features: { type: 'float16', data: bits, dims: [PATCHES, 6] } };
+    using want = ImageAnalysis.fromSync(given, exact);
+    using got = await ImageAnalysis.from(given, backend);
+    const tokens = (await got.prune(text, { keep: 9 })).tokens;
+    expect(tokens.type).toBe('float16');
+    expect(tokens.data).toEqual(want.pruneSync(text, { keep: 9 }).tokens.data);
+  });
+
+  it('prunes without a text by saliency alone', async () => {
+    using image = await ImageAnalysis.from(parts(), backend);
+    const choice = { keep: 12, taskShare: 0, maps: true };
+    const [alone, asked] = [await image.prune(null, choice), image.pruneSync(text, choice)];
+    expect(alone.indices).toEqual(asked.indices);
+    expect(alone.source).toEqual(new Uint8Array(12).fill(1));
+    expect(alone.tokens.data).toEqual(asked.tokens.data);
+    expect(alone.maps).toEqual({ task: null, saliency: image.saliency() });
+    expect(image.pruneSync(null, choice).tokens.data).toEqual(alone.tokens.data);
+    using pruner = await Pruner.load(randomHead(5, SHAPE), options);
+    const hidden = normalTensor(6, PATCHES + 1, SHAPE.width);
+    using own = await pruner.analyze(hidden);
+    const kept = await own.prune(null, choice);
+    expect(kept.indices).toEqual((await own.prune(text, choice)).indices);
+    expect((await pruner.prune(hidden, null, choice)).tokens.data).toEqual(kept.tokens.data);
+  });
+
+  it('names the part that is not finite', async () => {
+    const bad = (name: 'patchEmbeddings' | 'features', row: number) => {
+      const given = parts();
+      values(given[name])[row * given[name].dims[1] + 1] = Number.NaN;
+      return given;
+    };
+    const given = parts();
+    const from = (broken: ReturnType<typeof parts>) => ImageAnalysis.from(broken, backend);
+    await expect(from(bad('patchEmbeddings', 3))).rejects.toThrow(/^patchEmbeddings: got NaN, Inf .* in row 3/);
+    await expect(from(bad('features', 7))).rejects.toThrow(/^features: got NaN, Inf .* in row 7/);
+    await expect(from({ ...given, global: given.global.map(() => Number.NaN) })).rejects.toThrow(/^global: got NaN/);
+    await expect(
+      from({ ...given, saliency: given.saliency.map((s, i) => (i === 5 ? Number.POSITIVE_INFINITY : s)) }),
+    ).rejects.toThrow(/^saliency: got NaN, Inf .* in row 5/);
+  });
+});
+
+describe('an analysis from parts', () => {
+  const cpu: DeviceOptions = { device: 'cpu', threads: 2 };
+
+  it('reads the features of a HostBuffer in place, and keeps them', async () => {
+    const { features, ...rest } = parts();
+    const buffer = HostBuffer.forTensor('float32', features.dims, { pinned: false });
+    const held = buffer.tensor('float32', features.dims);
+    values(held).set(values(features));
+    using image = await ImageAnalysis.from({ ...rest, features: held }, cpu);
+    expect(image.featuresAddress).toBe(buffer.address);
+    const before = await image.prune(text, { keep: 9 });
+    buffer.dispose();
+    expect((await image.prune(text, { keep: 9 })).tokens.data).toEqual(before.tokens.data);
+  });
+
+  it('keeps a copy of other memory', async () => {
+    for (const make of [ImageAnalysis.from, ImageAnalysis.fromSync]) {
+      const given = parts();
+      using image = await make(given, cpu);
+      const before = await image.prune(text, { keep: 9 });
+      values(given.features).fill(0);
+      given.saliency.fill(0);
+      expect((await image.prune(text, { keep: 9 })).tokens.data).toEqual(before.tokens.data);
+    }
+  });
+
+  it('owns the device that it opened, and no other', async () => {
+    const backend = openBackend(cpu);
+    ImageAnalysis.fromSync(parts(), backend).dispose();
+    expect(backend.sync.unitRows({ x: normalTensor(1, 2, 3) }).dims).toEqual([2, 3]);
+    const image = await ImageAnalysis.from(parts(), backend);
+    backend.dispose();
+    await expect(image.prune(text, { keep: 1 })).rejects.toMatchObject({ code: 'ERR_DISPOSED' });
+    expect(() => ImageAnalysis.fromSync(parts(), backend)).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED' }));
+    const own = await ImageAnalysis.from(parts(), cpu);
+    const pruned = own.prune(text, { keep: 5 });
+    own.dispose();
+    expect((await pruned).indices.length).toBe(5);
+    await expect(own.prune(text, { keep: 1 })).rejects.toMatchObject({ code: 'ERR_DISPOSED' });
+  });
+
+  it.each([
+    [{ patchEmbeddings: undefined }, /^patchEmbeddings: got undefined, wanted a tensor/],
+    [{ global: new Float32Array(3) }, /^global: got 3 elements, wanted 40 elements/],
+    [{ saliency: new Float32Array(3) }, /^saliency: got 3 elements, wanted 60 elements/],
+    [{ features: normalTensor(1, 3, 4) }, /^features.dims: got \[3, 4\], wanted \[60, columns\]/],
+    [
+      { embedding: 1 },
+      /^parts: got the unknown option 'embedding', wanted one of patchEmbeddings, global, saliency, features/,
+    ],
+  ])('refuses %o', async (wrong, message) => {
+    const given = { ...parts(), ...wrong } as ReturnType<typeof parts>;
+    await expect(ImageAnalysis.from(given, cpu)).rejects.toThrow(message);
+    expect(() => ImageAnalysis.fromSync(given, { device: 'reference' })).toThrow(message);
+  });
+
+  it('refuses unknown options of the device', () =>
+    expect(() => ImageAnalysis.fromSync(parts(), { devise: 'cpu' } as DeviceOptions)).toThrow(
+      /^options: got the unknown option 'devise'/,
+    ));
+
+  it('asks for a text unless taskShare is 0', () => {
+    using image = ImageAnalysis.fromSync(parts(), cpu);
+    expect(() => image.pruneSync(null, { keep: 3 })).toThrow(/^text: got null, wanted .* taskShare: 0/);
+    expect(() => image.pruneSync(null, { keep: 3, taskShare: 0, matrices: true })).toThrow(
+      /^matrices: got true without a text/,
+    );
+  });
+});
