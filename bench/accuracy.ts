@@ -44,12 +44,10 @@ export const METHODS: Record<string, Method> = {
   'class token only, 0/100': desap('fcma', 0),
   'vanilla similarity, 50/50': async ({ image, text, backend, vanilla }, keep) => {
     const task = await vanilla.map(image.hidden, text.embeddings);
-    const related = await backend.topK({ scores: task, k: Math.floor(keep / 2 + 0.5) });
-    const excluded = new Uint8Array(task.length);
-    for (const index of related) excluded[index] = 1;
+    const taskKeep = Math.floor(keep / 2 + 0.5);
     const saliency = (await image.analysis()).saliency();
-    const salient = await backend.topK({ scores: saliency, k: keep - related.length, excluded });
-    return [await merged(image, Int32Array.from([...related, ...salient]).sort(), backend)];
+    const { indices } = await backend.select({ task, saliency, keep, taskKeep });
+    return [await merged(image, indices, backend)];
   },
   [`random (mean of ${DRAWS} draws)`]: ({ image, backend, item }, keep) =>
     Promise.all(

@@ -42,7 +42,7 @@ export interface Result {
 }
 
 /** The LLaVA-1.5 shape: CLIP ViT-L/14-336, 30 text tokens, 64 kept of 576. */
-export const LLAVA = { tokens: 577, patches: 576, width: 1024, heads: 16, embedding: 768, text: 30, keep: 64 };
+export const LLAVA = { tokens: 577, patches: 576, width: 1024, heads: 16, projectionDim: 768, text: 30, keep: 64 };
 
 const MIN_SAMPLE_MS = 20;
 
@@ -90,14 +90,14 @@ export interface Contestant {
   readonly backend: Backend;
 }
 
-const PRECISIONS = ['strict', 'fast', 'bf16'] as const;
+const PRECISIONS = ['fp32', 'fp16', 'bf16'] as const;
 
-/** Whether benchmarks are of the cards (`npm run bench:cuda`) rather than of the CPU. */
-export const ON_CARDS = process.argv.includes('--cuda');
+/** Whether benchmarks are of the GPUs (`npm run bench:cuda`) rather than of the CPU. */
+export const ON_GPUS = process.argv.includes('--cuda');
 
 /**
- * What every kernel is timed on: the reference first, then the CPU with one thread and with all; or, on cards, the CPU with
- * all threads and each card at each precision, from and to host memory.
+ * What every kernel is timed on: the reference first, then the CPU with one thread and with all; or, on GPUs, the CPU with
+ * all threads and each GPU at each precision, from and to host memory.
  */
 export function contestants(): Contestant[] {
   const cpu = devices().find(({ device }) => device === 'cpu');
@@ -106,15 +106,15 @@ export function contestants(): Contestant[] {
   const open = (name: string, options: DeviceOptions) => ({ name, options, backend: openBackend(options) });
   const onCpu = (threads: number) =>
     open(`native, ${threads} thread${threads > 1 ? 's' : ''}`, { device: 'cpu', threads });
-  if (!ON_CARDS)
+  if (!ON_GPUS)
     return [
       open('JavaScript reference', { device: 'reference' }),
       ...[...new Set([1, all])].map((count) => onCpu(count)),
     ];
-  const cards = devices().flatMap(({ device }) => (device.startsWith('cuda:') ? [device as `cuda:${number}`] : []));
+  const gpus = devices().flatMap(({ device }) => (device.startsWith('cuda:') ? [device as `cuda:${number}`] : []));
   return [
     onCpu(all),
-    ...cards.flatMap((device) => PRECISIONS.map((precision) => open(`${device}, ${precision}`, { device, precision }))),
+    ...gpus.flatMap((device) => PRECISIONS.map((precision) => open(`${device}, ${precision}`, { device, precision }))),
   ];
 }
 
@@ -127,7 +127,7 @@ export function machine() {
     cores: cpus().length,
     node: process.version,
     cpu: cpu?.available ? cpu.description : 'none',
-    cards: devices().flatMap((report) => ('memory' in report ? [report.description] : [])),
+    gpus: devices().flatMap((report) => ('memory' in report ? [report.description] : [])),
     loadAverage: Number(loadavg()[0].toFixed(2)),
   };
 }

@@ -8,7 +8,6 @@ namespace desap::device {
 namespace {
 
 constexpr int64_t kMaximumDevices = 1024, kMaximumStreams = 16;
-constexpr const char* precisions[] = {"fp32", "fp16", "bf16"};  // in the order of the enumeration
 
 std::string capability(const cuda::DeviceInfo& device) {
   return std::to_string(device.major) + "." + std::to_string(device.minor);
@@ -61,8 +60,10 @@ Opened open(const Napi::Value& options) {
   const cuda::Availability availability = cuda::availability();
   const cuda::DeviceInfo& device = find(availability, chosen.device);
   Opened opened;
+  opened.device = "cuda:" + std::to_string(device.index);
   opened.description =
       device.name + ", cuda:" + std::to_string(device.index) + ", " + precisions[static_cast<int>(chosen.precision)];
+  opened.precision = precisions[static_cast<int>(chosen.precision)];
   opened.streams = chosen.streams;
   const Status status = cuda::context_create(chosen, &opened.context);
   if (!status.good()) throw from_status(status);

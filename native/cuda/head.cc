@@ -94,15 +94,18 @@ struct Analysis::State {
 
 Analysis::Analysis(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Analysis::~Analysis() = default;
-int64_t Analysis::tokens() const { return state_->tokens; }
+int64_t Analysis::rows() const { return state_->tokens; }
 int64_t Analysis::patches() const { return state_->tokens - (state_->config.class_token ? 1 : 0); }
 int64_t Analysis::width() const { return state_->config.width; }
+int64_t Analysis::projection_dim() const { return state_->config.projection_dim; }
 const void* Analysis::features() const { return state_->features; }
 const AnalyzeTimings& Analysis::timings() const { return state_->timings; }
 
-Status Analysis::read_embedding(float* out) const {
-  return state_->read(state_->arrays.embeddings, state_->tokens * state_->config.embedding, out);
+Status Analysis::read_patch_embeddings(float* out) const {
+  const int64_t size = projection_dim(), skipped = (rows() - patches()) * size * static_cast<int64_t>(sizeof(float));
+  return state_->read(state_->arrays.embeddings + skipped, patches() * size, out);
 }
+Status Analysis::read_global(float* out) const { return state_->read(state_->arrays.global, projection_dim(), out); }
 Status Analysis::read_saliency(float* out) const { return state_->read(state_->arrays.saliency, patches(), out); }
 
 Status Analysis::from(Context& context, const AnalysisParts& parts, std::shared_ptr<Analysis>* analysis) try {
@@ -112,7 +115,7 @@ Status Analysis::from(Context& context, const AnalysisParts& parts, std::shared_
     const int64_t patches = embeddings.rows, size = embeddings.cols, elements = patches * parts.width;
     state->config.width = parts.width;
     state->config.heads = 1;
-    state->config.embedding = size;
+    state->config.projection_dim = size;
     state->engine = context.engine;
     state->tokens = patches;
     HeadRun plan(run.stream(), run.precision(), state->config, nullptr);
@@ -132,7 +135,7 @@ Status Analysis::from(Context& context, const AnalysisParts& parts, std::shared_
       cuda::unit_rows(run.queue(), global, global, global_fault);
     } else {
       const cuda::OneImage image(run, patches, false, 0, 0, 0);
-      cuda::Embed mean{};
+      cuda::FoldedReadOut mean{};
       mean.images = image.record;
       mean.extent = image.extent;
       mean.projection_dim = static_cast<int>(size);
@@ -179,7 +182,7 @@ Status Head::analyze(Context&, const HiddenStates* images, int64_t count, Encodi
     std::vector<Intermediates> wanted;
     for (int64_t i : group) {
       wanted.push_back(copies ? copies[i] : Intermediates{});
-      DESAP_TRY(run.add(images[i].tokens, images + i, nullptr));
+      DESAP_TRY(run.add(images[i].rows, images + i, nullptr));
     }
     const auto asked = [](const Intermediates& copy) { return copy.context || copy.attention; };
     const bool any = std::any_of(wanted.begin(), wanted.end(), asked);
@@ -198,7 +201,7 @@ Status Head::analyze(Context&, const HiddenStates* images, int64_t count, Encodi
       state->engine = state_->engine;
       state->block = block;
       state->arrays = run.analysis_of(block->data(), number);
-      state->tokens = hidden.tokens;
+      state->tokens = hidden.rows;
       state->features = hidden.hold && run.in_place(number) ? static_cast<const char*>(hidden.data) + skipped : nullptr;
       state->timings = run.analyze_timings(number);
       results[static_cast<size_t>(group[i])].reset(new Analysis(std::move(state)));
@@ -224,7 +227,7 @@ Status Head::prune(Context&, const HiddenStates* images, int64_t count, Encoding
     HeadRun run(*stream, state_->engine->precision, state_->config, state_.get());
     run.analyze(encoding, images[group[0]].half, false);
     run.prune(requests[group[0]], outputs[group[0]]);
-    for (int64_t i : group) DESAP_TRY(run.add(images[i].tokens, images + i, requests + i));
+    for (int64_t i : group) DESAP_TRY(run.add(images[i].rows, images + i, requests + i));
     DESAP_TRY(of_image(run.execute(nullptr), group, count));
     for (size_t i = 0; i < group.size(); i++) {
       const int64_t number = static_cast<int64_t>(i), original = group[i];

@@ -73,11 +73,11 @@ Status HeadRun::add(int64_t tokens, const HiddenStates* hidden, const PruneReque
     if (text_tokens > most_text_tokens || text_rows_ + text_tokens + 1 > INT_MAX) return {Code::unsupported, "text"};
     image.text = static_cast<int>(text_rows_);
     image.text_tokens = static_cast<int>(text_tokens);
-    image.end_of_text = image.text + static_cast<int>(request->query ? text_tokens : request->end_of_text);
+    image.end_of_text = image.text + static_cast<int>(request->end_of_text ? text_tokens : request->end_of_text_row);
     image.keep = static_cast<int>(request->keep);
     image.task_keep = static_cast<int>(request->task_keep);
     image.kept = static_cast<int>(extent_.kept);
-    text_rows_ += text_tokens + (request->query ? 1 : 0);
+    text_rows_ += text_tokens + (request->end_of_text ? 1 : 0);
     extent_.kept += request->keep;
     extent_.max_text_tokens = std::max(extent_.max_text_tokens, static_cast<int>(round_up(text_tokens, text_step)));
     extent_.max_keep = std::max(extent_.max_keep, image.keep);
@@ -111,8 +111,8 @@ bool HeadRun::computes_saliency() const { return !own_map_; }
 
 // In the order of Arrays.
 void HeadRun::plan_arrays(MemoryPlan& plan, int64_t (&places)[5]) const {
-  const int64_t sizes[] = {extent_.patches * config_.width, extent_.patches, extent_.rows * config_.embedding,
-                           extent_.images * config_.embedding, extent_.patches};
+  const int64_t sizes[] = {extent_.patches * config_.width, extent_.patches, extent_.rows * config_.projection_dim,
+                           extent_.images * config_.projection_dim, extent_.patches};
   for (int i = 0; i < 5; i++) places[i] = plan.take(sizes[i] * 4);
 }
 
@@ -129,8 +129,8 @@ Arrays HeadRun::analysis_of(char* block, int64_t i) const {
   plan_arrays(plan, places);
   const Image& image = images_[static_cast<size_t>(i)];
   const auto at = [&](int array, int64_t elements) { return block + places[array] + elements * 4; };
-  return {at(0, image.patch * config_.width), at(1, image.patch), at(2, image.row * config_.embedding),
-          at(3, i * config_.embedding), at(4, image.patch)};
+  return {at(0, image.patch * config_.width), at(1, image.patch), at(2, image.row * config_.projection_dim),
+          at(3, i * config_.projection_dim), at(4, image.patch)};
 }
 
 void HeadRun::plan_memory() {
@@ -140,7 +140,7 @@ void HeadRun::plan_memory() {
   const int64_t patches = extent_.patches, kept = extent_.kept, features = patches * feature_width_;
   p.header = plan.take(sizeof(Header));
   p.images = plan.take(extent_.images * static_cast<int64_t>(sizeof(Image)));
-  p.text = plan.take(text_rows_ * config_.embedding * 4);
+  p.text = plan.take(text_rows_ * config_.projection_dim * 4);
   p.own_map = plan.take(own_map_ ? patches * 4 : 0);
   p.own_features = plan.take(own_features_ ? features * 4 : 0);
   p.report = plan.take(sizeof(Report));
@@ -165,7 +165,7 @@ void HeadRun::plan_memory() {
     p.projected = operand(projected_columns());
     p.context = operand(context_ld());
     p.squares = plan.take(extent_.rows * (weights.squared / squares_slice) * 4);
-    p.read_out = plan.take(extent_.rows * config_.embedding * 4);
+    p.read_out = plan.take(extent_.rows * config_.projection_dim * 4);
     p.embed_scratch = plan.take(embed_scratch(extent_, projection_dim(), config_.class_token) * 4);
     const int heads = static_cast<int>(config_.heads);
     p.saliency_scratch = plan.take(4 * (!computes_saliency() ? 0
@@ -174,7 +174,7 @@ void HeadRun::plan_memory() {
     p.intermediate = plan.take(intermediates_ ? extent_.rows * config_.width * 4 : 0);
   }
   if (prune_) {
-    p.unit_text = plan.take(text_rows_ * config_.embedding * 4);
+    p.unit_text = plan.take(text_rows_ * config_.projection_dim * 4);
     p.own_inverse_norm = plan.take(own_features_ ? patches * 4 : 0);
     p.align_scratch = plan.take(align_ ? align_scratch(extent_) * 4 : 0);
     p.merge_scratch = plan.take(merge_ ? merge_scratch(extent_) : 0);
@@ -186,7 +186,7 @@ GraphKey HeadRun::key() const {
   const int parts = (head_ ? 1 : 0) | (prune_ ? 2 : 0) | (half_ ? 4 : 0) | (intermediates_ ? 8 : 0) | (merge_ ? 16 : 0) |
                     (own_map_ ? 32 : 0) | (own_features_ ? 64 : 0) | (wanted_[0] ? 128 : 0) | (wanted_[1] ? 256 : 0) |
                     (wanted_[2] ? 512 : 0) | (wants_map_ ? 1024 : 0) | (align_ ? 2048 : 0);
-  return {head_ ? head_->serial : -1, parts, config_.width, config_.embedding, config_.class_token,
+  return {head_ ? head_->serial : -1, parts, config_.width, config_.projection_dim, config_.class_token,
           static_cast<int64_t>(encoding_), static_cast<int64_t>(alignment_), feature_width_, text_rows_,
           extent_.images, extent_.rows, extent_.patches, extent_.kept,
           extent_.max_rows, extent_.max_patches, extent_.max_text_tokens, extent_.max_keep,
@@ -228,14 +228,14 @@ Status HeadRun::send(const Arrays* kept) {
   const auto copy = [](const void* from, int64_t count, void* to) {
     std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
   };
-  const int64_t size = config_.embedding;
+  const int64_t size = config_.projection_dim;
   if (prune_) std::memset(mirror<char>(place_.text), 0, static_cast<size_t>(text_rows_ * size) * sizeof(float));
   for (size_t i = 0; prune_ && i < images_.size(); i++) {
     const PruneRequest& request = *requests_[i];
     const Image& image = images_[i];
     float* text = mirror<float>(place_.text) + image.text * size;
     for (int64_t j = 0; j < image.text_tokens; j++) copy(request.text.row(j), size, text + j * size);
-    if (request.query) copy(request.query, size, text + image.text_tokens * size);
+    if (request.end_of_text) copy(request.end_of_text, size, text + image.text_tokens * size);
     if (own_map_) copy(request.saliency, image.patches, mirror<float>(place_.own_map) + image.patch);
     if (own_features_) {
       float* features = mirror<float>(place_.own_features) + image.patch * feature_width_;
@@ -289,7 +289,7 @@ void HeadRun::enqueue() {
 // What the question brings is made ready: nothing of it needs the image.
 void HeadRun::enqueue_inputs(Queue& queue) {
   if (!prune_) return;
-  const int64_t size = config_.embedding;
+  const int64_t size = config_.projection_dim;
   unit_rows(queue, {device<const float>(place_.text), text_rows_, size, size},
             {device<float>(place_.unit_text), text_rows_, size, size}, &report()->text);
   if (own_features_ && merge_) {
@@ -351,10 +351,10 @@ void HeadRun::enqueue_analyze() {
   attention(queue, precision_, to_context);
 
   float* squares = device<float>(place_.squares);
-  const Matrix read_out{device<float>(place_.read_out), extent_.rows, config_.embedding, config_.embedding};
+  const Matrix read_out{device<float>(place_.read_out), extent_.rows, config_.projection_dim, config_.projection_dim};
   linear_squares(queue, precision_, context, extent_.rows, weights.read_out.all(), weights.squared, squares, read_out,
                  stamp(at_read_out));
-  Embed to_embeddings{};
+  FoldedReadOut to_embeddings{};
   to_embeddings.images = images;
   to_embeddings.extent = extent_;
   to_embeddings.width = width;
@@ -369,7 +369,7 @@ void HeadRun::enqueue_analyze() {
   to_embeddings.embeddings = slot<float>(&header()->analysis.embeddings);
   to_embeddings.global = slot<float>(&header()->analysis.global);
   to_embeddings.fault = &report()->overflow;
-  embed(queue, to_embeddings);
+  folded_read_out(queue, to_embeddings);
   stream_.join();
 }
 
@@ -515,7 +515,7 @@ void HeadRun::deliver(int64_t i, const PruneRequest& request, const PruneOutput&
   copy(place_.source, image.kept, image.keep, output.source);
   copy(place_.assignment, image.patch, image.patches, output.assignment);
   copy(place_.counts, image.kept, image.keep, output.counts);
-  if (align_) copy(place_.task, image.patch, image.patches, output.task);
+  if (align_ && output.task) copy(place_.task, image.patch, image.patches, output.task);
   if (wants_map_) copy(place_.map, image.patch, image.patches, output.saliency);
   if (own_map_ && output.saliency) std::copy_n(request.saliency, image.patches, output.saliency);
   float* const matrices[] = {output.matrices.similarity, output.matrices.visual_alignment, output.matrices.text_alignment};
@@ -556,7 +556,7 @@ AnalyzeTimings HeadRun::analyze_timings(int64_t i) const {
 PruneTimings HeadRun::prune_timings(int64_t i) const {
   PruneTimings t;
   t.align = align_ ? between(at_align, at_select, i) : 0;
-  t.top_k = between(at_select, at_merge, i);
+  t.select = between(at_select, at_merge, i);
   t.merge = after(at_merge, i);
   return t;
 }

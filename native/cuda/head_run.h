@@ -107,7 +107,7 @@ class HeadRun {
   Operand block(PackedHead::Block) const;
 
   int64_t first_patch() const { return config_.class_token ? 1 : 0; }
-  int projection_dim() const { return static_cast<int>(config_.embedding); }
+  int projection_dim() const { return static_cast<int>(config_.projection_dim); }
   PackedHead::Block left() const, right() const;
   bool projects_k() const, folds_saliency() const, computes_saliency() const;
   int64_t projected_columns() const { return (projects_k() ? 3 : 2) * head_->weights.inner; }

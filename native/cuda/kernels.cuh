@@ -169,7 +169,7 @@ void folded_saliency(Queue&, Precision, const FoldedSaliency&);
 
 // In place of read_out behind its products, in the head: from linear_squares to A_d. With y = C (W_o o + b_o), C the centring projector, and P' = W_vis diag(gamma) y as computed by
 // it:  rstd_i = 1 / sqrt(sum of squares / D + epsilon),  A_d[i] = unit(rstd_i P'_i + shift),  shift = W_vis beta [E].
-struct Embed {
+struct FoldedReadOut {
   const Image* images;
   Extent extent;
   int width, projection_dim;       // D, E
@@ -186,9 +186,9 @@ struct Embed {
   Stamp stamp;
 };
 int64_t embed_scratch(const Extent&, int projection_dim, bool class_token);
-void embed(Queue&, const Embed&);
+void folded_read_out(Queue&, const FoldedReadOut&);
 // Its last part, without a class token: global from embeddings.
-void unit_mean(Queue&, const Embed&);
+void unit_mean(Queue&, const FoldedReadOut&);
 
 // ---- align.cu ---------------------------------------------------------------------------------------------------------
 

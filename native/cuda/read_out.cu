@@ -13,7 +13,7 @@ namespace {
 constexpr int block_rows = 128;      // rows in a partial sum
 constexpr int block_columns = 128;   // columns, one a thread
 
-__global__ void __launch_bounds__(max_row_threads) embed_kernel(Embed e) {
+__global__ void __launch_bounds__(max_row_threads) folded_read_out_kernel(FoldedReadOut e) {
   auto& scratch = ptx::shared<RowScratch>();
   ptx::wait_for_predecessor();
   ptx::release_successor();
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(max_row_threads) embed_kernel(Embed e) {
 int64_t blocks_per_image(const Extent& extent) { return blocks_of(extent.max_rows, block_rows); }
 
 // scratch[image, block, column] = sum of the block's rows.
-__global__ void __launch_bounds__(block_columns) sum_blocks_kernel(Embed e) {
+__global__ void __launch_bounds__(block_columns) sum_blocks_kernel(FoldedReadOut e) {
   ptx::wait_for_predecessor();
   ptx::release_successor();
   const Image& image = e.images[blockIdx.z];
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(block_columns) sum_blocks_kernel(Embed e) {
 }
 
 // global[image] = unit(sum of the image's blocks / rows).
-__global__ void __launch_bounds__(max_row_threads) mean_kernel(Embed e, int64_t blocks_per_image) {
+__global__ void __launch_bounds__(max_row_threads) mean_kernel(FoldedReadOut e, int64_t blocks_per_image) {
   auto& scratch = ptx::shared<RowScratch>();
   ptx::wait_for_predecessor();
   ptx::release_successor();
@@ -84,14 +84,14 @@ int64_t embed_scratch(const Extent& extent, int projection_dim, bool class_token
   return class_token ? 0 : extent.images * blocks_per_image(extent) * projection_dim;
 }
 
-void embed(Queue& queue, const Embed& e) {
+void folded_read_out(Queue& queue, const FoldedReadOut& e) {
   const unsigned images = static_cast<unsigned>(e.extent.images);
-  launch(queue, embed_kernel, dim3(static_cast<unsigned>(e.extent.max_rows), images), row_threads(e.projection_dim),
+  launch(queue, folded_read_out_kernel, dim3(static_cast<unsigned>(e.extent.max_rows), images), row_threads(e.projection_dim),
          sizeof(RowScratch), e);
   if (!e.class_token) unit_mean(queue, e);
 }
 
-void unit_mean(Queue& queue, const Embed& e) {
+void unit_mean(Queue& queue, const FoldedReadOut& e) {
   const unsigned images = static_cast<unsigned>(e.extent.images);
   const int64_t blocks = blocks_per_image(e.extent);
   launch(queue, sum_blocks_kernel, dim3(blocks_of(e.projection_dim, block_columns), static_cast<unsigned>(blocks), images),

@@ -110,7 +110,7 @@ Weights PackedLayer::rows(int64_t begin, int64_t count) const {
 // ------------------------------------------------------------------------------------------------------------- head
 
 Status PackedHead::pack(Stream& stream, Precision precision, const HeadConfig& config, const HeadWeights& weights) {
-  const int64_t width = config.width, size = width / config.heads, outputs = config.embedding;
+  const int64_t width = config.width, size = width / config.heads, outputs = config.projection_dim;
   heads = config.heads;
   padded_size = padded_head_size(static_cast<int>(std::min<int64_t>(size, largest_head_size + 1)));
   if (padded_size < 0) return {Code::unsupported, "head size"};

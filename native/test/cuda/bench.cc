@@ -233,13 +233,13 @@ std::vector<double> time_host(const Body& body) {
 // -------------------------------------------------------------------------------------------------------- pipeline
 
 double work_of(const HeadShape& s) {
-  const double n = static_cast<double>(s.tokens), d = static_cast<double>(s.width),
+  const double n = static_cast<double>(s.rows), d = static_cast<double>(s.width),
                p = static_cast<double>(s.patches());
-  return 6 * n * d * d + (s.class_token ? 4 : 6) * n * n * d + 2 * p * static_cast<double>(s.words * s.embedding) +
+  return 6 * n * d * d + (s.class_token ? 4 : 6) * n * n * d + 2 * p * static_cast<double>(s.text_tokens * s.projection_dim) +
          2 * p * static_cast<double>(s.keep) * d;
 }
 
-std::string text_of(const HeadShape& s) { return std::to_string(s.tokens) + "x" + std::to_string(s.width); }
+std::string text_of(const HeadShape& s) { return std::to_string(s.rows) + "x" + std::to_string(s.width); }
 
 // The head's kernels in their order (cuda/head_run.cc), without the copies in and out, on several sets of buffers.
 class Pipeline {
@@ -258,14 +258,14 @@ class Pipeline {
       : stream_(stream), precision_(precision), s_(shape), batch_(batch) {
     const RandomWeights random(shape);
     require(weights_.pack(stream, precision, random.config, random.weights()), "weights");
-    const int64_t rows = batch * shape.tokens, patches = batch * shape.patches();
+    const int64_t rows = batch * shape.rows, patches = batch * shape.patches();
     extent_.images = static_cast<int>(batch);
     extent_.rows = rows;
     extent_.patches = patches;
     extent_.kept = batch * shape.keep;
-    extent_.max_rows = static_cast<int>(shape.tokens);
+    extent_.max_rows = static_cast<int>(shape.rows);
     extent_.max_patches = static_cast<int>(shape.patches());
-    extent_.max_text_tokens = static_cast<int>(shape.words);
+    extent_.max_text_tokens = static_cast<int>(shape.text_tokens);
     extent_.max_keep = static_cast<int>(shape.keep);
     lambda_ = pool_.copy_of(Floats{0.1f});
     const int64_t bytes = rows * (shape.width * 4 + (weights_.inner * 4 + shape.width) * 2 * planes());
@@ -309,25 +309,25 @@ class Pipeline {
   void saliency(const Set& set) { saliency(stream_.queue, set); }
   void read_out(const Set& set) {
     cuda::linear_squares(stream_.queue, precision_, set.context, extent_.rows, weights_.read_out.all(), weights_.squared,
-                         set.squares, {set.read_out, extent_.rows, s_.embedding, s_.embedding}, nullptr);
+                         set.squares, {set.read_out, extent_.rows, s_.projection_dim, s_.projection_dim}, nullptr);
   }
-  void embed(const Set& set) {
-    cuda::Embed embed{};
-    embed.images = set.images;
-    embed.extent = extent_;
-    embed.width = width();
-    embed.projection_dim = projection_dim();
-    embed.class_token = s_.class_token;
-    embed.epsilon = 1e-5f;
-    embed.squares = set.squares;
-    embed.slices = weights_.squared / 64;
-    embed.projected = {set.read_out, extent_.rows, s_.embedding, s_.embedding};
-    embed.shift = weights_.shift();
-    embed.scratch = set.embed_scratch;
-    embed.embeddings = set.embeddings;
-    embed.global = set.global;
-    embed.fault = set.fault;
-    cuda::embed(stream_.queue, embed);
+  void folded_read_out(const Set& set) {
+    cuda::FoldedReadOut read{};
+    read.images = set.images;
+    read.extent = extent_;
+    read.width = width();
+    read.projection_dim = projection_dim();
+    read.class_token = s_.class_token;
+    read.epsilon = 1e-5f;
+    read.squares = set.squares;
+    read.slices = weights_.squared / 64;
+    read.projected = {set.read_out, extent_.rows, s_.projection_dim, s_.projection_dim};
+    read.shift = weights_.shift();
+    read.scratch = set.embed_scratch;
+    read.embeddings = set.embeddings;
+    read.global = set.global;
+    read.fault = set.fault;
+    cuda::folded_read_out(stream_.queue, read);
   }
   void align(const Set& set) {
     cuda::Align align{};
@@ -379,7 +379,7 @@ class Pipeline {
     saliency(stream_.branch, set);
     attention(set);
     read_out(set);
-    embed(set);
+    folded_read_out(set);
     stream_.join();
     align(set);
     select(set);
@@ -391,7 +391,7 @@ class Pipeline {
 
   int width() const { return static_cast<int>(s_.width); }
   int heads() const { return static_cast<int>(s_.heads); }
-  int projection_dim() const { return static_cast<int>(s_.embedding); }
+  int projection_dim() const { return static_cast<int>(s_.projection_dim); }
   int planes() const { return precision_ == Precision::fp32 ? 2 : 1; }
   int64_t columns() const {
     return (s_.class_token ? 2 : 3) * weights_.inner;
@@ -405,9 +405,9 @@ class Pipeline {
     return {hi, planes() == 2 ? hi + extent_.rows * ld : nullptr, ld};
   }
   void text(cuda::Queue& queue, const Set& set) {
-    const int64_t rows = batch_ * s_.words;
-    cuda::unit_rows(queue, {set.text, rows, s_.embedding, s_.embedding},
-                    {set.unit_text, rows, s_.embedding, s_.embedding}, set.fault);
+    const int64_t rows = batch_ * s_.text_tokens;
+    cuda::unit_rows(queue, {set.text, rows, s_.projection_dim, s_.projection_dim},
+                    {set.unit_text, rows, s_.projection_dim, s_.projection_dim}, set.fault);
   }
   void saliency(cuda::Queue& queue, const Set& set) {
     const auto fill = [&](auto& saliency) {
@@ -440,17 +440,17 @@ class Pipeline {
     for (int64_t i = 0; i < batch_; i++) {
       const auto at = [i](int64_t size) { return static_cast<int>(i * size); };
       cuda::Image image{};
-      image.row = at(s_.tokens);
-      image.rows = static_cast<int>(s_.tokens);
+      image.row = at(s_.rows);
+      image.rows = static_cast<int>(s_.rows);
       image.patch = at(s_.patches());
       image.patches = static_cast<int>(s_.patches());
-      image.text = at(s_.words);
-      image.text_tokens = static_cast<int>(s_.words);
+      image.text = at(s_.text_tokens);
+      image.text_tokens = static_cast<int>(s_.text_tokens);
       image.end_of_text = image.text + image.text_tokens - 1;
       image.keep = static_cast<int>(s_.keep);
       image.task_keep = static_cast<int>(s_.keep / 2);
       image.kept = at(s_.keep);
-      image.hidden = hidden + i * s_.tokens * s_.width;
+      image.hidden = hidden + i * s_.rows * s_.width;
       records.push_back(image);
     }
     const int64_t rows = extent_.rows, patches = extent_.patches, kept = extent_.kept;
@@ -460,18 +460,18 @@ class Pipeline {
     set.projected = operand(columns());
     set.context = operand(cuda::padded_width(weights_.inner));
     set.squares = pool_.take<float>(rows * (weights_.squared / 64));
-    set.read_out = pool_.take<float>(rows * s_.embedding);
+    set.read_out = pool_.take<float>(rows * s_.projection_dim);
     set.embed_scratch = pool_.take<float>(cuda::embed_scratch(extent_, projection_dim(), s_.class_token));
     set.saliency_scratch =
         pool_.take<float>(s_.class_token ? cuda::folded_saliency_scratch(extent_, heads(), weights_.projection.all().in)
                                          : cuda::saliency_scratch(extent_, heads(), false));
     set.features = pool_.take<float>(patches * s_.width);
     set.inverse_norm = pool_.take<float>(patches);
-    set.embeddings = pool_.take<float>(rows * s_.embedding);
-    set.global = pool_.take<float>(batch_ * s_.embedding);
+    set.embeddings = pool_.take<float>(rows * s_.projection_dim);
+    set.global = pool_.take<float>(batch_ * s_.projection_dim);
     set.saliency = pool_.take<float>(patches);
     set.text = pool_.copy_of(images.text);
-    set.unit_text = pool_.take<float>(batch_ * s_.words * s_.embedding);
+    set.unit_text = pool_.take<float>(batch_ * s_.text_tokens * s_.projection_dim);
     set.align_scratch = pool_.take<float>(cuda::align_scratch(extent_));
     set.task = pool_.take<float>(patches);
     set.tokens = pool_.take<float>(kept * s_.width);
@@ -528,9 +528,9 @@ void bench_device(Results& results, const cuda::DeviceInfo& device, Precision pr
   results.add(row, work_of(shape) * static_cast<double>(batch));
   if (!kernels) return;
 
-  const double n = static_cast<double>(shape.tokens * batch), d = static_cast<double>(shape.width),
-               e = static_cast<double>(shape.embedding);
-  const double inner = 2 * n * static_cast<double>(shape.tokens) * d;
+  const double n = static_cast<double>(shape.rows * batch), d = static_cast<double>(shape.width),
+               e = static_cast<double>(shape.projection_dim);
+  const double inner = 2 * n * static_cast<double>(shape.rows) * d;
   const struct {
     const char* name;
     void (Pipeline::*stage)(const Pipeline::Set&);
@@ -541,7 +541,7 @@ void bench_device(Results& results, const cuda::DeviceInfo& device, Precision pr
                 {"attention", &Pipeline::attention, 2 * inner},
                 {"saliency", &Pipeline::saliency, shape.class_token ? 0 : 2 * inner},
                 {"linear read-out", &Pipeline::read_out, 2 * n * d * (d + e)},
-                {"embed", &Pipeline::embed, 0},
+                {"folded read-out", &Pipeline::folded_read_out, 0},
                 {"align", &Pipeline::align, 0},
                 {"select", &Pipeline::select, 0},
                 {"merge", &Pipeline::merge, 2 * n * static_cast<double>(shape.keep) * d}};
@@ -625,7 +625,7 @@ class HostImages {
     std::vector<HiddenStates> list;
     for (int64_t i = 0; i < images_.count; i++) {
       list.push_back(
-          {blocks_[which % blocks_.size()].get() + i * s.tokens * s.width * (half_ ? 2 : 4), half_, s.tokens, nullptr});
+          {blocks_[which % blocks_.size()].get() + i * s.rows * s.width * (half_ ? 2 : 4), half_, s.rows, nullptr});
     }
     return list;
   }
@@ -646,7 +646,7 @@ void bench_host(Results& results, const cuda::DeviceInfo& device, Precision prec
   const RandomImages images(shape, batch);
   std::shared_ptr<Head> head;
   require(Head::create(*context, weights.config, weights.weights(), &head), "head");
-  const int64_t copies = std::clamp<int64_t>(rotated_bytes / (batch * shape.tokens * shape.width * 4) + 1, streams, 16);
+  const int64_t copies = std::clamp<int64_t>(rotated_bytes / (batch * shape.rows * shape.width * 4) + 1, streams, 16);
   const HostImages hidden(*context, images, smoke ? streams : copies, pinned, half);
   const std::vector<PruneRequest> requests = images.requests();
 
@@ -687,8 +687,8 @@ void bench_host(Results& results, const cuda::DeviceInfo& device, Precision prec
 void run(Results& results, const cuda::DeviceInfo& device) {
   const HeadShape tiny{33, 128, 2, 64, true, 7, 9}, tiny_without{33, 160, 2, 64, false, 7, 9};
   HeadShape video = llava, qwen{4096, 1280, 16, 768, false, 30, 455}, qwen_large = qwen;
-  video.tokens = 257;
-  qwen_large.tokens = 16384, qwen_large.keep = 1820;
+  video.rows = 257;
+  qwen_large.rows = 16384, qwen_large.keep = 1820;
   if (smoke) {
     bench_product(results, device, Precision::fp16);
     bench_device(results, device, Precision::fp32, tiny, 2, true);

@@ -3,7 +3,7 @@
 #include "../../cuda/context.h"
 #include "../random_head.h"
 #include "../simt/simt_control.h"
-#include "random_parts.h"
+#include "../random_parts.h"
 
 namespace desap::test {
 namespace {
@@ -37,17 +37,17 @@ struct Life {
     const std::vector<PruneRequest> requests = images.requests();
     Answers answers(shape, 2);
     std::shared_ptr<Analysis> analyses[2];
-    Floats embedding(static_cast<size_t>(shape.tokens * shape.embedding)), y(static_cast<size_t>(shape.words * shape.embedding));
+    Floats embedding(static_cast<size_t>(shape.rows * shape.projection_dim)), y(static_cast<size_t>(shape.text_tokens * shape.projection_dim));
     Linear* packed = nullptr;
     DESAP_TRY(head->analyze(*context, states.data(), 2, Encoding::qq, nullptr, analyses));
     analysis = analyses[1];
     DESAP_TRY(analysis->prune(*context, requests[1], answers.outputs()[1], nullptr));
-    DESAP_TRY(analysis->read_embedding(embedding.data()));
+    DESAP_TRY(read_embeddings(*analysis, embedding.data()));
     DESAP_TRY(head->prune(*context, states.data(), 2, Encoding::qq, requests.data(), answers.outputs().data(), nullptr, nullptr));
     bytes = answers.bytes();
     const Parts given(9, 16, 8);
     DESAP_TRY(Analysis::from(*context, given.parts(false), &analysis));
-    DESAP_TRY(unit_rows(*context, requests[0].text, {y.data(), shape.words, shape.embedding, shape.embedding}));
+    DESAP_TRY(unit_rows(*context, requests[0].text, {y.data(), shape.text_tokens, shape.projection_dim, shape.projection_dim}));
     DESAP_TRY(linear_pack(*context, requests[0].text, nullptr, &packed));
     linear_free(packed);
     return {};
@@ -111,9 +111,9 @@ DESAP_CASE(faults_of_the_driver_anywhere) {
           check(status.good() || (told && std::strcmp(status.what, cudaGetErrorName(error)) == 0), what + " is told");
           if (fatal && !status.good() && life.head) {
             const Status again = life.work();
-            Floats embedding(static_cast<size_t>(Life::shape.tokens * Life::shape.embedding));
+            Floats embedding(static_cast<size_t>(Life::shape.rows * Life::shape.projection_dim));
             check(again.code == Code::device_lost && std::strcmp(again.what, cudaGetErrorName(error)) == 0, what + ": and again");
-            if (life.analysis) check(life.analysis->read_embedding(embedding.data()).code == Code::device_lost, what + ": by every call");
+            if (life.analysis) check(read_embeddings(*life.analysis, embedding.data()).code == Code::device_lost, what + ": by every call");
           }
           if (!fatal) {
             arrange_nothing();

@@ -34,12 +34,12 @@ void check_head(const Machine& machine, const RandomWeights& weights, const Head
   const HeadReference expected = head_reference(weights, shape, images.image(0), images.text.data(), encoding);
   const std::shared_ptr<Head> head = new_head(machine.one(), weights);
   if (!head) return;
-  const size_t size = static_cast<size_t>(shape.tokens * shape.width);
+  const size_t size = static_cast<size_t>(shape.rows * shape.width);
   Floats context(size, NAN), attention(size, NAN), embedding(expected.embedding.size(), NAN), saliency(expected.saliency.size(), NAN);
   const Intermediates copies{context.data(), attention.data()};
   std::shared_ptr<Analysis> analysis;
   if (!check(head->analyze(machine.one(), images.states().data(), 1, encoding, &copies, &analysis).good(), what + " analyze")) return;
-  check(analysis->read_embedding(embedding.data()).good() && analysis->read_saliency(saliency.data()).good(), what + " read");
+  check(read_embeddings(*analysis, embedding.data()).good() && analysis->read_saliency(saliency.data()).good(), what + " read");
   Answers answers(shape, 1), straight(shape, 1);
   check(analysis->prune(machine.one(), images.requests()[0], answers.outputs()[0], nullptr).good(), what + " prune");
   check(head->prune(machine.one(), images.states().data(), 1, encoding, images.requests().data(), straight.outputs().data(), nullptr, nullptr).good(), what + " straight");
@@ -56,7 +56,7 @@ DESAP_CASE(head_against_float64) {
   const HeadShape shapes[] = {{17, 48, 3, 40, true, 5, 4},  {33, 128, 2, 72, true, 3, 6}, {21, 80, 1, 24, true, 7, 5}, {19, 60, 3, 33, false, 4, 5},
                               {34, 128, 1, 64, false, 1, 8}, {2, 32, 1, 16, true, 2, 1},   {1, 72, 3, 20, false, 2, 1}, {49, 288, 3, 65, true, 18, 9}};
   for (const HeadShape& shape : shapes) {
-    const std::string what = std::to_string(shape.tokens) + " tokens, " + std::to_string(shape.heads) + " heads of " + std::to_string(shape.width / shape.heads);
+    const std::string what = std::to_string(shape.rows) + " tokens, " + std::to_string(shape.heads) + " heads of " + std::to_string(shape.width / shape.heads);
     const RandomWeights weights(shape);
     for (Encoding encoding : encodings) check_head(machine, weights, shape, encoding, what + ", encoding " + std::to_string(static_cast<int>(encoding)));
   }
@@ -94,14 +94,14 @@ DESAP_CASE(head_mixed_batch) {
   const int64_t count = 6, patches = shape.patches();
   std::vector<HiddenStates> states = images.states();
   std::vector<PruneRequest> requests = images.requests();
-  std::vector<uint16_t> half(static_cast<size_t>(shape.tokens * shape.width));
+  std::vector<uint16_t> half(static_cast<size_t>(shape.rows * shape.width));
   check(convert_to_half(machine.one(), images.image(2), static_cast<int64_t>(half.size()), half.data()).good(), "half");
-  const Floats map = Random(5).floats(patches), rows = Random(6).floats(patches * shape.width), query = Random(7).floats(shape.embedding);
-  states[1].tokens -= 6;
-  states[2] = {half.data(), true, shape.tokens, nullptr};
-  states[5].tokens = 20;
-  requests[0].text.rows = 3, requests[0].end_of_text = 1;
-  requests[1].query = query.data();
+  const Floats map = Random(5).floats(patches), rows = Random(6).floats(patches * shape.width), query = Random(7).floats(shape.projection_dim);
+  states[1].rows -= 6;
+  states[2] = {half.data(), true, shape.rows, nullptr};
+  states[5].rows = 20;
+  requests[0].text.rows = 3, requests[0].end_of_text_row = 1;
+  requests[1].end_of_text = query.data();
   requests[3].saliency = map.data(), requests[3].alignment = Alignment::mean;
   requests[4].features = {rows.data(), patches, shape.width, shape.width}, requests[4].merge = false, requests[4].lambda = 2;
   requests[5].task_keep = requests[5].keep;
@@ -111,11 +111,11 @@ DESAP_CASE(head_mixed_batch) {
   std::vector<std::shared_ptr<Analysis>> all(6);
   check(head->analyze(machine.one(), states.data(), count, Encoding::qq, nullptr, all.data()).good(), "analyze together");
   for (size_t i = 0; i < 6; i++) {
-    const size_t size = static_cast<size_t>(states[i].tokens * shape.embedding);
+    const size_t size = static_cast<size_t>(states[i].rows * shape.projection_dim);
     std::shared_ptr<Analysis> one;
     check(head->analyze(machine.one(), &states[i], 1, Encoding::qq, nullptr, &one).good(), "analyze one");
     Floats a(size, NAN), b(size, NAN), s(static_cast<size_t>(one->patches()), NAN), t(s);
-    check(one->read_embedding(a.data()).good() && all[i]->read_embedding(b.data()).good() && a == b, "embedding " + std::to_string(i));
+    check(read_embeddings(*one, a.data()).good() && read_embeddings(*all[i], b.data()).good() && a == b, "embedding " + std::to_string(i));
     check(one->read_saliency(s.data()).good() && all[i]->read_saliency(t.data()).good() && s == t, "saliency " + std::to_string(i));
     check(all[i]->prune(machine.one(), requests[i], one_by_one[i], nullptr).good(), "prune");
   }
@@ -126,25 +126,25 @@ DESAP_CASE(head_mixed_batch) {
   for (size_t i = 0; i < 6; i++) {
     const AnalyzeTimings& a = analyze_times[i];
     const PruneTimings& p = prune_times[i];
-    check(a.normalize >= 0 && a.project >= 0 && a.attention >= 0 && a.saliency >= 0 && a.read_out >= 0 && p.align >= 0 && p.top_k >= 0, "timings");
+    check(a.normalize >= 0 && a.project >= 0 && a.attention >= 0 && a.saliency >= 0 && a.read_out >= 0 && p.align >= 0 && p.select >= 0, "timings");
   }
 
   Floats bad = images.hidden;
-  const auto spoil = [&](int64_t image, int64_t row) { bad[static_cast<size_t>((image * shape.tokens + row) * shape.width + 3)] = NAN; };
+  const auto spoil = [&](int64_t image, int64_t row) { bad[static_cast<size_t>((image * shape.rows + row) * shape.width + 3)] = NAN; };
   spoil(4, 5), spoil(1, 9), spoil(1, 11);
-  for (size_t i : {size_t{1}, size_t{4}}) states[i].data = bad.data() + static_cast<int64_t>(i) * shape.tokens * shape.width;
+  for (size_t i : {size_t{1}, size_t{4}}) states[i].data = bad.data() + static_cast<int64_t>(i) * shape.rows * shape.width;
   Status status = head->analyze(machine.one(), states.data(), count, Encoding::qq, nullptr, all.data());
   check(is(status, Code::not_finite, "hidden", 9) && status.image == 1, "hidden states at fault");
   states[1].data = images.image(1);
   Floats text = images.text;
-  text[static_cast<size_t>((5 * shape.words + 2) * shape.embedding)] = INFINITY;
-  requests[5].text.data = text.data() + 5 * shape.words * shape.embedding;
+  text[static_cast<size_t>((5 * shape.text_tokens + 2) * shape.projection_dim)] = INFINITY;
+  requests[5].text.data = text.data() + 5 * shape.text_tokens * shape.projection_dim;
   Floats no_query(query.size(), NAN);
-  requests[1].query = no_query.data();
+  requests[1].end_of_text = no_query.data();
   states[4].data = images.image(4);
   status = head->prune(machine.one(), states.data(), count, Encoding::qq, requests.data(), at_once.data(), nullptr, nullptr);
   check(is(status, Code::not_finite, "endOfText", 0) && status.image == 1, "a query at fault");
-  requests[1].query = nullptr;
+  requests[1].end_of_text = nullptr;
   status = head->prune(machine.one(), states.data(), count, Encoding::qq, requests.data(), at_once.data(), nullptr, nullptr);
   check(is(status, Code::not_finite, "text", 2) && status.image == 5, "text at fault");
 }
@@ -162,7 +162,7 @@ DESAP_CASE(head_graphs_replay) {
       std::vector<HiddenStates> states = images.states();
       const std::vector<PruneRequest> requests = images.requests();
       Answers answers(shape, 1), other(shape, 1);
-      states[0].tokens = states[1].tokens = tokens;
+      states[0].rows = states[1].rows = tokens;
       const auto prune = [&](size_t i, Answers& to) {
         return head->prune(machine.one(), &states[i], 1, Encoding::qq, &requests[i], to.outputs().data(), nullptr, nullptr).good();
       };
@@ -211,7 +211,7 @@ DESAP_CASE(head_reads_in_place) {
   if (!head || !check(block, "page-locked memory")) return;
   Answers plain(shape, 1), pinned(shape, 1);
   const auto run = [&](const void* data, const Hold& hold, Answers& answers) {
-    const HiddenStates hidden{data, false, shape.tokens, hold};
+    const HiddenStates hidden{data, false, shape.rows, hold};
     std::shared_ptr<Analysis> analysis;
     check(head->analyze(machine.one(), &hidden, 1, Encoding::qq, nullptr, &analysis).good(), "analyze");
     check(analysis->prune(machine.one(), images.requests()[0], answers.outputs()[0], nullptr).good(), "prune");
@@ -239,12 +239,12 @@ DESAP_CASE(head_outlives_its_context) {
   if (!head) return;
   std::shared_ptr<Analysis> analysis;
   check(head->analyze(*context, images.states().data(), 1, Encoding::qq, nullptr, &analysis).good(), "analyze");
-  Floats before(static_cast<size_t>(shape.tokens * shape.embedding)), after(before);
-  check(analysis->read_embedding(before.data()).good(), "read");
+  Floats before(static_cast<size_t>(shape.rows * shape.projection_dim)), after(before);
+  check(read_embeddings(*analysis, before.data()).good(), "read");
   context.reset();
   head.reset();
   std::thread([&, last = std::move(analysis)]() mutable {
-    check(last->read_embedding(after.data()).good() && after == before, "read on another thread");
+    check(read_embeddings(*last, after.data()).good() && after == before, "read on another thread");
     last.reset();
   }).join();
 }
@@ -281,15 +281,15 @@ bool keeps_the_certain(const Answers& answers, const Doubles& task, int64_t k, d
 
 DESAP_CASE(head_large) {
   HeadShape shapes[] = {llava, llava, llava};
-  shapes[1].tokens = 1025, shapes[1].words = 77;
-  shapes[2].tokens = 1024, shapes[2].class_token = false;
+  shapes[1].rows = 1025, shapes[1].text_tokens = 77;
+  shapes[2].rows = 1024, shapes[2].class_token = false;
   if (machine.small()) {
     std::fill_n(shapes, 3, small_head);
-    shapes[1].words = 77;
+    shapes[1].text_tokens = 77;
     shapes[2].class_token = false;
   }
   for (const HeadShape& shape : shapes) {
-    const std::string what = std::to_string(shape.tokens) + " tokens, " + std::to_string(shape.words) + " words";
+    const std::string what = std::to_string(shape.rows) + " tokens, " + std::to_string(shape.text_tokens) + " text_tokens";
     const RandomWeights weights(shape);
     const RandomImages images(shape, 1);
     const HeadReference expected = head_reference(weights, shape, images.image(0), images.text.data(), Encoding::qq);
@@ -300,7 +300,7 @@ DESAP_CASE(head_large) {
                "analyze"))
       return;
     Floats embedding(expected.embedding.size(), NAN), saliency(expected.saliency.size(), NAN);
-    check(analysis->read_embedding(embedding.data()).good() && analysis->read_saliency(saliency.data()).good(), "read");
+    check(read_embeddings(*analysis, embedding.data()).good() && analysis->read_saliency(saliency.data()).good(), "read");
     check_close(embedding, expected.embedding, machine.tolerance(2e-5), what + " embedding");
     check_close(saliency, expected.saliency, machine.tolerance(2e-5), what + " saliency");
     Answers answers(shape, 1);

@@ -8,7 +8,7 @@ struct Embedded {
   Floats rows, global;
   int fault;
 };
-Embedded embed(Queue& queue, const Batch& batch, bool class_token, const Floats& squares, int slices, const Floats& projected, const Floats& shift) {
+Embedded folded_read_out(Queue& queue, const Batch& batch, bool class_token, const Floats& squares, int slices, const Floats& projected, const Floats& shift) {
   const int64_t rows = batch.extent.rows, width = static_cast<int64_t>(shift.size());
   const DeviceArray<cuda::Image> images(batch.images);
   const DeviceArray<float> device_squares(squares), device_shift(shift);
@@ -16,7 +16,7 @@ Embedded embed(Queue& queue, const Batch& batch, bool class_token, const Floats&
   const DeviceArray<float> scratch(cuda::embed_scratch(batch.extent, static_cast<int>(width), class_token));
   const DeviceArray<float> embeddings(rows * width), global(batch.extent.images * width);
   const DeviceFault fault;
-  cuda::Embed e{};
+  cuda::FoldedReadOut e{};
   e.images = images.get();
   e.extent = batch.extent;
   e.width = slices * 64 - 3;
@@ -31,7 +31,7 @@ Embedded embed(Queue& queue, const Batch& batch, bool class_token, const Floats&
   e.embeddings = embeddings.get();
   e.global = global.get();
   e.fault = fault.get();
-  cuda::embed(queue, e);
+  cuda::folded_read_out(queue, e);
   scratch.read();
   return {embeddings.read(), global.read(), fault.read()};
 }
@@ -47,7 +47,7 @@ DESAP_CUDA_CASE(embed) {
       Floats squares = random.floats(rows * slices), projected = random.floats(rows * width, 5);
       for (float& s : squares) s = s * s + 0.5f;
       const Floats shift = random.floats(width);
-      const Embedded actual = embed(queue, batch, class_token, squares, slices, projected, shift);
+      const Embedded actual = folded_read_out(queue, batch, class_token, squares, slices, projected, shift);
 
       Array raw(rows, width), global(batch.extent.images, width);
       for (int64_t i = 0; i < rows; i++) {
@@ -70,16 +70,16 @@ DESAP_CUDA_CASE(embed) {
       check(actual.fault == INT_MAX, what + ": no fault");
 
       const cuda::Image& second = batch.images[1];
-      const Embedded alone = embed(queue, Batch::of_rows({second.rows}, class_token), class_token, part(squares, second.row * slices, second.rows * slices), slices,
+      const Embedded alone = folded_read_out(queue, Batch::of_rows({second.rows}, class_token), class_token, part(squares, second.row * slices, second.rows * slices), slices,
                                    part(projected, second.row * width, second.rows * width), shift);
       check(same_bits(alone.rows, part(actual.rows, second.row * width, second.rows * width)), what + ": alone");
       check(same_bits(alone.global, part(actual.global, width, width)), what + ": global alone");
 
       projected[static_cast<size_t>(100 * width)] = 1e25f;
       squares[static_cast<size_t>(60 * slices + 1)] = INFINITY;
-      check(embed(queue, batch, class_token, squares, slices, projected, shift).fault == 60, what + ": overflow of squares");
+      check(folded_read_out(queue, batch, class_token, squares, slices, projected, shift).fault == 60, what + ": overflow of squares");
       squares[static_cast<size_t>(60 * slices + 1)] = 0;
-      check(embed(queue, batch, class_token, squares, slices, projected, shift).fault == 100, what + ": overflow of a row");
+      check(folded_read_out(queue, batch, class_token, squares, slices, projected, shift).fault == 100, what + ": overflow of a row");
     }
   }
 }

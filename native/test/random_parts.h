@@ -1,8 +1,8 @@
 // An analysis from parts that another encoder could have made, and a question about it.
 #pragma once
 
-#include "../../head.h"
-#include "../harness.h"
+#include "../head.h"
+#include "harness.h"
 
 namespace desap::test {
 
@@ -28,7 +28,7 @@ struct Parts {
   PruneRequest request(int64_t keep, int64_t task_keep) const {
     PruneRequest list{};
     list.text = {text.data(), 5, size, size};
-    list.end_of_text = 4;
+    list.end_of_text_row = 4;
     list.keep = keep;
     list.task_keep = task_keep;
     list.lambda = 0.1f;
