@@ -1,7 +1,5 @@
 #include "host_pool.h"
 
-#include <stdlib.h>
-
 #include <iterator>
 #include <new>
 
@@ -10,22 +8,20 @@
 namespace desap {
 namespace {
 
-constexpr size_t kAlignment = 64;
+constexpr std::align_val_t kAlignment{64};
 constexpr size_t kPage = 4096;
 constexpr size_t kPoolBytes = size_t{256} << 20;  // free blocks beyond this go back to the system, the oldest first
 
 HostMemory obtain(size_t capacity) {
   if (void* data = device::allocate_pinned(capacity)) return {data, capacity, true};
-  void* data = nullptr;
-  if (posix_memalign(&data, kAlignment, capacity) != 0) throw std::bad_alloc();
-  return {data, capacity, false};
+  return {::operator new(capacity, kAlignment), capacity, false};
 }
 
 void release(const HostMemory& memory) noexcept {
   if (memory.pinned) {
     device::free_pinned(memory.data);
   } else {
-    free(memory.data);
+    ::operator delete(memory.data, kAlignment);
   }
 }
 

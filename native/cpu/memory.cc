@@ -7,6 +7,8 @@
 #include <unistd.h>
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
+#elif defined(_WIN32)
+#include <malloc.h>
 #endif
 
 namespace desap {
@@ -30,8 +32,12 @@ int64_t ask_second_level_cache() {
 
 void* allocate_memory(size_t bytes) {
   const size_t alignment = bytes < large_page ? cache_line : large_page;
+#if defined(_WIN32)
+  void* memory = _aligned_malloc(bytes, alignment);
+#else
   void* memory = nullptr;
   if (posix_memalign(&memory, alignment, bytes) != 0) return nullptr;
+#endif
 #if defined(__linux__)
   // Hints: to be without large pages is no error. Pages that the allocator has from an earlier block would stay small: they go
   // back to the system first.
@@ -44,7 +50,13 @@ void* allocate_memory(size_t bytes) {
   return memory;
 }
 
-void free_memory(void* memory) { std::free(memory); }
+void free_memory(void* memory) {
+#if defined(_WIN32)
+  _aligned_free(memory);
+#else
+  std::free(memory);
+#endif
+}
 
 int64_t second_level_cache() {
   static const int64_t size = ask_second_level_cache();
