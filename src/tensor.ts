@@ -47,7 +47,8 @@ export function floatData(
 ): { data: FloatData; half: boolean; dims: readonly number[] } {
   if (typeof tensor !== 'object' || tensor === null || !Array.isArray(tensor.dims))
     throw invalid('ERR_DTYPE', argument, tensor, 'a tensor ({ data, dims }, for example an onnxruntime Tensor)');
-  const { data, dims, type } = tensor;
+  const { dims, type } = tensor;
+  const data = dataOf(argument, tensor);
   for (const extent of dims)
     if (!Number.isSafeInteger(extent) || extent < 0)
       throw invalid('ERR_SHAPE', `${argument}.dims`, dims, 'non-negative integers');
@@ -111,6 +112,22 @@ export function matrix(argument: string, tensor: TensorLike, want: { rows?: numb
   if (rows < 1 || cols < 1 || (want.rows ?? rows) !== rows || (want.cols ?? cols) !== cols)
     throw invalid('ERR_SHAPE', `${argument}.dims`, dims, wanted);
   return { data, half, rows, cols };
+}
+
+/** @throws DesapError `ERR_DISPOSED` for a tensor that was disposed */
+function dataOf(argument: string, tensor: TensorLike): unknown {
+  try {
+    return (tensor as { readonly data: unknown }).data;
+  } catch (cause) {
+    throw new DesapError('ERR_DISPOSED', `${argument}: got a tensor without its data: ${(cause as Error).message}`, {
+      cause,
+    });
+  }
+}
+
+/** Whether a value is a tensor of ONNX Runtime, of Transformers.js or of the same form: whether it has `dims`. */
+export function isTensor(value: unknown): value is TensorLike {
+  return typeof value === 'object' && value !== null && Array.isArray((value as TensorLike).dims);
 }
 
 /** The tensor (or plain Float32Array) as a float32 vector of `length` elements. */

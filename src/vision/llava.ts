@@ -25,12 +25,11 @@ import {
 } from '../onnx/index.js';
 import { type OptionNames, options } from '../options.js';
 import { loadOrt } from '../ort.js';
-import { floatData, matrix, widened } from '../tensor.js';
+import { floatData, isTensor, matrix, widened } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
 import { findClipFile } from './clip-folder.js';
 import { ClipText, type LongText } from './clip-text.js';
 import { deviceOptions } from './device-options.js';
-import { isTensor } from './image/pixel-values.js';
 import { LlavaImage } from './llava-image.js';
 import { VisionModelBase } from './model-base.js';
 import { Once } from './once.js';
