@@ -40,7 +40,8 @@ Examples:
     .action(async (file: string, question: string | undefined, flags: Flags, command: Command) => {
       const { keep, keepRatio, taskShare, alignment, lambda, merge, output } = flags;
       if (keep === undefined && keepRatio === undefined) command.error('--keep or --keep-ratio is missing');
-      if (question === undefined && taskShare > 0) command.error('the question is missing; only --task-share 0 needs none');
+      if (question === undefined && taskShare > 0)
+        command.error('the question is missing; only --task-share 0 needs none');
       const { model, clip } = await modelFolders(flags);
       const images = await ImageProcessor.open(model);
       const rgb = await images.rgb(file);
