@@ -7,7 +7,8 @@ import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { Llava } from '../src/cli/llava/llava.js';
 import type { Alignment, Backend, PruneResult, TextEmbeddings } from '../src/index.js';
-import type { LlavaImage, LlavaVision } from '../src/vision/llava.js';
+import type { LlavaVision } from '../src/vision/llava.js';
+import type { LlavaImage } from '../src/vision/llava-image.js';
 import { VanillaSimilarity } from './vanilla.js';
 
 const MODELS = fileURLToPath(new URL('../models', import.meta.url));

@@ -7,7 +7,7 @@ import { type Block, blocksOf } from './snippets/blocks.js';
 import { runsOf } from './snippets/commands.js';
 import { check, type Program, writeProgram } from './snippets/programs.js';
 import { makeWorkplace, sized, WORKPLACE } from './snippets/workplace.js';
-import { EMULATED, ROOT, realGpu } from './support.js';
+import { EMULATED, ROOT } from './support.js';
 
 const docs = readdirSync(join(ROOT, 'docs')).filter((name) => name.endsWith('.md'));
 const PAPERS = ['README.md', 'tools/export/README.md', ...docs.map((name) => `docs/${name}`)];
@@ -21,8 +21,8 @@ const of = (...languages: string[]) =>
     .map((block): [string, Block] => [`${block.paper}:${block.line}`, block]);
 
 function node(args: readonly string[], text: string): string {
-  // A GPU that is asked for is the emulated one, where there is none.
-  const env = /cuda/.test(text) && !realGpu() ? { ...process.env, DESAP_CUDA_ADDON: EMULATED } : process.env;
+  // A GPU that is asked for is the emulated one.
+  const env = /cuda/.test(text) ? { ...process.env, DESAP_CUDA_ADDON: EMULATED } : process.env;
   return execFileSync(process.execPath, args, { cwd: WORKPLACE, env, encoding: 'utf8', stdio: 'pipe' });
 }
 

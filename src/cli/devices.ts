@@ -20,6 +20,6 @@ export function devicesCommand(): Command {
             ]
           : [report.device, 'no', report.reason],
       );
-      print(table(['device', 'available', ''], rows));
+      print(table(['device', 'available', 'what it is, or why it cannot be used'], rows));
     });
 }

@@ -39,8 +39,8 @@ import { isReleased, isStandIn, standIn } from './vision-session.js';
  * Everything else is set as own properties of this one instance. `generate` returns the sequences of the whole prompt; a direct call
  * `model(inputs)` returns the logits of the shortened one.
  *
- * Each sequence of a batch gets the ids that it gets alone. The plain model differs where prompts of different length make a batch:
- * its cached steps see the padding. There K = P and `keep: 'all'` can give different ids.
+ * Each sequence of a batch gets the ids that it gets alone, as in Python. The plain model of Transformers.js differs where prompts of
+ * different length make a batch: its cached steps see the padding. There K = P and `keep: 'all'` can give different ids.
  *
  * Attach while no call of the model is running.
  *

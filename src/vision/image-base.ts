@@ -6,6 +6,7 @@ import { Lifetime } from '../lifetime.js';
 import { options } from '../options.js';
 import { PRUNE_OPTIONS } from '../prune-request.js';
 import { checkQuestion } from './check-question.js';
+import { Once } from './once.js';
 import type {
   Budget,
   EncodedImage,
@@ -17,7 +18,7 @@ import type {
 } from './vision-model.js';
 
 /** What an image needs of the model that it belongs to. */
-interface Owner {
+export interface ImageOwner {
   readonly life: Lifetime;
   readonly budget: Budget;
   encodeQuestion(question: string): Promise<TextEmbeddings>;
@@ -37,6 +38,7 @@ const { features: _, matrices: __, ...NAMES } = PRUNE_OPTIONS;
 /** What encoded images have in common: a question's way through text encoder, pruner and connector. */
 export abstract class EncodedImageBase implements EncodedImage {
   readonly #life: Lifetime;
+  readonly #analyzed = new Once<Analyzed>();
   abstract readonly tokenCount: number;
   abstract readonly tiles: readonly Tile[];
 
@@ -46,7 +48,7 @@ export abstract class EncodedImageBase implements EncodedImage {
    */
   protected constructor(
     name: string,
-    private readonly owner: Owner,
+    private readonly owner: ImageOwner,
     private readonly milliseconds: number,
   ) {
     this.#life = new Lifetime(name);
@@ -61,7 +63,7 @@ export abstract class EncodedImageBase implements EncodedImage {
     const start = performance.now();
     const text = await this.#embeddings(question, how.taskShare);
     const asked = performance.now();
-    const { analysis, milliseconds: analyze } = await this.analyze();
+    const { analysis, milliseconds: analyze } = await this.#analyze();
     const analyzed = performance.now();
     const kept = await analysis.prune(text && this.comparable(text), { ...how, ...budget }).catch(asQuestion);
     const pruned = performance.now();
@@ -69,8 +71,12 @@ export abstract class EncodedImageBase implements EncodedImage {
     const projected = performance.now();
     const { tokens: _, timings: stages, ...result } = kept;
     const timings: VisionTimings = {
-      ...{ vision: this.milliseconds, analyze, text: asked - start },
-      ...{ prune: pruned - analyzed, projector: projected - pruned, stages },
+      vision: this.milliseconds,
+      analyze,
+      text: asked - start,
+      prune: pruned - analyzed,
+      projector: projected - pruned,
+      stages,
     };
     return { ...result, features, timings };
   }
@@ -91,7 +97,11 @@ export abstract class EncodedImageBase implements EncodedImage {
    * @throws DesapError `ERR_NOT_FINITE`, `ERR_OUT_OF_MEMORY`, `ERR_DISPOSED`
    */
   async analysis(): Promise<ImageAnalysis> {
-    return this.call(async () => (await this.analyze()).analysis);
+    return this.call(async () => (await this.#analyze()).analysis);
+  }
+
+  #analyze(): Promise<Analyzed> {
+    return this.#analyzed.get(() => this.makeAnalysis().catch(asEncoding));
   }
 
   dispose(): void {
@@ -117,11 +127,23 @@ export abstract class EncodedImageBase implements EncodedImage {
     return text;
   }
 
-  protected abstract analyze(): Promise<Analyzed>;
+  /** The analysis, where a call has made one. */
+  protected analyzed(): Promise<Analyzed | null> {
+    return this.#analyzed.made();
+  }
+
+  protected abstract makeAnalysis(): Promise<Analyzed>;
   /** Kept tokens as rows of the language model, [1, K, W]. */
   protected abstract connect(kept: Kept): Promise<Tensor>;
   protected abstract everything(): Promise<Tensor>;
   protected abstract free(): unknown;
+}
+
+/** What the pruner is given is the encoder's, and not what the caller knows. */
+function asEncoding(error: unknown): never {
+  if (!(error instanceof DesapError) || error.code !== 'ERR_NOT_FINITE') throw error;
+  const text = `image: it, or another of its call, is not finite behind the encoder (${error.message})`;
+  throw new DesapError(error.code, text, { cause: error });
 }
 
 /** What is wrong with a text, under the name that the caller has for it. */

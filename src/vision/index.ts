@@ -12,12 +12,14 @@ export { compact } from './compact.js';
 export type { ConfiguredSize, ImageProcessorConfig, ImageSource, Pixels, RgbImage } from './image-processor.js';
 export { ImageProcessor } from './image-processor.js';
 export type { LlavaVisionOptions } from './llava.js';
-export { LlavaImage, LlavaVision } from './llava.js';
+export { LlavaVision } from './llava.js';
+export { LlavaImage } from './llava-image.js';
 export type { Dtype, ModelConfig } from './model-folder.js';
 export type { VisionModelOptions } from './open.js';
 export { openVisionModel } from './open.js';
 export type { QwenVisionOptions } from './qwen.js';
-export { QwenImage, QwenVision } from './qwen.js';
+export { QwenVision } from './qwen.js';
+export { QwenImage } from './qwen-image.js';
 export type {
   Budget,
   EncodedImage,

@@ -30,14 +30,16 @@ import { checkQuestion } from './check-question.js';
 import { findClipFile } from './clip-folder.js';
 import { ClipText, type LongText } from './clip-text.js';
 import { deviceOptions } from './device-options.js';
-import { type Analyzed, EncodedImageBase, type Kept } from './image-base.js';
+import { LlavaImage } from './llava-image.js';
 import { VisionModelBase } from './model-base.js';
+import { Once } from './once.js';
 import { allOrNone, atRest, runSession, TENTATIVE } from './session.js';
 import { TowerBatch } from './tower-batch.js';
 import { requireFit, towerHead } from './tower-head.js';
-import { pixelExtents, waves } from './trial.js';
-import type { Budget, InputNames, Tile, VisionInputs } from './vision-model.js';
+import { floats, lastHalf, pixelExtents, waves } from './trial.js';
+import type { Budget, InputNames, VisionInputs } from './vision-model.js';
 
+const TOWER = { graph: 'the vision tower' };
 const PROJECTOR = { argument: 'rows', graph: 'the projector' };
 
 export interface LlavaVisionOptions extends DeviceOptions, Budget, Pick<AnalyzeOptions, 'encoding'> {
@@ -89,8 +91,8 @@ const TOLERANCE = 1e-3;
 export class LlavaVision extends VisionModelBase<LlavaImage, TensorLike> {
   /** Rows and width of the hidden states for each size of images seen so far. */
   readonly #shapes = new Map<string, readonly [rows: number, width: number]>();
-  /** Whether the tower takes several images in one run; null: not asked yet. */
-  #several: Promise<boolean> | null = null;
+  /** Whether the tower takes several images in one run. */
+  readonly #several = new Once<boolean>();
 
   private constructor(
     /** The pruner, for single kernels and other text than a question. */
@@ -182,7 +184,7 @@ export class LlavaVision extends VisionModelBase<LlavaImage, TensorLike> {
       throw invalid('ERR_SHAPE', `${names.pixelValues}.dims`, pixels.dims, '[images, 3, H, W]');
     const data = widened(pixels);
     const size = data.length / count;
-    const atOnce = count > 1 && (await this.#takesSeveral(extents)) ? AT_ONCE : 1;
+    const atOnce = count > 1 && (await this.#takesSeveral(extents, names)) ? AT_ONCE : 1;
     const images: LlavaImage[] = [];
     try {
       for (let at = 0; at < count; at += atOnce) {
@@ -202,7 +204,7 @@ export class LlavaVision extends VisionModelBase<LlavaImage, TensorLike> {
 
   /** One run of the tower: hidden states in memory that the pruner reads in place. */
   async #run(pixels: Float32Array, dims: readonly number[], { pixelValues }: InputNames): Promise<TowerBatch> {
-    const run = { argument: pixelValues, graph: 'the vision tower' };
+    const run = { ...TOWER, argument: pixelValues };
     const feeds = this.#feeds(pixels, dims);
     const size = dims.slice(1).join();
     const known = this.#shapes.get(size);
@@ -227,17 +229,15 @@ export class LlavaVision extends VisionModelBase<LlavaImage, TensorLike> {
   }
 
   /** Whether the tower computes of two images what it computes of each: exports may have the batch of their trial image in shapes. */
-  #takesSeveral(extents: readonly number[]): Promise<boolean> {
-    this.#several ??= (async () => {
+  #takesSeveral(extents: readonly number[], { pixelValues }: InputNames): Promise<boolean> {
+    return this.#several.get(async () => {
       if (pixelExtents(this.tower)[0] !== undefined) return false;
       const pixels = waves(2 * extents.reduce((product, extent) => product * extent, 1));
-      const run = async (data: Float32Array, count: number) =>
-        (await this.tower.run(this.#feeds(data, [count, ...extents]), TENTATIVE))[HIDDEN_STATES].data as Float32Array;
-      const second = await run(pixels.subarray(pixels.length / 2), 1);
-      const both = await run(pixels, 2).catch(() => new Float32Array(0));
-      return relativeError(both.subarray(both.length / 2), second) <= TOLERANCE;
-    })();
-    return this.#several;
+      const second = this.#feeds(pixels.subarray(pixels.length / 2), [1, ...extents]);
+      const alone = await runSession(this.tower, { ...TOWER, argument: pixelValues }, second);
+      const both = await this.tower.run(this.#feeds(pixels, [2, ...extents]), TENTATIVE).catch(() => null);
+      return both !== null && relativeError(lastHalf(both[HIDDEN_STATES]), floats(alone[HIDDEN_STATES])) <= TOLERANCE;
+    });
   }
 
   /**
@@ -257,72 +257,6 @@ export class LlavaVision extends VisionModelBase<LlavaImage, TensorLike> {
     if (this.ownsPruner) this.pruner.dispose();
     await Promise.all([this.clipText?.dispose(), this.tower.release(), this.projector.release()]);
   }
-}
-
-/** One encoded image for many questions; made by {@link LlavaVision.encode}. */
-export class LlavaImage extends EncodedImageBase {
-  /** One tile; patches that are no squares stand in one line. */
-  readonly tiles: readonly Tile[];
-  /** P, patches. */
-  readonly tokenCount: number;
-
-  /** @internal */
-  constructor(
-    private readonly vision: LlavaVision,
-    private readonly batch: TowerBatch,
-    private readonly index: number,
-    private readonly about: {
-      extents: readonly number[];
-      encoding: AnalyzeOptions['encoding'];
-      milliseconds: number;
-    },
-  ) {
-    super('LlavaImage', vision, about.milliseconds);
-    this.tokenCount = batch.dims[1] - Number(vision.pruner.head.classToken);
-    const [height, width] = about.extents.slice(-2);
-    const side = Math.sqrt((height * width) / this.tokenCount);
-    const isGrid = Number.isInteger(height / side) && Number.isInteger(width / side);
-    const [rows, columns] = isGrid ? [height / side, width / side] : [1, this.tokenCount];
-    this.tiles = [{ frame: 0, rows, columns }];
-  }
-
-  /**
-   * Hidden states in front of the encoder's last layer, [N, D]; valid until `dispose`.
-   * @throws DesapError `ERR_DISPOSED`
-   */
-  get hidden(): TensorLike & { readonly data: Float32Array } {
-    this.check();
-    return this.batch.rows(this.index);
-  }
-
-  /** The patch rows of {@link LlavaImage.hidden}, [P, D]; the same memory. */
-  get patchStates(): TensorLike & { readonly data: Float32Array } {
-    return last(this.hidden, this.tokenCount);
-  }
-
-  protected analyze(): Promise<Analyzed> {
-    const { encoding } = this.about;
-    return this.batch.analyze(this.index, (images) => this.vision.pruner.analyzeBatch(images, { encoding }));
-  }
-
-  protected connect({ tokens }: Kept): Promise<Tensor> {
-    return this.vision.project(tokens);
-  }
-
-  /** [1, P, W]; [1, P + 1, W], the class token's first, of a file that has it among its features. */
-  protected everything(): Promise<Tensor> {
-    const rows = this.batch.rows(this.index);
-    return this.vision.project(this.vision.dropsClassToken ? last(rows, this.tokenCount) : rows);
-  }
-
-  protected free(): Promise<void> {
-    return this.batch.release();
-  }
-}
-
-/** The last rows of a matrix. */
-function last({ data, dims: [, width] }: TensorLike & { data: Float32Array }, rows: number) {
-  return { data: data.subarray(data.length - rows * width), dims: [rows, width] };
 }
 
 function pixelsOf(inputs: VisionInputs | TensorLike): TensorLike {

@@ -1,31 +1,23 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DEVICE_OPTIONS } from '../devices/open.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
-import {
-  type Backend,
-  type DeviceOptions,
-  ImageAnalysis,
-  openBackend,
-  type Pruner,
-  type TensorLike,
-  type TextEmbeddings,
-} from '../index.js';
+import { type Backend, type DeviceOptions, openBackend, type Pruner, type TextEmbeddings } from '../index.js';
 import { relativeError } from '../onnx/head/compare.js';
 import { type OrtModule, openGraph } from '../onnx/index.js';
 import { FEATURES, MAIN_FEATURES, type QwenTower, readQwenTower, SALIENCY, TASK_ROWS } from '../onnx/qwen-graph.js';
 import { type OptionNames, options } from '../options.js';
 import { loadOrt } from '../ort.js';
-import { float32, matrix, vector, widened } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
 import { deviceOptions } from './device-options.js';
 import { confirmFeatures } from './file-features.js';
-import { type Analyzed, EncodedImageBase, type Kept } from './image-base.js';
 import { VisionModelBase } from './model-base.js';
 import { type Dtype, folderOf, type ModelConfig, readConfig } from './model-folder.js';
+import { Once } from './once.js';
 import { QuestionTable } from './question-table.js';
+import { type Encoded, QwenImage } from './qwen-image.js';
 import { asFilm, type Grid, imagesOf, type Patches, patchesOf, runsOf } from './qwen-inputs.js';
-import { allOrNone, atRest, openSession, runSession } from './session.js';
-import { qwenTrials, waves } from './trial.js';
+import { allOrNone, atRest, openSession, runSession, TENTATIVE } from './session.js';
+import { floats, lastHalf, qwenTrials, waves } from './trial.js';
 import type { Budget, InputNames, Tile, VisionInputs } from './vision-model.js';
 
 export interface QwenVisionOptions extends DeviceOptions, Budget {
@@ -55,18 +47,6 @@ const NAMES: OptionNames<QwenVisionOptions> = {
 };
 const RENAMED = { modelDir: 'model' };
 
-/** What the tower says of M visual tokens, in the grid's order. */
-interface Encoded {
-  /** [M, W]. */
-  readonly features: Float32Array;
-  /** The columns of the last block, [M, W'], where the features have others too; otherwise null. */
-  readonly alike: Float32Array | null;
-  /** The decoupled attention in the language model's space, [M, W']. */
-  readonly rows: Float32Array;
-  /** [M]. */
-  readonly saliency: Float32Array;
-}
-
 /**
  * The vision encoder of Qwen2-VL, Qwen2.5-VL and what inherits from them, with pruning, over onnxruntime-node: an encoder of its own
  * without class token, two by two patches merged to one visual token. The unit of pruning is that token.
@@ -82,9 +62,9 @@ interface Encoded {
  * ```
  */
 export class QwenVision extends VisionModelBase<QwenImage> {
-  #table: Promise<QuestionTable> | null = null;
-  /** Whether the images of one grid can be frames of one run; null: not asked yet. */
-  #together: Promise<boolean> | null = null;
+  readonly #table = new Once<QuestionTable>();
+  /** Whether the images of one grid can be frames of one run. */
+  readonly #several = new Once<boolean>();
 
   private constructor(
     /** Single kernels on the device. */
@@ -152,190 +132,83 @@ export class QwenVision extends VisionModelBase<QwenImage> {
     const { ort } = this;
     const { embedQuestion, model, dtype, session } = this.options;
     if (embedQuestion) return embedQuestion(question);
-    this.#table ??= QuestionTable.open(model, { ort, dtype, session: atRest(session) });
-    return (await this.#table).embed(question);
+    const table = await this.#table.get(() => QuestionTable.open(model, { ort, dtype, session: atRest(session) }));
+    return table.embed(question);
   }
 
   protected async encodeImages(inputs: VisionInputs, names: InputNames): Promise<QwenImage[]> {
     const images = imagesOf(inputs, names, this.merge);
     const encoded = new Array<QwenImage>(images.length);
-    for (const run of await this.#runs(images)) {
+    for (const run of await this.#runs(images, names)) {
       const start = performance.now();
-      const outputs = await this.#run(asFilm(run.map((i) => images[i])), names.pixelValues);
+      const all = await this.#run(asFilm(run.map((i) => images[i])), names);
       const milliseconds = (performance.now() - start) / run.length;
-      for (const [at, i] of run.entries()) {
-        const part = (all: Float32Array) =>
-          all.subarray((at * all.length) / run.length, ((at + 1) * all.length) / run.length);
-        const { features, alike, rows, saliency } = outputs;
-        const own = {
-          features: part(features),
-          alike: alike && part(alike),
-          rows: part(rows),
-          saliency: part(saliency),
-        };
-        encoded[i] = new QwenImage(this, own, this.#tiles(images[i].grid), milliseconds);
-      }
+      for (const [at, i] of run.entries())
+        encoded[i] = new QwenImage(this, share(all, at, run.length), this.#tiles(images[i].grid), milliseconds);
     }
     return encoded;
   }
 
-  async #runs(images: readonly Patches[]): Promise<number[][]> {
+  /** Which images go into one run. */
+  async #runs(images: readonly Patches[], names: InputNames): Promise<number[][]> {
     const runs = runsOf(images);
     const several = runs.find((run) => run.length > 1);
-    if (several === undefined || (await this.#takesSeveral(images[several[0]]))) return runs;
+    if (several === undefined || (await this.#takesSeveral(images[several[0]], names))) return runs;
     return images.map((_, i) => [i]);
   }
 
   /** Whether the tower computes of two images what it computes of each: some exports let patches see those of all frames. */
-  #takesSeveral({ pixels, grid }: Patches): Promise<boolean> {
-    this.#together ??= (async () => {
+  #takesSeveral({ pixels, grid }: Patches, { pixelValues }: InputNames): Promise<boolean> {
+    return this.#several.get(async () => {
       const data = waves(2 * pixels.length);
-      const [first, second] = [0, 1].map((i) => ({
-        pixels: data.subarray(i * pixels.length, (i + 1) * pixels.length),
-        grid,
-      }));
-      const alone = await this.#run(second, 'pixelValues');
-      const both = await this.#run(asFilm([first, second]), 'pixelValues').catch(() => null);
-      const same = (name: 'features' | 'rows' | 'saliency') =>
-        both !== null && relativeError(both[name].subarray(both[name].length / 2), alone[name]) <= this.tolerance;
-      return same('features') && same('rows') && same('saliency');
-    })();
-    return this.#together;
+      const [first, second] = [data.subarray(0, pixels.length), data.subarray(pixels.length)];
+      const names = { argument: pixelValues, graph: GRAPH };
+      const alone = await runSession(this.session, names, this.#feeds({ pixels: second, grid }));
+      const film = asFilm([first, second].map((own) => ({ pixels: own, grid })));
+      const both = await this.session.run(this.#feeds(film), TENTATIVE).catch(() => null);
+      const isSame = (name: string) =>
+        relativeError(lastHalf((both as typeof alone)[name]), floats(alone[name])) <= this.tolerance;
+      return both !== null && [FEATURES, TASK_ROWS, SALIENCY].every(isSame);
+    });
   }
 
-  async #run({ pixels, grid }: Patches, argument: string): Promise<Encoded> {
-    const { ort, session } = this;
+  async #run(patches: Patches, { pixelValues: argument }: InputNames): Promise<Encoded> {
+    const outputs = await runSession(this.session, { argument, graph: GRAPH }, this.#feeds(patches));
+    const saliency = floats(outputs[SALIENCY]);
+    const tokens = patchesOf(patches.grid) / this.merge ** 2;
+    if (saliency.length !== tokens)
+      throw mismatch('ERR_SHAPE', argument, `saliency of ${saliency.length} visual tokens`, `${tokens}`);
+    const alike = MAIN_FEATURES in outputs ? floats(outputs[MAIN_FEATURES]) : null;
+    return { features: floats(outputs[FEATURES]), rows: floats(outputs[TASK_ROWS]), saliency, alike };
+  }
+
+  #feeds({ pixels, grid }: Patches): Record<string, Tensor> {
+    const { ort, session, graph } = this;
     const patches = patchesOf(grid);
-    const feeds: Record<string, Tensor> = {
-      [this.graph.pixels]: new ort.Tensor('float32', pixels, [patches, pixels.length / patches]),
-    };
-    if (session.inputNames.includes(this.graph.grid))
-      feeds[this.graph.grid] = new ort.Tensor('int64', BigInt64Array.from(grid, BigInt), [1, 3]);
-    const outputs = await runSession(session, { argument, graph: 'the vision encoder' }, feeds);
-    const [features, rows, saliency, alike] = [FEATURES, TASK_ROWS, SALIENCY, MAIN_FEATURES].map(
-      (name) => outputs[name]?.data as Float32Array | undefined,
-    );
-    const tokens = patches / this.merge ** 2;
-    if (!features || !rows || saliency?.length !== tokens)
-      throw mismatch('ERR_SHAPE', argument, `saliency of ${saliency?.length} visual tokens`, `${tokens}`);
-    return { features, rows, saliency, alike: alike ?? null };
+    const feeds = { [graph.pixels]: new ort.Tensor('float32', pixels, [patches, pixels.length / patches]) };
+    if (!session.inputNames.includes(graph.grid)) return feeds;
+    return { ...feeds, [graph.grid]: new ort.Tensor('int64', BigInt64Array.from(grid, BigInt), [1, 3]) };
   }
 
   #tiles([frames, rows, columns]: Grid): Tile[] {
-    return Array.from({ length: frames }, (_, frame) => ({
-      ...{ frame, rows: rows / this.merge, columns: columns / this.merge },
-    }));
+    const { merge } = this;
+    return Array.from({ length: frames }, (_, frame) => ({ frame, rows: rows / merge, columns: columns / merge }));
   }
 
   protected async free(): Promise<void> {
     if (this.options.pruner === undefined) this.backend.dispose();
-    const table = await this.#table?.catch(() => null);
+    const table = await this.#table.made();
     await Promise.all([this.session.release(), table?.release()]);
   }
 }
 
-/** One encoded image, or film; made by {@link QwenVision.encode}. */
-export class QwenImage extends EncodedImageBase {
-  #analysis: Promise<Analyzed> | null = null;
-
-  /** @internal */
-  constructor(
-    private readonly vision: QwenVision,
-    private readonly encoded: Encoded,
-    /** One tile for each frame. */
-    readonly tiles: readonly Tile[],
-    milliseconds: number,
-  ) {
-    super('QwenImage', vision, milliseconds);
-  }
-
-  /** P, visual tokens: of two by two patches each. */
-  get tokenCount(): number {
-    return this.encoded.saliency.length;
-  }
-
-  protected analyze(): Promise<Analyzed> {
-    this.#analysis ??= this.#analyze().catch((error) => {
-      this.#analysis = null;
-      throw error;
-    });
-    return this.#analysis;
-  }
-
-  async #analyze(): Promise<Analyzed> {
-    const { features, alike, rows, saliency } = this.encoded;
-    const start = performance.now();
-    const parts = { patchEmbeddings: this.#matrix(rows), saliency, features: this.#matrix(alike ?? features) };
-    const analysis = await ImageAnalysis.from(parts, this.vision.backend);
-    return { analysis, milliseconds: performance.now() - start };
-  }
-
-  /**
-   * Text rows as wide as the visual ones: where features are packed with further columns, the text has zeros there. Their end is the
-   * given one; else the mean of all rows, as an embedding of an end token would know nothing of the others.
-   */
-  protected override comparable({ embeddings, endOfText }: TextEmbeddings): TextEmbeddings {
-    const width = this.encoded.rows.length / this.tokenCount;
-    const given = matrix('question', embeddings);
-    const columns = Math.min(given.cols, width);
-    const rows = narrowed(widened(given), given.cols, columns);
-    const end = endOfText ?? meanDirection(rows, columns);
-    return {
-      embeddings: float32(rows, [given.rows, columns]),
-      endOfText: typeof end === 'number' ? end : narrowed(vector('endOfText', end), end.length, width),
-    };
-  }
-
-  protected async connect({ tokens, assignment, counts }: Kept): Promise<Tensor> {
-    const { features, alike } = this.encoded;
-    const width = features.length / this.tokenCount;
-    const rows = alike ? meanRows(features, width, assignment, counts) : (tokens.data as Float32Array);
-    return float32(rows, [1, counts.length, width]);
-  }
-
-  protected async everything(): Promise<Tensor> {
-    const { data, dims } = this.#matrix(this.encoded.features);
-    return float32((data as Float32Array).slice(), [1, ...dims]);
-  }
-
-  #matrix(rows: Float32Array): TensorLike {
-    return float32(rows, [this.tokenCount, rows.length / this.tokenCount]);
-  }
-
-  protected async free(): Promise<void> {
-    (await this.#analysis?.catch(() => null))?.analysis.dispose();
-  }
+/** One of several images' part of what a run says of all. */
+function share({ features, alike, rows, saliency }: Encoded, index: number, count: number): Encoded {
+  const part = (all: Float32Array) => all.subarray((index * all.length) / count, ((index + 1) * all.length) / count);
+  return { features: part(features), alike: alike && part(alike), rows: part(rows), saliency: part(saliency) };
 }
 
-/** The first columns of rows whose others are zeros. */
-function narrowed(rows: Float32Array, from: number, to: number): Float32Array {
-  if (from <= to) return rows;
-  if (rows.some((value, i) => i % from >= to && value !== 0))
-    throw mismatch('ERR_SHAPE', 'question', `${from} columns`, `${to}, or zeros in the columns behind`);
-  return rows.filter((_, i) => i % from < to);
-}
-
-/** The mean of some rows, each at unit length. */
-function meanDirection(rows: Float32Array, width: number): Float32Array {
-  const sum = new Float64Array(width);
-  for (let at = 0; at < rows.length; at += width) {
-    const row = rows.subarray(at, at + width);
-    const length = Math.sqrt(row.reduce((total, value) => total + value * value, 0));
-    for (let c = 0; c < width; c++) sum[c] += row[c] / Math.max(length, SHORTEST);
-  }
-  return Float32Array.from(sum);
-}
-
-/** Shorter rows are not made unit rows. */
-const SHORTEST = 1e-12;
-
-/** The mean of the rows [M, W] that are assigned to each kept token: [K, W]. */
-function meanRows(rows: Float32Array, width: number, assignment: Int32Array, counts: Int32Array): Float32Array {
-  const sums = new Float64Array(counts.length * width);
-  for (const [token, k] of assignment.entries())
-    if (k >= 0) for (let c = 0; c < width; c++) sums[k * width + c] += rows[token * width + c];
-  return Float32Array.from(sums, (sum, i) => sum / counts[Math.floor(i / width)]);
-}
+const GRAPH = 'the vision encoder';
 
 /** The default of Qwen2-VL's config. */
 const MERGE = 2;

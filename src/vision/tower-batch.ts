@@ -1,5 +1,6 @@
 import { DesapError, HostBuffer, type ImageAnalysis, type TensorLike } from '../index.js';
 import type { Analyzed } from './image-base.js';
+import { Once } from './once.js';
 
 /** Hidden states of the images that one run of a tower encoded, and their analyses: freed with the last of the images. */
 export class TowerBatch {
@@ -7,7 +8,7 @@ export class TowerBatch {
   readonly data: Float32Array;
   readonly #free: () => void;
   #images: number;
-  #analyses: Promise<Analyzed[]> | null = null;
+  readonly #analyses = new Once<Analyzed[]>();
 
   /**
    * @param device where the pruner runs
@@ -30,30 +31,25 @@ export class TowerBatch {
     return { data: this.data.subarray(image * size, (image + 1) * size), dims: [rows, width] };
   }
 
-  /** Analyses all images in one go, once; a failure is not kept. */
+  /** Analyses all images in one go, once. */
   async analyze(
     image: number,
     analyzeBatch: (images: readonly TensorLike[]) => Promise<ImageAnalysis[]>,
   ): Promise<Analyzed> {
-    this.#analyses ??= this.#analyze(analyzeBatch).catch((error) => {
-      this.#analyses = null;
-      throw error;
+    const analyzed = await this.#analyses.get(async () => {
+      const start = performance.now();
+      const [count] = this.dims;
+      const analyses = await analyzeBatch(Array.from({ length: count }, (_, i) => this.rows(i)));
+      const milliseconds = (performance.now() - start) / count;
+      return analyses.map((analysis) => ({ analysis, milliseconds }));
     });
-    return (await this.#analyses)[image];
-  }
-
-  async #analyze(analyzeBatch: (images: readonly TensorLike[]) => Promise<ImageAnalysis[]>): Promise<Analyzed[]> {
-    const start = performance.now();
-    const [count] = this.dims;
-    const analyses = await analyzeBatch(Array.from({ length: count }, (_, image) => this.rows(image)));
-    const milliseconds = (performance.now() - start) / count;
-    return analyses.map((analysis) => ({ analysis, milliseconds }));
+    return analyzed[image];
   }
 
   /** An image needs it no more. */
   async release(): Promise<void> {
     if (--this.#images > 0) return;
-    for (const { analysis } of (await this.#analyses?.catch(() => null)) ?? []) analysis.dispose();
+    for (const { analysis } of (await this.#analyses.made()) ?? []) analysis.dispose();
     this.#free();
   }
 

@@ -1,11 +1,22 @@
 /** Inputs on which a file and what was read of it are compared. */
-import type { InferenceSession } from 'onnxruntime-common';
+import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import type { ModelConfig } from './model-folder.js';
 import type { VisionInputs } from './vision-model.js';
 
 /** The same numbers for every trial: no symmetry, no two rows alike. */
 export function waves(length: number): Float32Array {
   return Float32Array.from({ length }, (_, i) => Math.sin(i * i));
+}
+
+/** The numbers of a float32 output. */
+export function floats({ data }: Tensor): Float32Array {
+  return data as Float32Array;
+}
+
+/** The part of the second of two images in a float32 output. */
+export function lastHalf(output: Tensor): Float32Array {
+  const all = floats(output);
+  return all.subarray(all.length / 2);
 }
 
 /** The extents that a session says its float32 input has; undefined where they are open. */

@@ -1,6 +1,5 @@
 import { readdirSync } from 'node:fs';
 import { expect, it } from 'vitest';
-import { Decoder, int64 } from '../../src/cli/llava/decoder.js';
 import { HostBuffer, Pruner } from '../../src/index.js';
 import { Lifetime } from '../../src/lifetime.js';
 import { Tensor } from '../../src/tensor.js';
@@ -18,18 +17,6 @@ const pixels = await (await ImageProcessor.open(LLAVA)).process(IMAGE);
 
 const openVision = () => LlavaVision.open(`${LLAVA}/onnx/vision_encoder.onnx`, { clip: CLIP, keep: 16 });
 const openText = () => ClipText.open({ model: `${CLIP}/onnx/text_model.onnx`, tokenizer: CLIP });
-const openDecoder = () => Decoder.open(`${LLAVA}/onnx/decoder_model_merged.onnx`);
-
-const WIDTH = 128;
-const generate = (decoder: Decoder) =>
-  decoder.generate({
-    embeds: new Tensor('float32', new Float32Array(3 * WIDTH), [1, 3, WIDTH]),
-    positionIds: int64([0, 1, 2]),
-    nextPosition: 3,
-    maxNewTokens: 4,
-    endTokens: new Set(),
-    embed: async (ids) => new Tensor('float32', new Float32Array(ids.length * WIDTH), [1, ids.length, WIDTH]),
-  });
 
 interface Opened {
   dispose(): Promise<void>;
@@ -45,7 +32,6 @@ const cases: [string, () => Promise<Opened>, ((opened: never) => Promise<unknown
     ],
   ],
   ['ClipText', openText, [(text: ClipText) => text.encode(QUESTION)]],
-  ['Decoder', openDecoder, [generate]],
 ];
 
 it.each(cases)(

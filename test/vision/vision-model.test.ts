@@ -157,6 +157,17 @@ describe.each(FILES)('%s', (family, folder, options, inputs) => {
     });
   });
 
+  it('refuses an image of which the encoder makes no finite numbers', async () => {
+    const given = inputs(2);
+    (given.pixelValues.data as Float32Array).fill(Number.NaN, (given.pixelValues.data as Float32Array).length / 2);
+    const images = await vision.encode(given);
+    await expect(images[1].prune(question)).rejects.toMatchObject({
+      code: 'ERR_NOT_FINITE',
+      message: expect.stringMatching(/^image: it, or another of its call, is not finite behind the encoder/),
+    });
+    for (const image of images) image.dispose();
+  });
+
   it('names the inputs as the caller does', async () => {
     const names = { pixelValues: 'pixel_values', imageGridThw: 'image_grid_thw' };
     const flat = { ...inputs(1), pixelValues: { data: new Float32Array(4), dims: [4] } };

@@ -1,0 +1,89 @@
+import type { Tensor } from 'onnxruntime-common';
+import type { AnalyzeOptions, Pruner, TensorLike } from '../index.js';
+import { type Analyzed, EncodedImageBase, type ImageOwner, type Kept } from './image-base.js';
+import type { TowerBatch } from './tower-batch.js';
+import type { Tile } from './vision-model.js';
+
+/** What an image needs of its `LlavaVision`. */
+interface Vision extends ImageOwner {
+  readonly pruner: Pruner;
+  readonly dropsClassToken: boolean;
+  project(rows: TensorLike): Promise<Tensor>;
+}
+
+/** How an image was encoded. */
+interface About {
+  /** [3, H, W]. */
+  readonly extents: readonly number[];
+  readonly encoding: AnalyzeOptions['encoding'];
+  readonly milliseconds: number;
+}
+
+type Rows = TensorLike & { readonly data: Float32Array };
+
+/** One encoded image for many questions; made by `LlavaVision.encode`. */
+export class LlavaImage extends EncodedImageBase {
+  /** P, patches. */
+  readonly tokenCount: number;
+  /** One tile; patches that are no squares stand in one line. */
+  readonly tiles: readonly Tile[];
+
+  /** @internal */
+  constructor(
+    private readonly vision: Vision,
+    private readonly batch: TowerBatch,
+    private readonly index: number,
+    private readonly about: About,
+  ) {
+    super('LlavaImage', vision, about.milliseconds);
+    this.tokenCount = batch.dims[1] - Number(vision.pruner.head.classToken);
+    this.tiles = [tileOf(about.extents, this.tokenCount)];
+  }
+
+  /**
+   * Hidden states in front of the encoder's last layer, [N, D]; valid until `dispose`.
+   * @throws DesapError `ERR_DISPOSED`
+   */
+  get hidden(): Rows {
+    this.check();
+    return this.batch.rows(this.index);
+  }
+
+  /** The patch rows of {@link LlavaImage.hidden}, [P, D]; the same memory. */
+  get patchStates(): Rows {
+    return last(this.hidden, this.tokenCount);
+  }
+
+  protected makeAnalysis(): Promise<Analyzed> {
+    const { encoding } = this.about;
+    return this.batch.analyze(this.index, (images) => this.vision.pruner.analyzeBatch(images, { encoding }));
+  }
+
+  protected connect({ tokens }: Kept): Promise<Tensor> {
+    return this.vision.project(tokens);
+  }
+
+  /** [1, P, W]; [1, P + 1, W], the class token's first, of a file that has it among its features. */
+  protected everything(): Promise<Tensor> {
+    const rows = this.batch.rows(this.index);
+    return this.vision.project(this.vision.dropsClassToken ? last(rows, this.tokenCount) : rows);
+  }
+
+  protected free(): Promise<void> {
+    return this.batch.release();
+  }
+}
+
+/** The last rows of a matrix. */
+function last({ data, dims: [, width] }: Rows, rows: number): Rows {
+  return { data: data.subarray(data.length - rows * width), dims: [rows, width] };
+}
+
+function tileOf(extents: readonly number[], patches: number): Tile {
+  const [height, width] = extents.slice(-2);
+  const side = Math.sqrt((height * width) / patches);
+  const [rows, columns] = [height / side, width / side];
+  return Number.isInteger(rows) && Number.isInteger(columns)
+    ? { frame: 0, rows, columns }
+    : { frame: 0, rows: 1, columns: patches };
+}

@@ -1,0 +1,17 @@
+/** Something that is made once, by the first who asks for it, and is then there for all; a failure is not kept. */
+export class Once<T> {
+  #made: Promise<T> | null = null;
+
+  get(make: () => Promise<T>): Promise<T> {
+    this.#made ??= make().catch((error) => {
+      this.#made = null;
+      throw error;
+    });
+    return this.#made;
+  }
+
+  /** What was made, when it is ready; null where nobody asked, and where it failed. */
+  async made(): Promise<T | null> {
+    return (await this.#made?.catch(() => null)) ?? null;
+  }
+}
