@@ -17,6 +17,8 @@ export interface Benchmark {
   readonly flops: number;
   /** The first is the one that the others are compared with. */
   readonly contenders: readonly Contender[];
+  /** The stages of a call in milliseconds, as what it gives tells them. Each becomes a result of its own. */
+  stages?(given: unknown): Readonly<Record<string, number>>;
 }
 
 export interface Spread {
@@ -65,22 +67,33 @@ export function repeatsOf(run: () => unknown): number {
   return Math.max(1, Math.ceil(MIN_SAMPLE_MS / (performance.now() - start)));
 }
 
-/** Runs a benchmark: every round times each contender once, repeating calls that are too short for the clock. */
-export function measure({ name, shape, flops, contenders }: Benchmark, rounds: number): Result {
+/** Runs a benchmark: every round times each contender once, repeating calls that are too short for the clock. Its result, then its stages'. */
+export function measure({ name, shape, flops, contenders, stages }: Benchmark, rounds: number): Result[] {
   const repeats = contenders.map(({ run }) => repeatsOf(run));
   const times = contenders.map((): number[] => []);
+  const parts = contenders.map((): Readonly<Record<string, number>>[] => []);
   for (let round = 0; round < rounds; round++)
     contenders.forEach(({ run }, c) => {
+      let given: unknown;
       const start = performance.now();
-      for (let i = 0; i < repeats[c]; i++) run();
+      for (let i = 0; i < repeats[c]; i++) given = run();
       times[c].push((performance.now() - start) / repeats[c]);
+      if (stages) parts[c].push(stages(given));
     });
-  const rows = contenders.map(({ name: contender }, c) => {
-    const ms = spread(times[c]);
-    const ratio = ratios(times[0], times[c]);
-    return { contender, ms, ratio, gflops: flops > 0 ? flops / ms.median / 1e6 : null };
+  const result = (of: string, samples: readonly (readonly number[])[], work: number): Result => ({
+    name: of,
+    shape,
+    rounds,
+    rows: contenders.map(({ name: contender }, c) => {
+      const ms = spread(samples[c]);
+      return { contender, ms, ratio: ratios(samples[0], samples[c]), gflops: work > 0 ? work / ms.median / 1e6 : null };
+    }),
   });
-  return { name, shape, rounds, rows };
+  const staged = (stage: string) => parts.map((samples) => samples.map((sample) => sample[stage]));
+  return [
+    result(name, times, flops),
+    ...Object.keys(parts[0][0] ?? {}).map((stage) => result(`${name}, ${stage}`, staged(stage), 0)),
+  ];
 }
 
 /** One way to open a device for a benchmark. */

@@ -1,8 +1,11 @@
-import { Pruner } from '../src/index.js';
+import { type PruneResult, Pruner } from '../src/index.js';
 import { head, tensor } from './data.js';
 import { type Benchmark, contestants, LLAVA } from './harness.js';
 
-/** The whole head: float32 hidden states in memory to merged tokens, one image and one question. */
+/**
+ * The whole head: float32 hidden states in memory to merged tokens, one image and one question. Its stages are what it runs in place of
+ * the listed kernels (native/kernels.h).
+ */
 export default async function wholeHead(): Promise<Benchmark> {
   const { tokens, width, projectionDim, heads, text, keep, patches } = LLAVA;
   const weights = head();
@@ -20,5 +23,6 @@ export default async function wholeHead(): Promise<Benchmark> {
     shape: `${tokens} tokens, width ${width}, ${heads} heads, ${text} text tokens, ${keep} kept`,
     flops: layers + products,
     contenders,
+    stages: (given) => ({ ...(given as PruneResult).timings }),
   };
 }

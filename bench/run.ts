@@ -54,7 +54,7 @@ if (ON_GPUS && noGpu && !noGpu.available) {
 const results: Result[] = [];
 for (const name of wanted.length > 0 ? wanted : Object.keys(ALL)) {
   process.stderr.write(`${name} ...\n`);
-  results.push(measure(await ALL[name](), ROUNDS));
+  results.push(...measure(await ALL[name](), ROUNDS));
 }
 const about = machine();
 const text = [

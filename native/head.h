@@ -121,8 +121,8 @@ class Analysis {
   Status read_saliency(float* out) const;          // A_s [P]
   // CPU: the patch rows [P, D] that merging reads, float32: the caller's own memory when that was float32 and held (the
   // analysis then shares the hold), otherwise a copy. Half is converted once, by `analyze`; its hold is not kept.
-  // CUDA: the first patch row in the caller's memory where the card read it in place (pinned and held), otherwise null:
-  // merging reads the card's own copy.
+  // CUDA: the first patch row in the caller's memory where the GPU read it in place (pinned and held), otherwise null:
+  // merging reads the GPU's own copy.
   const void* features() const;
   const AnalyzeTimings& timings() const;
 

@@ -6,7 +6,7 @@
 
 export type { CudaDevice } from './devices/addon.js';
 export type { AnalyzeTimings, Precision, PruneTimings } from './devices/driver.js';
-export type { AsyncKernels, Backend, Kernels, Vector } from './devices/kernel-api.js';
+export type { AsyncKernels, Backend, Kernels, MatrixTensors, Vector } from './devices/kernel-api.js';
 export { openBackend } from './devices/kernel-api.js';
 export type { Device, DeviceOptions, DeviceReport, Isa } from './devices/open.js';
 export { devices } from './devices/open.js';

@@ -44,7 +44,7 @@ describe('createCpuDriver', () => {
     expect(() => typed(() => own.analyze([images[1]], small.analyzeRequest, true))).toThrow(/^hidden: got NaN/);
     driver.dispose();
     driver.dispose();
-    expect(() => typed(() => driver.createHead(small.smallHead()))).toThrow(/context: used after dispose/);
+    expect(() => typed(() => driver.createHead(small.smallHead()))).toThrow(/device: used after dispose/);
   });
 
   it('checks again what reaches the addon', () => {

@@ -29,7 +29,18 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
       'towerGraph',
     ],
   ],
-  'desap/onnxruntime': ['ClipText', 'ImageProcessor', 'PrunedVision', 'VisionAnalysis', 'compact'],
+  'desap/onnxruntime': [
+    ...[
+      'ClipText',
+      'ImageProcessor',
+      'LlavaImage',
+      'LlavaVision',
+      'QwenImage',
+      'QwenVision',
+      'compact',
+      'openVisionModel',
+    ],
+  ],
   'desap/transformers': ['attach'],
 };
 

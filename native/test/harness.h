@@ -1,5 +1,5 @@
 // A few lines of test harness: named cases over kernels.h and head.h, each run on every machine: an instruction set of
-// this processor (machine_cpu.h), or a CUDA card at one precision (cuda/machine_cuda.h).
+// this processor (machine_cpu.h), or a GPU at one precision (cuda/machine_cuda.h).
 #pragma once
 
 #include <chrono>
@@ -58,7 +58,7 @@ struct Machine {
   // What the matrix products do to the operands, and how much more error than float32's that allows.
   Precision precision = Precision::fp32;
   double operand_error = 1;
-  // An emulated card takes milliseconds for what a card does in microseconds, and a sanitizer not much less: shapes
+  // An emulated GPU takes milliseconds for what a GPU does in microseconds, and a sanitizer not much less: shapes
   // beyond this many multiply-adds are left out.
   double most_work = std::numeric_limits<double>::infinity();
 

@@ -178,7 +178,7 @@ DESAP_CASE(head_keeps_a_hold_or_a_copy) {
   auto memory = std::make_shared<Floats>(e.hidden);
   const std::weak_ptr<Floats> watch = memory;
   std::shared_ptr<Analysis> held = analyzed(machine, e, {memory->data(), false, e.rows, memory});
-  const bool in_place = held->features() != nullptr;  // a card has made a copy of its own
+  const bool in_place = held->features() != nullptr;  // a GPU has made a copy of its own
   if (in_place) check(held->features() == memory->data() + e.config.width, "reads the held memory in place");
   memory.reset();
   check(watch.expired() != in_place, "and then holds it");
@@ -289,7 +289,7 @@ DESAP_CASE(head_merges_its_rows_like_given_ones) {
     check(Head::create(machine.one(), weights.config, weights.weights(), &head).good(), "create");
     std::shared_ptr<Analysis> analysis;
     const Status made = head->analyze(machine.one(), images.states().data(), 1, Encoding::qq, nullptr, &analysis);
-    if (huge && is(made, Code::not_finite, "hidden", 17)) continue;  // a card's sums of squares end there already
+    if (huge && is(made, Code::not_finite, "hidden", 17)) continue;  // a GPU's sums of squares end there already
     if (!check(made.good(), "analyze")) continue;
     PruneRequest given = images.requests()[0];
     given.features = {images.image(0) + s.width, s.patches(), s.width, s.width};

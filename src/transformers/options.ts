@@ -4,6 +4,7 @@ import type { AnalyzeOptions, DeviceOptions, PruneOptions, PruneResult, Pruner, 
 import { type OptionNames, options } from '../options.js';
 import type { LongText } from '../vision/clip-text.js';
 import type { Positions } from '../vision/compact.js';
+import type { Budget } from '../vision/vision-model.js';
 import type { HookedModel } from './model.js';
 
 /** A question in words, or its embeddings. */
@@ -126,21 +127,13 @@ function checkPositions(model: HookedModel, positions: Positions | undefined): v
 }
 
 /**
- * How much to keep of one image of some, as its `prune` takes it: a count, or the share of its visual tokens.
+ * How much to keep of one image of some: as its `prune` takes it, or all of it.
  * @throws DesapError `ERR_VALUE` when a list has another length
  */
-export function amountOf(
-  { keep, keepRatio }: CallOptions,
-  index: number,
-  images: number,
-  tokenCount: number,
-): Pick<PruneOptions, 'keep'> {
-  if (keepRatio !== undefined) {
-    const ratio = entryOf('keepRatio', keepRatio, index, images);
-    return { keep: Math.max(1, Math.floor(ratio * tokenCount + 0.5)) };
-  }
+export function amountOf({ keep, keepRatio }: CallOptions, index: number, images: number): Budget | 'all' {
+  if (keepRatio !== undefined) return { keepRatio: entryOf('keepRatio', keepRatio, index, images) };
   const count = entryOf('keep', keep ?? 'all', index, images);
-  return { keep: count === 'all' ? tokenCount : count };
+  return count === 'all' ? count : { keep: count };
 }
 
 /**

@@ -114,8 +114,9 @@ async function pruneAll(
   const { taskShare, alignment, lambda, merge } = options;
   for (const [i, { sequence, encoded }] of images.entries()) {
     if (!asked.has(sequence)) asked.set(sequence, await question(attached, inputs, sequence, options));
-    const amount = amountOf(options, i, images.length, encoded.tokenCount);
-    kept.push(await encoded.prune(asked.get(sequence) ?? null, { ...amount, taskShare, alignment, lambda, merge }));
+    const amount = amountOf(options, i, images.length);
+    const how = { ...(amount === 'all' ? { keep: encoded.tokenCount } : amount), taskShare, alignment, lambda, merge };
+    kept.push(await encoded.prune(asked.get(sequence) ?? null, how));
   }
   options.onPruned?.(
     kept.map(

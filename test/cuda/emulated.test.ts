@@ -14,7 +14,7 @@ const folder = mkdtempSync(join(tmpdir(), 'desap-emulated-'));
 const control = join(folder, 'control');
 process.env.DESAP_CUDA_ADDON = EMULATED;
 process.env.DESAP_SIMT_CONTROL = control;
-/** What holds from now on; counting begins anew, and a dead card works again. */
+/** What holds from now on; counting begins anew, and a dead GPU works again. */
 const pretend = (...lines: string[]) => writeFileSync(control, lines.map((line) => `${line}\n`).join(''));
 beforeEach(() => pretend());
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -203,7 +203,7 @@ describe('a fault', () => {
     image.dispose();
     pruner.dispose();
     await expect(pruner.analyze(hidden)).rejects.toEqual(failure('ERR_DISPOSED'));
-    // Another process' card, so to speak: this library keeps nothing of the dead one.
+    // Another process' GPU, so to speak: this library keeps nothing of the dead one.
     pretend('seed 2');
     using next = await Pruner.load(head, CUDA);
     works(next);
