@@ -16,6 +16,19 @@
         # Nothing but the entry points is exported, so two addons in one process cannot take each other's symbols.
         ['OS=="linux"', { 'ldflags': ['-Wl,--exclude-libs,ALL'] }],
         [
+          # The kernels are in the vector types of GCC and clang.
+          'OS=="win"',
+          {
+            'msbuild_toolset': 'ClangCL',
+            'msvs_settings': {
+              'VCCLCompilerTool': {
+                'ExceptionHandling': 1,
+                'AdditionalOptions': ['/std:c++17', '/clang:-O3', '/clang:-ffp-contract=fast'],
+              },
+            },
+          },
+        ],
+        [
           'OS=="mac"',
           {
             'xcode_settings': {

@@ -10,6 +10,7 @@ import { assertAlive, Tensor } from './tensor.js';
 /** Element types of a {@link HostBuffer}'s tensors. */
 export type HostType = 'float32' | 'float16';
 
+/** Options of a {@link HostBuffer}. */
 export interface HostBufferOptions {
   /**
    * Page-locked memory, which a GPU reads in place: `true` fails where there is none to have, `false` takes ordinary memory,

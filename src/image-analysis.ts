@@ -11,13 +11,13 @@ import { assertAlive, float32, matrix, type Tensor, type TensorLike, vector } fr
 
 /** What another encoder says of an image. P patches, E the width that image and text share, F the width of the features. */
 export interface AnalysisParts {
-  /** [P, E]: a row for each patch in the text's space; made unit rows. float32 or float16. */
+  /** [P, E], a row for each patch in the text's space; made unit rows. float32 or float16. */
   readonly patchEmbeddings: TensorLike;
-  /** [E]: the whole image in that space, made a unit row; default: the normalised mean of the unit patch embeddings. */
+  /** [E], the whole image in that space, made a unit row; default: the normalised mean of the unit patch embeddings. */
   readonly global?: Float32Array | TensorLike;
-  /** [P]: how much each patch stands out. */
+  /** [P], how much each patch stands out. */
   readonly saliency: Float32Array | TensorLike;
-  /** [P, F]: the rows that are merged, float32 or float16. Memory of a `HostBuffer` is read in place whenever they are. */
+  /** [P, F], the rows that are merged, float32 or float16. Memory of a `HostBuffer` is read in place whenever they are. */
   readonly features: TensorLike;
 }
 

@@ -1,3 +1,10 @@
+/**
+ * Pruning of visual tokens by DeSAP's head, on any device, and its kernels one by one.
+ *
+ * @module desap
+ */
+
+export type { CudaDevice } from './devices/addon.js';
 export type { AnalyzeTimings, Precision, PruneTimings } from './devices/driver.js';
 export type { AsyncKernels, Backend, Kernels, MatrixTensors, Vector } from './devices/kernel-api.js';
 export { openBackend } from './devices/kernel-api.js';
@@ -12,7 +19,7 @@ export { HostBuffer } from './host-buffer.js';
 export type { AnalysisParts } from './image-analysis.js';
 export { ImageAnalysis } from './image-analysis.js';
 export type { Alignment, Encoding } from './kernels/kernels.js';
-export type { PruneOptions, TextEmbeddings } from './prune-request.js';
+export type { PruneOptions, Text, TextEmbeddings } from './prune-request.js';
 export type { PruneResult } from './prune-result.js';
 export type { AnalyzeOptions, BatchOptions, OneGoOptions } from './pruner.js';
 export { Pruner } from './pruner.js';

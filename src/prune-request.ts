@@ -22,6 +22,7 @@ export interface TextEmbeddings {
   readonly endOfText?: number | Float32Array;
 }
 
+/** A text as {@link ImageAnalysis.prune} takes it: its embeddings, the last row being the end-of-text token's unless it says another. */
 export type Text = TensorLike | TextEmbeddings;
 
 /** Options of {@link ImageAnalysis.prune}. One of `keep` and `keepRatio` says how many visual tokens to keep. */

@@ -16,6 +16,7 @@ export function after<T, R>(value: MaybePromise<T>, next: (value: T) => R): Mayb
 
 /** Arithmetic of the matrix products, from the finest to the coarsest. */
 export const PRECISIONS = ['fp32', 'fp16', 'bf16'] as const;
+/** One of them; `DeviceOptions.precision` tells what each means on a device. */
 export type Precision = (typeof PRECISIONS)[number];
 
 export interface Driver {

@@ -87,8 +87,8 @@ export interface Kernels {
   topK(args: { scores: Vector; k: number; excluded?: Uint8Array | null }): Int32Array;
   /**
    * The two-stage selection: the `taskKeep` largest task scores, then the largest saliencies of the other entries, `keep` in all; ties
-   * as in topK. task, saliency: [P]; a map from which nothing is taken may be left out. Gives indices [K], ascending, and source
-   * [K]: 0 where the task scores chose, 1 where the saliency did. Fails on NaN.
+   * as in topK. task, saliency: [P]; a map from which nothing is taken may be left out. Gives indices [K], ascending, and source [K],
+   * which is 0 where the task scores chose and 1 where the saliency did. Fails on NaN.
    */
   select(args: { task?: Vector | null; saliency?: Vector | null; keep: number; taskKeep: number }): {
     indices: Int32Array;

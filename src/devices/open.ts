@@ -18,6 +18,7 @@ export type Device = 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | 'reference';
 /** An instruction set of the CPU device. */
 export type Isa = 'scalar' | 'neon' | 'neonbf16' | 'avx2' | 'avx512' | 'avx512bf16';
 
+/** Where kernels run, and how exactly. */
 export interface DeviceOptions {
   /** Default `auto`. */
   device?: Device;

@@ -1,6 +1,8 @@
 /**
  * ONNX files of vision-language models: their towers, parts of them as graphs of their own, and DeSAP's head.
  * Everything is found by structure, never by name, and can be confirmed by numbers. Nothing is written to disk.
+ *
+ * @module desap/onnx
  */
 import { disableTelemetry } from '../telemetry.js';
 

@@ -1,6 +1,8 @@
 /**
  * Pruning inside of a loaded Transformers.js model: `attach(model, ...)`, and the user's own code stays as it is.
  * Neither Transformers.js nor ONNX Runtime is imported here: both are those of the model that is handed over.
+ *
+ * @module desap/transformers
  */
 import { disableTelemetry } from '../telemetry.js';
 

@@ -28,6 +28,7 @@ import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
 export type LongText = 'segment' | 'truncate' | 'error';
 const LONG_TEXT: readonly LongText[] = ['segment', 'truncate', 'error'];
 
+/** Where {@link ClipText.open} finds a text tower. */
 export interface ClipTextOptions {
   /** A CLIP `text_model.onnx` with projection: path, bytes or model. */
   readonly model: ModelSource;

@@ -8,7 +8,7 @@ import { compose } from './image/layout.js';
 import { type Recipe, readRecipe } from './image/recipe.js';
 import { type ImageSource, readImage } from './image/source.js';
 
-export type { ImageProcessorConfig } from './image/config.js';
+export type { ConfiguredSize, ImageProcessorConfig } from './image/config.js';
 export type { RgbImage } from './image/extent.js';
 export type { ImageSource, Pixels } from './image/source.js';
 

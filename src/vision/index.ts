@@ -1,13 +1,15 @@
 /**
  * Pruning inside of pipelines over plain onnxruntime-node: vision models that prune, the shortened prompt that goes with
  * their tokens, and images to `pixel_values`.
+ *
+ * @module desap/onnxruntime
  */
 
 export type { ClipTextOptions, EncodedText, LongText } from './clip-text.js';
 export { ClipText } from './clip-text.js';
 export type { CompactOptions, CompactPrompt, KeptPatches, Positions } from './compact.js';
 export { compact } from './compact.js';
-export type { ImageProcessorConfig, ImageSource, Pixels, RgbImage } from './image-processor.js';
+export type { ConfiguredSize, ImageProcessorConfig, ImageSource, Pixels, RgbImage } from './image-processor.js';
 export { ImageProcessor } from './image-processor.js';
 export type { LlavaVisionOptions } from './llava.js';
 export { LlavaVision } from './llava.js';
@@ -21,6 +23,7 @@ export { QwenImage } from './qwen-image.js';
 export type {
   Budget,
   EncodedImage,
+  InputNames,
   PrunedFeatures,
   Question,
   Tile,
