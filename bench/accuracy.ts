@@ -44,11 +44,9 @@ export const METHODS: Record<string, Method> = {
   'class token only, 0/100': desap('fcma', 0),
   'vanilla similarity, 50/50': async ({ seen, text, backend, vanilla }, keep) => {
     const task = await vanilla.map(seen.hidden, text.embeddings);
-    const related = await backend.topK({ scores: task, k: Math.floor(keep / 2 + 0.5) });
-    const excluded = new Uint8Array(task.length);
-    for (const index of related) excluded[index] = 1;
-    const salient = await backend.topK({ scores: seen.image.saliency(), k: keep - related.length, excluded });
-    return [await merged(seen, Int32Array.from([...related, ...salient]).sort(), backend)];
+    const taskKeep = Math.floor(keep / 2 + 0.5);
+    const { indices } = await backend.select({ task, saliency: seen.image.saliency(), keep, taskKeep });
+    return [await merged(seen, indices, backend)];
   },
   [`random (mean of ${DRAWS} draws)`]: ({ seen, backend, item }, keep) =>
     Promise.all(

@@ -17,6 +17,8 @@ export interface Benchmark {
   readonly flops: number;
   /** The first is the one that the others are compared with. */
   readonly contenders: readonly Contender[];
+  /** The stages of a call in milliseconds, as what it gives tells them. Each becomes a result of its own. */
+  stages?(given: unknown): Readonly<Record<string, number>>;
 }
 
 export interface Spread {
@@ -42,7 +44,7 @@ export interface Result {
 }
 
 /** The LLaVA-1.5 shape: CLIP ViT-L/14-336, 30 text tokens, 64 kept of 576. */
-export const LLAVA = { tokens: 577, patches: 576, width: 1024, heads: 16, embedding: 768, text: 30, keep: 64 };
+export const LLAVA = { tokens: 577, patches: 576, width: 1024, heads: 16, projectionDim: 768, text: 30, keep: 64 };
 
 const MIN_SAMPLE_MS = 20;
 
@@ -65,22 +67,33 @@ export function repeatsOf(run: () => unknown): number {
   return Math.max(1, Math.ceil(MIN_SAMPLE_MS / (performance.now() - start)));
 }
 
-/** Runs a benchmark: every round times each contender once, repeating calls that are too short for the clock. */
-export function measure({ name, shape, flops, contenders }: Benchmark, rounds: number): Result {
+/** Runs a benchmark: every round times each contender once, repeating calls that are too short for the clock. Its result, then its stages'. */
+export function measure({ name, shape, flops, contenders, stages }: Benchmark, rounds: number): Result[] {
   const repeats = contenders.map(({ run }) => repeatsOf(run));
   const times = contenders.map((): number[] => []);
+  const parts = contenders.map((): Readonly<Record<string, number>>[] => []);
   for (let round = 0; round < rounds; round++)
     contenders.forEach(({ run }, c) => {
+      let given: unknown;
       const start = performance.now();
-      for (let i = 0; i < repeats[c]; i++) run();
+      for (let i = 0; i < repeats[c]; i++) given = run();
       times[c].push((performance.now() - start) / repeats[c]);
+      if (stages) parts[c].push(stages(given));
     });
-  const rows = contenders.map(({ name: contender }, c) => {
-    const ms = spread(times[c]);
-    const ratio = ratios(times[0], times[c]);
-    return { contender, ms, ratio, gflops: flops > 0 ? flops / ms.median / 1e6 : null };
+  const result = (of: string, samples: readonly (readonly number[])[], work: number): Result => ({
+    name: of,
+    shape,
+    rounds,
+    rows: contenders.map(({ name: contender }, c) => {
+      const ms = spread(samples[c]);
+      return { contender, ms, ratio: ratios(samples[0], samples[c]), gflops: work > 0 ? work / ms.median / 1e6 : null };
+    }),
   });
-  return { name, shape, rounds, rows };
+  const staged = (stage: string) => parts.map((samples) => samples.map((sample) => sample[stage]));
+  return [
+    result(name, times, flops),
+    ...Object.keys(parts[0][0] ?? {}).map((stage) => result(`${name}, ${stage}`, staged(stage), 0)),
+  ];
 }
 
 /** One way to open a device for a benchmark. */
@@ -90,14 +103,14 @@ export interface Contestant {
   readonly backend: Backend;
 }
 
-const PRECISIONS = ['strict', 'fast', 'bf16'] as const;
+const PRECISIONS = ['fp32', 'fp16', 'bf16'] as const;
 
-/** Whether benchmarks are of the cards (`npm run bench:cuda`) rather than of the CPU. */
-export const ON_CARDS = process.argv.includes('--cuda');
+/** Whether benchmarks are of the GPUs (`npm run bench:cuda`) rather than of the CPU. */
+export const ON_GPUS = process.argv.includes('--cuda');
 
 /**
- * What every kernel is timed on: the reference first, then the CPU with one thread and with all; or, on cards, the CPU with
- * all threads and each card at each precision, from and to host memory.
+ * What every kernel is timed on: the reference first, then the CPU with one thread and with all; or, on GPUs, the CPU with
+ * all threads and each GPU at each precision, from and to host memory.
  */
 export function contestants(): Contestant[] {
   const cpu = devices().find(({ device }) => device === 'cpu');
@@ -106,15 +119,15 @@ export function contestants(): Contestant[] {
   const open = (name: string, options: DeviceOptions) => ({ name, options, backend: openBackend(options) });
   const onCpu = (threads: number) =>
     open(`native, ${threads} thread${threads > 1 ? 's' : ''}`, { device: 'cpu', threads });
-  if (!ON_CARDS)
+  if (!ON_GPUS)
     return [
       open('JavaScript reference', { device: 'reference' }),
       ...[...new Set([1, all])].map((count) => onCpu(count)),
     ];
-  const cards = devices().flatMap(({ device }) => (device.startsWith('cuda:') ? [device as `cuda:${number}`] : []));
+  const gpus = devices().flatMap(({ device }) => (device.startsWith('cuda:') ? [device as `cuda:${number}`] : []));
   return [
     onCpu(all),
-    ...cards.flatMap((device) => PRECISIONS.map((precision) => open(`${device}, ${precision}`, { device, precision }))),
+    ...gpus.flatMap((device) => PRECISIONS.map((precision) => open(`${device}, ${precision}`, { device, precision }))),
   ];
 }
 
@@ -127,7 +140,7 @@ export function machine() {
     cores: cpus().length,
     node: process.version,
     cpu: cpu?.available ? cpu.description : 'none',
-    cards: devices().flatMap((report) => ('memory' in report ? [report.description] : [])),
+    gpus: devices().flatMap((report) => ('memory' in report ? [report.description] : [])),
     loadAverage: Number(loadavg()[0].toFixed(2)),
   };
 }

@@ -1,7 +1,7 @@
 /**
  * npx tsx bench/precision.ts: what each precision costs on the example model: kept patches and answers of the first 100
  * questions, against an implementation in PyTorch (models/expected.json), and the error of the two maps against the float64
- * reference. Cards and bfloat16 products of the CPU where there are some, otherwise emulated (npm run build:simt makes the
+ * reference. GPUs and bfloat16 products of the CPU where there are some, otherwise emulated (npm run build:simt makes the
  * emulations). Writes bench/results/precision.{json,md}.
  */
 import { mkdir, writeFile } from 'node:fs/promises';
@@ -13,7 +13,7 @@ import { items, keep } from '../test/expected-items.js';
 import { provideBfloat16, provideCuda, relativeError } from '../test/support.js';
 import { machine } from './harness.js';
 
-export const CARD_PRECISIONS = ['strict', 'fast', 'bf16'] as const;
+export const GPU_PRECISIONS = ['fp32', 'fp16', 'bf16'] as const;
 
 export interface Agreement {
   readonly questions: number;
@@ -46,7 +46,8 @@ export async function runExpectedItems(options: DeviceOptions): Promise<{ agreem
       common += shared;
       same += Number(shared === keep);
       answers += Number(answer.text === pruned);
-      if (answer.pruned?.maps) maps.push(answer.pruned.maps);
+      const found = answer.pruned?.maps;
+      if (found?.task) maps.push({ task: found.task, saliency: found.saliency });
     }
   } finally {
     await llava.dispose();
@@ -61,13 +62,13 @@ export function mapErrors(maps: Maps, exact: Maps): MapErrors {
 }
 
 async function main(): Promise<void> {
-  const [card, { name: cpu, isa }] = [provideCuda(), provideBfloat16()];
+  const [gpu, { name: cpu, isa }] = [provideCuda(), provideBfloat16()];
   const { maps: exact } = await runExpectedItems({ device: 'reference' });
   const contestants: [string, DeviceOptions][] = [
     ['cpu, fp32', { device: 'cpu', precision: 'fp32' }],
     [`${cpu}, bf16`, { device: 'cpu', precision: 'bf16', isa }],
-    ...CARD_PRECISIONS.map((precision): [string, DeviceOptions] => [
-      `${card}, ${precision}`,
+    ...GPU_PRECISIONS.map((precision): [string, DeviceOptions] => [
+      `${gpu}, ${precision}`,
       { device: 'cuda', precision },
     ]),
   ];
@@ -80,7 +81,7 @@ async function main(): Promise<void> {
   const text = [
     '# Precisions on the example model',
     '',
-    `The first ${items.length} questions, ${keep} of 144 patches kept. ${about.processor}${about.cards.map((name) => `; ${name}`).join('')}. ${about.date}.`,
+    `The first ${items.length} questions, ${keep} of 144 patches kept. ${about.processor}${about.gpus.map((name) => `; ${name}`).join('')}. ${about.date}.`,
     'Emulated: computed on the CPU as the instructions are defined, sums rounded to nearest. Errors are the largest of all questions, relative to',
     "the largest value of the question's map.",
     '',

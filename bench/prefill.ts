@@ -74,7 +74,7 @@ function prompt(visual: number): Record<string, Tensor> {
 
 /** Times all contenders in turn, round by round, after one round that does not count. */
 async function measure(session: InferenceSession, pruner: Pruner): Promise<Map<number, Sample[]>> {
-  const [hidden, text] = [tensor(1, LLAVA.tokens, LLAVA.width), tensor(2, LLAVA.text, LLAVA.embedding)];
+  const [hidden, text] = [tensor(1, LLAVA.tokens, LLAVA.width), tensor(2, LLAVA.text, LLAVA.projectionDim)];
   const visuals = [LLAVA.patches, ...KEPT];
   const prompts = new Map(visuals.map((visual) => [visual, prompt(visual)]));
   const samples = new Map(visuals.map((visual): [number, Sample[]] => [visual, []]));
@@ -190,7 +190,7 @@ for (const layers of LAYERS) {
 }
 const projections = project(rows);
 const host = machine();
-const about = `${host.processor}, ${host.cores} cores; pruner: ${pruner.device}; Node ${host.node}; ${host.date}; load average at the end ${host.loadAverage}.`;
+const about = `${host.processor}, ${host.cores} cores; pruner: ${pruner.deviceDescription}; Node ${host.node}; ${host.date}; load average at the end ${host.loadAverage}.`;
 const text = report(about, rows, projections);
 console.log(text);
 const peakMegabytes = Math.round(process.resourceUsage().maxRSS / 1024);

@@ -2,7 +2,7 @@
  * npm run bench [-- kernel ...]: every kernel and the whole head, the JavaScript reference against the native kernels on the
  * same inputs in the same run. Prints a table; a full run writes it to bench/results/kernels.{json,md}.
  *
- * npm run bench:cuda [-- kernel ...]: the CPU against every card instead, from and to host memory; kernels-cuda.{json,md}.
+ * npm run bench:cuda [-- kernel ...]: the CPU against every GPU instead, from and to host memory; kernels-cuda.{json,md}.
  * Device times are those of build-cuda/desap-cuda-bench.
  */
 import { mkdir, writeFile } from 'node:fs/promises';
@@ -11,13 +11,14 @@ import { fileURLToPath } from 'node:url';
 import { devices } from '../src/index.js';
 import align from './align.bench.js';
 import attention from './attention.bench.js';
-import { type Benchmark, machine, measure, ON_CARDS, type Result, table } from './harness.js';
+import { type Benchmark, machine, measure, ON_GPUS, type Result, table } from './harness.js';
 import head from './head.bench.js';
 import layerNorm from './layer-norm.bench.js';
 import linear from './linear.bench.js';
 import merge from './merge.bench.js';
 import readOut from './read-out.bench.js';
 import saliency from './saliency.bench.js';
+import select from './select.bench.js';
 import topK from './top-k.bench.js';
 import unitRows from './unit-rows.bench.js';
 
@@ -30,6 +31,7 @@ const ALL: Record<string, () => Benchmark | Promise<Benchmark>> = {
   unitRows,
   align,
   topK,
+  select,
   merge,
   head,
 };
@@ -43,20 +45,20 @@ if (unknown.length > 0) {
   process.exit(2);
 }
 
-const noCard = devices().find(({ device }) => device === 'cuda');
-if (ON_CARDS && noCard && !noCard.available) {
-  console.error(`cuda: ${noCard.reason}`);
+const noGpu = devices().find(({ device }) => device === 'cuda');
+if (ON_GPUS && noGpu && !noGpu.available) {
+  console.error(`cuda: ${noGpu.reason}`);
   process.exit(1);
 }
 
 const results: Result[] = [];
 for (const name of wanted.length > 0 ? wanted : Object.keys(ALL)) {
   process.stderr.write(`${name} ...\n`);
-  results.push(measure(await ALL[name](), ROUNDS));
+  results.push(...measure(await ALL[name](), ROUNDS));
 }
 const about = machine();
 const text = [
-  `${about.processor}, ${about.cores} cores; ${[about.cpu, ...about.cards].join('; ')}; Node ${about.node}; ${about.date}; load average at the end ${about.loadAverage}.`,
+  `${about.processor}, ${about.cores} cores; ${[about.cpu, ...about.gpus].join('; ')}; Node ${about.node}; ${about.date}; load average at the end ${about.loadAverage}.`,
   `Medians of ${ROUNDS} rounds (10th to 90th percentile); contenders in turn within each round; ratios from the same rounds.`,
   '',
   table(results),
@@ -67,7 +69,7 @@ console.log(text);
 if (wanted.length === 0) {
   const folder = join(dirname(fileURLToPath(import.meta.url)), 'results');
   await mkdir(folder, { recursive: true });
-  const name = ON_CARDS ? 'kernels-cuda' : 'kernels';
+  const name = ON_GPUS ? 'kernels-cuda' : 'kernels';
   await writeFile(join(folder, `${name}.json`), `${JSON.stringify({ machine: about, results }, null, 1)}\n`);
   await writeFile(join(folder, `${name}.md`), text);
 }

@@ -268,7 +268,7 @@ void centre_rows(MatrixOf<double> x) {
 }
 
 RotatedReadOut rotate_read_out(const HeadConfig& config, const HeadWeights& weights, int threads) {
-  const int64_t width = config.width, outputs = config.embedding;
+  const int64_t width = config.width, outputs = config.projection_dim;
   const FoldedLayer projection =
       fold_norm(weights.visual_projection, nullptr, weights.post_norm_weight, weights.post_norm_bias, outputs, width);
   Array centred(outputs, width);  // W_vis diag(gamma) C

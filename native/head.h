@@ -1,7 +1,7 @@
 // The pruning head: the order of the kernels, their workspace and the weights. SPEC: arXiv 2604.11240, sections 4.1-4.3.
 //
 //   analyze   X -> ln1 -> q, k, v -> attention -> read-out (A_d) and saliency (A_s)      what no question changes
-//   prune     text -> unit rows -> align (A_t) -> top-k by A_t, then by A_s -> merge     once per question
+//   prune     text -> unit rows -> align (A_t) -> select by A_t, then by A_s -> merge      once per question
 #pragma once
 
 #include <memory>
@@ -13,11 +13,11 @@ namespace desap {
 enum class Encoding : int { qq, kk, vv, qk };  // operands of the decoupled attention, Table 4(b)
 
 struct HeadConfig {
-  int64_t width;       // D
-  int64_t heads;       // H
-  int64_t embedding;   // E
-  bool class_token;    // row 0 is the class token
-  float epsilon;       // of both layer norms
+  int64_t width;           // D
+  int64_t heads;           // H
+  int64_t projection_dim;  // E
+  bool class_token;        // row 0 is the class token
+  float epsilon;           // of both layer norms
 };
 
 // float32, row-major, [out, in]. Read during Head::create only.
@@ -33,15 +33,15 @@ struct HeadWeights {
 using Hold = std::shared_ptr<const void>;
 
 struct HiddenStates {
-  const void* data;   // [tokens, D], contiguous rows
+  const void* data;   // [N, D], contiguous rows
   bool half;          // binary16 bits instead of float32
-  int64_t tokens;     // N
+  int64_t rows;       // N
   Hold hold;          // keeps `data` alive; null: the caller does until `analyze` returns, which then keeps a copy
 };
 
 // Time per stage in milliseconds. Of a batch each image gets its share of the whole.
 struct AnalyzeTimings { double normalize, project, attention, saliency, read_out; };
-struct PruneTimings { double align, top_k, merge; };
+struct PruneTimings { double align, select, merge; };
 
 // Optional copies of the intermediates, each [N, D]; null where not wanted.
 struct Intermediates { float* context; float* attention; };
@@ -59,8 +59,8 @@ struct AnalysisParts {
 
 struct PruneRequest {
   ConstMatrix text;              // [T, E], not normalised; data null: no text, and task_keep is 0
-  const float* query;            // [E] end-of-text vector, not normalised; null: row `end_of_text` of text
-  int64_t end_of_text;
+  const float* end_of_text;      // [E], not normalised; null: row `end_of_text_row` of text
+  int64_t end_of_text_row;
   int64_t keep;                  // K, 1 <= K <= P
   int64_t task_keep;             // k1 = round-half-up(K * taskShare), 0 <= k1 <= K
   Alignment alignment;
@@ -76,7 +76,7 @@ struct PruneOutput {
   uint8_t* source;               // [K] 0 task, 1 saliency
   int32_t* assignment;           // [P] position in indices
   int32_t* counts;               // [K]
-  float* task;                   // [P]; null where there is no text
+  float* task;                   // [P]; null where it is not wanted, or where there is no text
   float* saliency;               // [P] the map that chose the rest: the request's, else A_s; or null
   AlignmentMatrices matrices;    // each null or [P, T]
 };
@@ -121,8 +121,8 @@ class Analysis {
   Status read_saliency(float* out) const;          // A_s [P]
   // CPU: the patch rows [P, D] that merging reads, float32: the caller's own memory when that was float32 and held (the
   // analysis then shares the hold), otherwise a copy. Half is converted once, by `analyze`; its hold is not kept.
-  // CUDA: the first patch row in the caller's memory where the card read it in place (pinned and held), otherwise null:
-  // merging reads the card's own copy.
+  // CUDA: the first patch row in the caller's memory where the GPU read it in place (pinned and held), otherwise null:
+  // merging reads the GPU's own copy.
   const void* features() const;
   const AnalyzeTimings& timings() const;
 

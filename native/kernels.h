@@ -25,11 +25,11 @@ struct MatrixOf {
 using Matrix = MatrixOf<float>;
 using ConstMatrix = MatrixOf<const float>;
 
-// Arithmetic of the matrix products; everything else is float32. `strict` keeps the float32 contract (1e-4 of the largest
+// Arithmetic of the matrix products; everything else is float32. `fp32` keeps the float32 contract (1e-4 of the largest
 // value, equal kept sets): float32 itself on the CPU, split binary16 operands on the tensor cores. The others round operands to
-// 16 bits, sums are float32: binary16 (`fast`, cards only) or bfloat16 (`bf16`, cards and processors that multiply it; of the
+// 16 bits, sums are float32: binary16 (`fp16`, GPUs only) or bfloat16 (`bf16`, GPUs and processors that multiply it; of the
 // CPU's kernels linear and attention).
-enum class Precision : int { strict, fast, bf16 };
+enum class Precision : int { fp32, fp16, bf16 };
 
 // Where kernels run. CPU: an instruction set and a thread pool. CUDA: a device and a stream.
 // One thread at a time may run kernels on a context; Executor (binding/executor.h) sees to that.
@@ -66,8 +66,8 @@ Status saliency(Context&, ConstMatrix q, ConstMatrix k, int64_t heads, bool clas
 // y_i = x_i / max(|x_i|, 1e-12). y may be x. not_finite("x", row).
 Status unit_rows(Context&, ConstMatrix x, Matrix y);
 
-// Read-out, eq. 2 to A_d: attention = out(context); embedding = unit_rows(visual_projection(layer_norm(attention))).
-// context, attention: [N, D]; embedding: [N, E].
+// Read-out, eq. 2 to A_d: attention = out(context); embeddings = unit_rows(visual_projection(layer_norm(attention))).
+// context, attention: [N, D]; embeddings: [N, E].
 struct ReadOut {
   const Linear* out;
   const float* post_norm_weight;
@@ -75,15 +75,15 @@ struct ReadOut {
   float epsilon;
   const Linear* visual_projection;
 };
-Status read_out(Context&, ConstMatrix context, const ReadOut&, Matrix attention, Matrix embedding);
+Status read_out(Context&, ConstMatrix context, const ReadOut&, Matrix attention, Matrix embeddings);
 
 // Fine-grained cross-modal alignment, eq. 3. All rows are unit rows.
-//   m = visual text^T, alpha = visual query, beta = text global
+//   m = visual text^T, alpha = visual end_of_text, beta = text global
 //   M_V[i,j] = alpha[i] exp(lambda beta[j] m[i,j]) / (P sum_k exp(lambda beta[k] m[i,k]))
 //   M_T[i,j] = beta[j] exp(lambda alpha[i] m[i,j]) / (T sum_k exp(lambda alpha[k] m[k,j]))
 //   task[i] = mean_j ((M_V + M_T) * m)[i,j];  for Alignment::mean task[i] = mean_j m[i,j]
 // Alignment::fcma_clamped counts negative alpha and beta as zero.
-// visual: [P, E], text: [T, E], query (the end-of-text row): [E], global (the class token's row of A_d): [E]; task: [P].
+// visual: [P, E], text: [T, E], end_of_text: [E], global (the class token's row of A_d): [E]; task: [P].
 // The matrices, each [P, T] without padding, are written where the pointer is not null (not for Alignment::mean,
 // which has only the similarity).
 enum class Alignment : int { fcma, fcma_clamped, mean };
@@ -92,8 +92,8 @@ struct AlignmentMatrices {
   float* visual_alignment;  // M_V
   float* text_alignment;    // M_T
 };
-Status align(Context&, ConstMatrix visual, ConstMatrix text, const float* query, const float* global, Alignment, float lambda,
-             float* task, AlignmentMatrices);
+Status align(Context&, ConstMatrix visual, ConstMatrix text, const float* end_of_text, const float* global, Alignment,
+             float lambda, float* task, AlignmentMatrices);
 
 // The indices of the k largest scores, ascending. Equal scores (and -0 = +0): the lower index wins. Entries whose
 // `excluded` byte is not zero do not take part (null: all take part). k <= number of entries that take part.
@@ -112,5 +112,21 @@ Status select(Context&, const float* task, const float* saliency, int64_t size, 
 // features: [P, D]; kept: [K] ascending, distinct; tokens: [K, D]; assignment: [P] position in kept (of a kept row: its
 // own); counts: [K] rows in each mean, 1 or more. not_finite("features", row).
 Status merge(Context&, ConstMatrix features, const int32_t* kept, int64_t k, Matrix tokens, int32_t* assignment, int32_t* counts);
+
+// ------------------------------------------------------------------------------------------------------ in place of
+//
+// What the head runs in place of a listed kernel, where its weights allow it (fold.h). The names are the same on every device; the
+// signatures are each device's own, in cpu/dispatch.h and cuda/kernels.cuh. Notation as above; W_k is [D, D], its rows of head h W_k,h.
+//
+//   normalize         in place of layer_norm: y_i = (x_i - mean(x_i)) / sqrt(var(x_i) + epsilon), since W y + b with the norm's
+//                     weight and bias in it is one linear layer. It also leaves inverse_norms of x, which merge reads.
+//   inverse_norms     y_i = 1 / max(|x_i|, 1e-12): what merge divides by, for features that no normalize has seen.
+//   attention         of a matrix with itself (qq, kk, vv) on the CPU: exp(q_i . q_j) is a Gaussian of |q_i - q_j|, which is symmetric,
+//                     and every pair is computed once (cpu/gaussian.h). The kernel of that name sees to it by itself.
+//   folded_saliency   in place of saliency with a class token: its scores are (W_k,h^T q_h) . x_j for its query q. W_k meets one row a
+//                     head instead of every token; the keys' bias adds the same to every score, and softmax drops it.
+//   folded_read_out   in place of read_out behind its product: with y = C (W_o o + b_o), C the centring projector,
+//                     p = W_vis diag(gamma) y / sqrt(|y|^2 / D + epsilon) + W_vis beta and A_d = p / max(|p|, 1e-12). The CPU has p in the
+//                     coordinates of RotatedReadOut, where it takes two terms an element; CUDA has W_vis diag(gamma) y from the product.
 
 }  // namespace desap

@@ -88,16 +88,16 @@ export class HostBuffer implements Disposable {
    * @throws DesapError `ERR_VALUE`, `ERR_OUT_OF_MEMORY`; `ERR_DEVICE_UNAVAILABLE` without the native addon, and for `pinned: true`
    *   without CUDA
    */
-  static allocate(byteLength: number, given?: HostBufferOptions): HostBuffer {
-    return new HostBuffer(byteLength, given);
+  static allocate(byteLength: number, options?: HostBufferOptions): HostBuffer {
+    return new HostBuffer(byteLength, options);
   }
 
   /**
    * Room for one tensor.
    * @throws DesapError as {@link HostBuffer.allocate}; `ERR_DTYPE`, `ERR_SHAPE` for the type and the extents
    */
-  static forTensor(type: HostType, dims: readonly number[], given?: HostBufferOptions): HostBuffer {
-    return new HostBuffer(elementCount(type, dims) * BYTES[type], given);
+  static forTensor(type: HostType, dims: readonly number[], options?: HostBufferOptions): HostBuffer {
+    return new HostBuffer(elementCount(type, dims) * BYTES[type], options);
   }
 
   /** Whether {@link HostBuffer.dispose} was called. */

@@ -105,13 +105,13 @@ export class ImageAnalysis implements Disposable {
    * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE` (text, keep, taskShare, endOfText, ...), `ERR_NOT_FINITE` (text,
    *   endOfText, saliency, features), `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`
    */
-  async prune(text: Text | null, given: PruneOptions): Promise<PruneResult> {
-    return this.#prune(text, given, false);
+  async prune(text: Text | null, options: PruneOptions): Promise<PruneResult> {
+    return this.#prune(text, options, false);
   }
 
   /** {@link ImageAnalysis.prune}, on the calling thread. */
-  pruneSync(text: Text | null, given: PruneOptions): PruneResult {
-    return this.#prune(text, given, true) as PruneResult;
+  pruneSync(text: Text | null, options: PruneOptions): PruneResult {
+    return this.#prune(text, options, true) as PruneResult;
   }
 
   #prune(text: Text | null, given: PruneOptions, sync: boolean): MaybePromise<PruneResult> {

@@ -1,5 +1,5 @@
 export type { AnalyzeTimings, Precision, PruneTimings } from './devices/driver.js';
-export type { AsyncKernels, Backend, Kernels, Vector } from './devices/kernel-api.js';
+export type { AsyncKernels, Backend, Kernels, MatrixTensors, Vector } from './devices/kernel-api.js';
 export { openBackend } from './devices/kernel-api.js';
 export type { Device, DeviceOptions, DeviceReport, Isa } from './devices/open.js';
 export { devices } from './devices/open.js';

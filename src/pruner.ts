@@ -67,12 +67,12 @@ export class Pruner implements Disposable {
    */
   static async load(
     source: string | Uint8Array | ArrayBuffer | HeadWeights,
-    where: DeviceOptions = {},
+    options: DeviceOptions = {},
   ): Promise<Pruner> {
     const isFile = typeof source === 'string' || types.isUint8Array(source) || types.isAnyArrayBuffer(source);
     const weights = isFile ? await loadHead(source) : checkHead(source);
     const { width, heads, projectionDim, classToken } = weights;
-    const { made, driver, fallback } = await openWith(where, (open) => typed(() => open.createHead(weights)));
+    const { made, driver, fallback } = await openWith(options, (open) => typed(() => open.createHead(weights)));
     return new Pruner(driver, made, { width, heads, projectionDim, classToken }, createBackend(driver, fallback));
   }
 
@@ -99,14 +99,14 @@ export class Pruner implements Disposable {
    * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DETACHED`, `ERR_NOT_FINITE`, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`; on a GPU
    *   `ERR_DEVICE_FAILED`, `ERR_DEVICE_LOST`
    */
-  async analyze(hidden: TensorLike, given: AnalyzeOptions = {}): Promise<ImageAnalysis> {
-    const [image] = await this.#analyze([this.#image('hidden', hidden)], given, false);
+  async analyze(hidden: TensorLike, options: AnalyzeOptions = {}): Promise<ImageAnalysis> {
+    const [image] = await this.#analyze([this.#image('hidden', hidden)], options, false);
     return image;
   }
 
   /** {@link Pruner.analyze}, on the calling thread; the kernels read any memory in place. */
-  analyzeSync(hidden: TensorLike, given: AnalyzeOptions = {}): ImageAnalysis {
-    const [image] = this.#analyze([this.#image('hidden', hidden)], given, true) as ImageAnalysis[];
+  analyzeSync(hidden: TensorLike, options: AnalyzeOptions = {}): ImageAnalysis {
+    const [image] = this.#analyze([this.#image('hidden', hidden)], options, true) as ImageAnalysis[];
     return image;
   }
 
@@ -114,8 +114,11 @@ export class Pruner implements Disposable {
    * Several images in one call: a tensor [B, N, D], or a list of [N, D] tensors that may differ in N.
    * @throws as {@link Pruner.analyze}; one bad image fails the call
    */
-  async analyzeBatch(hidden: TensorLike | readonly TensorLike[], given: AnalyzeOptions = {}): Promise<ImageAnalysis[]> {
-    return this.#analyze(this.#images(hidden), given, false);
+  async analyzeBatch(
+    hidden: TensorLike | readonly TensorLike[],
+    options: AnalyzeOptions = {},
+  ): Promise<ImageAnalysis[]> {
+    return this.#analyze(this.#images(hidden), options, false);
   }
 
   /**
@@ -123,14 +126,14 @@ export class Pruner implements Disposable {
    * {@link Pruner.analyze} it once.
    * @throws as {@link Pruner.analyze} and {@link ImageAnalysis.prune}
    */
-  async prune(hidden: TensorLike, text: Text | null, given: OneGoOptions): Promise<PruneResult> {
-    const [result] = await this.#prune([this.#image('hidden', hidden)], text, given, false);
+  async prune(hidden: TensorLike, text: Text | null, options: OneGoOptions): Promise<PruneResult> {
+    const [result] = await this.#prune([this.#image('hidden', hidden)], text, options, false);
     return result;
   }
 
   /** {@link Pruner.prune}, on the calling thread. */
-  pruneSync(hidden: TensorLike, text: Text | null, given: OneGoOptions): PruneResult {
-    const [result] = this.#prune([this.#image('hidden', hidden)], text, given, true) as PruneResult[];
+  pruneSync(hidden: TensorLike, text: Text | null, options: OneGoOptions): PruneResult {
+    const [result] = this.#prune([this.#image('hidden', hidden)], text, options, true) as PruneResult[];
     return result;
   }
 
@@ -145,18 +148,18 @@ export class Pruner implements Disposable {
   async pruneBatch(
     hidden: TensorLike | readonly TensorLike[],
     text: Text | null | readonly Text[],
-    given: BatchOptions,
+    options: BatchOptions,
   ): Promise<PruneResult[]> {
-    return this.#pruneBatch(hidden, text, given, false);
+    return this.#pruneBatch(hidden, text, options, false);
   }
 
   /** {@link Pruner.pruneBatch}, on the calling thread. */
   pruneBatchSync(
     hidden: TensorLike | readonly TensorLike[],
     text: Text | null | readonly Text[],
-    given: BatchOptions,
+    options: BatchOptions,
   ): PruneResult[] {
-    return this.#pruneBatch(hidden, text, given, true) as PruneResult[];
+    return this.#pruneBatch(hidden, text, options, true) as PruneResult[];
   }
 
   #pruneBatch(

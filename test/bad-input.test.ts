@@ -3,7 +3,7 @@ import { type DesapErrorCode, openBackend, type PruneOptions, Pruner } from '../
 import { float32, floatToHalf, Tensor, type TensorLike } from '../src/tensor.js';
 import { devicesUnderTest, normalTensor, randomHead, values } from './support.js';
 
-const head = randomHead(1, { width: 32, heads: 2, embedding: 16 });
+const head = randomHead(1, { width: 32, heads: 2, projectionDim: 16 });
 const hidden = normalTensor(2, 17, 32);
 const text = normalTensor(3, 5, 16);
 const failure = (code: DesapErrorCode, message: RegExp) => ({
@@ -94,9 +94,16 @@ describe.each(
       'end of text NaN',
       { embeddings: text, endOfText: new Float32Array(16).fill(Number.NaN) },
       'ERR_NOT_FINITE',
-      /^query: got NaN/,
+      /^endOfText: got NaN/,
     ],
-    ['a string', 'what color is it ?', 'ERR_DTYPE', /^text: got what color/],
+    [
+      'a former name',
+      { tokens: text },
+      'ERR_VALUE',
+      /^text: got the unknown option 'tokens', wanted embeddings, its name now/,
+    ],
+    ['nothing', null, 'ERR_VALUE', /^text: got null, wanted the embeddings of a text, or taskShare: 0/],
+    ['a string', 'what color is it ?', 'ERR_DTYPE', /^text: got 'what color/],
   ])('text: %s', async (_case, bad, code, message) => {
     using image = await pruner.analyze(hidden);
     await expect(image.prune(bad as TensorLike, { keep: 3 })).rejects.toMatchObject(failure(code, message));
@@ -105,17 +112,29 @@ describe.each(
   });
 
   it.each<[Record<string, unknown>, DesapErrorCode, RegExp]>([
-    [{ keep: 0 }, 'ERR_VALUE', /^keep: got 0, wanted a count from 1 to 16, or a fraction/],
+    [{ keep: 0 }, 'ERR_VALUE', /^keep: got 0, wanted a count from 1 to 16, or keepRatio$/],
     [{ keep: -2 }, 'ERR_VALUE', /^keep: got -2/],
     [{ keep: Number.NaN }, 'ERR_VALUE', /^keep: got NaN/],
     [{ keep: 17 }, 'ERR_VALUE', /^keep: got 17/],
     [{ keep: 2.5 }, 'ERR_VALUE', /^keep: got 2.5/],
-    [{ keep: '3' }, 'ERR_VALUE', /^keep: got 3/],
-    [{}, 'ERR_VALUE', /^keep: got undefined/],
+    [{ keep: '3' }, 'ERR_VALUE', /^keep: got '3'/],
+    [{}, 'ERR_VALUE', /^keep: got undefined, wanted a count from 1 to 16, or keepRatio$/],
+    [{ keep: 0.5 }, 'ERR_VALUE', /^keep: got 0.5, wanted a count from 1 to 16, or keepRatio: 0.5$/],
+    [{ keepRatio: 0 }, 'ERR_VALUE', /^keepRatio: got 0, wanted a share above 0 and at most 1/],
+    [{ keepRatio: 1.5 }, 'ERR_VALUE', /^keepRatio: got 1.5/],
+    [{ keepRatio: '0.5' }, 'ERR_VALUE', /^keepRatio: got '0.5'/],
+    [{ keep: 3, keepRatio: 0.5 }, 'ERR_VALUE', /^keepRatio: got 0.5 beside keep: 3, wanted one of the two/],
+    [
+      { keep: 3, taskshare: 1 },
+      'ERR_VALUE',
+      /^options: got the unknown option 'taskshare', wanted one of keep, keepRatio, /,
+    ],
+    [{ keep: 3, merge: 1 }, 'ERR_VALUE', /^merge: got 1, wanted true or false/],
+    [{ keep: 3, maps: 'both' }, 'ERR_VALUE', /^maps: got 'both', wanted true or false/],
     [{ keep: 3, taskShare: 1.1 }, 'ERR_VALUE', /^taskShare: got 1.1, wanted a finite number from 0 to 1/],
     [{ keep: 3, taskShare: Number.NaN }, 'ERR_VALUE', /^taskShare/],
     [{ keep: 3, lambda: Number.POSITIVE_INFINITY }, 'ERR_VALUE', /^lambda: got Infinity/],
-    [{ keep: 3, alignment: 'fmca' }, 'ERR_VALUE', /^alignment: got fmca, wanted fcma \| fcma-clamped \| mean/],
+    [{ keep: 3, alignment: 'fmca' }, 'ERR_VALUE', /^alignment: got 'fmca', wanted fcma \| fcma-clamped \| mean/],
     [{ keep: 3, saliency: new Float32Array(15) }, 'ERR_SHAPE', /^saliency: got 15 elements, wanted 16/],
     [{ keep: 3, saliency: new Float32Array(16).fill(Number.NaN) }, 'ERR_NOT_FINITE', /^saliency: got NaN/],
     [
@@ -135,9 +154,24 @@ describe.each(
     await usable();
   });
 
+  it('unknown options of an analysis', async () => {
+    await expect(pruner.analyze(hidden, { encodings: 'qq' } as never)).rejects.toMatchObject(
+      failure('ERR_VALUE', /^options: got the unknown option 'encodings', wanted one of encoding, intermediates/),
+    );
+    expect(() => pruner.pruneSync(hidden, text, { keep: 3, intermediates: true } as never)).toThrow(
+      /^options: got the unknown option 'intermediates'/,
+    );
+  });
+
+  it('an option that is undefined is not given', async () => {
+    using image = await pruner.analyze(hidden, { encoding: undefined, intermediates: undefined });
+    const given = { keep: 3, keepRatio: undefined, taskShare: undefined, merge: undefined, misspelt: undefined };
+    expect((await image.prune(text, given)).indices).toEqual((await image.prune(text, { keep: 3 })).indices);
+  });
+
   it('an unknown encoding', async () => {
     await expect(pruner.analyze(hidden, { encoding: 'kq' as never })).rejects.toMatchObject(
-      failure('ERR_VALUE', /^encoding: got kq, wanted qq/),
+      failure('ERR_VALUE', /^encoding: got 'kq', wanted qq/),
     );
   });
 
@@ -215,12 +249,20 @@ describe.each(
 
 describe('bad devices', () => {
   it.each<[Record<string, unknown>, DesapErrorCode, RegExp]>([
-    [{ device: 'gpu' }, 'ERR_VALUE', /^device: got gpu, wanted 'auto', 'cpu'/],
+    [{ device: 'gpu' }, 'ERR_VALUE', /^device: got 'gpu', wanted 'auto', 'cpu'/],
     [{ device: 'cuda:99' }, 'ERR_DEVICE_UNAVAILABLE', /^cuda:99: /],
-    [{ device: 'cuda:x' }, 'ERR_VALUE', /^device: got cuda:x/],
-    [{ device: 'reference', precision: 'half' }, 'ERR_VALUE', /^precision: got half, wanted strict \| fast \| bf16/],
+    [{ device: 'cuda:x' }, 'ERR_VALUE', /^device: got 'cuda:x'/],
+    [{ device: 'reference', precision: 'half' }, 'ERR_VALUE', /^precision: got 'half', wanted fp32 \| fp16 \| bf16/],
+    [{ device: 'cpu', precision: 'strict' }, 'ERR_VALUE', /^precision: got 'strict', wanted 'fp32', its name now/],
+    [{ device: 'cpu', precision: 'fast' }, 'ERR_VALUE', /^precision: got 'fast', wanted 'fp16', its name now/],
+    [
+      { devise: 'cpu' },
+      'ERR_VALUE',
+      /^options: got the unknown option 'devise', wanted one of device, precision, threads, isa/,
+    ],
+    [5 as never, 'ERR_VALUE', /^options: got 5, wanted an object of options/],
     [{ device: 'cpu', precision: 1 }, 'ERR_VALUE', /^precision: got 1/],
-    [{ device: 'cpu', isa: 'mmx' }, 'ERR_DEVICE_UNAVAILABLE', /^isa: got mmx, wanted/],
+    [{ device: 'cpu', isa: 'mmx' }, 'ERR_DEVICE_UNAVAILABLE', /^isa: got 'mmx', wanted/],
     [{ device: 'cpu', threads: 0 }, 'ERR_VALUE', /^threads: got 0/],
     [{ device: 'cpu', threads: 2.5 }, 'ERR_VALUE', /^threads: got 2.5/],
     [{ device: 'cpu', threads: 1e9 }, 'ERR_VALUE', /^threads: got 1000000000/],
@@ -289,6 +331,19 @@ describe.each(devicesUnderTest())('bad kernel arguments on %s', (_, options) => 
       () => backend.sync.layerNorm({ x, weight: new Float32Array(12), bias: new Float32Array(12), epsilon: 0 }),
       'ERR_VALUE',
       /^epsilon: got 0/,
+    ],
+    [
+      'an argument of another name',
+      () =>
+        backend.sync.align({ visual: x, text: x, global: new Float32Array(12), query: new Float32Array(12) } as never),
+      'ERR_VALUE',
+      /^args: got the unknown option 'query', wanted endOfText, its name now/,
+    ],
+    [
+      'no arguments',
+      () => backend.sync.unitRows(undefined as never),
+      'ERR_VALUE',
+      /^args: got undefined, wanted the arguments of unitRows/,
     ],
     [
       'a text of another width',

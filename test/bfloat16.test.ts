@@ -12,12 +12,11 @@ describe(`${name} bf16`, () => {
     const bfloat16 = cpu && 'bfloat16' in cpu && cpu.bfloat16;
     for (const [precision, set, got] of [
       ['bf16', isa, 'bf16'],
-      ['bf16', undefined, bfloat16 ? 'bf16' : 'float32'],
-      ['fast', isa, 'float32'],
-      ['fp32', isa, 'float32'],
-      ['strict', isa, 'float32'],
-      [undefined, isa, 'float32'],
-      ['bf16', 'scalar', 'float32'],
+      ['bf16', undefined, bfloat16 ? 'bf16' : 'fp32'],
+      ['fp16', isa, 'fp32'],
+      ['fp32', isa, 'fp32'],
+      [undefined, isa, 'fp32'],
+      ['bf16', 'scalar', 'fp32'],
     ] as const) {
       using backend = openBackend({ device: 'cpu', precision, isa: set });
       expect(backend.precision).toBe(got);
@@ -59,7 +58,7 @@ describe(`${name} bf16`, () => {
   });
 
   it('gives the same bits with any number of threads', async () => {
-    const head = randomHead(4, { width: 96, heads: 4, embedding: 48 });
+    const head = randomHead(4, { width: 96, heads: 4, projectionDim: 48 });
     const [hidden, text] = [normalTensor(5, 161, 96), normalTensor(6, 7, 48)];
     const results = await Promise.all(
       [1, 2, 3, 5].map(async (threads) => {

@@ -2,6 +2,7 @@ import { spawnSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { createCpuDriver, loadAddon, loadCpuAddon } from '../src/devices/cpu.js';
+import { typed } from '../src/devices/native-error.js';
 import * as small from './fixtures/native.mjs';
 import { ROOT } from './support.js';
 
@@ -12,46 +13,46 @@ describe('memory that there is not', () => {
     const args = {
       visual,
       text,
-      query: small.wave(1),
+      endOfText: small.wave(1),
       global: small.wave(1),
       alignment: 'fcma',
       lambda: 0.1,
       matrices: true,
     } as const;
     const outOfMemory = expect.objectContaining({ name: 'DesapError', code: 'ERR_OUT_OF_MEMORY' });
-    expect(() => driver.run('align', args, true)).toThrow(outOfMemory);
-    expect(() => driver.run('align', args, false)).toThrow(outOfMemory);
+    expect(() => typed(() => driver.run('align', args, true))).toThrow(outOfMemory);
+    expect(() => typed(() => driver.run('align', args, false))).toThrow(outOfMemory);
     expect(driver.run('topK', { scores: small.wave(3), k: 3, excluded: null }, true)).toHaveLength(3);
     driver.dispose();
   });
 });
 
 describe('createCpuDriver', () => {
-  it('names the argument of an error in the words that it was given', async () => {
-    const driver = createCpuDriver({ threads: 1, names: { hidden: 'hiddenStates' } });
+  it("has errors that say the caller's name of the argument, thrown or rejected with", async () => {
+    const driver = createCpuDriver({ threads: 1 });
     const images = [small.waves(17, 32), small.waves(17, 32)];
     images[1].data[3 * 32 + 5] = Number.NaN;
     const own = await driver.createHead(small.smallHead());
     const failure = expect.objectContaining({
       name: 'DesapError',
       code: 'ERR_NOT_FINITE',
-      message: expect.stringMatching(/^hiddenStates\[1\]: got NaN.* row 3, wanted finite values$/),
+      message: expect.stringMatching(/^hidden\[1\]: got NaN.* row 3, wanted finite values$/),
       row: 3,
     });
-    expect(() => own.analyze(images, small.analyzeRequest, true)).toThrow(failure);
-    await expect(own.analyze(images, small.analyzeRequest, false)).rejects.toEqual(failure);
-    expect(() => own.analyze([images[1]], small.analyzeRequest, true)).toThrow(/^hiddenStates: got NaN/);
+    expect(() => typed(() => own.analyze(images, small.analyzeRequest, true))).toThrow(failure);
+    await expect(typed(() => own.analyze(images, small.analyzeRequest, false))).rejects.toEqual(failure);
+    expect(() => typed(() => own.analyze([images[1]], small.analyzeRequest, true))).toThrow(/^hidden: got NaN/);
     driver.dispose();
     driver.dispose();
-    await expect(driver.createHead(small.smallHead())).rejects.toThrow(/context: used after dispose/);
+    expect(() => typed(() => driver.createHead(small.smallHead()))).toThrow(/device: used after dispose/);
   });
 
   it('checks again what reaches the addon', () => {
     const { Context } = loadCpuAddon();
-    expect(() => new Context({ threads: 0, isa: 'scalar', bfloat16: false })).toThrow(
+    expect(() => new Context({ threads: 0, isa: 'scalar', precision: 'fp32' })).toThrow(
       expect.objectContaining({ code: 'ERR_VALUE' }),
     );
-    expect(() => new Context({ threads: 1, isa: 'mmx', bfloat16: false })).toThrow(
+    expect(() => new Context({ threads: 1, isa: 'mmx', precision: 'fp32' })).toThrow(
       expect.objectContaining({ code: 'ERR_DEVICE_UNAVAILABLE' }),
     );
   });
@@ -59,10 +60,12 @@ describe('createCpuDriver', () => {
   it('says what it supports', () => {
     expect(() => createCpuDriver({ threads: 0 })).toThrow(expect.objectContaining({ code: 'ERR_VALUE' }));
     expect(() => createCpuDriver({ threads: 1.5 })).toThrow(/threads: got 1.5, wanted an integer from 1 to 256/);
-    expect(() => createCpuDriver({ isa: 'mmx' })).toThrow(/isa: got mmx, wanted one that this machine runs: .*scalar/);
+    expect(() => createCpuDriver({ isa: 'mmx' })).toThrow(
+      /isa: got 'mmx', wanted one that this machine runs: .*scalar/,
+    );
     for (const isa of loadCpuAddon().isas) {
       const driver = createCpuDriver({ threads: 3, isa });
-      expect(driver.description).toBe(`CPU, ${isa}, 3 threads`);
+      expect(driver).toMatchObject({ device: 'cpu', deviceDescription: `CPU, ${isa}, 3 threads`, precision: 'fp32' });
       driver.dispose();
     }
   });
@@ -98,7 +101,7 @@ describe('createCpuDriver', () => {
   it('that is missing is told once by auto, which computes in JavaScript then', () => {
     const program = `
       import { openBackend } from './dist/index.js';
-      for (const backend of [openBackend(), openBackend(), openBackend({ device: 'reference' })]) console.log(backend.kind, backend.fallback);`;
+      for (const backend of [openBackend(), openBackend(), openBackend({ device: 'reference' })]) console.log(backend.device, backend.fallback);`;
     const args = ['--input-type=module', '--eval', program];
     const env = { ...process.env, DESAP_CPU_ADDON: 'nowhere.node' };
     const { stdout, stderr } = spawnSync(process.execPath, args, { encoding: 'utf8', env });

@@ -20,7 +20,7 @@ function detach(buffer: ArrayBuffer): void {
 
 const addon = loadCpuAddon();
 const driver = createCpuDriver({ threads: 2 });
-const weights = randomHead(1, { width: 32, heads: 2, embedding: 16 });
+const weights = randomHead(1, { width: 32, heads: 2, projectionDim: 16 });
 const head = await driver.createHead(weights);
 afterAll(() => driver.dispose());
 
@@ -28,7 +28,6 @@ const request = { encoding: 'qq', intermediates: false } as const;
 const text = { data: normal(3, 5 * 16), half: false, rows: 5, cols: 16 };
 const question = {
   text,
-  query: null,
   endOfText: 4,
   keep: 6,
   taskKeep: 3,
@@ -37,6 +36,7 @@ const question = {
   saliency: null,
   merge: true,
   features: null,
+  maps: false,
   matrices: false,
 } as const;
 const matrix = (data: Float32Array | Uint16Array) => ({ data, half: data instanceof Uint16Array, rows: 17, cols: 32 });
@@ -93,7 +93,7 @@ describe('HostBuffer', () => {
     ['a string', () => HostBuffer.allocate('64' as never), 'ERR_VALUE', /byteLength/],
     ['more than any address space', () => HostBuffer.allocate(2 ** 46 + 1), 'ERR_VALUE', /2\^46/],
     ['more than this machine has', () => HostBuffer.allocate(2 ** 46), 'ERR_OUT_OF_MEMORY', /70368744177664 bytes/],
-    ['an unknown type', () => HostBuffer.forTensor('int8' as never, [1]), 'ERR_DTYPE', /type: got int8/],
+    ['an unknown type', () => HostBuffer.forTensor('int8' as never, [1]), 'ERR_DTYPE', /type: got 'int8'/],
     ['an empty extent', () => HostBuffer.forTensor('float32', [2, 0]), 'ERR_SHAPE', /dims: got \[2, 0\]/],
   ])('refuses %s', (_, make, code, message) => {
     expect(make).toThrow(
@@ -140,7 +140,7 @@ describe('HostBuffer', () => {
     expect(buffer.float32()).toEqual(image_features.data);
 
     // and the kernels read it there: no copy between the encoder and the analysis
-    const llava = randomHead(2, { width: dims[2], heads: 4, embedding: 16, classToken: false });
+    const llava = randomHead(2, { width: dims[2], heads: 4, projectionDim: 16, classToken: false });
     const encoder = await driver.createHead(llava);
     const hidden = { data: buffer.float32(), half: false, rows: dims[1], cols: dims[2] };
     const [analysis] = await encoder.analyze([hidden], request, false);
@@ -167,7 +167,7 @@ describe('zero-copy', () => {
     expect(second.featuresAddress).toBe(buffer.address + 544n * 4n);
     const [plain] = await head.analyze([matrix(data)], request, sync);
     expect(plain.featuresAddress).not.toBe(addon.addressOf(data));
-    expect(second.embedding()).toEqual(plain.embedding());
+    expect(second.patchEmbeddings()).toEqual(plain.patchEmbeddings());
     expect(await second.prune(question, sync)).toMatchObject(withoutTimings(await plain.prune(question, sync)));
     for (const analysis of [first, second, plain]) analysis.dispose();
   });
@@ -177,7 +177,7 @@ describe('zero-copy', () => {
     buffer.uint16().set(Uint16Array.from(data, floatToHalf));
     const [half] = await head.analyze([matrix(buffer.uint16())], request, false);
     const [copy] = await head.analyze([matrix(buffer.uint16().slice())], request, true);
-    expect(half.embedding()).toEqual(copy.embedding());
+    expect(half.patchEmbeddings()).toEqual(copy.patchEmbeddings());
     const { tokens } = await half.prune(question, false);
     expect(tokens).toBeInstanceOf(Uint16Array);
     expect(tokens).toEqual((await copy.prune(question, true)).tokens);

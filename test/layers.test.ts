@@ -13,7 +13,7 @@ const LAYERS: readonly (readonly [string, RegExp])[] = [
   ['onnx search', /^onnx\/search\//],
   ['onnx', /^onnx\//],
   ['onnx head', /^onnx\/head\/|^onnx\/index\.ts$/],
-  ['pruner', /^(pruner|host-buffer|ort|index)\.ts$/],
+  ['pruner', /^(pruner|image-analysis|prune-(request|result)|host-buffer|ort|index)\.ts$/],
   ['vision', /^vision\//],
   ['transformers', /^transformers\//],
   ['command line', /^cli\//],

@@ -21,7 +21,13 @@ const matrix = (data: Float32Array | Uint16Array, rows = 17, cols = 32): FloatMa
 });
 const [analysis] = await head.analyze([small.waves(17, 32)], small.analyzeRequest, true);
 const question = small.pruneRequest(small.waves(5, 16), 4);
-const pruneAll = { encoding: 'qq', maps: false } as const;
+const parts = {
+  patchEmbeddings: small.waves(16, 16),
+  global: null,
+  saliency: small.wave(16),
+  features: small.waves(16, 8),
+};
+const oneGo = { encoding: 'qq' } as const;
 
 /** A context that is busy for a while, so that what is submitted next has to wait. */
 function busyContext(threads = 2) {
@@ -102,7 +108,7 @@ describe('an asynchronous call has taken what it needs when it returns', () => {
     order.push('spoilt');
     const [image] = await (await creating).analyze([small.waves(17, 32)], small.analyzeRequest, true);
     expect(order).toEqual(['spoilt', 'work', 'head']);
-    expect(image.embedding()).toEqual(analysis.embedding());
+    expect(image.patchEmbeddings()).toEqual(analysis.patchEmbeddings());
     expect(image.saliency()).toEqual(analysis.saliency());
     busy.dispose();
   });
@@ -176,16 +182,15 @@ describe('dispose', () => {
       const heavy = busy.run('attention', small.longJob(), false);
       const pruning = image.prune(question, false);
       const analyses = mine.analyze([matrix(memory), matrix(memory)], small.analyzeRequest, false);
-      const prunings = mine.prune([matrix(memory), matrix(memory)], [question, question], pruneAll, false);
+      const prunings = mine.prune([matrix(memory), matrix(memory)], oneGo, [question, question], false);
       const creating = busy.createHead(small.smallHead());
       const things = [busy, mine, image, buffer];
       for (const which of order) things[which].dispose();
       for (const thing of things) thing.dispose();
       expect({ ...(await pruning), timings: want.timings }).toEqual(want);
-      for (const pruned of await prunings)
-        expect({ ...pruned, timings: want.timings }).toEqual({ ...want, saliency: null });
+      for (const pruned of await prunings) expect({ ...pruned, timings: want.timings }).toEqual(want);
       const [first, second] = await analyses;
-      expect(first.embedding()).toEqual(analysis.embedding());
+      expect(first.patchEmbeddings()).toEqual(analysis.patchEmbeddings());
       expect(second.saliency()).toEqual(analysis.saliency());
       const late = await creating;
       await Promise.all([work, heavy]);
@@ -194,7 +199,7 @@ describe('dispose', () => {
       expect(() => mine.analyze([matrix(small.wave(544))], small.analyzeRequest, false)).toThrow(disposed);
       expect(() => late.analyze([matrix(small.wave(544))], small.analyzeRequest, false)).toThrow(disposed);
       expect(() => image.prune(question, false)).toThrow(disposed);
-      expect(() => image.embedding()).toThrow(disposed);
+      expect(() => image.patchEmbeddings()).toThrow(disposed);
       // The maps of an analysis outlive its device; computing needs the device.
       expect(() => first.prune(question, true)).toThrow(disposed);
       first.dispose();
@@ -289,10 +294,40 @@ describe('a call that no check stands before', () => {
       () => head.analyze([x], { encoding: 'xy', intermediates: false } as never, true),
       'ERR_VALUE',
     ],
-    ['requests that are none', () => head.prune([x], [1] as never, pruneAll, true), 'ERR_DTYPE'],
-    ['too few requests', () => head.prune([x, x], [question], pruneAll, true), 'ERR_SHAPE'],
-    ['requests that fit no image', () => head.prune([small.waves(4, 32)], [question], pruneAll, true), 'ERR_VALUE'],
-    ['no word on maps', () => head.prune([x], [question], { encoding: 'qq' } as never, true), 'ERR_VALUE'],
+    ['requests that are none', () => head.prune([x], oneGo, [1] as never, true), 'ERR_DTYPE'],
+    ['too few requests', () => head.prune([x, x], oneGo, [question], true), 'ERR_SHAPE'],
+    ['requests that fit no image', () => head.prune([small.waves(4, 32)], oneGo, [question], true), 'ERR_VALUE'],
+    ['no word on maps', () => analysis.prune({ ...question, maps: undefined as never }, true), 'ERR_VALUE'],
+    ['taskKeep without a text', () => analysis.prune({ ...question, text: null }, true), 'ERR_VALUE'],
+    [
+      'matrices without a text',
+      () => analysis.prune({ ...question, text: null, taskKeep: 0, matrices: true }, true),
+      'ERR_VALUE',
+    ],
+    [
+      'features of other rows than the patches',
+      () => context.createAnalysis({ ...parts, features: small.waves(15, 8) }, true),
+      'ERR_SHAPE',
+    ],
+    ['a short saliency', () => context.createAnalysis({ ...parts, saliency: small.wave(15) }, true), 'ERR_SHAPE'],
+    ['a short global', () => context.createAnalysis({ ...parts, global: small.wave(15) }, true), 'ERR_SHAPE'],
+    ['parts that are none', () => context.createAnalysis(1 as never, true), 'ERR_DTYPE'],
+    ['neither map', () => run('select', { task: null, saliency: null, keep: 1, taskKeep: 0 }), 'ERR_VALUE'],
+    [
+      'maps of two lengths',
+      () => run('select', { task: scores, saliency: small.wave(8), keep: 1, taskKeep: 0 }),
+      'ERR_SHAPE',
+    ],
+    [
+      'taskKeep without a task map',
+      () => run('select', { task: null, saliency: scores, keep: 2, taskKeep: 1 }),
+      'ERR_VALUE',
+    ],
+    [
+      'less than taskKeep without a saliency map',
+      () => run('select', { task: scores, saliency: null, keep: 2, taskKeep: 1 }),
+      'ERR_VALUE',
+    ],
     ['keep too large', () => analysis.prune({ ...question, keep: 17 }, true), 'ERR_VALUE'],
     ['taskKeep beyond keep', () => analysis.prune({ ...question, taskKeep: 5 }, true), 'ERR_VALUE'],
     ['no such text row', () => analysis.prune({ ...question, endOfText: 5 }, true), 'ERR_VALUE'],
@@ -323,7 +358,7 @@ describe('a call that no check stands before', () => {
 
   it('is refused when it is given an object of another class', () => {
     expect(() => head.analyze.call(analysis, [x], small.analyzeRequest, true)).toThrow(TypeError);
-    expect(() => analysis.embedding.call({} as never)).toThrow(TypeError);
+    expect(() => analysis.patchEmbeddings.call({} as never)).toThrow(TypeError);
     const Analysis = analysis.constructor as new (...args: unknown[]) => unknown;
     expect(() => new Analysis()).toThrow(TypeError);
     expect(() => new Analysis({})).toThrow(TypeError);
@@ -352,9 +387,7 @@ describe('a call that no check stands before', () => {
       },
     };
     expect(() => image.prune(trap, true)).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED' }));
-    expect(() => mine.prune([x], [question], pruneAll, true)).toThrow(
-      expect.objectContaining({ code: 'ERR_DISPOSED' }),
-    );
+    expect(() => mine.prune([x], oneGo, [question], true)).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED' }));
   });
 });
 

@@ -42,7 +42,7 @@ describe.runIf(process.platform === 'linux')('an engine without external buffers
     });
   });
 
-  it('pins nothing for a card', () => {
+  it('pins nothing for a GPU', () => {
     const env = { LD_PRELOAD: library, DESAP_CUDA_ADDON: renamed(emulatedAddon, 'cuda.node') };
     expect(run({ ...env, DESAP_TEST_DEVICE: 'cuda' })).toMatchObject({ ...want, pinning: 'ERR_DEVICE_UNAVAILABLE' });
   });

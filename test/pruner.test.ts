@@ -1,9 +1,9 @@
 import { describe, expect, it } from 'vitest';
 import { DesapError, type PruneOptions, type PruneResult, Pruner } from '../src/index.js';
 import { float32, floatToHalf, halfToFloat, Tensor } from '../src/tensor.js';
-import { devicesUnderTest, normal, normalTensor, randomHead, relativeError, values } from './support.js';
+import { devicesUnderTest, embeddings, normal, normalTensor, randomHead, relativeError, values } from './support.js';
 
-const shape = { width: 48, heads: 3, embedding: 20 };
+const shape = { width: 48, heads: 3, projectionDim: 20 };
 const head = randomHead(1, shape);
 const hidden = normalTensor(2, 50, 48);
 const text = normalTensor(3, 7, 20);
@@ -28,7 +28,7 @@ describe.each(devicesUnderTest())('Pruner on %s', (_, options) => {
         expect(got.counts).toEqual(want.counts);
         expect(got.tokens.dims).toEqual([9, 48]);
         expect(relativeError(values(got.tokens), values(want.tokens))).toBeLessThan(1e-5);
-        expect(relativeError(got.maps!.task, want.maps!.task)).toBeLessThan(1e-4);
+        expect(relativeError(got.maps!.task!, want.maps!.task!)).toBeLessThan(1e-4);
         expect(relativeError(got.maps!.saliency, want.maps!.saliency)).toBeLessThan(1e-4);
         expect(relativeError(values(got.matrices!.similarity), values(want.matrices!.similarity))).toBeLessThan(1e-4);
         for (const time of Object.values(got.timings)) expect(time).toBeGreaterThanOrEqual(0);
@@ -56,7 +56,7 @@ describe.each(devicesUnderTest())('Pruner on %s', (_, options) => {
     for (const [i, image] of images.entries()) {
       using alone = await pruner.analyze(image);
       expect(batch[i].patches).toBe(image.dims[0] - 1);
-      expect(batch[i].embedding().data).toEqual(alone.embedding().data);
+      expect(embeddings(batch[i])).toEqual(embeddings(alone));
       expect(batch[i].saliency()).toEqual(alone.saliency());
     }
     const stacked = await pruner.analyzeBatch(
@@ -72,7 +72,7 @@ describe.each(devicesUnderTest())('Pruner on %s', (_, options) => {
     const images = [50, 2, 17, 65].map((rows) => normalTensor(rows, rows, 48));
     const texts = [7, 1, 3, 12].map((rows) => normalTensor(90 + rows, rows, 20));
     for (const extra of [{}, { maps: true }, { matrices: true, merge: false }] as Partial<PruneOptions>[]) {
-      const request = { keep: 0.2, ...extra };
+      const request = { keepRatio: 0.2, ...extra };
       const batch = await pruner.pruneBatch(images, texts, request);
       expect(pruner.pruneBatchSync(images, texts, request).map(withoutTimings)).toEqual(batch.map(withoutTimings));
       for (const [i, image] of images.entries()) {
@@ -116,11 +116,12 @@ describe.each(devicesUnderTest())('Pruner on %s', (_, options) => {
     }
   });
 
-  it('keeps a fraction, one token, and all of them', async () => {
+  it('keeps a share, one token, and all of them', async () => {
     using pruner = await Pruner.load(head, options);
     using image = await pruner.analyze(hidden);
-    expect((await image.prune(text, { keep: 0.1 })).indices).toHaveLength(5);
-    expect((await image.prune(text, { keep: 0.001 })).indices).toHaveLength(1);
+    expect((await image.prune(text, { keepRatio: 0.1 })).indices).toHaveLength(5);
+    expect((await image.prune(text, { keepRatio: 0.001 })).indices).toHaveLength(1);
+    expect((await image.prune(text, { keepRatio: 1 })).indices).toHaveLength(49);
     const one = await image.prune(text, { keep: 1 });
     expect([...one.counts]).toEqual([49]);
     expect([...one.source]).toEqual([0]);
@@ -175,9 +176,9 @@ describe.each(devicesUnderTest())('Pruner on %s', (_, options) => {
       { embeddings: text, endOfText: values(text).slice(60, 80) },
       { keep: 9, maps: true },
     );
-    expect(relativeError(byVector.maps!.task, byIndex.maps!.task)).toBeLessThan(1e-6);
+    expect(relativeError(byVector.maps!.task!, byIndex.maps!.task!)).toBeLessThan(1e-6);
     const byDefault = await image.prune(text, { keep: 9, maps: true });
-    expect(relativeError(byDefault.maps!.task, byIndex.maps!.task)).toBeGreaterThan(1e-3);
+    expect(relativeError(byDefault.maps!.task!, byIndex.maps!.task!)).toBeGreaterThan(1e-3);
   });
 
   it('keeps what it computed of an image when the caller writes over the hidden states', async () => {
@@ -199,7 +200,7 @@ describe.each(devicesUnderTest())('Pruner on %s', (_, options) => {
       const got = await pruner.prune(image, text, { keep: 1, maps: true });
       expect(got.indices).toEqual(want.indices);
       expect(relativeError(got.maps!.saliency, want.maps!.saliency)).toBeLessThan(1e-4);
-      expect(relativeError(got.maps!.task, want.maps!.task)).toBeLessThan(1e-4);
+      expect(relativeError(got.maps!.task!, want.maps!.task!)).toBeLessThan(1e-4);
     }
   });
 
@@ -225,16 +226,16 @@ function withoutTimings({ timings: _, tokens, matrices, ...rest }: PruneResult) 
 
 describe('results', () => {
   it('are equal to the bit for every thread count and every run', async () => {
-    const big = randomHead(5, { width: 160, heads: 5, embedding: 64 });
+    const big = randomHead(5, { width: 160, heads: 5, projectionDim: 64 });
     const image = normalTensor(6, 145, 160);
     const question = normalTensor(7, 12, 64);
     for (const [, options] of devicesUnderTest().slice(1)) {
-      let first: { embedding: unknown; saliency: Float32Array; task: Float32Array; tokens: unknown } | undefined;
+      let first: object | undefined;
       for (const threads of [1, 2, 3, 5, 2, 2]) {
         using pruner = await Pruner.load(big, { ...options, threads });
         using analysis = await pruner.analyze(image);
         const { maps, tokens } = await analysis.prune(question, { keep: 20, maps: true });
-        const all = { embedding: analysis.embedding().data, ...maps!, tokens: tokens.data };
+        const all = { embeddings: embeddings(analysis), ...maps!, tokens: tokens.data };
         first ??= all;
         expect(all).toEqual(first);
       }
@@ -244,16 +245,16 @@ describe('results', () => {
   it('name the device and its arithmetic', async () => {
     for (const [name, options] of devicesUnderTest()) {
       using pruner = await Pruner.load(head, options);
-      expect(name).toContain(pruner.backend.kind);
-      const precision = { reference: 'float64', cpu: 'float32', cuda: 'strict' }[pruner.backend.kind];
-      expect([pruner.precision, pruner.backend.precision]).toEqual([precision, precision]);
-      expect(pruner.device).toBe(pruner.backend.description);
+      const { device, deviceDescription, precision, backend } = pruner;
+      expect(device).toBe({ r: 'reference', c: options.device === 'cuda' ? 'cuda:0' : 'cpu' }[name[0]]);
+      expect(precision).toBe('fp32');
+      expect(backend).toMatchObject({ device, deviceDescription, precision });
       expect(pruner.backend.fallback).toBeNull();
     }
   });
 
   it('hold float32 to 1e-4 on data with outliers', async () => {
-    const wide = randomHead(8, { width: 128, heads: 2, embedding: 64 });
+    const wide = randomHead(8, { width: 128, heads: 2, projectionDim: 64 });
     const image = normal(9, 65 * 128);
     for (const at of [5 * 128 + 3, 40 * 128 + 77]) image[at] += 80;
     const states = float32(image, [65, 128]);
@@ -262,7 +263,7 @@ describe('results', () => {
     for (const [, options] of devicesUnderTest()) {
       using pruner = await Pruner.load(wide, options);
       using got = pruner.analyzeSync(states);
-      expect(relativeError(values(got.embedding()), values(exact.embedding()))).toBeLessThan(1e-4);
+      expect(relativeError(embeddings(got), embeddings(exact))).toBeLessThan(1e-4);
       expect(relativeError(got.saliency(), exact.saliency())).toBeLessThan(1e-4);
     }
   });

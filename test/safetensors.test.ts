@@ -6,7 +6,7 @@ import { formatHead, loadHead, Pruner, saveHead } from '../src/index.js';
 import { formatSafeTensors, parseSafeTensors, readSafeTensors, toFloat32 } from '../src/safetensors.js';
 import { randomHead } from './support.js';
 
-const head = randomHead(1, { width: 12, heads: 3, embedding: 8 });
+const head = randomHead(1, { width: 12, heads: 3, projectionDim: 8 });
 
 /** A container with a header of our own making. */
 function container(header: unknown, data = 16): Uint8Array {
@@ -102,7 +102,7 @@ describe('heads', () => {
     expect(await loadHead(path)).toEqual(head);
     expect(await loadHead(await readFile(path))).toEqual(head);
     using pruner = await Pruner.load(path, { device: 'cpu' });
-    expect(pruner.head).toEqual({ width: 12, heads: 3, embedding: 8, classToken: true });
+    expect(pruner.head).toEqual({ width: 12, heads: 3, projectionDim: 8, classToken: true });
   });
 
   it('are written whole or not at all', async () => {

@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { loadAddon } from '../src/devices/cpu.js';
 import { findCudaAddon } from '../src/devices/cuda.js';
-import { type Backend, type DeviceOptions, devices, openBackend } from '../src/index.js';
+import { type Backend, type DeviceOptions, devices, type ImageAnalysis, openBackend } from '../src/index.js';
 import { uniform } from '../src/onnx/head/pixels.js';
 import { float32, type Tensor } from '../src/tensor.js';
 
@@ -11,14 +11,14 @@ export const ROOT = join(import.meta.dirname, '..');
 /** The CUDA addon over the emulator. */
 export const EMULATED = join(ROOT, 'native/test/simt-addon/build/Release/desap_cuda.node');
 
-/** Whether this machine has a card and the addon for it; then tests use that, otherwise the emulator. */
-export function realCard(): boolean {
+/** Whether this machine has a GPU and the addon for it; then tests use that, otherwise the emulator. */
+export function realGpu(): boolean {
   return process.env.DESAP_CUDA_ADDON !== EMULATED && findCudaAddon(ROOT).status.available;
 }
 
-/** From now on the package finds CUDA in this process: a card, or the emulator. Returns how its name begins. */
+/** From now on the package finds CUDA in this process: a GPU, or the emulator. Returns how its name begins. */
 export function provideCuda(): 'cuda' | 'cuda emulated' {
-  if (realCard()) return 'cuda';
+  if (realGpu()) return 'cuda';
   if (!existsSync(EMULATED)) throw new Error(`there is no ${EMULATED}; npm run build:simt makes it`);
   process.env.DESAP_CUDA_ADDON = EMULATED;
   return 'cuda emulated';
@@ -89,6 +89,12 @@ export function relativeError(got: ArrayLike<number>, want: ArrayLike<number>): 
 /** Values of a float32 tensor. */
 export function values(tensor: Tensor): Float32Array {
   return tensor.data as Float32Array;
+}
+
+/** A_d [N, E], the class token's row first where there is one. */
+export function embeddings(image: ImageAnalysis): Float32Array {
+  const patches = values(image.patchEmbeddings());
+  return image.rows === image.patches ? patches : Float32Array.of(...image.global(), ...patches);
 }
 
 /** Random head weights of a shape, scaled like a trained encoder's. */

@@ -30,7 +30,7 @@ export interface Question {
 /** Seeds with no near tie: at both cuts the scores differ by 0.7 % of the largest or more. */
 export const question = (): Question => ({
   hidden: tensor(27, LLAVA.tokens, LLAVA.width),
-  text: tensor(28, LLAVA.text, LLAVA.embedding),
+  text: tensor(28, LLAVA.text, LLAVA.projectionDim),
   keep: LLAVA.keep,
 });
 

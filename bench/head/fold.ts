@@ -20,20 +20,20 @@ export interface FoldedReadOut {
 
 type Rows = Float64Array[];
 
-/** Folds a head whose embedding is narrower than its hidden states, in float64. */
-export function foldReadOut({ width, embedding, out, postNorm, visualProjection }: HeadWeights): FoldedReadOut {
+/** Folds a head whose projection is narrower than its hidden states, in float64. */
+export function foldReadOut({ width, projectionDim, out, postNorm, visualProjection }: HeadWeights): FoldedReadOut {
   const [gamma, beta] = [postNorm.weight, postNorm.bias];
-  const projection = matrix(embedding, width, (i, c) => visualProjection[i * width + c]);
+  const projection = matrix(projectionDim, width, (i, c) => visualProjection[i * width + c]);
   const A = projection.map((row) => centred(row.map((x, c) => x * gamma[c])));
   // What U^T multiplies, [I, W_vis beta], and what V^T multiplies, C [W_o, b_o]: the right-hand sides are their last columns.
-  const shifted = matrix(embedding, embedding + 1, (i, c) =>
-    c < embedding ? Number(c === i) : dot(projection[i], beta),
+  const shifted = matrix(projectionDim, projectionDim + 1, (i, c) =>
+    c < projectionDim ? Number(c === i) : dot(projection[i], beta),
   );
   const weight = matrix(width, width + 1, (i, c) => (c < width ? out.weight[i * width + c] : out.bias[i]));
   const means = weight.reduce((sum, row) => sum.map((x, c) => x + row[c] / width), new Float64Array(width + 1));
   for (const row of weight) add(row, -1, means);
 
-  for (let k = 0; k < embedding; k++) {
+  for (let k = 0; k < projectionDim; k++) {
     const left = reflection(Float64Array.from(A.slice(k), (row) => row[k]));
     for (const rows of [A, shifted]) reflectRows(rows, k, left);
     const right = reflection(A[k].slice(k + 1));
@@ -46,8 +46,8 @@ export function foldReadOut({ width, embedding, out, postNorm, visualProjection 
     out: { weight: columns(weight, 0, width), bias: columns(weight, width, width + 1) },
     diagonal: Float32Array.from(A, (row, k) => row[k]),
     superdiagonal: Float32Array.from(A, (row, k) => row[k + 1]),
-    shift: columns(shifted, embedding, embedding + 1),
-    rotation: columns(shifted, 0, embedding),
+    shift: columns(shifted, projectionDim, projectionDim + 1),
+    rotation: columns(shifted, 0, projectionDim),
   };
 }
 

@@ -39,7 +39,7 @@ abstract class HeadGraph extends SmallGraph {
   write(): Uint8Array {
     const { head, shape } = this;
     const hidden = this.input('hidden', DataType.float, [shape.tokens, head.width]);
-    const text = this.input('text', DataType.float, [shape.text, head.embedding]);
+    const text = this.input('text', DataType.float, [shape.text, head.projectionDim]);
     const normed = this.norm(hidden, head.ln1);
     const [q, v] = [this.dense(normed, head.q), this.dense(normed, head.v)];
     const task = this.task(this.dense(this.attention(q, v), head.out), this.unitRows(text));
@@ -162,8 +162,8 @@ class NaturalGraph extends HeadGraph {
 
   protected task(attention: string, words: string): string {
     const { tokens, text } = this.shape;
-    const { width, embedding, postNorm, visualProjection } = this.head;
-    const projection = this.floats(visualProjection, [embedding, width]);
+    const { width, projectionDim, postNorm, visualProjection } = this.head;
+    const projection = this.floats(visualProjection, [projectionDim, width]);
     const embedded = this.unitRows(this.product(this.norm(attention, postNorm), projection));
     const [global, visual] = [this.slice(embedded, 0, 1, 0), this.slice(embedded, 1, tokens, 0)];
     const query = this.slice(words, text - 1, text, 0);
@@ -214,8 +214,11 @@ class TunedGraph extends HeadGraph {
   }
 
   protected task(attention: string, words: string): string {
-    const { width, embedding, postNorm, visualProjection } = this.head;
-    const embedded = this.product(this.norm(attention, postNorm), this.floats(visualProjection, [embedding, width]));
+    const { width, projectionDim, postNorm, visualProjection } = this.head;
+    const embedded = this.product(
+      this.norm(attention, postNorm),
+      this.floats(visualProjection, [projectionDim, width]),
+    );
     return this.taskOfMatches(this.add('Div', [this.product(embedded, words), this.lengths(embedded)]));
   }
 
@@ -251,19 +254,19 @@ class FoldedGraph extends TunedGraph {
   }
 
   protected override task(attention: string, words: string): string {
-    const { width, embedding, epsilon } = this.head;
+    const { width, projectionDim, epsilon } = this.head;
     const { diagonal, superdiagonal, shift, rotation } = this.folded;
     const sumOfSquares = (x: string) => this.add('ReduceSumSquare', [x], { axes: { ints: [1] }, keepdims: { i: 1 } });
     const variance = this.add('Div', [sumOfSquares(attention), this.scalar(width)]);
     const root = this.add('Sqrt', [this.add('Add', [variance, this.scalar(epsilon)])]);
     const terms = [diagonal, superdiagonal].map((values, k) =>
-      this.add('Mul', [this.slice(attention, k, k + embedding, 1), this.floats(values, [embedding])]),
+      this.add('Mul', [this.slice(attention, k, k + projectionDim, 1), this.floats(values, [projectionDim])]),
     );
     // z = B y~ and c = U^T W_vis beta: p / |p| = (z + root c) / |z + root c|, whose products with text rows and with itself need
     // only those of z and c.
     const z = this.add('Add', terms);
-    const c = this.floats(shift, [1, embedding]);
-    const rotated = this.product(words, this.floats(rotation, [embedding, embedding]));
+    const c = this.floats(shift, [1, projectionDim]);
+    const rotated = this.product(words, this.floats(rotation, [projectionDim, projectionDim]));
     const [zText, cText] = [z, c].map((x) => this.product(x, rotated));
     const [zz, zc, cc] = [sumOfSquares(z), this.product(z, c), sumOfSquares(c)];
     const scaled = (x: string) => this.add('Mul', [x, root]);

@@ -19,7 +19,15 @@ const BASE: HeadShape = { ...LLAVA, classToken: true };
 const ninth = (patches: number) => Math.round(patches / 9);
 /** Qwen2.5-VL's extents: wider, no class token, and many more tokens. */
 const qwen = (tokens: number): HeadShape => {
-  return { tokens, width: 1280, heads: 16, embedding: 1280, text: LLAVA.text, keep: ninth(tokens), classToken: false };
+  return {
+    tokens,
+    width: 1280,
+    heads: 16,
+    projectionDim: 1280,
+    text: LLAVA.text,
+    keep: ninth(tokens),
+    classToken: false,
+  };
 };
 const QWEN_TOKENS = [4096, 16384];
 
@@ -148,9 +156,9 @@ class Calls implements Disposable {
 
   static async open(shapes: readonly HeadShape[]): Promise<Calls> {
     const calls = new Calls();
-    for (const { width, heads, embedding, classToken } of shapes) {
+    for (const { width, heads, projectionDim, classToken } of shapes) {
       if (calls.pruners.has(width)) continue;
-      const weights: HeadWeights = randomHead(1, { width, heads, embedding, classToken });
+      const weights: HeadWeights = randomHead(1, { width, heads, projectionDim, classToken });
       calls.pruners.set(width, await Pruner.load(weights, { device: 'cpu', threads: SCALING_THREADS }));
       const most = Math.max(...shapes.filter((shape) => shape.width === width).map(({ tokens }) => tokens));
       calls.rows.set(width, tensor(1, most, width));
@@ -158,11 +166,11 @@ class Calls implements Disposable {
     return calls;
   }
 
-  call(images: number, { tokens, width, embedding, text, keep }: HeadShape): () => unknown {
+  call(images: number, { tokens, width, projectionDim, text, keep }: HeadShape): () => unknown {
     const pruner = this.pruners.get(width)!;
     const data = (this.rows.get(width)!.data as Float32Array).subarray(0, tokens * width);
     const hidden = Array.from({ length: images }, () => float32(data, [tokens, width]));
-    const question = tensor(2, text, embedding);
+    const question = tensor(2, text, projectionDim);
     return () => pruner.pruneBatchSync(hidden, question, { keep });
   }
 
@@ -176,7 +184,7 @@ async function furtherQuestion({ hidden, keep }: Question, quick: boolean): Prom
   const weights = randomHead(1, BASE);
   using pruner = await Pruner.load(weights, { device: 'cpu', threads: SCALING_THREADS });
   using image = pruner.analyzeSync(hidden);
-  const questions = Array.from({ length: 16 }, (_, i) => tensor(100 + i, BASE.text, BASE.embedding));
+  const questions = Array.from({ length: 16 }, (_, i) => tensor(100 + i, BASE.text, BASE.projectionDim));
   let asked = 0;
   const ask = () => image.pruneSync(questions[asked++ % questions.length], { keep });
   const repeats = repeatsOf(ask);

@@ -8,7 +8,7 @@ export interface HeadShape {
   /** H. */
   readonly heads: number;
   /** E. */
-  readonly embedding: number;
+  readonly projectionDim: number;
   /** T. */
   readonly text: number;
   /** K. */

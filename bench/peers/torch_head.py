@@ -1,4 +1,4 @@
-"""The same pruning head in PyTorch, timed on the card that desap-cuda-bench was timed on.
+"""The same pruning head in PyTorch, timed on the GPU that desap-cuda-bench was timed on.
 
     python3 bench/peers/torch_head.py torch.json                      # measure
     python3 bench/peers/torch_head.py torch.json --merge cuda.json    # measure, then the ratios to desap-cuda-bench's results
@@ -6,7 +6,7 @@
 
 Eager (F.scaled_dot_product_attention, every step in the given type) and torch.compile(mode="max-autotune", fullgraph=True), both
 replayed as CUDA graphs where that is said ("graph"); eager is also timed launch by launch, which is what eager means. Hidden
-states are on the card in the type that is measured; several sets of inputs take turns, more than the L2 cache holds. Needs
+states are on the GPU in the type that is measured; several sets of inputs take turns, more than the L2 cache holds. Needs
 PyTorch 2.2 or later with CUDA, and torch_model.py beside it; writes nothing but the named file.
 """
 
@@ -29,7 +29,7 @@ SHAPES = [
     (dict(tokens=16384, width=1280, heads=16, embedding=768, class_token=False, words=30, keep=1820), [1]),
 ]
 # desap-cuda-bench's precision: PyTorch's type, and whether float32 products may use TF32
-TYPES = {"fast": ("float16", False), "bf16": ("bfloat16", False), "strict": ("float32", False), "tf32": ("float32", True)}
+TYPES = {"fp16": ("float16", False), "bf16": ("bfloat16", False), "fp32": ("float32", False), "tf32": ("float32", True)}
 
 
 def shape_name(shape):
@@ -150,7 +150,7 @@ def measure_head(results, shape, batch, precision, device):
         return body
 
     def record(mode, samples, outputs):
-        small = batch * shape["tokens"] <= 8 * 577  # float64 on the card is slow
+        small = batch * shape["tokens"] <= 8 * 577  # float64 on the GPU is slow
         accuracy = check(shape, weights, (*inputs[0], outputs), device) if small else {}
         results.add(samples, mode=mode, **{"from": "device"}, **common, **accuracy)
 
@@ -193,7 +193,7 @@ def measure_head(results, shape, batch, precision, device):
 
 def measure_rates(results, device):
     n = 8192
-    for precision in ("fast", "bf16"):
+    for precision in ("fp16", "bf16"):
         kind = getattr(torch, TYPES[precision][0])
         a, b = (torch.randn(n, n, device=device, dtype=torch.float32).to(kind) for _ in range(2))
         out = torch.empty(n, n, device=device, dtype=kind)
@@ -201,12 +201,12 @@ def measure_rates(results, device):
         results.add(samples, flops=2.0 * n**3, name="matrix", shape=str(n), batch=1, precision=precision, mode="eager", **{"from": "device"})
     size = 256 << 20
     host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-    card = torch.empty(size, dtype=torch.uint8, device=device)
-    samples = events(lambda: card.copy_(host, non_blocking=True), 1)
+    gpu = torch.empty(size, dtype=torch.uint8, device=device)
+    samples = events(lambda: gpu.copy_(host, non_blocking=True), 1)
     results.add(samples, size=float(size), name="pinned copy", shape="256 MiB", batch=1, precision="", mode="eager", **{"from": "host"})
 
 
-def card_state():
+def gpu_state():
     query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu"
     try:
         command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
@@ -220,18 +220,18 @@ def measure(path):
     torch.cuda.set_device(device)
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    results, before = Results(), card_state()
+    results, before = Results(), gpu_state()
     started = time.monotonic()
 
     def save():
         major, minor = torch.cuda.get_device_capability(device)
         report = dict(
-            card=torch.cuda.get_device_name(device),
+            gpu=torch.cuda.get_device_name(device),
             capability=f"{major}.{minor}",
             torch=torch.__version__,
             runtime_cuda=torch.version.cuda,
             state_before=before,
-            state_after=card_state(),
+            state_after=gpu_state(),
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - started),
             results=results.rows,
@@ -272,16 +272,16 @@ def targets(ours, peer):
     def ratio(a, b):
         return a / b if a and b else None
 
-    head = dict(name="head", shape="577x1024", precision="fast")
+    head = dict(name="head", shape="577x1024", precision="fp16")
     device = {"from": "device"}
     b1, b64 = ours_us(**head, **device, batch=1), ours_us(**head, **device, batch=64)
     compiled = ("compiled, graph", "compiled, own graphs")
-    rates = [row["tflops"] for rows in (ours, peer) for row in rows["results"] if row["name"] == "matrix" and row["precision"] == "fast"]
+    rates = [row["tflops"] for rows in (ours, peer) for row in rows["results"] if row["name"] == "matrix" and row["precision"] == "fp16"]
     rate_b64 = find(ours, **head, **device, batch=64)
     # The copy may be timed twice; the rate is the faster.
     copies = [row["gb_per_s"] for rows in (ours, peer) for row in rows["results"] if row["name"] == "pinned copy"]
-    stream = find(ours, name="stream", shape="577x1024", precision="fast", batch=64, **{"from": "pinned"})
-    n16384 = ours_us(name="head", shape="16384x1280", precision="fast", **device)
+    stream = find(ours, name="stream", shape="577x1024", precision="fp16", batch=64, **{"from": "pinned"})
+    n16384 = ours_us(name="head", shape="16384x1280", precision="fp16", **device)
     return [
         ("device time, b1, us", b1, 30, 20, True),
         ("b1 against torch.compile with graphs, times", ratio(best_us(compiled, **head, batch=1), b1), 3.5, 5.5, False),
@@ -290,15 +290,15 @@ def targets(ours, peer):
         ("b64, share of the 8192^3 rate", ratio(rate_b64 and rate_b64["tflops"], max(rates, default=None)), 0.60, 0.70, False),
         ("host to host, b1, us", ours_us(**head, batch=1, **{"from": "pinned"}), 150, 100, True),
         ("b64 stream, share of the pinned copy's rate", ratio(stream and stream["gb_per_s"], max(copies, default=None)), 0.85, 0.95, False),
-        ("strict, device time, b1, us", ours_us(name="head", shape="577x1024", precision="strict", batch=1, **device), 45, 35, True),
+        ("fp32, device time, b1, us", ours_us(name="head", shape="577x1024", precision="fp32", batch=1, **device), 45, 35, True),
         ("N 16384, ms", n16384 and n16384 / 1e3, 7, 5.3, True),
     ]
 
 
 def merge(ours, peer):
-    if ours["card"] != peer["card"]:
-        sys.exit(f"not the same card: {ours['card']} and {peer['card']}")
-    print(f"\n{ours['card']}: targets, fast unless it is said")
+    if ours["gpu"] != peer["gpu"]:
+        sys.exit(f"not the same GPU: {ours['GPU']} and {peer['GPU']}")
+    print(f"\n{ours['GPU']}: targets, fp16 unless it is said")
     for name, value, must, reach, smaller in targets(ours, peer):
         if value is None:
             print(f"  {name:50} not measured")
@@ -330,7 +330,7 @@ def main():
         from torch_model import Head
 
         if not torch.cuda.is_available():
-            sys.exit("no CUDA card that PyTorch can use")
+            sys.exit("no CUDA GPU that PyTorch can use")
         peer = measure(arguments.results)
     path = arguments.merge or arguments.only_merge
     if path:

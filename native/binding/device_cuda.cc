@@ -1,4 +1,4 @@
-// CUDA as a device: the cards and the precision. Options: { device, precision, lanes }.
+// CUDA as a device: the GPUs and the precision. Options: { device, precision, streams }.
 #include "../cuda/context.h"
 #include "arguments.h"
 #include "device.h"
@@ -7,8 +7,7 @@
 namespace desap::device {
 namespace {
 
-constexpr int64_t kMaximumDevices = 1024, kMaximumLanes = 16;
-constexpr const char* precisions[] = {"strict", "fast", "bf16"};  // in the order of the enumeration
+constexpr int64_t kMaximumDevices = 1024, kMaximumStreams = 16;
 
 std::string capability(const cuda::DeviceInfo& device) {
   return std::to_string(device.major) + "." + std::to_string(device.minor);
@@ -39,7 +38,7 @@ const cuda::DeviceInfo& find(const cuda::Availability& availability, int index) 
   for (const cuda::DeviceInfo& device : availability.devices) {
     if (device.index == index) return device;
   }
-  const std::string reason = availability.available ? "no such card" : availability.reason;
+  const std::string reason = availability.available ? "no such GPU" : availability.reason;
   throw Fault{"ERR_DEVICE_UNAVAILABLE", "cuda:" + std::to_string(index) + ": " + reason, ""};
 }
 
@@ -57,13 +56,15 @@ Opened open(const Napi::Value& options) {
   chosen.device = static_cast<int>(arguments.integer("device", 0, kMaximumDevices));
   chosen.precision =
       static_cast<Precision>(arguments.choice("precision", {precisions[0], precisions[1], precisions[2]}));
-  chosen.lanes = static_cast<int>(arguments.integer("lanes", 1, kMaximumLanes));
+  chosen.streams = static_cast<int>(arguments.integer("streams", 1, kMaximumStreams));
   const cuda::Availability availability = cuda::availability();
   const cuda::DeviceInfo& device = find(availability, chosen.device);
   Opened opened;
+  opened.device = "cuda:" + std::to_string(device.index);
   opened.description =
       device.name + ", cuda:" + std::to_string(device.index) + ", " + precisions[static_cast<int>(chosen.precision)];
-  opened.lanes = chosen.lanes;
+  opened.precision = precisions[static_cast<int>(chosen.precision)];
+  opened.streams = chosen.streams;
   const Status status = cuda::context_create(chosen, &opened.context);
   if (!status.good()) throw from_status(status);
   return opened;

@@ -23,7 +23,7 @@ Status run_job(Job& job, Context& context) {
 }  // namespace
 
 void Executor::check_open() const {
-  if (closed_) throw disposed("context");
+  if (closed_) throw disposed("device");
 }
 
 Napi::Value Executor::run(Napi::Env env, Prepared prepared) {

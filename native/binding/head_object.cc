@@ -68,7 +68,7 @@ class AnalyzeJob : public Job {
     analyses_.resize(count);
     std::vector<Intermediates> copies;
     for (size_t i = 0; i < count && intermediates_; i++) {
-      const size_t size = static_cast<size_t>(images_[i].tokens * config.width);
+      const size_t size = static_cast<size_t>(images_[i].rows * config.width);
       analyses_[i].context.resize(size);
       analyses_[i].attention.resize(size);
       copies.push_back({analyses_[i].context.data(), analyses_[i].attention.data()});
@@ -82,7 +82,7 @@ class AnalyzeJob : public Job {
       made.executor = state_.executor;
       made.half = hidden.half;
       const char* begin = static_cast<const char*>(hidden.data);
-      const char* end = begin + hidden.tokens * config.width * (hidden.half ? sizeof(uint16_t) : sizeof(float));
+      const char* end = begin + hidden.rows * config.width * (hidden.half ? sizeof(uint16_t) : sizeof(float));
       const char* features = static_cast<const char*>(analyses[i]->features());
       made.analysis = std::move(analyses[i]);
       made.features = features >= begin && features < end ? begin : features;
@@ -115,7 +115,7 @@ Napi::Value create_head_object(Napi::Env env, const std::shared_ptr<Executor>& e
   HeadConfig config;
   config.width = arguments.integer("width", 1, limit);
   config.heads = arguments.integer("heads", 1, config.width);
-  config.embedding = arguments.integer("projectionDim", 1, limit);
+  config.projection_dim = arguments.integer("projectionDim", 1, limit);
   config.class_token = arguments.boolean("classToken");
   config.epsilon = arguments.number("epsilon");
   expect_divides("head.heads", config.heads, config.width);
@@ -139,7 +139,7 @@ Napi::Value create_head_object(Napi::Env env, const std::shared_ptr<Executor>& e
   layer("v", width * width, &weights.v_weight, &weights.v_bias);
   layer("out", width * width, &weights.out_weight, &weights.out_bias);
   layer("postNorm", width, &weights.post_norm_weight, &weights.post_norm_bias);
-  entries.push_back({arguments.vector("visualProjection"), config.embedding * width, &weights.visual_projection});
+  entries.push_back({arguments.vector("visualProjection"), config.projection_dim * width, &weights.visual_projection});
 
   MemoryReader reader(env, Access::held);
   std::vector<Hold> holds;
@@ -198,7 +198,7 @@ Napi::Value HeadObject::prune(const Napi::CallbackInfo& info) {
     for (uint32_t i = 0; i < count; i++) {
       const MatrixArgument& image = images.arguments[i];
       requests.push_back(info[2].As<Napi::Array>().Get(i));
-      shapes.push_back({image.rows - (config.class_token ? 1 : 0), config.width, config.embedding, image.half});
+      shapes.push_back({image.rows - (config.class_token ? 1 : 0), config.width, config.projection_dim, image.half});
     }
     const Napi::Array results = Napi::Array::New(env, count);
     MemoryReader memory(env, sync ? Access::in_place : Access::held);

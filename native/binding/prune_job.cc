@@ -22,7 +22,7 @@ Asked read_request(const Napi::Value& value, const ImageShape& image) {
   asked.text = arguments.matrix_or_null("text");
   if (asked.text.given()) {
     expect_shape(asked.text, asked.text.rows, image.projection_dim);
-    asked.end_of_text = arguments.vector_or_index("endOfText", asked.text.rows, &request.end_of_text);
+    asked.end_of_text = arguments.vector_or_index("endOfText", asked.text.rows, &request.end_of_text_row);
   }
   asked.features = arguments.matrix_or_null("features");
   if (asked.features.given()) expect_shape(asked.features, image.patches, asked.features.cols);
@@ -87,7 +87,7 @@ Status Pruning::widen(Context& context) {
     DESAP_TRY(input->widen(context));
     *matrix = input->matrix();
   }
-  request.query = end_of_text.data();
+  request.end_of_text = end_of_text.data();
   request.saliency = saliency.data();
   if (half_tokens) {
     wide_tokens.reset(new float[static_cast<size_t>(token_size)]);
@@ -167,7 +167,7 @@ void set_timings(Napi::Object object, const AnalyzeTimings& timings) {
 
 void set_timings(Napi::Object object, const PruneTimings& timings) {
   object.Set("align", timings.align);
-  object.Set("select", timings.top_k);
+  object.Set("select", timings.select);
   object.Set("merge", timings.merge);
 }
 

@@ -4,7 +4,7 @@
 //   M_T[i,j] = beta_j / T   softmax_i(w)_ij        each text token spreads over the patches
 //   task_i   = 1/T sum_j (M_V + M_T)_ij m_ij
 //
-// alpha is a column of the same product: the query is one more row of the text. Vectors run along the text, padded to whole
+// alpha is a column of the same product: the end-of-text row is one more row of the text. Vectors run along the text, padded to whole
 // vectors; blocks of patches are the unit of work. The softmax over patches
 // needs all of them, hence three passes over m: largest w per column, sum of weights per column, then everything else.
 // Columns are reduced per block of align_rows patches and then over the blocks in order.
@@ -17,15 +17,15 @@ namespace DESAP_ISA {
 
 constexpr int64_t align_rows = 48;  // a multiple of every tile's rows
 
-Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float* query, const float* global,
+Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float* end_of_text, const float* global,
              Alignment alignment, float lambda, float* task, AlignmentMatrices matrices) {
-  const int64_t patches = visual.rows, words = text.rows, size = visual.cols;
-  const int64_t ld = round_up(words + 1, lanes), blocks = blocks_of(patches, align_rows);
+  const int64_t patches = visual.rows, text_tokens = text.rows, size = visual.cols;
+  const int64_t ld = round_up(text_tokens + 1, lanes), blocks = blocks_of(patches, align_rows);
   const float infinity = __builtin_inff(), scale = lambda * log2_e;
 
   Scratch scratch(context.arena);
-  const Matrix columns{scratch.floats((words + 1) * size), words + 1, size, size};  // the text and the query
-  float* packed = scratch.floats(packed_size(size, words + 1));
+  const Matrix columns{scratch.floats((text_tokens + 1) * size), text_tokens + 1, size, size};  // the text, and its end-of-text row
+  float* packed = scratch.floats(packed_size(size, text_tokens + 1));
   float* m = scratch.floats(patches * ld);
   float* zeros = scratch.floats(ld);
   float* alpha = scratch.floats(patches);
@@ -35,13 +35,13 @@ Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float
   float* highest = scratch.floats(ld);
   if (scratch.failed()) return out_of_memory("align");
 
-  for (int64_t j = 0; j <= words; j++) {
-    std::memcpy(columns.row(j), j < words ? text.row(j) : query, static_cast<size_t>(size) * sizeof(float));
+  for (int64_t j = 0; j <= text_tokens; j++) {
+    std::memcpy(columns.row(j), j < text_tokens ? text.row(j) : end_of_text, static_cast<size_t>(size) * sizeof(float));
   }
-  for (int64_t p = 0; p < blocks_of(words + 1, panel_width); p++) pack_rows(columns, p, packed);
+  for (int64_t p = 0; p < blocks_of(text_tokens + 1, panel_width); p++) pack_rows(columns, p, packed);
   std::memset(zeros, 0, static_cast<size_t>(ld) * sizeof(float));
   const auto clamp = [&](float x) { return alignment == Alignment::fcma_clamped && x < 0 ? 0 : x; };
-  for (int64_t j = 0; j < ld; j++) beta[j] = j < words ? clamp(dot(text.row(j), global, size)) : 0;
+  for (int64_t j = 0; j < ld; j++) beta[j] = j < text_tokens ? clamp(dot(text.row(j), global, size)) : 0;
   const auto for_blocks = [&](const auto& body) {  // body(block, first row, one past the last)
     context.pool.parallel_for(blocks, [&](int64_t b, int) {
       body(b, b * align_rows, min((b + 1) * align_rows, patches));
@@ -54,7 +54,7 @@ Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float
       float* c = m + begin * ld + j;
       multiply_panel({size, visual.row(begin), visual.ld, 1, packed + j * size, zeros, 0, c, ld}, end - begin, min(panel_width, ld - j));
     }
-    for (int64_t i = begin; i < end; i++) alpha[i] = clamp(m[i * ld + words]);
+    for (int64_t i = begin; i < end; i++) alpha[i] = clamp(m[i * ld + text_tokens]);
     for (int64_t j = 0; j < ld; j += lanes) {
       F top = broadcast(-infinity);
       for (int64_t i = begin; i < end; i++) top = max(top, load(m + i * ld + j) * (scale * alpha[i]));
@@ -63,13 +63,13 @@ Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float
   });
   if (matrices.similarity) {
     for (int64_t i = 0; i < patches; i++) {
-      std::memcpy(matrices.similarity + i * words, m + i * ld, static_cast<size_t>(words) * sizeof(float));
+      std::memcpy(matrices.similarity + i * text_tokens, m + i * ld, static_cast<size_t>(text_tokens) * sizeof(float));
     }
   }
 
   if (alignment == Alignment::mean) {
     for (int64_t i = 0; i < patches; i++) {
-      task[i] = row_sum(m + i * ld, words, [&](F v) { return v; }) / static_cast<float>(words);
+      task[i] = row_sum(m + i * ld, text_tokens, [&](F v) { return v; }) / static_cast<float>(text_tokens);
     }
     return {};
   }
@@ -91,15 +91,15 @@ Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float
   for (int64_t j = 0; j < ld; j += lanes) {
     F total{};
     for (int64_t b = 0; b < blocks; b++) total += load(block_column + b * ld + j);
-    store(column + j, load(beta + j) / (total * static_cast<float>(words)));
+    store(column + j, load(beta + j) / (total * static_cast<float>(text_tokens)));
   }
 
   for_blocks([&](int64_t, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const float* row = m + i * ld;
-      float* visual_row = matrices.visual_alignment ? matrices.visual_alignment + i * words : nullptr;
-      float* text_row = matrices.text_alignment ? matrices.text_alignment + i * words : nullptr;
-      const auto z = [&](int64_t j) { return first(words - j, load(row + j) * load(beta + j) * scale, -infinity); };
+      float* visual_row = matrices.visual_alignment ? matrices.visual_alignment + i * text_tokens : nullptr;
+      float* text_row = matrices.text_alignment ? matrices.text_alignment + i * text_tokens : nullptr;
+      const auto z = [&](int64_t j) { return first(text_tokens - j, load(row + j) * load(beta + j) * scale, -infinity); };
       F top = broadcast(-infinity);
       for (int64_t j = 0; j < ld; j += lanes) top = max(top, z(j));
       const float shift = largest(top);
@@ -111,14 +111,14 @@ Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float
         weights += visual_weight;
         by_visual += visual_weight * similarity;
         by_text += text_weight * similarity;
-        if (visual_row) store_first(words - j, visual_row + j, visual_weight);
-        if (text_row) store_first(words - j, text_row + j, text_weight);
+        if (visual_row) store_first(text_tokens - j, visual_row + j, visual_weight);
+        if (text_row) store_first(text_tokens - j, text_row + j, text_weight);
       }
       const float factor = alpha[i] / (static_cast<float>(patches) * sum(weights));
-      task[i] = (factor * sum(by_visual) + sum(by_text)) / static_cast<float>(words);
+      task[i] = (factor * sum(by_visual) + sum(by_text)) / static_cast<float>(text_tokens);
       if (!visual_row) continue;
-      for (int64_t j = 0; j < words; j += lanes) {
-        store_first(words - j, visual_row + j, load_first(words - j, visual_row + j) * factor);
+      for (int64_t j = 0; j < text_tokens; j += lanes) {
+        store_first(text_tokens - j, visual_row + j, load_first(text_tokens - j, visual_row + j) * factor);
       }
     }
   });

@@ -110,8 +110,8 @@ Status unit_text(Context& context, const PruneRequest& request, Matrix unit) {
   const int64_t tokens = request.text.rows, size = unit.cols;
   const Matrix last{unit.row(tokens), 1, size, size};
   DESAP_TRY(rename(unit_rows(context, request.text, {unit.data, tokens, size, unit.ld}), "text"));
-  if (request.query) return rename(unit_rows(context, {request.query, 1, size, size}, last), "endOfText");
-  copy_rows({unit.row(request.end_of_text), 1, size, size}, last.data);
+  if (request.end_of_text) return rename(unit_rows(context, {request.end_of_text, 1, size, size}, last), "endOfText");
+  copy_rows({unit.row(request.end_of_text_row), 1, size, size}, last.data);
   return {};
 }
 
@@ -161,13 +161,13 @@ Status Analysis::State::select(Context& context, Scratch& scratch, const PruneRe
 
 Status Analysis::State::merge(Context& context, const PruneRequest& request, const int32_t* kept, const PruneOutput& output) const {
   const bool given = request.features.data != nullptr;
-  const ConstMatrix rows = given ? request.features : ConstMatrix{features, patches, width, width};
+  const ConstMatrix merged = given ? request.features : ConstMatrix{features, patches, width, width};
   if (!request.merge) {
-    keep_rows(rows, kept, request.keep, output);
+    keep_rows(merged, kept, request.keep, output);
     return {};
   }
-  return context.kernels->merge(context, rows, given ? nullptr : inverse_norms(), kept, request.keep,
-                                {output.tokens, request.keep, rows.cols, rows.cols}, output.assignment, output.counts);
+  return context.kernels->merge(context, merged, given ? nullptr : inverse_norms(), kept, request.keep,
+                                {output.tokens, request.keep, merged.cols, merged.cols}, output.assignment, output.counts);
 }
 
 Status Analysis::prune(Context& context, const PruneRequest& request, const PruneOutput& output, PruneTimings* timings) const {
@@ -179,7 +179,7 @@ Status Analysis::prune(Context& context, const PruneRequest& request, const Prun
   times.align = watch.lap();
   Selected selected;
   DESAP_TRY(state_->select(context, scratch, request, aligned.task, &selected));
-  times.top_k = watch.lap();
+  times.select = watch.lap();
   DESAP_TRY(state_->merge(context, request, selected.indices, output));
   times.merge = watch.lap();
 

@@ -179,7 +179,7 @@ Status convert_to_half(Context& context, const float* x, int64_t size, uint16_t*
 }
 
 Status layer_norm(Context& context, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y) {
-  return context.kernels->layer_norm(context, x, weight, bias, epsilon, y, nullptr);
+  return context.kernels->layer_norm(context, x, weight, bias, epsilon, y);
 }
 
 Status linear_pack(Context& context, ConstMatrix weight, const float* bias, Linear** linear) {
@@ -210,9 +210,9 @@ Status saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t heads, b
 
 Status unit_rows(Context& context, ConstMatrix x, Matrix y) { return context.kernels->unit_rows(context, x, y); }
 
-Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float* query, const float* global,
+Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float* end_of_text, const float* global,
              Alignment alignment, float lambda, float* task, AlignmentMatrices matrices) {
-  return context.kernels->align(context, visual, text, query, global, alignment, lambda, task, matrices);
+  return context.kernels->align(context, visual, text, end_of_text, global, alignment, lambda, task, matrices);
 }
 
 Status merge(Context& context, ConstMatrix features, const int32_t* kept, int64_t k, Matrix tokens, int32_t* assignment,

@@ -9,13 +9,12 @@
 
 namespace desap {
 
-// The kernels that use vectors. top_k is integer code and read_out is a sequence of others: they need no entry. Two
-// are the head's own: folded_saliency (saliency.h) and rotated_read_out; and the head's layer_norm leaves the norms of its
-// rows to merge, which then need not read them again.
+// The kernels that use vectors. top_k and select are integer code, and read_out is a sequence of others: they need no entry.
 struct Kernels {
   decltype(&desap::convert_half) convert_half;
   decltype(&desap::convert_to_half) convert_to_half;
-  Status (*layer_norm)(Context&, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y, float* inverse_norms);
+  decltype(&desap::layer_norm) layer_norm;
+  Status (*normalize)(Context&, ConstMatrix x, float epsilon, Matrix y, float* inverse_norms);
   Status (*linear_pack)(Context&, ConstMatrix weight, const float* bias, bool bfloat16, Linear**);
   decltype(&desap::linear) linear;
   decltype(&desap::attention) attention;
@@ -23,9 +22,10 @@ struct Kernels {
   Status (*folded_saliency)(Context&, ConstMatrix x, const float* q, const float* k_weight, int64_t heads, float* saliency);
   decltype(&desap::unit_rows) unit_rows;
   Status (*inverse_norms)(Context&, ConstMatrix x, float* y);
-  Status (*rotated_read_out)(Context&, ConstMatrix x, const RotatedReadOut&, float epsilon, Matrix y);
+  Status (*folded_read_out)(Context&, ConstMatrix x, const RotatedReadOut&, float epsilon, Matrix y);
   decltype(&desap::align) align;
-  Status (*merge)(Context&, ConstMatrix features, const float* inverse_norms, const int32_t* kept, int64_t k, Matrix tokens,
+  // norms: the features' inverse norms where the caller has them, else null.
+  Status (*merge)(Context&, ConstMatrix features, const float* norms, const int32_t* kept, int64_t k, Matrix tokens,
                   int32_t* assignment, int32_t* counts);
   // Steps of products alone (gemm.h), to time them; those of bfloat16 operands are null where there are none.
   float (*multiply_float32)(int64_t steps);

@@ -59,7 +59,7 @@ const HeadConfig& Head::config() const { return state_->config; }
 
 Status Head::create(Context& context, const HeadConfig& config, const HeadWeights& weights, std::shared_ptr<Head>* head) try {
   auto state = std::make_unique<State>();
-  const int64_t width = config.width, size = config.embedding;
+  const int64_t width = config.width, size = config.projection_dim;
   state->config = config;
   const auto project = [&](const float* weight, const float* bias, LinearPointer& linear, Memory* plain) {
     Rounded layer(fold_norm(weight, bias, weights.ln1_weight, weights.ln1_bias, width, width));
@@ -122,7 +122,7 @@ struct Head::Image {
 
 Status Head::Image::prepare() {
   DESAP_TRY(result.keep_features(context, hidden.data, hidden.half, hidden.hold, &states));
-  const int64_t rows = hidden.tokens, width = head.config.width;
+  const int64_t rows = hidden.rows, width = head.config.width;
   normal = padded(scratch, rows, width);
   q = padded(scratch, reads_q ? rows : 1, width);
   k = padded(scratch, reads_k ? rows : 0, width);
@@ -132,7 +132,7 @@ Status Head::Image::prepare() {
 
 Status Head::Image::normalize() {
   const ConstMatrix x{states, normal.rows, normal.cols, normal.cols};
-  return rename(context.kernels->layer_norm(context, x, nullptr, nullptr, head.config.epsilon, normal, result.norms), "hidden");
+  return rename(context.kernels->normalize(context, x, head.config.epsilon, normal, result.norms), "hidden");
 }
 
 Status Head::Image::project() {
@@ -166,7 +166,7 @@ Status Head::Image::read_out() {
   const int64_t size = result.projection_dim;
   const Matrix embeddings{result.embeddings, result.rows, size, size};
   DESAP_TRY(linear(context, normal, *head.w_read_out, projected));
-  DESAP_TRY(rename(context.kernels->rotated_read_out(context, projected, head.read_out, head.config.epsilon, embeddings), "hidden"));
+  DESAP_TRY(rename(context.kernels->folded_read_out(context, projected, head.read_out, head.config.epsilon, embeddings), "hidden"));
   if (!head.config.class_token) return result.average(context);
   std::copy_n(result.embeddings, size, result.global);
   return {};
@@ -177,10 +177,10 @@ Status Head::State::analyze(Context& context, const HiddenStates& hidden, Encodi
   auto result = std::make_unique<Analysis::State>();
   result->rotation = rotation;
   result->kernels = context.kernels;
-  result->rows = hidden.tokens;
-  result->patches = hidden.tokens - (config.class_token ? 1 : 0);
+  result->rows = hidden.rows;
+  result->patches = hidden.rows - (config.class_token ? 1 : 0);
   result->width = config.width;
-  result->projection_dim = config.embedding;
+  result->projection_dim = config.projection_dim;
   DESAP_TRY(result->allocate(results));
 
   AnalyzeTimings& times = result->timings;

@@ -9,8 +9,8 @@ namespace desap {
 namespace DESAP_ISA {
 
 // inverse_norms: [N], of the rows of x (unit_rows.h); null where not wanted.
-Status layer_norm(Context& context, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y,
-                  float* inverse_norms) {
+inline Status norm_rows(Context& context, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y,
+                        float* inverse_norms) {
   FirstRow bad;
   const int64_t size = x.cols;
   context.pool.parallel_for(row_tasks(x.rows), [&](int64_t task, int) {
@@ -34,6 +34,14 @@ Status layer_norm(Context& context, ConstMatrix x, const float* weight, const fl
     }
   });
   return bad.status("x");
+}
+
+Status layer_norm(Context& context, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y) {
+  return norm_rows(context, x, weight, bias, epsilon, y, nullptr);
+}
+
+Status normalize(Context& context, ConstMatrix x, float epsilon, Matrix y, float* inverse_norms) {
+  return norm_rows(context, x, nullptr, nullptr, epsilon, y, inverse_norms);
 }
 
 }  // namespace DESAP_ISA

@@ -1,7 +1,7 @@
 // Nearest-centre merge: argmax over the kept rows c of x_i . x_c / |x_c|, then the mean of each group.
 //
 // |x_i| > 0 does not change which centre is nearest, so only the centres are normalised. The similarities of a block of
-// rows are made panel by panel and folded at once into a running best per lane; a lane sees its centres in ascending
+// rows are made panel by panel, and each goes at once into a running best per lane; a lane sees its centres in ascending
 // order and only a larger value wins, and of equal lanes the lower centre does: ties go to the first centre.
 // A group is added up in ascending order of its rows, in float32.
 #pragma once
@@ -17,7 +17,7 @@ struct Nearest {
   int32_t centre[lanes];
 };
 
-DESAP_INLINE void fold(Nearest& nearest, const float* similarities, int64_t count, int64_t begin) {
+DESAP_INLINE void compare(Nearest& nearest, const float* similarities, int64_t count, int64_t begin) {
   int32_t lane[lanes];
   for (int i = 0; i < lanes; i++) lane[i] = i;
   F best = load(nearest.similarity);
@@ -83,7 +83,7 @@ Status merge(Context& context, ConstMatrix features, const float* norms, const i
     for (int64_t c = 0; c < k; c += panel_width) {
       const int64_t columns = min(panel_width, k - c);
       multiply_panel({size, features.row(i), features.ld, 1, packed + c * size, zeros, 0, similarity, panel_width}, rows, columns);
-      for (int64_t r = 0; r < rows; r++) fold(nearest[r], similarity + r * panel_width, columns, c);
+      for (int64_t r = 0; r < rows; r++) compare(nearest[r], similarity + r * panel_width, columns, c);
     }
     for (int64_t r = 0; r < rows; r++) assignment[i + r] = best_of(nearest[r]);
   });

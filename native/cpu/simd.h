@@ -74,23 +74,23 @@ DESAP_INLINE F max(F a, F b) {
 #endif
 }
 
-// Reductions halve the vector until one lane is left: one order, the same on every run. `fold` captures (rows.h says why).
-template <class Fold>
-DESAP_INLINE float halved(F x, const Fold& fold) {
+// Reductions halve the vector until one lane is left: one order, the same on every run. `combine` captures (rows.h says why).
+template <class Combine>
+DESAP_INLINE float halved(F x, const Combine& combine) {
 #if DESAP_LANES >= 8 && !defined(DESAP_NARROW_REGISTERS)  // by name: the compilers would take 16 lanes out one by one
 #if DESAP_LANES == 16
-  const __m256 eight = fold(_mm512_maskz_extractf32x8_ps(0xff, x, 0), _mm512_maskz_extractf32x8_ps(0xff, x, 1));
+  const __m256 eight = combine(_mm512_maskz_extractf32x8_ps(0xff, x, 0), _mm512_maskz_extractf32x8_ps(0xff, x, 1));
 #else
   const __m256 eight = x;
 #endif
-  const __m128 four = fold(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-  const __m128 two = fold(four, _mm_movehl_ps(four, four));
-  return fold(two[0], two[1]);
+  const __m128 four = combine(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = combine(four, _mm_movehl_ps(four, four));
+  return combine(two[0], two[1]);
 #else
   float buffer[lanes];
   store(buffer, x);
   DESAP_UNROLL for (int half = lanes / 2; half > 0; half /= 2) {
-    DESAP_UNROLL for (int i = 0; i < half; i++) buffer[i] = fold(buffer[i], buffer[i + half]);
+    DESAP_UNROLL for (int i = 0; i < half; i++) buffer[i] = combine(buffer[i], buffer[i + half]);
   }
   return buffer[0];
 #endif

@@ -4,12 +4,12 @@
 //   M_T[i,j] = beta_j / T   softmax_i(w)_ij        each text token spreads over the patches
 //   task_i   = 1/T sum_j (M_V + M_T)_ij m_ij
 //
-// Two kernels. `product` multiplies the patches, and below them the global row, with the text, and beside it the query:
+// Two kernels. `product` multiplies the patches, and below them the global row, with the text, and beside it the end-of-text vector e:
 //
-//   [ visual ]                      [ m      alpha ]
-//   [ global ] [ text^T  query ] =  [ beta^T    .  ]
+//   [ visual ]                  [ m      alpha ]
+//   [ global ] [ text^T  e ] =  [ beta^T    .  ]
 //
-// A tile has the query as its first column, so it knows its own alpha and leaves for each of its columns, per group of
+// A tile has e as its first column, so it knows its own alpha and leaves for each of its columns, per group of
 // 16 patches, the largest w and the sum of 2^(w - largest). `finish` joins the groups in order, then takes a row per
 // warp.
 //
@@ -18,7 +18,9 @@
 //
 // Exponents are of 2 (z and w times log2 e). Both softmaxes subtract their largest exponent, so any lambda is safe.
 #include <algorithm>
+#include <vector>
 
+#include "kernel_run.h"
 #include "kernels.cuh"
 #include "ptx.cuh"
 #include "reduce.cuh"
@@ -53,7 +55,7 @@ __device__ __forceinline__ Column join(Column first, const Column (&others)[coun
 // A rounded product: not contracted with the subtraction of the largest one, which then gives exactly 0 for that one.
 __device__ __forceinline__ float exponent_of(float m, float factor) { return fmaf(m, factor, 0.0f); }
 
-// The scratch memory. `ld`: words per row, the largest image's.
+// The scratch memory. `ld`: text tokens per row, the largest image's.
 struct Workspace {
   Column* columns;  // [groups, ld]
   float* m;         // [P, ld]
@@ -69,10 +71,10 @@ int64_t groups_of(const Extent& extent) { return extent.patches / group_rows + e
 // Lanes are 4 patches by 8 columns; each takes `patches` x `columns` outputs, 4 and 8 apart.
 template <int patches, int columns>
 struct Tile {
-  static constexpr int rows = 4 * patches, words = 8 * columns, staged = rows + words;
+  static constexpr int rows = 4 * patches, width = 8 * columns, staged = rows + width;
   static constexpr int stages = 128 / staged;
-  static constexpr int outputs = rows * words;
-  static constexpr int value_ld = words + 1;
+  static constexpr int outputs = rows * width;
+  static constexpr int value_ld = width + 1;
 
   float stage[stages][staged * stage_ld];
   struct Sums {  // in the place of the stages
@@ -85,18 +87,18 @@ struct Tile {
 template <int patches, int columns>
 __global__ void __launch_bounds__(threads) product(const Align align, const Workspace workspace) {
   using Shared = Tile<patches, columns>;
-  constexpr int rows = Shared::rows, words = Shared::words, stages = Shared::stages;
+  constexpr int rows = Shared::rows, width = Shared::width, stages = Shared::stages;
   Shared& shared = ptx::shared<Shared>();
   ptx::release_successor();
   ptx::wait_for_predecessor();
   stamp(align.stamp);
 
   const Image image = align.images[blockIdx.z];
-  const int first_patch = static_cast<int>(blockIdx.x) * rows, first_word = static_cast<int>(blockIdx.y) * (words - 1);
-  if (first_patch > image.patches || first_word >= image.words) return;
+  const int first_patch = static_cast<int>(blockIdx.x) * rows, first_token = static_cast<int>(blockIdx.y) * (width - 1);
+  if (first_patch > image.patches || first_token >= image.text_tokens) return;
 
   const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_size, lane = thread % warp_size;
-  const int size = align.embedding;
+  const int size = align.projection_dim;
   const float* visual = align.visual.get() + (image.row + (align.class_token ? 1 : 0)) * int64_t{size};
   const float* global = align.global.get() + blockIdx.z * int64_t{size};
   const bool sixteen_bytes = in_sixteen_bytes(visual, size) && in_sixteen_bytes(global, size) &&
@@ -108,9 +110,9 @@ __global__ void __launch_bounds__(threads) product(const Align align, const Work
       const int i = first_patch + row;
       return i < image.patches ? visual + i * int64_t{size} : i == image.patches ? global : nullptr;
     }
-    if (row == rows) return align.text + image.query * int64_t{size};
-    const int j = first_word + row - rows - 1;
-    return j < image.words ? align.text + (image.word + j) * int64_t{size} : nullptr;
+    if (row == rows) return align.text + image.end_of_text * int64_t{size};
+    const int j = first_token + row - rows - 1;
+    return j < image.text_tokens ? align.text + (image.text + j) * int64_t{size} : nullptr;
   };
   const int chunks = (size + chunk - 1) / chunk;
   const auto fetch = [&](int c) {
@@ -164,20 +166,20 @@ __global__ void __launch_bounds__(threads) product(const Align align, const Work
   const bool clamped = align.alignment == Alignment::fcma_clamped;
   for (int output = thread; output < Shared::outputs; output += threads) {
     const int row = output / (columns * warp_size) * 4 + lane / 8;
-    const int word = output / warp_size % columns * 8 + lane % 8;
+    const int of_tile = output / warp_size % columns * 8 + lane % 8;
     float value = 0;
 #pragma unroll
     for (int w = 0; w < warps; w++) value += sums.partial[w][output];
-    const int i = first_patch + row, j = first_word + word - 1;
-    if (clamped && value < 0 && (word == 0 || i == image.patches)) value = 0;
-    sums.value[row * Shared::value_ld + word] = value;
+    const int i = first_patch + row, j = first_token + of_tile - 1;
+    if (clamped && value < 0 && (of_tile == 0 || i == image.patches)) value = 0;
+    sums.value[row * Shared::value_ld + of_tile] = value;
     if (i < image.patches) {
-      if (word == 0) {
+      if (of_tile == 0) {
         if (blockIdx.y == 0) workspace.alpha[image.patch + i] = value;
-      } else if (j < image.words) {
+      } else if (j < image.text_tokens) {
         workspace.m[(image.patch + i) * int64_t{workspace.ld} + j] = value;
       }
-    } else if (i == image.patches && word > 0 && j < image.words) {
+    } else if (i == image.patches && of_tile > 0 && j < image.text_tokens) {
       workspace.beta[blockIdx.z * int64_t{workspace.ld} + j] = value;
     }
   }
@@ -186,22 +188,22 @@ __global__ void __launch_bounds__(threads) product(const Align align, const Work
 
   const float scale = *align.lambda * log2_e;
   const int row = thread % group_rows;
-  for (int column = thread / group_rows; column < rows / group_rows * words; column += threads / group_rows) {
-    const int group = column / words, word = column % words;
+  for (int column = thread / group_rows; column < rows / group_rows * width; column += threads / group_rows) {
+    const int group = column / width, of_tile = column % width;
     const float* values = sums.value + (group * group_rows + row) * Shared::value_ld;
-    const int begin = first_patch + group * group_rows, j = first_word + word - 1;
+    const int begin = first_patch + group * group_rows, j = first_token + of_tile - 1;
     const bool valid = begin + row < image.patches;
-    const float exponent = valid ? exponent_of(values[word], scale * values[0]) : lowest;
+    const float exponent = valid ? exponent_of(values[of_tile], scale * values[0]) : lowest;
     const float largest = reduce_warp<group_rows>(exponent, Largest());
     const float total = reduce_warp<group_rows>(valid ? ptx::exp2(exponent - largest) : 0.0f, Sum());
-    if (row == 0 && word > 0 && j < image.words && begin < image.patches) {
+    if (row == 0 && of_tile > 0 && j < image.text_tokens && begin < image.patches) {
       const int64_t at = image.patch / group_rows + static_cast<int>(blockIdx.z) + begin / group_rows;
       workspace.columns[at * workspace.ld + j] = {largest, total};
     }
   }
 }
 
-// Shared memory of `finish`, followed by three arrays of all words: beta, the column's largest exponent and its factor
+// Shared memory of `finish`, followed by three arrays of all text tokens: beta, the column's largest exponent and its factor
 // beta / (T sum).
 struct Joined {
   Column column[warp_size][warps];
@@ -219,19 +221,19 @@ __global__ void __launch_bounds__(threads) finish(const Align align, const Works
   const int first = static_cast<int>(blockIdx.x) * warps * rows_per_warp;
   if (first >= image.patches) return;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_size, lane = thread % warp_size;
-  const float words = static_cast<float>(image.words);
+  const float text_tokens = static_cast<float>(image.text_tokens);
   const bool mean = align.alignment == Alignment::mean;
 
   if (!mean) {
     const int groups = (image.patches + group_rows - 1) / group_rows;
     const int64_t first_group = image.patch / group_rows + static_cast<int>(blockIdx.y);
     const Column* columns = workspace.columns + first_group * workspace.ld;
-    for (int begin = 0; begin < image.words; begin += warp_size) {
+    for (int begin = 0; begin < image.text_tokens; begin += warp_size) {
       const int j = begin + lane;
       constexpr Column none{lowest, 0};
       constexpr int loads = 8;  // under way at the same time
       Column column = none;
-      for (int g = warp; j < image.words && g < groups; g += loads * warps) {
+      for (int g = warp; j < image.text_tokens && g < groups; g += loads * warps) {
         Column parts[loads];
 #pragma unroll
         for (int l = 0; l < loads; l++) {
@@ -242,11 +244,11 @@ __global__ void __launch_bounds__(threads) finish(const Align align, const Works
       }
       shared.column[lane][warp] = column;
       __syncthreads();
-      if (warp == 0 && j < image.words) {
+      if (warp == 0 && j < image.text_tokens) {
         column = join(none, shared.column[lane]);
         beta[j] = workspace.beta[blockIdx.y * int64_t{workspace.ld} + j];
         largest[j] = column.largest;
-        factor[j] = beta[j] / (column.sum * words);
+        factor[j] = beta[j] / (column.sum * text_tokens);
       }
       __syncthreads();
     }
@@ -258,16 +260,16 @@ __global__ void __launch_bounds__(threads) finish(const Align align, const Works
     const int i = first + n * warps + warp;
     if (i >= image.patches) return;
     const float* m = workspace.m + (image.patch + i) * int64_t{workspace.ld};
-    const int64_t at = i * int64_t{image.words};
+    const int64_t at = i * int64_t{image.text_tokens};
     if (matrices.similarity) {
 #pragma unroll 1
-      for (int j = lane; j < image.words; j += warp_size) matrices.similarity[at + j] = m[j];
+      for (int j = lane; j < image.text_tokens; j += warp_size) matrices.similarity[at + j] = m[j];
     }
     if (mean) {
       float total = 0;
-      for (int j = lane; j < image.words; j += warp_size) total += m[j];
+      for (int j = lane; j < image.text_tokens; j += warp_size) total += m[j];
       total = reduce_warp(total, Sum());
-      if (lane == 0) align.task[image.patch + i] = total / words;
+      if (lane == 0) align.task[image.patch + i] = total / text_tokens;
       continue;
     }
 
@@ -277,10 +279,10 @@ __global__ void __launch_bounds__(threads) finish(const Align align, const Works
       return ptx::exp2(exponent_of(m[j], scale * alpha) - largest[j]) * factor[j];
     };
     float top = lowest;
-    for (int j = lane; j < image.words; j += warp_size) top = fmaxf(top, visual_exponent(j));
+    for (int j = lane; j < image.text_tokens; j += warp_size) top = fmaxf(top, visual_exponent(j));
     top = reduce_warp(top, Largest());
     float weights = 0, by_visual = 0, by_text = 0;
-    for (int j = lane; j < image.words; j += warp_size) {
+    for (int j = lane; j < image.text_tokens; j += warp_size) {
       const float weight = ptx::exp2(visual_exponent(j) - top);
       weights += weight;
       by_visual += weight * m[j];
@@ -290,9 +292,9 @@ __global__ void __launch_bounds__(threads) finish(const Align align, const Works
     by_visual = reduce_warp(by_visual, Sum());
     by_text = reduce_warp(by_text, Sum());
     const float row_factor = alpha / (static_cast<float>(image.patches) * weights);
-    if (lane == 0) align.task[image.patch + i] = (row_factor * by_visual + by_text) / words;
+    if (lane == 0) align.task[image.patch + i] = (row_factor * by_visual + by_text) / text_tokens;
 #pragma unroll 1
-    for (int j = lane; j < image.words; j += warp_size) {
+    for (int j = lane; j < image.text_tokens; j += warp_size) {
       if (matrices.visual_alignment) {
         matrices.visual_alignment[at + j] = ptx::exp2(visual_exponent(j) - top) * row_factor;
       }
@@ -305,7 +307,7 @@ template <int patches, int columns>
 void launch_product(Queue& queue, const Align& align, const Workspace& workspace) {
   using Shared = Tile<patches, columns>;
   const Extent& extent = align.extent;
-  const dim3 grid(blocks_of(extent.max_patches + 1, Shared::rows), blocks_of(extent.max_words, Shared::words - 1),
+  const dim3 grid(blocks_of(extent.max_patches + 1, Shared::rows), blocks_of(extent.max_text_tokens, Shared::width - 1),
                   static_cast<unsigned>(extent.images));
   launch(queue, product<patches, columns>, grid, threads, sizeof(Shared), align, workspace);
 }
@@ -313,13 +315,13 @@ void launch_product(Queue& queue, const Align& align, const Workspace& workspace
 }  // namespace
 
 int64_t align_scratch(const Extent& extent) {
-  return (2 * groups_of(extent) + extent.patches + extent.images) * extent.max_words + extent.patches;
+  return (2 * groups_of(extent) + extent.patches + extent.images) * extent.max_text_tokens + extent.patches;
 }
 
 void align(Queue& queue, const Align& align) {
   const Extent& extent = align.extent;
   Workspace workspace{};
-  workspace.ld = extent.max_words;
+  workspace.ld = extent.max_text_tokens;
   workspace.columns = reinterpret_cast<Column*>(align.scratch);
   workspace.m = align.scratch + 2 * groups_of(extent) * workspace.ld;
   workspace.beta = workspace.m + extent.patches * workspace.ld;
@@ -328,7 +330,7 @@ void align(Queue& queue, const Align& align) {
   // Large tiles read less, small ones fill the device sooner; each output is the same from both.
   constexpr int enough_blocks = 128;
   using Large = Tile<8, 4>;
-  if (blocks_of(extent.patches, Large::rows) * blocks_of(extent.max_words, Large::words - 1) >= enough_blocks) {
+  if (blocks_of(extent.patches, Large::rows) * blocks_of(extent.max_text_tokens, Large::width - 1) >= enough_blocks) {
     launch_product<8, 4>(queue, align, workspace);
   } else {
     launch_product<4, 2>(queue, align, workspace);
@@ -342,3 +344,47 @@ void align(Queue& queue, const Align& align) {
 }
 
 }  // namespace desap::cuda
+
+// ---- For the host ------------------------------------------------------------------------------------------------------
+
+namespace desap {
+
+using cuda::KernelRun;
+using cuda::OneImage;
+using cuda::with_run;
+
+Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float* end_of_text, const float* global,
+             Alignment alignment, float lambda, float* task, AlignmentMatrices matrices) {
+  return with_run(context, "align", [&](KernelRun& run) -> Status {
+    const int64_t patches = visual.rows, text_tokens = text.rows, size = visual.cols;
+    const OneImage image(run, patches, false, text_tokens, 0, 0);
+    std::vector<float> rows;  // the text, and below it the end-of-text vector
+    for (int64_t j = 0; j < text_tokens; j++) rows.insert(rows.end(), text.row(j), text.row(j) + size);
+    rows.insert(rows.end(), end_of_text, end_of_text + size);
+    const auto room = [&](const float* wanted) { return wanted ? run.array<float>(patches * text_tokens) : nullptr; };
+    float* scores = run.array<float>(patches);
+    cuda::Align align{};
+    align.images = image.record;
+    align.extent = image.extent;
+    align.projection_dim = static_cast<int>(size);
+    align.visual = run.upload(visual).data;
+    align.global = run.upload(global, size);
+    align.text = run.upload(rows.data(), (text_tokens + 1) * size);
+    align.alignment = alignment;
+    align.lambda = run.upload(&lambda, 1);
+    align.scratch = run.array<float>(cuda::align_scratch(image.extent));
+    align.task = scores;
+    align.matrices = {room(matrices.similarity), room(matrices.visual_alignment), room(matrices.text_alignment)};
+    cuda::align(run.queue(), align);
+    const auto deliver = [&](const float* from, float* to) {
+      if (to) run.download(from, patches * text_tokens, to);
+    };
+    run.download(scores, patches, task);
+    deliver(align.matrices.similarity, matrices.similarity);
+    deliver(align.matrices.visual_alignment, matrices.visual_alignment);
+    deliver(align.matrices.text_alignment, matrices.text_alignment);
+    return run.wait();
+  });
+}
+
+}  // namespace desap

@@ -8,9 +8,10 @@
 //
 // p is rounded to 16 bits for the product with v, with a factor 2^bias so that binary16 keeps small weights: from 2^15
 // down to its subnormals. What is summed below is the rounded p: the weights then are a true average, exact for a
-// single key and for equal values; rounding cannot scale a row. strict splits p, and what the tensor cores add of one
+// single key and for equal values; rounding cannot scale a row. fp32 splits p, and what the tensor cores add of one
 // tile is added to the rest by an ordinary addition: they truncate their sums, and over thousands of tiles that would
 // show.
+#include "kernel_run.h"
 #include "scores.cuh"
 
 namespace desap::cuda {
@@ -21,7 +22,7 @@ struct AttentionPlan {
   static constexpr Precision precision = precision_;
   static constexpr int head = head_, rows = rows_;   // columns of a head, rows of a block
   static constexpr int planes = planes_of(precision), elements = planes * head;
-  static constexpr bool strict = precision == Precision::strict;
+  static constexpr bool two_planes = precision == Precision::fp32;
 
   static constexpr int keys = elements <= 128 ? 64 : 32;   // of a tile: with 64 rows of q 96 KB at most
   static constexpr int warp_keys = keys / halves, key_steps = warp_keys / 16, key_fragments = warp_keys / 8;
@@ -54,9 +55,9 @@ constexpr float bias = 8;   // bias + RowSoftmax::slack < 16
 template <class Plan>
 __device__ __forceinline__ void copy_tile(typename Plan::Tile& to, const HeadOperand& k, const HeadOperand& v,
                                           int tile) {
-  constexpr HeadRows layout(Plan::head);
-  copy_rows<Plan::precision, Plan::keys, Plan::threads>(to.k, layout, k, tile * Plan::keys);
-  copy_rows<Plan::precision, Plan::keys, Plan::threads>(to.v, layout, v, tile * Plan::keys);
+  constexpr HeadRows places(Plan::head);
+  copy_rows<Plan::precision, Plan::keys, Plan::threads>(to.k, places, k, tile * Plan::keys);
+  copy_rows<Plan::precision, Plan::keys, Plan::threads>(to.v, places, v, tile * Plan::keys);
 }
 
 // p = 2^(scale s - shift + bias), rounded as the product needs it, and added to the softmax' sums. The 16 keys of a
@@ -74,7 +75,7 @@ __device__ __forceinline__ void weigh(RowSoftmax<Plan::m>& softmax, const float 
       uint32_t hi, lo;
       split<Plan::precision>(left, right, hi, lo);
       p[n / 2].plane[0][i][n % 2 * 2 + row % 2] = hi;
-      if constexpr (Plan::strict) {
+      if constexpr (Plan::two_planes) {
         p[n / 2].plane[1][i][n % 2 * 2 + row % 2] = lo;
       } else {
         left = unpack<Plan::precision>(static_cast<uint16_t>(hi & 0xffff));
@@ -89,7 +90,7 @@ template <class Plan>
 __global__ void __launch_bounds__(Plan::threads) attention_kernel(Attention a) {
   constexpr Precision precision = Plan::precision;
   constexpr int m = Plan::m;
-  constexpr HeadRows layout(Plan::head);
+  constexpr HeadRows places(Plan::head);
   auto& buffers = ptx::shared<typename Plan::Buffers>();
   ptx::wait_for_predecessor();
   ptx::release_successor();
@@ -102,15 +103,15 @@ __global__ void __launch_bounds__(Plan::threads) attention_kernel(Attention a) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size, warp = static_cast<int>(threadIdx.x) / warp_size;
   const int group = warp % Plan::groups, half = warp / Plan::groups;
   const int row = group * 16 * m, key = half * Plan::warp_keys;   // the warp's first of the block, of a tile
-  const int q_place = layout.at(row + a_row(lane), a_chunk(lane));
-  const int k_place = layout.at(key + b_row(lane), b_chunk(lane));
-  const int v_place = layout.at(key + a_row(lane), a_chunk(lane));
+  const int q_place = places.at(row + a_row(lane), a_chunk(lane));
+  const int k_place = places.at(key + b_row(lane), b_chunk(lane));
+  const int v_place = places.at(key + a_row(lane), a_chunk(lane));
   const bool active = first + row < rows;
   const HeadOperand keys = head_of<precision>(a.k, image, column), values = head_of<precision>(a.v, image, column);
   const int tiles = (rows + Plan::keys - 1) / Plan::keys;
   const float scale = a.scale[head];
 
-  copy_rows<precision, Plan::rows, Plan::threads>(buffers.q, layout, head_of<precision>(a.q, image, column), first);
+  copy_rows<precision, Plan::rows, Plan::threads>(buffers.q, places, head_of<precision>(a.q, image, column), first);
   copy_tile<Plan>(buffers.tile[0], keys, values, 0);
   ptx::copy_commit();
   ptx::copy_wait<0>();
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(Plan::threads) attention_kernel(Attention a) {
   if constexpr (Plan::resident) {
 #pragma unroll
     for (int step = 0; step < Plan::head_steps; step++) {
-      load_rows(q[step], buffers.q, Plan::row_plane, layout, q_place, step);
+      load_rows(q[step], buffers.q, Plan::row_plane, places, q_place, step);
     }
   }
   RowSoftmax<m> softmax;
@@ -137,11 +138,11 @@ __global__ void __launch_bounds__(Plan::threads) attention_kernel(Attention a) {
 #pragma unroll
       for (int step = 0; step < Plan::head_steps; step++) {
         auto& queries = q[Plan::resident ? step : 0];
-        if constexpr (!Plan::resident) load_rows(queries, buffers.q, Plan::row_plane, layout, q_place, step);
+        if constexpr (!Plan::resident) load_rows(queries, buffers.q, Plan::row_plane, places, q_place, step);
 #pragma unroll
         for (int n = 0; n < Plan::key_fragments; n += 2) {
           ColumnFragments<precision> k;
-          load_columns(k, arrived.k + n * 8 * layout.chunks, Plan::key_plane, layout, k_place, step);
+          load_columns(k, arrived.k + n * 8 * places.chunks, Plan::key_plane, places, k_place, step);
           multiply_rows(s, n, queries, k);
         }
       }
@@ -149,7 +150,7 @@ __global__ void __launch_bounds__(Plan::threads) attention_kernel(Attention a) {
 
       float factor[2 * m];
       const bool moved = softmax.advance(s, scale, factor);
-      if (!Plan::strict && moved) {
+      if (!Plan::two_planes && moved) {
 #pragma unroll
         for (int i = 0; i < m; i++) {
 #pragma unroll
@@ -164,18 +165,18 @@ __global__ void __launch_bounds__(Plan::threads) attention_kernel(Attention a) {
 
 #pragma unroll
       for (int n = 0; n < Plan::head_fragments; n += 2) {
-        float sum[m][2][4] = {};   // strict: of this tile
+        float sum[m][2][4] = {};   // fp32: of this tile
 #pragma unroll
         for (int step = 0; step < Plan::key_steps; step++) {
           ColumnFragments<precision> v;
-          load_columns_transposed(v, arrived.v + step * 16 * layout.chunks, Plan::key_plane, layout, v_place, n / 2);
-          if constexpr (Plan::strict) {
+          load_columns_transposed(v, arrived.v + step * 16 * places.chunks, Plan::key_plane, places, v_place, n / 2);
+          if constexpr (Plan::two_planes) {
             multiply_rows(sum, 0, p[step], v);
           } else {
             multiply_rows(y, n, p[step], v);
           }
         }
-        if constexpr (Plan::strict) {
+        if constexpr (Plan::two_planes) {
 #pragma unroll
           for (int i = 0; i < m; i++) {
 #pragma unroll
@@ -227,7 +228,7 @@ __global__ void __launch_bounds__(Plan::threads) attention_kernel(Attention a) {
       uint32_t hi, lo;
       split<precision>(left, right, hi, lo);
       *reinterpret_cast<uint32_t*>(a.y.hi + offset + column_of(n, 0, lane)) = hi;
-      if constexpr (Plan::strict) *reinterpret_cast<uint32_t*>(a.y.lo + offset + column_of(n, 0, lane)) = lo;
+      if constexpr (Plan::two_planes) *reinterpret_cast<uint32_t*>(a.y.lo + offset + column_of(n, 0, lane)) = lo;
     }
   }
 }
@@ -241,7 +242,7 @@ void attention(Queue& queue, const Attention& a) {
 }
 
 // Blocks of 128 rows bring each tile in half as often, which counts when the L2 cache is the limit; blocks of 64 spread
-// little work over more processors, and are all that shared memory and registers allow the largest heads in strict.
+// little work over more processors, and are all that shared memory and registers allow the largest heads in fp32.
 template <Precision precision, int head>
 void attention(Queue& queue, const Attention& a) {
   constexpr int64_t enough = 2 * 132;
@@ -267,11 +268,46 @@ void attention(Queue& queue, const Attention& a) {
 }  // namespace
 
 void attention(Queue& queue, Precision precision, const Attention& a) {
-  switch (precision) {
-    case Precision::strict: return attention<Precision::strict>(queue, a);
-    case Precision::fast: return attention<Precision::fast>(queue, a);
-    case Precision::bf16: return attention<Precision::bf16>(queue, a);
-  }
+  with_precision(precision, [&](auto constant) { attention<decltype(constant)::value>(queue, a); });
 }
 
 }  // namespace desap::cuda
+
+// ---- For the host ------------------------------------------------------------------------------------------------------
+
+namespace desap {
+
+using cuda::KernelRun;
+using cuda::OneImage;
+using cuda::Scaled;
+using cuda::with_run;
+
+Status attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y) {
+  const int count = static_cast<int>(heads), padded_size = cuda::padded_head_size_of(q.cols, heads);
+  if (padded_size < 0) return {Code::unsupported, "head size"};
+  return with_run(context, "attention", [&](KernelRun& run) -> Status {
+    const auto load = [&](ConstMatrix x) { return scaled(run, run.upload(x), count, padded_size); };
+    const Scaled queries = load(q), keys = load(k), values = load(v);
+    const float* scale = nullptr;
+    DESAP_TRY(score_scale(run, queries, keys, heads, q.cols / heads, &scale));
+    const OneImage image(run, q.rows, false, 0, 0, 0);
+    const cuda::Operand attended = run.operand(q.rows, queries.operand.ld);
+    const Matrix out = run.matrix(y.rows, y.cols);
+    cuda::Attention attention{};
+    attention.images = image.record;
+    attention.extent = image.extent;
+    attention.heads = count;
+    attention.padded_size = padded_size;
+    attention.q = queries.operand;
+    attention.k = keys.operand;
+    attention.v = values.operand;
+    attention.scale = scale;
+    attention.y = attended;
+    cuda::attention(run.queue(), run.precision(), attention);
+    cuda::from_operand(run.queue(), run.precision(), attended, count, padded_size, values.exponent, nullptr, out);
+    run.download(out, y);
+    return run.wait();
+  });
+}
+
+}  // namespace desap

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <new>
 
-#include "lane.h"
+#include "stream.h"
 
 namespace desap::cuda {
 namespace {
 
-// The machine code in this build. Code for x.y runs on every card of major version x from minor version y on.
+// The machine code in this build. Code for x.y runs on every GPU of major version x from minor version y on.
 constexpr int built_for[][2] = {{8, 0}, {8, 6}, {8, 9}, {9, 0}, {10, 0}, {12, 0}};
 
 bool supported(int major, int minor) {
@@ -80,9 +80,9 @@ Status context_create(const ContextOptions& options, Context** context) try {
     return {Code::device_failed, cudaGetErrorName(got)};
   }
   if (!supported(properties.major, properties.minor)) return {Code::unsupported, "compute capability"};
-  auto engine = std::make_shared<Engine>(options.device, options.precision, properties.major >= 9, options.lanes);
-  LaneLock lane(*engine);
-  DESAP_TRY(lane.take());  // what is missing shows here, not at the first image
+  auto engine = std::make_shared<Engine>(options.device, options.precision, properties.major >= 9, options.streams);
+  StreamLock stream(*engine);
+  DESAP_TRY(stream.take());  // what is missing shows here, not at the first image
   *context = new Context{engine};
   return {};
 } catch (const std::bad_alloc&) {

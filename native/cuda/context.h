@@ -1,5 +1,5 @@
-// CUDA's Context: a card, a precision, and lanes: a stream with its workspace and its graphs. A lane runs one job at a time;
-// several threads may use one context, each takes a lane for the length of its call (kernels.h's rule of one thread at a
+// CUDA's Context: a GPU, a precision, and streams, each with its workspace and its graphs. A stream runs one job at a time;
+// several threads may use one context, each takes a stream for the length of its run (kernels.h's rule of one thread at a
 // time is the CPU's).
 #pragma once
 
@@ -29,15 +29,15 @@ Availability availability();
 
 struct ContextOptions {
   int device = 0;
-  Precision precision = Precision::strict;
-  int lanes = 2;          // jobs under way at the same time
+  Precision precision = Precision::fp32;
+  int streams = 2;          // jobs under way at the same time
 };
 // device_failed with the driver's word, out_of_memory.
 Status context_create(const ContextOptions&, Context**);
-// No call may be running.
+// No job may be running.
 void context_destroy(Context*);
 
-// Page-locked memory that the card reads and writes in place; null when there is none to have.
+// Page-locked memory that the GPU reads and writes in place; null when there is none to have.
 void* host_allocate(size_t bytes);
 void host_free(void*);
 

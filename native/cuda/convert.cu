@@ -1,4 +1,5 @@
 // Between float32, binary16 and operands.
+#include "kernel_run.h"
 #include "kernels.cuh"
 #include "multiply.cuh"
 #include "reduce.cuh"
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(threads)
   const int head = column / size;
   const int64_t from = row * x.ld + static_cast<int64_t>(head) * padded_size + column % size;
   float value = unpack<precision>(x.hi[from]);
-  if constexpr (precision == Precision::strict) value += unpack<precision>(x.lo[from]);
+  if constexpr (precision == Precision::fp32) value += unpack<precision>(x.lo[from]);
   if (exponent) value = times_power(value, -exponent[0]);
   if (scale) value *= scale[head];
   y.data[row * y.ld + column] = value;
@@ -128,28 +129,47 @@ void magnitude(Queue& queue, ConstMatrix x, int* exponent) {
 
 void to_operand(Queue& queue, Precision precision, ConstMatrix x, int heads, int padded_size, const int* exponent,
                 Operand y) {
-  const auto launch_for = [&](auto kernel) {
-    const dim3 grid(static_cast<unsigned>(x.rows), blocks_of(y.ld, threads * per_thread));
-    launch(queue, kernel, grid, threads, 0, x, heads, padded_size, exponent, y);
-  };
-  switch (precision) {
-    case Precision::strict: return launch_for(to_operand_kernel<Precision::strict>);
-    case Precision::fast: return launch_for(to_operand_kernel<Precision::fast>);
-    case Precision::bf16: return launch_for(to_operand_kernel<Precision::bf16>);
-  }
+  const dim3 grid(static_cast<unsigned>(x.rows), blocks_of(y.ld, threads * per_thread));
+  with_precision(precision, [&](auto constant) {
+    launch(queue, to_operand_kernel<decltype(constant)::value>, grid, threads, 0, x, heads, padded_size, exponent, y);
+  });
 }
 
 void from_operand(Queue& queue, Precision precision, ConstOperand x, int heads, int padded_size, const int* exponent,
                   const float* scale, Matrix y) {
-  const auto launch_for = [&](auto kernel) {
-    const dim3 grid(static_cast<unsigned>(y.rows), blocks_of(y.cols, threads));
-    launch(queue, kernel, grid, threads, 0, x, heads, padded_size, exponent, scale, y);
-  };
-  switch (precision) {
-    case Precision::strict: return launch_for(from_operand_kernel<Precision::strict>);
-    case Precision::fast: return launch_for(from_operand_kernel<Precision::fast>);
-    case Precision::bf16: return launch_for(from_operand_kernel<Precision::bf16>);
-  }
+  const dim3 grid(static_cast<unsigned>(y.rows), blocks_of(y.cols, threads));
+  with_precision(precision, [&](auto constant) {
+    launch(queue, from_operand_kernel<decltype(constant)::value>, grid, threads, 0, x, heads, padded_size, exponent, scale, y);
+  });
 }
 
 }  // namespace desap::cuda
+
+// ---- For the host ------------------------------------------------------------------------------------------------------
+
+namespace desap {
+
+using cuda::KernelRun;
+using cuda::with_run;
+
+Status convert_half(Context& context, const uint16_t* x, int64_t size, float* y) {
+  if (size == 0) return {};
+  return with_run(context, "convert_half", [&](KernelRun& run) {
+    float* out = run.array<float>(size);
+    cuda::convert_half(run.queue(), run.upload(x, size), size, out);
+    run.download(out, size, y);
+    return run.wait();
+  });
+}
+
+Status convert_to_half(Context& context, const float* x, int64_t size, uint16_t* y) {
+  if (size == 0) return {};
+  return with_run(context, "convert_to_half", [&](KernelRun& run) {
+    uint16_t* out = run.array<uint16_t>(size);
+    cuda::convert_to_half(run.queue(), run.upload(x, size), size, out);
+    run.download(out, size, y);
+    return run.wait();
+  });
+}
+
+}  // namespace desap

@@ -12,7 +12,7 @@
 
 namespace desap::cuda {
 
-constexpr int planes_of(Precision precision) { return precision == Precision::strict ? 2 : 1; }
+constexpr int planes_of(Precision precision) { return precision == Precision::fp32 ? 2 : 1; }
 
 constexpr __host__ __device__ int a_row(int lane) { return lane % 16; }
 constexpr __host__ __device__ int a_chunk(int lane) { return lane / 16; }

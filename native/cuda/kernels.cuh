@@ -1,6 +1,6 @@
 // The kernels on the device: what each launcher enqueues. Equations, ties and errors as in ../kernels.h; here pointers are
-// device memory and calls return at once. head.cc strings them together inside a CUDA graph; kernels.cc gives each alone to
-// the host.
+// device memory and calls return at once. head_run.cc strings them together inside a CUDA graph; the kernels of the list
+// have their host call (../kernels.h) at the end of their file.
 //
 // Batches: the rows of all images follow each other. Where a kernel has to know which image a row belongs to, it reads the
 // `Image` records, which live in device memory too: the grid is sized by the largest image (`Extent`), blocks beyond their
@@ -35,8 +35,8 @@ struct Relocatable {
 struct Image {
   int row, rows;         // hidden states, class token included: N
   int patch, patches;    // per-patch arrays (task, saliency, assignment): P
-  int word, words;       // text tokens: T
-  int query;             // row of the text block that holds the end-of-text vector
+  int text, text_tokens; // rows of the text block: T
+  int end_of_text;       // row of the text block that holds the end-of-text vector
   int keep, task_keep;   // K, k1
   int kept;              // place in the arrays of kept tokens (indices, source, counts, tokens)
   const void* hidden;    // [rows, D], contiguous; device memory or mapped host memory
@@ -46,7 +46,7 @@ struct Image {
 struct Extent {
   int images;
   int64_t rows, patches, kept;                    // sums
-  int max_rows, max_patches, max_words, max_keep;
+  int max_rows, max_patches, max_text_tokens, max_keep;
 };
 
 // Start times of the stages in nanoseconds of the device's global timer; null: not wanted. One thread of a stage's first
@@ -73,7 +73,7 @@ void from_operand(Queue&, Precision, ConstOperand x, int heads, int padded_size,
 
 void layer_norm(Queue&, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y, int* fault);
 
-// Layer norm without its affine part (that is folded into the weights): x^_i = (x_i - mean) / sqrt(var + epsilon), written
+// In place of layer_norm, in the head: without its affine part (that is folded into the weights): x^_i = (x_i - mean) / sqrt(var + epsilon), written
 // as an operand [rows, padded_width(D)]. On the way: features = the patch rows as float32 [P, D], and
 // inverse_norm[p] = 1 / |patch row p| (0 for a zero row), which the merge needs. fault: the row of the batch.
 struct Normalize {
@@ -109,7 +109,7 @@ struct Weights {
 void linear(Queue&, Precision, ConstOperand x, int64_t rows, const Weights&, Operand y, Stamp);
 void linear(Queue&, Precision, ConstOperand x, int64_t rows, const Weights&, Matrix y, Stamp);
 
-// The read-out's product: the first `squared` columns (a multiple of 64) are not stored; of them each slice of 64 columns
+// In place of read_out's products, in the head: the first `squared` columns (a multiple of 64) are not stored; of them each slice of 64 columns
 // leaves the sum of its squares, squares[row, slice]. The others go to y [rows, out - squared] as float32.
 void linear_squares(Queue&, Precision, ConstOperand x, int64_t rows, const Weights&, int squared, float* squares, Matrix y,
                     Stamp);
@@ -129,7 +129,7 @@ struct Attention {
 };
 void attention(Queue&, Precision, const Attention&);
 
-// ---- saliency.cu ------------------------------------------------------------------------------------------------------
+// ---- saliency.cu, folded_saliency.cu ---------------------------------------------------------------------------------
 
 // Without a class token, or for keys at hand: A_s as in ../kernels.h from q and k as operands, scale as above.
 // Scratch sizes are given by the functions beside.
@@ -147,7 +147,7 @@ struct Saliency {
 int64_t saliency_scratch(const Extent&, int heads, bool class_token);
 void saliency(Queue&, Precision, const Saliency&);
 
-// The class token's saliency without the keys: u_h = W_k,h^T q_h for its query q, score = scale[h] x^_j . u_h (the keys'
+// In place of saliency with a class token, in the head: without the keys, u_h = W_k,h^T q_h for its query q, score = scale[h] x^_j . u_h (the keys'
 // bias adds the same to every token, and softmax drops it). key.weight is [heads * padded_size, padded_width(D)] and
 // key.scale its rows' scale.
 struct FoldedSaliency {
@@ -167,12 +167,12 @@ void folded_saliency(Queue&, Precision, const FoldedSaliency&);
 
 // ---- read_out.cu ------------------------------------------------------------------------------------------------------
 
-// From linear_squares to A_d. With y = C (W_o o + b_o), C the centring projector, and P' = W_vis diag(gamma) y as computed by
+// In place of read_out behind its products, in the head: from linear_squares to A_d. With y = C (W_o o + b_o), C the centring projector, and P' = W_vis diag(gamma) y as computed by
 // it:  rstd_i = 1 / sqrt(sum of squares / D + epsilon),  A_d[i] = unit(rstd_i P'_i + shift),  shift = W_vis beta [E].
-struct Embed {
+struct FoldedReadOut {
   const Image* images;
   Extent extent;
-  int width, embedding;            // D, E
+  int width, projection_dim;       // D, E
   bool class_token;
   float epsilon;
   const float* squares;            // [rows, slices]
@@ -180,22 +180,24 @@ struct Embed {
   ConstMatrix projected;           // P' [rows, E]
   const float* shift;              // [E]
   float* scratch;                  // embed_scratch(...) floats
-  Relocatable<float> embedding_rows;  // A_d [rows, E]
-  Relocatable<float> global;          // v_s [images, E]: the class token's row, else the normalised mean of the rows
+  Relocatable<float> embeddings;   // A_d [rows, E]
+  Relocatable<float> global;       // v_s [images, E]: the class token's row, else the normalised mean of the rows
   int* fault;                      // rows that overflowed
   Stamp stamp;
 };
-int64_t embed_scratch(const Extent&, int embedding, bool class_token);
-void embed(Queue&, const Embed&);
+int64_t embed_scratch(const Extent&, int projection_dim, bool class_token);
+void folded_read_out(Queue&, const FoldedReadOut&);
+// Its last part, without a class token: global from embeddings.
+void unit_mean(Queue&, const FoldedReadOut&);
 
 // ---- align.cu ---------------------------------------------------------------------------------------------------------
 
 // Eq. 3 per image. visual: patch rows of A_d, unit rows, [.., E] (image.row plus the class token, if any, is the first);
-// text: unit rows [.., E], an image's words and its query row anywhere in it (image.word, image.query).
+// text: unit rows [.., E], an image's text tokens and its end-of-text row anywhere in it (image.text, image.end_of_text).
 struct Align {
   const Image* images;
   Extent extent;
-  int embedding;                   // E
+  int projection_dim;              // E
   bool class_token;
   Relocatable<const float> visual; // [rows, E]
   Relocatable<const float> global; // [images, E]
@@ -210,16 +212,17 @@ struct Align {
 int64_t align_scratch(const Extent&);
 void align(Queue&, const Align&);
 
-// ---- top_k.cu ---------------------------------------------------------------------------------------------------------
+// ---- select.cu --------------------------------------------------------------------------------------------------------
 
 // k1 largest of task, then keep - k1 largest of saliency among the rest; indices ascending with their source (0 task,
-// 1 saliency). Any P up to 65 536. task_fault, saliency_fault: the smallest place in the batch's patches that holds NaN
+// 1 saliency). P up to most_scores. task_fault, saliency_fault: the smallest place in the batch's patches that holds NaN
 // and takes part.
+constexpr int most_scores = 65536;
 struct Select {
   const Image* images;
   Extent extent;
-  const float* task;                   // [P]
-  Relocatable<const float> saliency;   // [P]
+  const float* task;                   // [P]; null: k1 is 0
+  Relocatable<const float> saliency;   // [P]; null: k1 is keep
   const uint8_t* excluded;             // [P] or null: these take no part (single kernel only)
   int* indices;                        // [kept]
   uint8_t* source;                     // [kept]

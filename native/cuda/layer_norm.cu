@@ -2,6 +2,9 @@
 //
 // A row in the registers of one block: mean, then the variance of the centred values (the one-pass formula E[x^2] -
 // mean^2 cancels when the mean is large), then the output.
+#include <vector>
+
+#include "kernel_run.h"
 #include "kernels.cuh"
 #include "row.cuh"
 
@@ -82,15 +85,34 @@ void layer_norm(Queue& queue, ConstMatrix x, const float* weight, const float* b
 }
 
 void normalize(Queue& queue, Precision precision, const Normalize& n) {
-  const auto launch_for = [&](void (*kernel)(Normalize)) {
-    const dim3 grid(static_cast<unsigned>(n.extent.max_rows), static_cast<unsigned>(n.extent.images));
-    launch(queue, kernel, grid, row_threads(n.normal.ld), sizeof(Shared), n);
-  };
-  switch (precision) {
-    case Precision::strict: return launch_for(normalize_kernel<Precision::strict>);
-    case Precision::fast: return launch_for(normalize_kernel<Precision::fast>);
-    case Precision::bf16: return launch_for(normalize_kernel<Precision::bf16>);
-  }
+  const dim3 grid(static_cast<unsigned>(n.extent.max_rows), static_cast<unsigned>(n.extent.images));
+  with_precision(precision, [&](auto constant) {
+    launch(queue, normalize_kernel<decltype(constant)::value>, grid, row_threads(n.normal.ld), sizeof(Shared), n);
+  });
 }
 
 }  // namespace desap::cuda
+
+// ---- For the host ------------------------------------------------------------------------------------------------------
+
+namespace desap {
+
+using cuda::KernelRun;
+using cuda::with_run;
+
+Status layer_norm(Context& context, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y) {
+  return with_run(context, "layer_norm", [&](KernelRun& run) -> Status {
+    const Matrix rows = run.upload(x);
+    const auto vector = [&](const float* given, float otherwise) {
+      return given ? run.upload(given, x.cols) : run.upload(std::vector<float>(x.cols, otherwise).data(), x.cols);
+    };
+    const float *gamma = vector(weight, 1), *beta = vector(bias, 0);
+    int* fault = run.fault();
+    cuda::layer_norm(run.queue(), rows, gamma, beta, epsilon, rows, fault);
+    DESAP_TRY(run.check(fault, "x"));
+    run.download(rows, y);
+    return run.wait();
+  });
+}
+
+}  // namespace desap

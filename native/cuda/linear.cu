@@ -5,9 +5,14 @@
 // accumulator, in ascending order of k, whatever the tile: the same bits for every batch and every place in it.
 //
 // The weights are read before the preceding kernels have ended: they are constants, complete before the launch.
+#include <cmath>
+#include <vector>
+
+#include "kernel_run.h"
 #include "linear.cuh"
 #include "multiply.cuh"
 #include "reduce.cuh"
+#include "weights.h"
 
 namespace desap::cuda {
 
@@ -95,7 +100,7 @@ __device__ __forceinline__ void multiply_all(float (&sum)[row_fragments][column_
   }
 }
 
-// One step: hi hi, and in strict hi lo and lo hi, of each 16 elements.
+// One step: hi hi, and in fp32 hi lo and lo hi, of each 16 elements.
 template <Precision precision, class Tile>
 __device__ __forceinline__ void multiply_step(float (&sum)[Tile::warp_rows / 16][column_fragments][4],
                                               const typename Steps<Tile, precision>::Step& step, int warp_row,
@@ -109,7 +114,7 @@ __device__ __forceinline__ void multiply_step(float (&sum)[Tile::warp_rows / 16]
     load_x<row_chunks>(x, step.x, x_row, chunk + a_chunk(lane));
     load_weight<row_chunks>(weight, step.weight, weight_row, chunk + b_chunk(lane));
     multiply_all<precision>(sum, x, weight);
-    if constexpr (precision == Precision::strict) {
+    if constexpr (precision == Precision::fp32) {
       uint32_t low[column_fragments][2];
       load_weight<row_chunks>(low, step.weight, weight_row, plane_chunks + chunk + b_chunk(lane));
       multiply_all<precision>(sum, x, low);
@@ -240,38 +245,112 @@ void launch_tiles(Queue& queue, const Product& product) {
          sizeof(Steps<Tile, precision>), product);
 }
 
-template <Precision precision>
-void launch_shape(Queue& queue, TileShape shape, const Product& product) {
-  if (shape == TileShape::large) {
-    launch_tiles<precision, LargeTile>(queue, product);
-  } else {
-    launch_tiles<precision, SmallTile>(queue, product);
-  }
+}  // namespace
+
+void multiply_rows(Queue& queue, Precision precision, TileShape shape, const Product& product) {
+  with_precision(precision, [&](auto constant) {
+    constexpr Precision at = decltype(constant)::value;
+    shape == TileShape::large ? launch_tiles<at, LargeTile>(queue, product) : launch_tiles<at, SmallTile>(queue, product);
+  });
+}
+
+namespace {
+
+// Without its outputs.
+Product product_of(ConstOperand x, int64_t rows, const Weights& weights, Stamp stamp) {
+  Product product{};
+  product.x = x;
+  product.rows = rows;
+  product.weights = weights;
+  product.stamp = stamp;
+  return product;
+}
+
+void multiply_rows(Queue& queue, Precision precision, const Product& product) {
+  multiply_rows(queue, precision, tile_shape(product.rows, product.weights.out), product);
 }
 
 }  // namespace
 
-void multiply_rows(Queue& queue, Precision precision, TileShape shape, const Product& product) {
-  switch (precision) {
-    case Precision::strict: return launch_shape<Precision::strict>(queue, shape, product);
-    case Precision::fast: return launch_shape<Precision::fast>(queue, shape, product);
-    case Precision::bf16: return launch_shape<Precision::bf16>(queue, shape, product);
-  }
-}
-
 void linear(Queue& queue, Precision precision, ConstOperand x, int64_t rows, const Weights& weights, Operand y,
             Stamp stamp) {
-  multiply_rows(queue, precision, tile_shape(rows, weights.out), {x, rows, weights, y, 0, nullptr, {}, stamp});
+  Product product = product_of(x, rows, weights, stamp);
+  product.operand = y;
+  multiply_rows(queue, precision, product);
 }
 
 void linear(Queue& queue, Precision precision, ConstOperand x, int64_t rows, const Weights& weights, Matrix y,
             Stamp stamp) {
-  multiply_rows(queue, precision, tile_shape(rows, weights.out), {x, rows, weights, {}, 0, nullptr, y, stamp});
+  Product product = product_of(x, rows, weights, stamp);
+  product.values = y;
+  multiply_rows(queue, precision, product);
 }
 
 void linear_squares(Queue& queue, Precision precision, ConstOperand x, int64_t rows, const Weights& weights,
                     int squared, float* squares, Matrix y, Stamp stamp) {
-  multiply_rows(queue, precision, tile_shape(rows, weights.out), {x, rows, weights, {}, squared, squares, y, stamp});
+  Product product = product_of(x, rows, weights, stamp);
+  product.squared = squared;
+  product.squares = squares;
+  product.values = y;
+  multiply_rows(queue, precision, product);
 }
 
 }  // namespace desap::cuda
+
+// ---- For the host ------------------------------------------------------------------------------------------------------
+
+namespace desap {
+
+using cuda::KernelRun;
+using cuda::Scaled;
+using cuda::with_run;
+
+struct Linear {
+  std::shared_ptr<cuda::Engine> engine;  // the GPU outlives what is on it
+  cuda::PackedLayer layer;
+  std::vector<float> scale;
+};
+
+Status linear_pack(Context& context, ConstMatrix weight, const float* bias, Linear** linear) try {
+  cuda::HostLayer rows(weight.rows, weight.cols);
+  std::vector<double> row(static_cast<size_t>(weight.cols));
+  for (int64_t i = 0; i < weight.rows; i++) {
+    row.assign(weight.row(i), weight.row(i) + weight.cols);
+    rows.set(i, row.data(), bias ? static_cast<double>(bias[i]) : 0, 0);
+  }
+  auto packed = std::make_unique<Linear>();
+  packed->engine = context.engine;
+  packed->scale = rows.scale;
+  cuda::StreamLock stream(*context.engine);
+  DESAP_TRY(stream.take());
+  DESAP_TRY(packed->layer.pack(*stream, context.engine->precision, rows, bias != nullptr));
+  *linear = packed.release();
+  return {};
+} catch (const std::bad_alloc&) {
+  return {Code::out_of_memory, "weight"};
+}
+
+void linear_free(Linear* linear) { delete linear; }
+
+Status cuda::multiply(KernelRun& run, ConstMatrix x, const Linear& linear, Matrix y) {
+  const Scaled operand = scaled(run, x, 1, static_cast<int>(padded_width(x.cols)));
+  int exponent = 0;
+  DESAP_TRY(run.fetch(operand.exponent, &exponent));
+  std::vector<float> scale;
+  for (float s : linear.scale) scale.push_back(static_cast<float>(std::ldexp(static_cast<double>(s), -exponent)));
+  Weights weights = linear.layer.all();
+  weights.scale = run.upload(scale.data(), weights.out);
+  cuda::linear(run.queue(), run.precision(), operand.operand, x.rows, weights, y, nullptr);
+  return run.wait();
+}
+
+Status linear(Context& context, ConstMatrix x, const Linear& weight, Matrix y) {
+  return with_run(context, "linear", [&](KernelRun& run) -> Status {
+    const Matrix in = run.upload(x), out = run.matrix(y.rows, y.cols);
+    DESAP_TRY(cuda::multiply(run, in, weight, out));
+    run.download(out, y);
+    return run.wait();
+  });
+}
+
+}  // namespace desap

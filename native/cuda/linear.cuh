@@ -1,5 +1,5 @@
 // The tiles of linear.cu and where their elements lie in shared memory. Plain functions, so that a test on the host can
-// prove the layout: every place used once, in bounds, no bank conflicts.
+// prove the places: every place used once, in bounds, no bank conflicts.
 #pragma once
 
 #include "fragments.cuh"
@@ -35,13 +35,13 @@ int64_t tiles_of(int64_t rows, int64_t columns) {
   return ((rows + Tile::rows - 1) / Tile::rows) * ((columns + Tile::columns - 1) / Tile::columns);
 }
 
-// Large tiles from the number on that occupies most of a large card (132 processors).
+// Large tiles from the number on that occupies most of a large GPU (132 processors).
 inline TileShape tile_shape(int64_t rows, int64_t columns) {
   return tiles_of<LargeTile>(rows, columns) >= 80 ? TileShape::large : TileShape::small;
 }
 
 // One step of a tile: rows of x, then rows of W in the order of column_of. The planes of a row lie side by side, so a
-// row has 4 chunks, or 8 of them (strict). As many steps are under way as fit into 96 KB, at most 6.
+// row has 4 chunks, or 8 of them (fp32). As many steps are under way as fit into 96 KB, at most 6.
 template <class Tile, Precision precision>
 struct Steps {
   static constexpr int row_chunks = planes_of(precision) * step_size / chunk_size;

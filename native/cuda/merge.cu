@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernel_run.h"
 #include "kernels.cuh"
 #include "multiply.cuh"
 #include "ptx.cuh"
@@ -159,8 +160,8 @@ __global__ void __launch_bounds__(threads, 2) assign(const Merge merge) {
         // Rounded here: not contracted with the subtraction in `split`, in one tile perhaps and not in another.
         const auto scaled = [&](float value) { return fmaf(value, scale[n], 0.0f); };
         uint2 hi, lo;
-        split<Precision::strict>(scaled(x.x), scaled(x.y), hi.x, lo.x);
-        split<Precision::strict>(scaled(x.z), scaled(x.w), hi.y, lo.y);
+        split<Precision::fp32>(scaled(x.x), scaled(x.y), hi.x, lo.x);
+        split<Precision::fp32>(scaled(x.z), scaled(x.w), hi.y, lo.y);
         *reinterpret_cast<uint2*>(hi_plane + row_of(n) * plane_ld + place) = hi;
         *reinterpret_cast<uint2*>(lo_plane + row_of(n) * plane_ld + place) = lo;
       }
@@ -179,7 +180,7 @@ __global__ void __launch_bounds__(threads, 2) assign(const Merge merge) {
           const uint16_t* b_plane = lane < 16 ? hi_plane : lo_plane;
           ptx::load_matrices(b, b_plane + (tokens + across + 8 * y + lane % 8) * plane_ld + k + 8 * b_chunk(lane));
           const uint32_t b_hi[2] = {b[0], b[1]}, b_lo[2] = {b[2], b[3]};
-          multiply<Precision::strict>(sum[y], a_hi, a_lo, b_hi, b_lo);
+          multiply<Precision::fp32>(sum[y], a_hi, a_lo, b_hi, b_lo);
         }
       }
       if ((step + 1) % chunks_per_segment != 0) continue;
@@ -415,3 +416,42 @@ void merge(Queue& queue, const Merge& merge) {
 }
 
 }  // namespace desap::cuda
+
+// ---- For the host ------------------------------------------------------------------------------------------------------
+
+namespace desap {
+
+using cuda::KernelRun;
+using cuda::OneImage;
+using cuda::with_run;
+
+Status merge(Context& context, ConstMatrix features, const int32_t* kept, int64_t k, Matrix tokens, int32_t* assignment,
+             int32_t* counts) {
+  return with_run(context, "merge", [&](KernelRun& run) -> Status {
+    const OneImage image(run, features.rows, false, 0, k, 0);
+    const Matrix rows = run.upload(features), out = run.matrix(k, features.cols);
+    float* inverse_norm = run.array<float>(features.rows);
+    int* fault = run.fault();
+    cuda::inverse_norms(run.queue(), rows, inverse_norm, fault);
+    DESAP_TRY(run.check(fault, "features"));
+    cuda::Merge merge{};
+    merge.images = image.record;
+    merge.extent = image.extent;
+    merge.width = static_cast<int>(features.cols);
+    merge.merge = true;
+    merge.features = rows.data;
+    merge.inverse_norm = inverse_norm;
+    merge.indices = run.upload(kept, k);
+    merge.tokens = out.data;
+    merge.assignment = run.array<int>(features.rows);
+    merge.counts = run.array<int>(k);
+    merge.scratch = run.array<uint8_t>(cuda::merge_scratch(image.extent));
+    cuda::merge(run.queue(), merge);
+    run.download(out, tokens);
+    run.download(merge.assignment, features.rows, assignment);
+    run.download(merge.counts, k, counts);
+    return run.wait();
+  });
+}
+
+}  // namespace desap

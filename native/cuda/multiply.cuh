@@ -1,8 +1,8 @@
 // Products of fragments (fragments.cuh) on the tensor cores at each precision, and the way from float32 to fragments.
 //
-//   strict   a b = a_hi b_hi + a_hi b_lo + a_lo b_hi    three products into one float32 sum, in this order
-//   fast     a b = a_hi b_hi                            binary16
-//   bf16     a b = a_hi b_hi                            bfloat16
+//   fp32   a b = a_hi b_hi + a_hi b_lo + a_lo b_hi    three products into one float32 sum, in this order
+//   fp16   a b = a_hi b_hi                            binary16
+//   bf16   a b = a_hi b_hi                            bfloat16
 #pragma once
 
 #include "fragments.cuh"
@@ -20,7 +20,7 @@ __device__ __forceinline__ void multiply_planes(float (&d)[4], const uint32_t (&
   }
 }
 
-// d += a b, all its products one after the other; the `lo` arguments are not read unless strict. Where many d's are at
+// d += a b, all its products one after the other; the `lo` arguments are read for fp32 only. Where many d's are at
 // hand it is faster to go over all of them with multiply_planes product by product: the products of one d wait for each
 // other.
 template <Precision precision>
@@ -28,7 +28,7 @@ __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a_hi)[4
                                          [[maybe_unused]] const uint32_t (&a_lo)[4], const uint32_t (&b_hi)[2],
                                          [[maybe_unused]] const uint32_t (&b_lo)[2]) {
   multiply_planes<precision>(d, a_hi, b_hi);
-  if constexpr (precision == Precision::strict) {
+  if constexpr (precision == Precision::fp32) {
     multiply_planes<precision>(d, a_hi, b_lo);
     multiply_planes<precision>(d, a_lo, b_hi);
   }
@@ -54,12 +54,12 @@ __device__ __forceinline__ float unpack(uint16_t bits) {
   }
 }
 
-// Two numbers as elements of both planes; lo is 0 unless strict. x - hi is exact in float32.
+// Two numbers as elements of both planes; lo is 0 unless the precision is fp32. x - hi is exact in float32.
 template <Precision precision>
 __device__ __forceinline__ void split(float low, float high, uint32_t& hi, uint32_t& lo) {
   hi = pack<precision>(low, high);
   lo = 0;
-  if constexpr (precision == Precision::strict) {
+  if constexpr (precision == Precision::fp32) {
     lo = pack<precision>(low - unpack<precision>(static_cast<uint16_t>(hi & 0xffff)),
                          high - unpack<precision>(static_cast<uint16_t>(hi >> 16)));
   }
@@ -74,7 +74,7 @@ __device__ __forceinline__ void store(const Operand& y, int64_t row, int column,
   split<precision>(value[4], value[5], hi.z, lo.z);
   split<precision>(value[6], value[7], hi.w, lo.w);
   *reinterpret_cast<uint4*>(y.hi + row * y.ld + column) = hi;
-  if constexpr (precision == Precision::strict) *reinterpret_cast<uint4*>(y.lo + row * y.ld + column) = lo;
+  if constexpr (precision == Precision::fp32) *reinterpret_cast<uint4*>(y.lo + row * y.ld + column) = lo;
 }
 
 }  // namespace desap::cuda

@@ -113,7 +113,7 @@ __device__ __forceinline__ void store_row(const Row& row, const Operand& y) {
     split<precision>(row.value[k][0], row.value[k][1], hi.x, lo.x);
     split<precision>(row.value[k][2], row.value[k][3], hi.y, lo.y);
     *reinterpret_cast<uint2*>(y.hi + index) = hi;
-    if constexpr (precision == Precision::strict) *reinterpret_cast<uint2*>(y.lo + index) = lo;
+    if constexpr (precision == Precision::fp32) *reinterpret_cast<uint2*>(y.lo + index) = lo;
   }
 }
 

@@ -45,20 +45,20 @@ struct HeadOperand {
 template <Precision precision>
 __device__ __forceinline__ HeadOperand head_of(const ConstOperand& x, const Image& image, int column) {
   const int64_t offset = image.row * x.ld + column;
-  return {{x.hi + offset, precision == Precision::strict ? x.lo + offset : nullptr, x.ld}, image.rows};
+  return {{x.hi + offset, precision == Precision::fp32 ? x.lo + offset : nullptr, x.ld}, image.rows};
 }
 
 // Copies `rows` rows from `first` on, both planes; those beyond the image become zeros.
 template <Precision precision, int rows, int threads>
-__device__ __forceinline__ void copy_rows(uint4* to, const HeadRows& layout, const HeadOperand& from, int first) {
-  const int count = rows * layout.chunks, ld = static_cast<int>(from.x.ld);   // 32 bits are enough for one tile
+__device__ __forceinline__ void copy_rows(uint4* to, const HeadRows& places, const HeadOperand& from, int first) {
+  const int count = rows * places.chunks, ld = static_cast<int>(from.x.ld);   // 32 bits are enough for one tile
   const int64_t base = first * from.x.ld;
   for (int i = static_cast<int>(threadIdx.x); i < count; i += threads) {
-    const int row = i / layout.chunks, chunk = i % layout.chunks, place = layout.at(row, chunk);
+    const int row = i / places.chunks, chunk = i % places.chunks, place = places.at(row, chunk);
     const bool valid = row < from.rows - first;
     const int offset = valid ? row * ld + chunk * chunk_size : 0;
     ptx::copy_async(to + place, from.x.hi + base + offset, valid);
-    if constexpr (precision == Precision::strict) ptx::copy_async(to + count + place, from.x.lo + base + offset, valid);
+    if constexpr (precision == Precision::fp32) ptx::copy_async(to + count + place, from.x.lo + base + offset, valid);
   }
 }
 
@@ -76,17 +76,17 @@ struct ColumnFragments {
 };
 
 // Fragments from a tile in shared memory whose planes lie `plane` chunks apart. `place` is the lane's own, of its row
-// and its chunk of step 0: layout.at(row + a_row(lane), a_chunk(lane)), or b_row and b_chunk where so said.
+// and its chunk of step 0: places.at(row + a_row(lane), a_chunk(lane)), or b_row and b_chunk where so said.
 //
 // Elements 16 step .. of 16 m rows.
 template <Precision precision, int m>
 __device__ __forceinline__ void load_rows(RowFragments<precision, m>& a, const uint4* tile, int plane,
-                                          const HeadRows& layout, int place, int step) {
+                                          const HeadRows& places, int place, int step) {
 #pragma unroll
   for (int p = 0; p < RowFragments<precision, m>::planes; p++) {
 #pragma unroll
     for (int i = 0; i < m; i++) {
-      ptx::load_matrices(a.plane[p][i], tile + p * plane + i * 16 * layout.chunks + layout.step(place, step));
+      ptx::load_matrices(a.plane[p][i], tile + p * plane + i * 16 * places.chunks + places.step(place, step));
     }
   }
 }
@@ -94,20 +94,20 @@ __device__ __forceinline__ void load_rows(RowFragments<precision, m>& a, const u
 // Elements 16 step .. of 16 rows, as columns (b_row, b_chunk).
 template <Precision precision>
 __device__ __forceinline__ void load_columns(ColumnFragments<precision>& b, const uint4* tile, int plane,
-                                             const HeadRows& layout, int place, int step) {
+                                             const HeadRows& places, int place, int step) {
 #pragma unroll
   for (int p = 0; p < ColumnFragments<precision>::planes; p++) {
-    ptx::load_matrices(b.plane[p], tile + p * plane + layout.step(place, step));
+    ptx::load_matrices(b.plane[p], tile + p * plane + places.step(place, step));
   }
 }
 
 // The columns 16 step .. of 16 rows, over which the product sums.
 template <Precision precision>
 __device__ __forceinline__ void load_columns_transposed(ColumnFragments<precision>& b, const uint4* tile, int plane,
-                                                        const HeadRows& layout, int place, int step) {
+                                                        const HeadRows& places, int place, int step) {
 #pragma unroll
   for (int p = 0; p < ColumnFragments<precision>::planes; p++) {
-    ptx::load_matrices_transposed(b.plane[p], tile + p * plane + layout.step(place, step));
+    ptx::load_matrices_transposed(b.plane[p], tile + p * plane + places.step(place, step));
   }
 }
 
@@ -115,7 +115,7 @@ __device__ __forceinline__ void load_columns_transposed(ColumnFragments<precisio
 template <Precision precision, int m, int fragments>
 __device__ __forceinline__ void multiply_rows(float (&d)[m][fragments][4], int n, const RowFragments<precision, m>& a,
                                               const ColumnFragments<precision>& b) {
-  constexpr int products = precision == Precision::strict ? 3 : 1;
+  constexpr int products = precision == Precision::fp32 ? 3 : 1;
 #pragma unroll
   for (int product = 0; product < products; product++) {
     const auto& rows = a.plane[product / 2];

@@ -2,6 +2,7 @@
 //
 // The squares are summed in float32: a row whose elements exceed about 1e19 has no finite norm and counts as not
 // finite.
+#include "kernel_run.h"
 #include "kernels.cuh"
 #include "row.cuh"
 
@@ -35,3 +36,23 @@ void unit_rows(Queue& queue, ConstMatrix x, Matrix y, int* fault) {
 }
 
 }  // namespace desap::cuda
+
+// ---- For the host ------------------------------------------------------------------------------------------------------
+
+namespace desap {
+
+using cuda::KernelRun;
+using cuda::with_run;
+
+Status unit_rows(Context& context, ConstMatrix x, Matrix y) {
+  return with_run(context, "unit_rows", [&](KernelRun& run) -> Status {
+    const Matrix rows = run.upload(x);
+    int* fault = run.fault();
+    cuda::unit_rows(run.queue(), rows, rows, fault);
+    DESAP_TRY(run.check(fault, "x"));
+    run.download(rows, y);
+    return run.wait();
+  });
+}
+
+}  // namespace desap

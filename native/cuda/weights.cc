@@ -67,24 +67,24 @@ void HostLayer::set(int64_t row, const double* w, double bias_, int exponent) {
   bias[static_cast<size_t>(row)] = static_cast<float>(std::ldexp(bias_, exponent));
 }
 
-Status PackedLayer::pack(Lane& lane, Precision precision, const HostLayer& layer, bool with_bias) {
+Status PackedLayer::pack(Stream& stream, Precision precision, const HostLayer& layer, bool with_bias) {
   const int ld = static_cast<int>(padded_width(layer.columns));
-  return pack(lane, precision, layer, 1, ld, with_bias);
+  return pack(stream, precision, layer, 1, ld, with_bias);
 }
 
-Status PackedLayer::pack(Lane& lane, Precision precision, const HostLayer& layer, int heads, int padded_size,
+Status PackedLayer::pack(Stream& stream, Precision precision, const HostLayer& layer, int heads, int padded_size,
                          bool with_bias) {
   const int64_t ld = padded_width(int64_t{heads} * padded_size), plane = layer.rows * ld * 2;
-  const int64_t vector = padded_width(layer.rows) * 4, planes = precision == Precision::strict ? 2 : 1;
-  DESAP_TRY(lane.card->status(memory_.allocate(lane.card, planes * plane + 2 * vector), "device memory"));
-  DESAP_TRY(lane.reserve(layer.rows * layer.columns * 4, 0, 0));
+  const int64_t vector = padded_width(layer.rows) * 4, planes = precision == Precision::fp32 ? 2 : 1;
+  DESAP_TRY(stream.gpu->status(memory_.allocate(stream.gpu, planes * plane + 2 * vector), "device memory"));
+  DESAP_TRY(stream.reserve(layer.rows * layer.columns * 4, 0, 0));
   char* base = memory_.data();
   uint16_t* hi = reinterpret_cast<uint16_t*>(base);
   const Operand operand{hi, planes == 2 ? hi + layer.rows * ld : nullptr, ld};
   float* scale = reinterpret_cast<float*>(base + planes * plane);
   float* bias = scale + vector / 4;
-  float* plain = reinterpret_cast<float*>(lane.device());
-  Queue& queue = lane.queue;
+  float* plain = reinterpret_cast<float*>(stream.device());
+  Queue& queue = stream.queue;
   const auto upload = [&](float* to, const std::vector<float>& from) {
     queue.note(cudaMemcpyAsync(to, from.data(), from.size() * sizeof(float), cudaMemcpyHostToDevice, queue.stream));
   };
@@ -94,7 +94,7 @@ Status PackedLayer::pack(Lane& lane, Precision precision, const HostLayer& layer
   queue.follows_kernel = false;
   to_operand(queue, precision, {plain, layer.rows, layer.columns, layer.columns}, heads, padded_size, nullptr, operand);
   all_ = {operand, scale, with_bias ? bias : nullptr, static_cast<int>(layer.rows), static_cast<int>(ld)};
-  return lane.finish();
+  return stream.finish();
 }
 
 Weights PackedLayer::rows(int64_t begin, int64_t count) const {
@@ -109,8 +109,8 @@ Weights PackedLayer::rows(int64_t begin, int64_t count) const {
 
 // ------------------------------------------------------------------------------------------------------------- head
 
-Status PackedHead::pack(Lane& lane, Precision precision, const HeadConfig& config, const HeadWeights& weights) {
-  const int64_t width = config.width, size = width / config.heads, outputs = config.embedding;
+Status PackedHead::pack(Stream& stream, Precision precision, const HeadConfig& config, const HeadWeights& weights) {
+  const int64_t width = config.width, size = width / config.heads, outputs = config.projection_dim;
   heads = config.heads;
   padded_size = padded_head_size(static_cast<int>(std::min<int64_t>(size, largest_head_size + 1)));
   if (padded_size < 0) return {Code::unsupported, "head size"};
@@ -142,7 +142,7 @@ Status PackedHead::pack(Lane& lane, Precision precision, const HeadConfig& confi
         }
       }
     }
-    DESAP_TRY(projection.pack(lane, precision, rows, true));
+    DESAP_TRY(projection.pack(stream, precision, rows, true));
   }
 
   // The output projection reads the context with v's scale, which its columns undo.
@@ -163,7 +163,7 @@ Status PackedHead::pack(Lane& lane, Precision precision, const HeadConfig& confi
       const Doubles row(weights.out_weight + i * width, weights.out_weight + (i + 1) * width);
       set(rows, i, row.data(), out_bias[i]);
     }
-    DESAP_TRY(out.pack(lane, precision, rows, head_count, padded_size, true));
+    DESAP_TRY(out.pack(stream, precision, rows, head_count, padded_size, true));
   }
 
   // M = W_vis diag(gamma) C; C W_o and M W_o, C b_o and M b_o; shift = W_vis beta.
@@ -191,7 +191,7 @@ Status PackedHead::pack(Lane& lane, Precision precision, const HeadConfig& confi
       for (int64_t j = 0; j < width; j++) bias += projected[static_cast<size_t>(e * width + j)] * out_bias[j];
       set(rows, squared + e, both.data() + e * width, bias);
     }
-    DESAP_TRY(read_out.pack(lane, precision, rows, head_count, padded_size, true));
+    DESAP_TRY(read_out.pack(stream, precision, rows, head_count, padded_size, true));
   }
 
   // [9 pairs of blocks, heads], [heads], [E]
@@ -207,9 +207,9 @@ Status PackedHead::pack(Lane& lane, Precision precision, const HeadConfig& confi
   for (int exponent : exponents[v]) small.push_back(static_cast<float>(std::ldexp(1.0, -exponent)));
   small.insert(small.end(), visual.bias.begin(), visual.bias.end());
   const size_t bytes = small.size() * sizeof(float);
-  DESAP_TRY(lane.card->status(vectors.allocate(lane.card, static_cast<int64_t>(bytes)), "device memory"));
-  lane.queue.note(cudaMemcpyAsync(vectors.data(), small.data(), bytes, cudaMemcpyHostToDevice, lane.queue.stream));
-  return lane.finish();
+  DESAP_TRY(stream.gpu->status(vectors.allocate(stream.gpu, static_cast<int64_t>(bytes)), "device memory"));
+  stream.queue.note(cudaMemcpyAsync(vectors.data(), small.data(), bytes, cudaMemcpyHostToDevice, stream.queue.stream));
+  return stream.finish();
 }
 
 }  // namespace desap::cuda

@@ -1,4 +1,4 @@
-// Weights on the card: folded in float64 on the host, scaled by powers of two, packed as operands.
+// Weights on the GPU: folded in float64 on the host, scaled by powers of two, packed as operands.
 //
 // Each row of a weight matrix is scaled so that its largest element lies in [2^11, 2^12), well inside binary16 for both
 // planes; Weights::scale undoes that. What a layer writes as an operand is scaled as well, by a power of two per head that
@@ -12,7 +12,7 @@
 
 #include "../head.h"
 #include "kernels.cuh"
-#include "lane.h"
+#include "stream.h"
 
 namespace desap::cuda {
 
@@ -27,12 +27,12 @@ class HostLayer {
   std::vector<float> weight, scale, bias;
 };
 
-// A layer on the card. Its columns are those of `heads` heads, each padded to `padded_size`.
+// A layer on the GPU. Its columns are those of `heads` heads, each padded to `padded_size`.
 class PackedLayer {
  public:
-  Status pack(Lane&, Precision, const HostLayer&, int heads, int padded_size, bool with_bias);
+  Status pack(Stream&, Precision, const HostLayer&, int heads, int padded_size, bool with_bias);
   // Columns in one head, without padding between.
-  Status pack(Lane&, Precision, const HostLayer&, bool with_bias);
+  Status pack(Stream&, Precision, const HostLayer&, bool with_bias);
   // Rows [begin, begin + count).
   Weights rows(int64_t begin, int64_t count) const;
   Weights all() const { return rows(0, all_.out); }
@@ -44,7 +44,7 @@ class PackedLayer {
 
 // The head's weights as its graph reads them. dh' is the padded head size, H dh' the columns of q, k, v and the context.
 struct PackedHead {
-  Status pack(Lane&, Precision, const HeadConfig&, const HeadWeights&);
+  Status pack(Stream&, Precision, const HeadConfig&, const HeadWeights&);
 
   enum Block { q, v, k };
   // The rows of one block of the projection, whose output is [.., q v k].

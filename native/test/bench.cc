@@ -42,15 +42,15 @@ void require(const Status& status) {
   std::exit(1);
 }
 
-constexpr int64_t tokens = 577, width = 1024, heads = 16, embedding = 768, words = 30, keep = 64;
+constexpr int64_t tokens = 577, width = 1024, heads = 16, projection_dim = 768, text_tokens = 30, keep = 64;
 
 void run(Isa isa, int threads, int rounds) {
   Context* context = nullptr;
   require(context_create({threads, isa}, &context));
   Random random(1);
   const float spread = 1.0f / 32;  // 1 / sqrt(D): activations keep their size
-  const Floats w = random.floats(width * width, spread), b = random.floats(width, 0.1f), p = random.floats(embedding * width, spread);
-  const Floats ones(width, 1.0f), x = random.floats(tokens * width), text = random.floats(words * embedding);
+  const Floats w = random.floats(width * width, spread), b = random.floats(width, 0.1f), p = random.floats(projection_dim * width, spread);
+  const Floats ones(width, 1.0f), x = random.floats(tokens * width), text = random.floats(text_tokens * projection_dim);
 
   Linear* packed = nullptr;
   require(linear_pack(*context, {w.data(), width, width, width}, b.data(), &packed));
@@ -59,7 +59,7 @@ void run(Isa isa, int threads, int rounds) {
 
   const HeadWeights weights{ones.data(), b.data(), w.data(), b.data(), w.data(), b.data(), w.data(), b.data(), w.data(), b.data(), ones.data(), b.data(), p.data()};
   std::shared_ptr<Head> head;
-  require(Head::create(*context, {width, heads, embedding, true, 1e-5f}, weights, &head));
+  require(Head::create(*context, {width, heads, projection_dim, true, 1e-5f}, weights, &head));
   const HiddenStates image{x.data(), false, tokens, std::make_shared<int>(0)};
   const int64_t patches = tokens - 1;
   Floats kept(keep * width), task(patches), map(tokens);
@@ -78,11 +78,11 @@ void run(Isa isa, int threads, int rounds) {
     const double parts[] = {t.normalize, t.project, t.attention, t.saliency, t.read_out};
     for (int s = 0; s < 5; s++) stages[s].add(parts[s]);
     PruneTimings u;
-    const PruneRequest request{{text.data(), words, embedding, embedding}, nullptr, words - 1, keep, keep / 2, Alignment::fcma, 0.1f, nullptr, true, {nullptr, 0, 0, 0}};
+    const PruneRequest request{{text.data(), text_tokens, projection_dim, projection_dim}, nullptr, text_tokens - 1, keep, keep / 2, Alignment::fcma, 0.1f, nullptr, true, {nullptr, 0, 0, 0}};
     pruned.add(milliseconds([&] {
       require(analysis->prune(*context, request, {kept.data(), indices.data(), source.data(), assignment.data(), counts_.data(), task.data(), nullptr, {}}, &u));
     }));
-    const double more[] = {u.align, u.top_k, u.merge};
+    const double more[] = {u.align, u.select, u.merge};
     for (int s = 0; s < 3; s++) prunes[s].add(more[s]);
   }
 
@@ -94,7 +94,7 @@ void run(Isa isa, int threads, int rounds) {
   if (threads == 1) std::printf("  saliency without class token %.2f ms\n", saliencies.median());
   std::printf("  analyze    %7.2f ms  (best %.2f): normalize %.2f, project %.2f, attention %.2f, saliency %.2f, read-out %.2f\n", analyses.median(), analyses.best(),
               stages[0].median(), stages[1].median(), stages[2].median(), stages[3].median(), stages[4].median());
-  std::printf("  prune      %7.2f ms  (best %.2f): align %.2f, top-k %.3f, merge %.2f\n", pruned.median(), pruned.best(), prunes[0].median(), prunes[1].median(), prunes[2].median());
+  std::printf("  prune      %7.2f ms  (best %.2f): align %.2f, select %.3f, merge %.2f\n", pruned.median(), pruned.best(), prunes[0].median(), prunes[1].median(), prunes[2].median());
   linear_free(packed);
   head.reset();
   context_destroy(context);

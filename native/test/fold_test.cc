@@ -34,7 +34,7 @@ Array products(const Array& x, const Array& y) { return reference::linear(x, y, 
 
 // Random contexts through the read-out as written and as rotated, and cosines with random text.
 void check_read_out(const RandomWeights& w, const RotatedReadOut& r, const std::string& what) {
-  const int64_t width = w.config.width, outputs = w.config.embedding, rows = 5;
+  const int64_t width = w.config.width, outputs = w.config.projection_dim, rows = 5;
   Random random(7);
   const Array context(random.floats(rows * width), rows, width), text(random.floats(rows * outputs), rows, outputs);
   const Array rotation(r.rotation, outputs, outputs);

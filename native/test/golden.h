@@ -14,7 +14,7 @@ namespace desap::test {
 class Golden {
  public:
   // From the folder that the program was built with, or that the environment's DESAP_GOLDEN names: a program may be carried
-  // to a machine that has a card.
+  // to a machine that has a GPU.
   explicit Golden(const std::string& name) {
     const char* folder = std::getenv("DESAP_GOLDEN");
     std::ifstream file(std::string(folder ? folder : DESAP_GOLDEN) + "/" + name + ".safetensors", std::ios::binary);

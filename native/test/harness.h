@@ -1,5 +1,5 @@
 // A few lines of test harness: named cases over kernels.h and head.h, each run on every machine: an instruction set of
-// this processor (machine_cpu.h), or a CUDA card at one precision (cuda/machine_cuda.h).
+// this processor (machine_cpu.h), or a GPU at one precision (cuda/machine_cuda.h).
 #pragma once
 
 #include <chrono>
@@ -56,9 +56,9 @@ struct Machine {
   std::string name;
   std::vector<std::shared_ptr<Context>> contexts;
   // What the matrix products do to the operands, and how much more error than float32's that allows.
-  Precision precision = Precision::strict;
+  Precision precision = Precision::fp32;
   double operand_error = 1;
-  // An emulated card takes milliseconds for what a card does in microseconds, and a sanitizer not much less: shapes
+  // An emulated GPU takes milliseconds for what a GPU does in microseconds, and a sanitizer not much less: shapes
   // beyond this many multiply-adds are left out.
   double most_work = std::numeric_limits<double>::infinity();
 
@@ -66,7 +66,7 @@ struct Machine {
   bool affords(double multiply_adds) const { return multiply_adds <= most_work; }
   bool small() const { return !affords(1e12); }
   // Of a kernel without matrix products, which is one at every precision: enough where time is short.
-  bool tested_already() const { return small() && precision != Precision::strict; }
+  bool tested_already() const { return small() && precision != Precision::fp32; }
   // The tolerance of a result that went through matrix products, from the one that float32 products need.
   double tolerance(double float32) const { return float32 * operand_error; }
 

@@ -25,22 +25,22 @@ struct Example {
   explicit Example(const std::string& name) : golden(name) {
     hidden = golden.tensor<float>("input.hidden");
     text = golden.tensor<float>("input.text");
-    tokens = golden.shape("input.hidden")[0];
-    words = golden.shape("input.text")[0];
+    rows = golden.shape("input.hidden")[0];
+    text_tokens = golden.shape("input.text")[0];
     config.width = golden.shape("input.hidden")[1];
-    config.embedding = golden.shape("input.text")[1];
+    config.projection_dim = golden.shape("input.text")[1];
     config.heads = std::stoll(golden.config("heads"));
     config.class_token = golden.config("cls") != "false";
     config.epsilon = 1e-5f;
-    patches = tokens - (config.class_token ? 1 : 0);
+    patches = rows - (config.class_token ? 1 : 0);
     const std::string names[] = {"qq", "kk", "vv", "qk"};
     for (int i = 0; i < 4; i++) {
       if (golden.config("encoding") == names[i]) encoding = static_cast<Encoding>(i);
     }
     const std::string share = golden.config("task_share"), lambda = golden.config("lambda");
-    request.text = {text.data(), words, config.embedding, config.embedding};
-    request.query = nullptr;
-    request.end_of_text = std::stoll(golden.config("eos"));
+    request.text = {text.data(), text_tokens, config.projection_dim, config.projection_dim};
+    request.end_of_text = nullptr;
+    request.end_of_text_row = std::stoll(golden.config("eos"));
     request.keep = std::stoll(golden.config("keep"));
     request.task_keep = static_cast<int64_t>(std::floor(static_cast<double>(request.keep) * (share.empty() ? 0.5 : std::stod(share)) + 0.5));
     request.alignment = golden.config("alignment") == "false" ? Alignment::mean
@@ -66,7 +66,7 @@ struct Example {
   }
 
   Pruned room(int64_t features) const {
-    const size_t k = static_cast<size_t>(request.keep), p = static_cast<size_t>(patches), m = p * static_cast<size_t>(words);
+    const size_t k = static_cast<size_t>(request.keep), p = static_cast<size_t>(patches), m = p * static_cast<size_t>(text_tokens);
     return {Floats(k * static_cast<size_t>(features), 7), Floats(p, 7), Floats(p, 7), Floats(m, 7), Floats(m, 7), Floats(m, 7), Ints(k, 7), Ints(p, 7), Ints(k, 7),
             std::vector<uint8_t>(k, 7)};
   }
@@ -78,7 +78,7 @@ struct Example {
 
   Golden golden;
   Floats hidden, text;
-  int64_t tokens, words, patches;
+  int64_t rows, text_tokens, patches;
   HeadConfig config;
   Encoding encoding = Encoding::qq;
   PruneRequest request;
@@ -100,27 +100,27 @@ DESAP_CASE(head_golden) {
       const size_t size = e.hidden.size();
       Floats attended(size), projected(size);
       std::shared_ptr<Analysis> analysis;
-      const HiddenStates hidden{e.hidden.data(), false, e.tokens, nullptr};
+      const HiddenStates hidden{e.hidden.data(), false, e.rows, nullptr};
       const Intermediates copies{attended.data(), projected.data()};
       check(head->analyze(context, &hidden, 1, e.encoding, &copies, &analysis).good(), "analyze");
       pruned = e.room(e.config.width);
       PruneTimings timings;
       check(analysis->prune(context, e.request, Example::output(pruned), &timings).good(), "prune");
-      Floats embedding(static_cast<size_t>(e.tokens * e.config.embedding)), saliency(static_cast<size_t>(e.patches));
-      check(analysis->read_embedding(embedding.data()).good() && analysis->read_saliency(saliency.data()).good(), "read");
+      Floats embedding(static_cast<size_t>(e.rows * e.config.projection_dim)), saliency(static_cast<size_t>(e.patches));
+      check(read_embeddings(*analysis, embedding.data()).good() && analysis->read_saliency(saliency.data()).good(), "read");
       return concatenate({attended, projected, embedding, saliency, pruned.task, pruned.tokens});
     });
-    const bool strict = machine.precision == Precision::strict;  // otherwise operands are rounded, and a token may flip
-    const double tolerance = strict ? 2e-5 : machine.tolerance(2e-5);
+    const bool fp32 = machine.precision == Precision::fp32;  // otherwise operands are rounded, and a token may flip
+    const double tolerance = fp32 ? 2e-5 : machine.tolerance(2e-5);
     size_t at = 0;
     for (const char* output : {"context", "attention", "embedding", "saliency", "task", "tokens"}) {
-      if (!strict && std::strcmp(output, "tokens") == 0) break;
+      if (!fp32 && std::strcmp(output, "tokens") == 0) break;
       const Doubles expected = e.golden.tensor<double>(std::string("output.") + output);
       const Floats part(all.begin() + static_cast<int64_t>(at), all.begin() + static_cast<int64_t>(at + expected.size()));
       check_close(part, expected, tolerance, what + " " + output);
       at += expected.size();
     }
-    if (!strict) continue;
+    if (!fp32) continue;
     check(pruned.indices == integers(e.golden, "output.kept"), what + " kept");
     check(pruned.assignment == integers(e.golden, "output.assignment"), what + " assignment");
     check(pruned.counts == integers(e.golden, "output.count"), what + " count");
@@ -137,22 +137,22 @@ DESAP_CASE(head_shapes) {
   };
   for (const HeadShape& s : shapes) {
     for (float gain : {1.0f, 40.0f}) {
-      if (gain > 1 && machine.precision != Precision::strict) continue;  // operands of 16 bits resolve no such scores
+      if (gain > 1 && machine.precision != Precision::fp32) continue;  // operands of 16 bits resolve no such scores
       RandomWeights weights(s);
       for (int64_t i = 0; i < s.width / s.heads * s.width; i++) weights.q[static_cast<size_t>(i)] *= gain;  // the first head's
       const RandomImages images(s, 1);
-      const std::string what = shape({s.tokens, s.width, s.heads, s.embedding}) + (gain > 1 ? ", long queries" : "");
+      const std::string what = shape({s.rows, s.width, s.heads, s.projection_dim}) + (gain > 1 ? ", long queries" : "");
       const HeadReference expected = head_reference(weights, s, images.image(0), images.text.data(), Encoding::qq);
       const Floats all = machine.same<float>(what, [&](Context& context) {
         std::shared_ptr<Head> head;
         check(Head::create(context, weights.config, weights.weights(), &head).good(), "create");
-        const size_t size = static_cast<size_t>(s.tokens * s.width);
-        Floats attended(size), projected(size), embedding(static_cast<size_t>(s.tokens * s.embedding));
+        const size_t size = static_cast<size_t>(s.rows * s.width);
+        Floats attended(size), projected(size), embedding(static_cast<size_t>(s.rows * s.projection_dim));
         Floats saliency(static_cast<size_t>(s.patches()));
         std::shared_ptr<Analysis> analysis;
         const Intermediates copies{attended.data(), projected.data()};
         check(head->analyze(context, images.states().data(), 1, Encoding::qq, &copies, &analysis).good(), "analyze");
-        check(analysis->read_embedding(embedding.data()).good() && analysis->read_saliency(saliency.data()).good(), "read");
+        check(read_embeddings(*analysis, embedding.data()).good() && analysis->read_saliency(saliency.data()).good(), "read");
         Answers answers(s, 1);
         check(analysis->prune(context, images.requests()[0], answers.outputs()[0], nullptr).good(), "prune");
         return concatenate({attended, projected, embedding, saliency, answers.task});
@@ -177,13 +177,13 @@ DESAP_CASE(head_keeps_a_hold_or_a_copy) {
   Example e("tiny");
   auto memory = std::make_shared<Floats>(e.hidden);
   const std::weak_ptr<Floats> watch = memory;
-  std::shared_ptr<Analysis> held = analyzed(machine, e, {memory->data(), false, e.tokens, memory});
-  const bool in_place = held->features() != nullptr;  // a card has made a copy of its own
+  std::shared_ptr<Analysis> held = analyzed(machine, e, {memory->data(), false, e.rows, memory});
+  const bool in_place = held->features() != nullptr;  // a GPU has made a copy of its own
   if (in_place) check(held->features() == memory->data() + e.config.width, "reads the held memory in place");
   memory.reset();
   check(watch.expired() != in_place, "and then holds it");
 
-  std::shared_ptr<Analysis> copied = analyzed(machine, e, {e.hidden.data(), false, e.tokens, nullptr});
+  std::shared_ptr<Analysis> copied = analyzed(machine, e, {e.hidden.data(), false, e.rows, nullptr});
   Pruned a = e.room(e.config.width), b = a;
   e.hidden.assign(e.hidden.size(), NAN);
   check(held->prune(machine.one(), e.request, Example::output(a), nullptr).good(), "prune held");
@@ -199,21 +199,21 @@ DESAP_CASE(head_half) {
   convert_to_half(machine.one(), e.hidden.data(), static_cast<int64_t>(half.size()), half.data());
   convert_half(machine.one(), half.data(), static_cast<int64_t>(half.size()), e.hidden.data());
   Pruned a = e.room(e.config.width), b = a;
-  check(analyzed(machine, e, {half.data(), true, e.tokens, nullptr})->prune(machine.one(), e.request, Example::output(a), nullptr).good(), "half");
-  check(analyzed(machine, e, {e.hidden.data(), false, e.tokens, nullptr})->prune(machine.one(), e.request, Example::output(b), nullptr).good(), "float");
+  check(analyzed(machine, e, {half.data(), true, e.rows, nullptr})->prune(machine.one(), e.request, Example::output(a), nullptr).good(), "half");
+  check(analyzed(machine, e, {e.hidden.data(), false, e.rows, nullptr})->prune(machine.one(), e.request, Example::output(b), nullptr).good(), "float");
   check(a.tokens == b.tokens && a.indices == b.indices && a.task == b.task, "half is its float values");
 }
 
 DESAP_CASE(head_prune_options) {
   Example e("vit-small");
-  const auto analysis = analyzed(machine, e, {e.hidden.data(), false, e.tokens, nullptr});
+  const auto analysis = analyzed(machine, e, {e.hidden.data(), false, e.rows, nullptr});
   Pruned plain = e.room(e.config.width), r = plain;
   check(analysis->prune(machine.one(), e.request, Example::output(plain), nullptr).good(), "plain");
 
-  const Floats query(e.text.begin() + e.request.end_of_text * e.config.embedding, e.text.begin() + (e.request.end_of_text + 1) * e.config.embedding);
-  e.request.query = query.data();
+  const Floats query(e.text.begin() + e.request.end_of_text_row * e.config.projection_dim, e.text.begin() + (e.request.end_of_text_row + 1) * e.config.projection_dim);
+  e.request.end_of_text = query.data();
   check(analysis->prune(machine.one(), e.request, Example::output(r), nullptr).good() && r.task == plain.task, "the end-of-text row as a vector");
-  e.request.query = nullptr;
+  e.request.end_of_text = nullptr;
 
   Floats map(static_cast<size_t>(e.patches), 0.0f);
   map.back() = 1;
@@ -241,7 +241,7 @@ DESAP_CASE(head_prune_options) {
 // Images of two sizes: each alone, both at once, and analysed and pruned in one go.
 DESAP_CASE(head_batches) {
   Example e("vit-small");
-  const int64_t sizes[] = {e.tokens, e.tokens - 5};
+  const int64_t sizes[] = {e.rows, e.rows - 5};
   const std::shared_ptr<Head> head = e.head(machine.one());
   HiddenStates images[2];
   for (int i = 0; i < 2; i++) images[i] = {e.hidden.data(), false, sizes[i], nullptr};
@@ -289,7 +289,7 @@ DESAP_CASE(head_merges_its_rows_like_given_ones) {
     check(Head::create(machine.one(), weights.config, weights.weights(), &head).good(), "create");
     std::shared_ptr<Analysis> analysis;
     const Status made = head->analyze(machine.one(), images.states().data(), 1, Encoding::qq, nullptr, &analysis);
-    if (huge && is(made, Code::not_finite, "hidden", 17)) continue;  // a card's sums of squares end there already
+    if (huge && is(made, Code::not_finite, "hidden", 17)) continue;  // a GPU's sums of squares end there already
     if (!check(made.good(), "analyze")) continue;
     PruneRequest given = images.requests()[0];
     given.features = {images.image(0) + s.width, s.patches(), s.width, s.width};
@@ -304,11 +304,11 @@ DESAP_CASE(head_merges_its_rows_like_given_ones) {
 DESAP_CASE(head_errors_write_nothing) {
   const float infinity = std::numeric_limits<float>::infinity();
   Example e("tiny");
-  const auto analysis = analyzed(machine, e, {e.hidden.data(), false, e.tokens, nullptr});
+  const auto analysis = analyzed(machine, e, {e.hidden.data(), false, e.rows, nullptr});
   Floats hidden = e.hidden;
   hidden[static_cast<size_t>(3 * e.config.width + 1)] = infinity;
   std::shared_ptr<Analysis> none;
-  const HiddenStates bad{hidden.data(), false, e.tokens, nullptr};
+  const HiddenStates bad{hidden.data(), false, e.rows, nullptr};
   check(is(e.head(machine.one())->analyze(machine.one(), &bad, 1, e.encoding, nullptr, &none), Code::not_finite, "hidden", 3) && !none, "hidden");
 
   const Floats text = e.text;
@@ -320,13 +320,13 @@ DESAP_CASE(head_errors_write_nothing) {
     for (const Ints* x : {&r.indices, &r.assignment, &r.counts}) untouched = untouched && *x == Ints(x->size(), 7);
     check(untouched && r.source == std::vector<uint8_t>(r.source.size(), 7), std::string(what) + ": nothing written");
   };
-  e.text[static_cast<size_t>(2 * e.config.embedding)] = NAN;
+  e.text[static_cast<size_t>(2 * e.config.projection_dim)] = NAN;
   fails("text", 2, e.config.width);
   e.text = text;
-  Floats query(static_cast<size_t>(e.config.embedding), infinity);
-  e.request.query = query.data();
-  fails("query", 0, e.config.width);
-  e.request.query = nullptr;
+  Floats query(static_cast<size_t>(e.config.projection_dim), infinity);
+  e.request.end_of_text = query.data();
+  fails("endOfText", 0, e.config.width);
+  e.request.end_of_text = nullptr;
   Floats map(static_cast<size_t>(e.patches), 0.0f);
   map[9] = NAN;
   e.request.saliency = map.data();

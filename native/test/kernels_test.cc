@@ -316,7 +316,7 @@ DESAP_CASE(attention_of_itself) {
 // Heads below and beyond the range of the Gaussian form (s_ii up to 116): rows of any length beside the longest, which small
 // rows may weigh most. An exponent of size s carries a rounding error of s 2^-24.
 DESAP_CASE(attention_range) {
-  if (machine.precision != Precision::strict) return;  // operands of 16 bits resolve no such exponents
+  if (machine.precision != Precision::fp32) return;  // operands of 16 bits resolve no such exponents
   const int64_t tokens = 130, size = 32;
   const double largest[] = {0, 1e-30, 60, 115, 118, 250, 700, 3000};  // of q_i . q_i / sqrt(dh), per head
   const int64_t heads = static_cast<int64_t>(std::size(largest)), width = heads * size;
@@ -368,7 +368,7 @@ DESAP_CASE(attention_range) {
 // One head of width 1, key 0 at 0: the weight of key 1 is e^x / (1 + e^x), which shows the exponential alone. Its argument
 // x log2 e is rounded (constant and product): 1.25 |x| 2^-24 of relative error, on top of the function's own.
 DESAP_CASE(exponential_through_saliency) {
-  if (machine.precision != Precision::strict) return;  // operands of 16 bits hold no such x
+  if (machine.precision != Precision::fp32) return;  // operands of 16 bits hold no such x
   double error = 0;
   for (float x = -87.0f; x <= 0; x += machine.small() ? 0.91f : 0.0113f) {
     const Floats q = {1, 0}, k = {0, x};
@@ -392,24 +392,24 @@ DESAP_CASE(align_shapes) {
   if (machine.tested_already()) return;
   const int64_t shapes[][3] = {{1, 1, 16}, {2, 1, 20}, {17, 2, 33}, {33, 5, 64}, {64, 16, 80}, {97, 17, 48}, {145, 77, 65}, {576, 30, 96}, {49, 64, 32}, {50, 65, 32}};
   for (const auto& sizes : shapes) {
-    const int64_t patches = sizes[0], words = sizes[1], size = sizes[2];
-    Random random(static_cast<uint64_t>(patches * 31 + words));
+    const int64_t patches = sizes[0], text_tokens = sizes[1], size = sizes[2];
+    Random random(static_cast<uint64_t>(patches * 31 + text_tokens));
     const auto unit = [&](int64_t rows) {
       const Array a = reference::unit_rows(Array(random.floats(rows * size), rows, size));
       return Floats(a.data.begin(), a.data.end());
     };
-    const Floats visual = unit(patches), text = unit(words), query = unit(1), global = unit(1);
+    const Floats visual = unit(patches), text = unit(text_tokens), query = unit(1), global = unit(1);
     for (Alignment alignment : {Alignment::fcma, Alignment::fcma_clamped, Alignment::mean}) {
       for (float lambda : {0.1f, 3.0f, 1000.0f, -2.0f}) {
-        const reference::Aligned expected = reference::align({visual, patches, size}, {text, words, size}, {query, 1, size}, {global, 1, size}, alignment, lambda);
-        const std::string what = shape({patches, words, size}) + " alignment " + std::to_string(static_cast<int>(alignment)) + " lambda " + std::to_string(lambda);
+        const reference::Aligned expected = reference::align({visual, patches, size}, {text, text_tokens, size}, {query, 1, size}, {global, 1, size}, alignment, lambda);
+        const std::string what = shape({patches, text_tokens, size}) + " alignment " + std::to_string(static_cast<int>(alignment)) + " lambda " + std::to_string(lambda);
         const double tolerance = lambda > 100 ? 5e-4 : 5e-6;  // the exponent's own rounding, lambda 2^-24
-        const size_t count = static_cast<size_t>(patches * words), rows = static_cast<size_t>(patches);
+        const size_t count = static_cast<size_t>(patches * text_tokens), rows = static_cast<size_t>(patches);
         const bool weights = alignment != Alignment::mean;
         const Floats y = machine.same<float>(what, [&](Context& context) {
           Floats task(rows), m(count), mv(count), mt(count), alone(rows);
           AlignmentMatrices matrices{m.data(), weights ? mv.data() : nullptr, weights ? mt.data() : nullptr};
-          const Rows a(visual, patches, size, 3), b(text, words, size, 1);
+          const Rows a(visual, patches, size, 3), b(text, text_tokens, size, 1);
           check(align(context, a, b, query.data(), global.data(), alignment, lambda, task.data(), matrices).good(), "status");
           check(align(context, a, b, query.data(), global.data(), alignment, lambda, alone.data(), {}).good(), "status");
           check(task == alone, "the matrices do not change the scores");
@@ -458,6 +458,45 @@ DESAP_CASE(top_k_not_a_number) {
   int32_t indices[2] = {-1, -1};
   check(is(top_k(machine.one(), scores.data(), nullptr, 4, 1, indices), Code::not_finite, "scores", 2), "NaN that takes part");
   check(top_k(machine.one(), scores.data(), excluded, 4, 2, indices).good() && indices[0] == 1 && indices[1] == 3, "excluded NaN");
+}
+
+// ----------------------------------------------------------------------------------------------------------- select
+
+DESAP_CASE(select_in_two_stages) {
+  if (machine.tested_already()) return;
+  for (int64_t size : {1, 2, 17, 144, 576}) {
+    for (int64_t keep : {int64_t{0}, int64_t{1}, size / 3, size}) {
+      for (int64_t task_keep : {int64_t{0}, keep / 2, keep}) {
+        Random random(static_cast<uint64_t>(size + keep * 7 + task_keep));
+        Floats task, saliency;
+        for (Floats* map : {&task, &saliency}) {
+          for (int64_t i = 0; i < size; i++) map->push_back(static_cast<float>(random.below(7)) * 0.5f - 1);
+        }
+        std::vector<uint8_t> taken(static_cast<size_t>(size)), source(static_cast<size_t>(keep), 7), expected_source;
+        Ints expected = reference::top_k(task, nullptr, task_keep), indices(static_cast<size_t>(keep), -1);
+        for (int32_t i : expected) taken[static_cast<size_t>(i)] = 1;
+        for (int32_t i : reference::top_k(saliency, taken.data(), keep - task_keep)) expected.push_back(i);
+        std::sort(expected.begin(), expected.end());
+        for (int32_t i : expected) expected_source.push_back(taken[static_cast<size_t>(i)] ? 0 : 1);
+        const float* const by_task = task_keep > 0 ? task.data() : nullptr;
+        const float* const by_saliency = task_keep < keep ? saliency.data() : nullptr;
+        for (bool both : {true, false}) {  // a map from which nothing is taken may be missing
+          if (!both && !by_task && !by_saliency) continue;
+          check(select(machine.one(), both ? task.data() : by_task, both ? saliency.data() : by_saliency, size, keep, task_keep, indices.data(), source.data()).good(), "status");
+          check(indices == expected && source == expected_source, shape({size, keep, task_keep}));
+        }
+      }
+    }
+  }
+}
+
+DESAP_CASE(select_not_a_number) {
+  const Floats good = {1, 2, 3, 4}, bad = {1, NAN, 3, 4}, taken = {1, 2, 3, NAN};
+  int32_t indices[2];
+  uint8_t source[2];
+  check(is(select(machine.one(), bad.data(), good.data(), 4, 2, 1, indices, source), Code::not_finite, "task", 1), "task");
+  check(is(select(machine.one(), good.data(), bad.data(), 4, 2, 1, indices, source), Code::not_finite, "saliency", 1), "saliency");
+  check(select(machine.one(), good.data(), taken.data(), 4, 2, 1, indices, source).good() && indices[0] == 2 && indices[1] == 3, "of an entry that is taken");
 }
 
 // ------------------------------------------------------------------------------------------------------------ merge

@@ -10,7 +10,7 @@ namespace desap::test {
 inline Machine machine_of(const std::string& name, bool bfloat16) {
   Machine machine;
   machine.name = name + (bfloat16 ? ", bfloat16 operands" : "");
-  machine.precision = bfloat16 ? Precision::bf16 : Precision::strict;
+  machine.precision = bfloat16 ? Precision::bf16 : Precision::fp32;
   machine.operand_error = bfloat16 ? 3200 : 1;
   return machine;
 }

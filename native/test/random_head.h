@@ -7,10 +7,10 @@
 namespace desap::test {
 
 struct HeadShape {
-  int64_t tokens, width, heads, embedding;
+  int64_t rows, width, heads, projection_dim;
   bool class_token;
-  int64_t words, keep;
-  int64_t patches() const { return tokens - (class_token ? 1 : 0); }
+  int64_t text_tokens, keep;
+  int64_t patches() const { return rows - (class_token ? 1 : 0); }
 };
 
 // CLIP ViT-L/14 at 336 pixels, a question of 30 tokens.
@@ -19,7 +19,7 @@ constexpr HeadShape llava{577, 1024, 16, 768, true, 30, 64};
 // Weights of variance 1 / D: activations keep their size.
 struct RandomWeights {
   explicit RandomWeights(const HeadShape& shape, uint64_t seed = 1)
-      : config{shape.width, shape.heads, shape.embedding, shape.class_token, 1e-5f} {
+      : config{shape.width, shape.heads, shape.projection_dim, shape.class_token, 1e-5f} {
     Random random(seed);
     const int64_t d = shape.width;
     const float spread = 1 / std::sqrt(static_cast<float>(d));
@@ -29,7 +29,7 @@ struct RandomWeights {
     }
     for (Floats* bias : {&ln1_bias, &q_bias, &k_bias, &v_bias, &out_bias, &post_bias}) *bias = random.floats(d, 0.1f);
     for (Floats* matrix : {&q, &k, &v, &out}) *matrix = random.floats(d * d, spread);
-    projection = random.floats(shape.embedding * d, spread);
+    projection = random.floats(shape.projection_dim * d, spread);
   }
   HeadWeights weights() const {
     return {ln1_weight.data(),  ln1_bias.data(),  q.data(),         q_bias.data(), k.data(),
@@ -46,23 +46,23 @@ struct RandomWeights {
 struct RandomImages {
   RandomImages(const HeadShape& s, int64_t images, uint64_t seed = 2) : shape(s), count(images) {
     Random random(seed);
-    hidden = random.floats(count * shape.tokens * shape.width);
-    text = random.floats(count * shape.words * shape.embedding);
+    hidden = random.floats(count * shape.rows * shape.width);
+    text = random.floats(count * shape.text_tokens * shape.projection_dim);
   }
-  const float* image(int64_t i) const { return hidden.data() + i * shape.tokens * shape.width; }
+  const float* image(int64_t i) const { return hidden.data() + i * shape.rows * shape.width; }
   std::vector<HiddenStates> states() const {
     std::vector<HiddenStates> list;
-    for (int64_t i = 0; i < count; i++) list.push_back({image(i), false, shape.tokens, nullptr});
+    for (int64_t i = 0; i < count; i++) list.push_back({image(i), false, shape.rows, nullptr});
     return list;
   }
   std::vector<PruneRequest> requests() const {
     std::vector<PruneRequest> list;
     for (int64_t i = 0; i < count; i++) {
-      const ConstMatrix words{text.data() + i * shape.words * shape.embedding, shape.words, shape.embedding,
-                              shape.embedding};
-      list.push_back({words,
+      const ConstMatrix question{text.data() + i * shape.text_tokens * shape.projection_dim, shape.text_tokens, shape.projection_dim,
+                              shape.projection_dim};
+      list.push_back({question,
                       nullptr,
-                      shape.words - 1,
+                      shape.text_tokens - 1,
                       shape.keep,
                       shape.keep / 2,
                       Alignment::fcma,
@@ -123,5 +123,12 @@ struct Answers {
   Ints indices, assignment, counts;
   std::vector<uint8_t> source;
 };
+
+// A_d [N, E], the class token's row first where there is one.
+inline Status read_embeddings(const Analysis& analysis, float* out) {
+  const int64_t skipped = analysis.rows() - analysis.patches();
+  if (skipped > 0) DESAP_TRY(analysis.read_global(out));
+  return analysis.read_patch_embeddings(out + skipped * analysis.projection_dim());
+}
 
 }  // namespace desap::test

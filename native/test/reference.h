@@ -114,38 +114,38 @@ struct Aligned {
 
 inline Aligned align(const Array& visual, const Array& text, const Array& query, const Array& global, Alignment alignment,
                      double lambda) {
-  const int64_t patches = visual.rows, words = text.rows;
-  Aligned r{Doubles(static_cast<size_t>(patches)), Array(patches, words), Array(patches, words), Array(patches, words), 1};
+  const int64_t patches = visual.rows, text_tokens = text.rows;
+  Aligned r{Doubles(static_cast<size_t>(patches)), Array(patches, text_tokens), Array(patches, text_tokens), Array(patches, text_tokens), 1};
   Doubles alpha, beta;
   const auto clamp = [&](double x) { return alignment == Alignment::fcma_clamped ? std::max(x, 0.0) : x; };
   for (int64_t i = 0; i < patches; i++) alpha.push_back(clamp(dot(visual, i, query, 0)));
-  for (int64_t j = 0; j < words; j++) beta.push_back(clamp(dot(text, j, global, 0)));
+  for (int64_t j = 0; j < text_tokens; j++) beta.push_back(clamp(dot(text, j, global, 0)));
   for (int64_t i = 0; i < patches; i++) {
-    for (int64_t j = 0; j < words; j++) r.similarity.at(i, j) = dot(visual, i, text, j);
+    for (int64_t j = 0; j < text_tokens; j++) r.similarity.at(i, j) = dot(visual, i, text, j);
   }
   for (int64_t i = 0; i < patches; i++) {
     Doubles row;
-    for (int64_t j = 0; j < words; j++) row.push_back(lambda * beta[static_cast<size_t>(j)] * r.similarity.at(i, j));
+    for (int64_t j = 0; j < text_tokens; j++) row.push_back(lambda * beta[static_cast<size_t>(j)] * r.similarity.at(i, j));
     softmax(row);
-    for (int64_t j = 0; j < words; j++) {
+    for (int64_t j = 0; j < text_tokens; j++) {
       r.visual.at(i, j) = alpha[static_cast<size_t>(i)] * row[static_cast<size_t>(j)] / static_cast<double>(patches);
     }
   }
-  for (int64_t j = 0; j < words; j++) {
+  for (int64_t j = 0; j < text_tokens; j++) {
     Doubles column;
     for (int64_t i = 0; i < patches; i++) column.push_back(lambda * alpha[static_cast<size_t>(i)] * r.similarity.at(i, j));
     softmax(column);
     for (int64_t i = 0; i < patches; i++) {
-      r.text.at(i, j) = beta[static_cast<size_t>(j)] * column[static_cast<size_t>(i)] / static_cast<double>(words);
+      r.text.at(i, j) = beta[static_cast<size_t>(j)] * column[static_cast<size_t>(i)] / static_cast<double>(text_tokens);
     }
   }
   double largest = 0, largest_terms = 0;
   for (int64_t i = 0; i < patches; i++) {
     double& task = r.task[static_cast<size_t>(i)];
     double terms = 0;
-    for (int64_t j = 0; j < words; j++) {
+    for (int64_t j = 0; j < text_tokens; j++) {
       const double weight = alignment == Alignment::mean ? 1 : r.visual.at(i, j) + r.text.at(i, j);
-      const double term = weight * r.similarity.at(i, j) / static_cast<double>(words);
+      const double term = weight * r.similarity.at(i, j) / static_cast<double>(text_tokens);
       task += term;
       terms += std::fabs(term);
     }

@@ -14,8 +14,8 @@ export function withDevice(command: Command): Command {
     .option('--device <name>', 'auto, cpu, cuda, cuda:<index> or reference', device, 'auto')
     .addOption(
       new Option('--precision <name>', 'coarsest arithmetic of matrix products')
-        .choices(['fp32', 'strict', 'fast', 'bf16'])
-        .default('strict'),
+        .choices(['fp32', 'fp16', 'bf16'])
+        .default('fp32'),
     )
     .option('--threads <count>', 'CPU threads', positive)
     .addOption(

@@ -5,6 +5,7 @@ import type { LinearWeights } from '../head.js';
 import {
   ALIGNMENTS,
   type Alignment,
+  type AlignmentMatrices,
   type KernelArguments,
   type KernelName,
   type KernelResults,
@@ -77,7 +78,7 @@ export interface Kernels {
     matrices?: boolean;
   }): {
     task: Float32Array;
-    matrices: { similarity: Tensor; visualAlignment: Tensor | null; textAlignment: Tensor | null } | null;
+    matrices: MatrixTensors | null;
   };
   /**
    * Indices of the k largest scores, ascending; equal scores: the lower index. Entries with a set `excluded` byte do not
@@ -102,6 +103,24 @@ export interface Kernels {
     tokens: Tensor;
     assignment: Int32Array;
     counts: Int32Array;
+  };
+}
+
+/** m, M_V and M_T of eq. 3, [P, T] each; the last two are null for the alignment `mean`. */
+export interface MatrixTensors {
+  readonly similarity: Tensor;
+  readonly visualAlignment: Tensor | null;
+  readonly textAlignment: Tensor | null;
+}
+
+/** The matrices of eq. 3 as tensors. */
+export function matrixTensors(matrices: AlignmentMatrices, patches: number, textTokens: number): MatrixTensors {
+  const { similarity, visualAlignment, textAlignment } = matrices;
+  const dims = [patches, textTokens];
+  return {
+    similarity: float32(similarity, dims),
+    visualAlignment: visualAlignment && float32(visualAlignment, dims),
+    textAlignment: textAlignment && float32(textAlignment, dims),
   };
 }
 
@@ -245,17 +264,10 @@ const KERNELS: Checks = {
         matrices: args.matrices ?? false,
       };
     },
-    wrap: ({ task, matrices }, { visual, text }) => {
-      const tensor = (data: Float32Array) => float32(data, [visual.rows, text.rows]);
-      return {
-        task,
-        matrices: matrices && {
-          similarity: tensor(matrices.similarity),
-          visualAlignment: matrices.visualAlignment && tensor(matrices.visualAlignment),
-          textAlignment: matrices.textAlignment && tensor(matrices.textAlignment),
-        },
-      };
-    },
+    wrap: ({ task, matrices }, { visual, text }) => ({
+      task,
+      matrices: matrices && matrixTensors(matrices, visual.rows, text.rows),
+    }),
   },
   topK: {
     names: { scores: true, k: true, excluded: true },
@@ -369,7 +381,7 @@ export function createBackend(driver: Driver, fallback: string | null): Backend 
  * Opens a device for single kernels. A {@link Pruner} opens its own.
  * @throws DesapError `ERR_DEVICE_UNAVAILABLE` with the reason; `ERR_VALUE` for unknown options
  */
-export function openBackend(given: DeviceOptions = {}): Backend {
-  const { driver, fallback } = openDevice(given);
+export function openBackend(options: DeviceOptions = {}): Backend {
+  const { driver, fallback } = openDevice(options);
   return createBackend(driver, fallback);
 }

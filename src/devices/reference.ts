@@ -77,7 +77,7 @@ function naming<T>(argument: string, step: () => T, image?: number): T {
 
 export function createReferenceDriver(): Driver {
   let alive = true;
-  const use = () => assertAlive('Backend', alive);
+  const use = () => assertAlive('device', alive);
   return {
     device: 'reference',
     deviceDescription: 'JavaScript reference, float64',

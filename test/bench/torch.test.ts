@@ -5,7 +5,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { TorchProcess } from '../../bench/head/torch.js';
 import { normalTensor, randomHead } from '../support.js';
 
-const HEAD = randomHead(4, { width: 8, heads: 2, embedding: 6 });
+const HEAD = randomHead(4, { width: 8, heads: 2, projectionDim: 6 });
 const QUESTION = { hidden: normalTensor(1, 10, 8), text: normalTensor(2, 3, 6), keep: 4 };
 
 /** Speaks as bench/peers/torch_cpu.py does: what it was started with becomes its version, and time is what it was asked. */

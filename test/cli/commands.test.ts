@@ -92,7 +92,7 @@ describe('desap extract', () => {
     expect(code).toBe(0);
     expect(out).toContain('width 128, 4 heads');
     using pruner = await Pruner.load(output, { device: 'reference' });
-    expect(pruner.head).toEqual({ width: 128, heads: 4, embedding: 96, classToken: true });
+    expect(pruner.head).toEqual({ width: 128, heads: 4, projectionDim: 96, classToken: true });
   });
 
   it.each([

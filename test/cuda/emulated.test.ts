@@ -1,11 +1,11 @@
-/** CUDA as the package offers it, over the emulator, which pretends whatever driver, cards and faults a test asks for. */
+/** CUDA as the package offers it, over the emulator, which pretends whatever driver, GPUs and faults a test asks for. */
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import * as desap from '../../src/index.js';
-import { EMULATED, normal, normalTensor, randomHead, relativeError, values } from '../support.js';
+import { EMULATED, embeddings, normal, normalTensor, randomHead, relativeError, values } from '../support.js';
 
 const { HostBuffer, Pruner } = desap;
 
@@ -14,13 +14,13 @@ const folder = mkdtempSync(join(tmpdir(), 'desap-emulated-'));
 const control = join(folder, 'control');
 process.env.DESAP_CUDA_ADDON = EMULATED;
 process.env.DESAP_SIMT_CONTROL = control;
-/** What holds from now on; counting begins anew, and a dead card works again. */
+/** What holds from now on; counting begins anew, and a dead GPU works again. */
 const pretend = (...lines: string[]) => writeFileSync(control, lines.map((line) => `${line}\n`).join(''));
 beforeEach(() => pretend());
 afterAll(() => rmSync(folder, { recursive: true }));
 
 const CUDA = { device: 'cuda' } as const;
-const head = randomHead(1, { width: 32, heads: 2, embedding: 16 });
+const head = randomHead(1, { width: 32, heads: 2, projectionDim: 16 });
 const hidden = normalTensor(2, 17, 32);
 const text = normalTensor(3, 5, 16);
 const keep = 4;
@@ -35,7 +35,7 @@ async function fresh(): Promise<typeof desap> {
 afterEach(() => vi.resetModules());
 
 describe('what devices() finds', () => {
-  it('a card', async () => {
+  it('a GPU', async () => {
     expect(desap.devices()[1]).toEqual({
       device: 'cuda:0',
       available: true,
@@ -46,16 +46,16 @@ describe('what devices() finds', () => {
     });
   });
 
-  it('several cards, and opens the one that is asked for', async () => {
+  it('several GPUs, and opens the one that is asked for', async () => {
     pretend('devices 3');
     const { devices, openBackend } = await fresh();
     expect(devices().map(({ device }) => device)).toEqual(['cpu', 'cuda:0', 'cuda:1', 'cuda:2', 'reference']);
     for (const [device, name] of [
-      ['cuda', 'emulated device 0, cuda:0, strict'],
-      ['cuda:2', 'emulated device 2, cuda:2, strict'],
+      ['cuda', 'emulated device 0, cuda:0, fp32'],
+      ['cuda:2', 'emulated device 2, cuda:2, fp32'],
     ] as const) {
       using backend = openBackend({ device });
-      expect(backend.description).toBe(name);
+      expect(backend.deviceDescription).toBe(name);
       expect([...backend.sync.topK({ scores: Float32Array.of(1, 3, 2), k: 2 })]).toEqual([1, 2]);
     }
     expect(() => openBackend({ device: 'cuda:3' })).toThrow(
@@ -69,8 +69,8 @@ describe('what devices() finds', () => {
   it.each([
     ['no driver', ['driver 0'], /^no NVIDIA driver$/],
     ['an old driver', ['driver 12080'], /^NVIDIA driver too old: it supports CUDA 12\.8, this build needs 13\.0$/],
-    ['no card', ['devices 0'], /^no CUDA device$/],
-    ['an old card', ['capability 7.5'], /^no device of a supported compute capability .*: emulated device 0 \(7\.5\)$/],
+    ['no GPU', ['devices 0'], /^no CUDA device$/],
+    ['an old GPU', ['capability 7.5'], /^no device of a supported compute capability .*: emulated device 0 \(7\.5\)$/],
   ])('%s', async (_, lines, reason) => {
     pretend(...lines);
     const { devices, openBackend, Pruner, HostBuffer } = await fresh();
@@ -83,7 +83,7 @@ describe('what devices() finds', () => {
     expect(() => openBackend(CUDA)).toThrow(unavailable);
     await expect(Pruner.load(head, CUDA)).rejects.toEqual(unavailable);
     using pruner = await Pruner.load(head);
-    expect(pruner.backend.kind).toBe('cpu');
+    expect(pruner.backend.device).toBe('cpu');
     expect(pruner.backend.fallback).toMatch(message);
     using buffer = HostBuffer.allocate(100);
     expect(buffer.pinned).toBe(false);
@@ -91,19 +91,19 @@ describe('what devices() finds', () => {
 });
 
 describe('auto', () => {
-  it('takes the card', async () => {
+  it('takes the GPU', async () => {
     using pruner = await Pruner.load(head, { precision: 'bf16' });
-    expect(pruner.backend.kind).toBe('cuda');
+    expect(pruner.backend.device).toBe('cuda:0');
     expect(pruner.backend.fallback).toBeNull();
     expect(pruner.precision).toBe('bf16');
-    expect(pruner.device).toBe('emulated device 0, cuda:0, bf16');
+    expect(pruner.deviceDescription).toBe('emulated device 0, cuda:0, bf16');
   });
 
-  it('takes the CPU where the card has no memory left, and says so', async () => {
+  it('takes the CPU where the GPU has no memory left, and says so', async () => {
     pretend('memory 1000');
     await expect(Pruner.load(head, CUDA)).rejects.toEqual(failure('ERR_OUT_OF_MEMORY'));
     using pruner = await Pruner.load(head);
-    expect(pruner.backend.kind).toBe('cpu');
+    expect(pruner.backend.device).toBe('cpu');
     expect(pruner.backend.fallback).toMatch(/^cuda: an allocation failed/);
   });
 
@@ -119,23 +119,23 @@ describe('auto', () => {
         codes.add(code);
         pretend(`fail call ${nth} 999`, 'seed 2');
         opened = await Pruner.load(head);
-        expect(opened.backend.kind).toBe('cpu');
+        expect(opened.backend.device).toBe('cpu');
         // The head is made on a thread of its own: which of two calls is the nth one, and so what fails, can change.
         if (code === 'ERR_DEVICE_UNAVAILABLE') expect(opened.backend.fallback).toBe(message);
         else expect(opened.backend.fallback).toMatch(/^cuda: the device (failed|is lost): cudaErrorUnknown$/);
       }
       opened.dispose();
     }
-    // Lost: when it cannot even be told whether the card has ended its work.
+    // Lost: when it cannot even be told whether the GPU has ended its work.
     expect([...codes]).toEqual(expect.arrayContaining(['ERR_DEVICE_UNAVAILABLE', 'ERR_DEVICE_FAILED']));
     for (const code of codes) expect(code).toMatch(/^ERR_DEVICE_(UNAVAILABLE|FAILED|LOST)$/);
   });
 
-  it('takes the CPU for a head that the card does not take', async () => {
-    const wide = randomHead(4, { width: 136, heads: 1, embedding: 16 });
+  it('takes the CPU for a head that the GPU does not take', async () => {
+    const wide = randomHead(4, { width: 136, heads: 1, projectionDim: 16 });
     await expect(Pruner.load(wide, CUDA)).rejects.toEqual(failure('ERR_VALUE', /head size/));
     using pruner = await Pruner.load(wide);
-    expect(pruner.backend.kind).toBe('cpu');
+    expect(pruner.backend.device).toBe('cpu');
     expect(pruner.backend.fallback).toMatch(/^cuda: .*head size/);
     expect(pruner.pruneSync(normalTensor(2, 17, 136), text, { keep }).indices).toHaveLength(keep);
   });
@@ -191,7 +191,7 @@ describe('a fault', () => {
     works(pruner);
   });
 
-  it.each(calls)('a card that is lost: %s says so from then on', async (_, call) => {
+  it.each(calls)('a GPU that is lost: %s says so from then on', async (_, call) => {
     using pruner = await Pruner.load(head, CUDA);
     using image = await pruner.analyze(hidden);
     pretend('fail launch 1 719');
@@ -203,13 +203,13 @@ describe('a fault', () => {
     image.dispose();
     pruner.dispose();
     await expect(pruner.analyze(hidden)).rejects.toEqual(failure('ERR_DISPOSED'));
-    // Another process' card, so to speak: this library keeps nothing of the dead one.
+    // Another process' GPU, so to speak: this library keeps nothing of the dead one.
     pretend('seed 2');
     using next = await Pruner.load(head, CUDA);
     works(next);
   });
 
-  it('leaves a lost card in flight without a trace', async () => {
+  it('leaves a lost GPU in flight without a trace', async () => {
     const pruner = await Pruner.load(head, CUDA);
     pretend('fail launch 3 719');
     const flying = Array.from({ length: 6 }, () => pruner.prune(hidden, text, { keep }));
@@ -263,7 +263,7 @@ describe('jobs', () => {
 });
 
 describe('HostBuffer', () => {
-  it('is pinned, and a card reads it in place', async () => {
+  it('is pinned, and a GPU reads it in place', async () => {
     using buffer = HostBuffer.forTensor('float32', [17, 32]);
     expect(buffer.pinned).toBe(true);
     expect(buffer.address % 64n).toBe(0n);
@@ -274,7 +274,7 @@ describe('HostBuffer', () => {
     expect(image.featuresAddress).toBe(buffer.address);
     using copied = await pruner.analyze(hidden);
     expect(copied.featuresAddress).toBe(0n);
-    expect(image.embedding().data).toEqual(copied.embedding().data);
+    expect(embeddings(image)).toEqual(embeddings(copied));
     const want = await copied.prune(text, { keep });
     expect((await image.prune(text, { keep })).tokens.data).toEqual(want.tokens.data);
     expect((await pruner.prune(mine, text, { keep })).tokens.data).toEqual(want.tokens.data);
@@ -329,7 +329,7 @@ describe('HostBuffer', () => {
 });
 
 describe('precision', () => {
-  const wide = randomHead(6, { width: 128, heads: 2, embedding: 64 });
+  const wide = randomHead(6, { width: 128, heads: 2, projectionDim: 64 });
   const image = normal(7, 65 * 128);
   for (const at of [5 * 128 + 3, 40 * 128 + 77]) image[at] += 40;
   const states = { data: image, dims: [65, 128] };
@@ -337,28 +337,28 @@ describe('precision', () => {
   const errors: Record<string, number> = {};
 
   it.each([
-    ['strict', 1e-4],
-    ['fast', 5e-3],
+    ['fp32', 1e-4],
+    ['fp16', 5e-3],
     ['bf16', 4e-2],
   ] as const)('%s is as near to float64 as it says, in kernels and head', async (precision, tolerance) => {
     using reference = await Pruner.load(wide, { device: 'reference' });
     using pruner = await Pruner.load(wide, { device: 'cuda', precision });
     using exact = reference.analyzeSync(states);
     using got = pruner.analyzeSync(states);
-    errors[precision] = relativeError(values(got.embedding()), values(exact.embedding()));
+    errors[precision] = relativeError(embeddings(got), embeddings(exact));
     expect(errors[precision]).toBeLessThan(tolerance);
     expect(relativeError(got.saliency(), exact.saliency())).toBeLessThan(tolerance);
     const want = exact.pruneSync(question, { keep: 16, maps: true });
     const kept = got.pruneSync(question, { keep: 16, maps: true });
     const common = kept.indices.filter((patch) => want.indices.includes(patch)).length;
-    expect(common).toBeGreaterThanOrEqual({ strict: 16, fast: 15, bf16: 12 }[precision]);
+    expect(common).toBeGreaterThanOrEqual({ fp32: 16, fp16: 15, bf16: 12 }[precision]);
     const [x, weight] = [normalTensor(9, 20, 96), normalTensor(10, 30, 96)];
     const product = values(reference.backend.sync.linear({ x, weight }));
     expect(relativeError(values(pruner.backend.sync.linear({ x, weight })), product)).toBeLessThan(tolerance);
   });
 
   it('gets coarser', () => {
-    expect(errors.strict).toBeLessThan(errors.fast / 10);
-    expect(errors.fast).toBeLessThan(errors.bf16);
+    expect(errors.fp32).toBeLessThan(errors.fp16 / 10);
+    expect(errors.fp16).toBeLessThan(errors.bf16);
   });
 });

@@ -56,7 +56,7 @@ describe('the CUDA addon', () => {
 });
 
 describe('without CUDA', () => {
-  const head = randomHead(1, { width: 32, heads: 2, embedding: 16 });
+  const head = randomHead(1, { width: 32, heads: 2, projectionDim: 16 });
   const why = loads ? '(no NVIDIA driver|driver too old|no device|unsupported)' : 'the CUDA addon .* does not load: ';
   const reason = expect.stringMatching(new RegExp(`^cuda: ${why}`));
 
@@ -76,11 +76,11 @@ describe('without CUDA', () => {
   });
 
   it('auto takes the CPU and says why', async () => {
-    using pruner = await Pruner.load(head, { precision: 'fast' });
+    using pruner = await Pruner.load(head, { precision: 'fp16' });
     using backend = openBackend();
     for (const one of [pruner.backend, backend]) {
-      expect(one.kind).toBe('cpu');
-      expect(one.precision).toBe('float32');
+      expect(one.device).toBe('cpu');
+      expect(one.precision).toBe('fp32');
       expect(one.fallback).toEqual(reason);
     }
     expect(pruner.pruneSync(normalTensor(2, 17, 32), normalTensor(3, 5, 16), { keep: 3 }).indices).toHaveLength(3);
@@ -90,7 +90,7 @@ describe('without CUDA', () => {
     const worker = new Worker(new URL('../fixtures/device.mjs', import.meta.url));
     const answer = await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject));
     expect(answer).toEqual({
-      auto: { kind: 'cpu', fallback: reason, kept: 3 },
+      auto: { device: 'cpu', fallback: reason, kept: 3 },
       cuda: { code: 'ERR_DEVICE_UNAVAILABLE', message: reason },
     });
   });
@@ -115,7 +115,7 @@ describe('without CUDA', () => {
       '--device',
       'cuda',
       '--precision',
-      'fast',
+      'fp16',
     );
     expect(code).toBe(1);
     expect(err).toMatch(ONE_LINE);

@@ -155,7 +155,7 @@ async function checkHead(check: Check): Promise<void> {
     return;
   }
   check.equal('heads', head.heads, given.heads);
-  check.equal('embedding', head.embedding, given.embedding);
+  check.equal('embedding', head.projectionDim, given.embedding);
   check.equal('class token', head.classToken, given.classToken);
   check.close('epsilon', scalar(head.epsilon), scalar(given.eps as number), WEIGHT_TOLERANCE);
   compareWeights(check, head);
@@ -225,7 +225,7 @@ async function checkChoices(check: Check, head: HeadWeights, hidden: Tensor): Pr
     check.close(`tokens.${keep}`, kept.tokens, check.tensor(`tokens.${keep}`));
     for (const map of ['task', 'saliency'] as const) {
       const wanted = check.tensor(map);
-      check.close(`maps ${map}`, { data: kept.maps![map], dims: wanted.dims }, wanted);
+      check.close(`maps ${map}`, { data: kept.maps![map]!, dims: wanted.dims }, wanted);
     }
   }
 }

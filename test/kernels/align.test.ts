@@ -35,13 +35,13 @@ describe.each(backends)('align on %s', (_, backend) => {
     [600, 77, 96],
     [33, 16, 32],
   ])('agrees with float64 for %i patches, %i text tokens, width %i', async (P, T, E) => {
-    const [visual, text, global, query] = [unit(1, P, E), unit(2, T, E), unit(3, 1, E), unit(4, 1, E)];
+    const [visual, text, global, endOfText] = [unit(1, P, E), unit(2, T, E), unit(3, 1, E), unit(4, 1, E)];
     for (const alignment of ['fcma', 'fcma-clamped', 'mean'] satisfies Alignment[])
       for (const lambda of [0.1, 5, -3]) {
         const want = align(
           { data: values(visual), rows: P, cols: E },
           { data: values(text), rows: T, cols: E },
-          values(query),
+          values(endOfText),
           values(global),
           alignment,
           lambda,
@@ -50,7 +50,7 @@ describe.each(backends)('align on %s', (_, backend) => {
           visual,
           text,
           global,
-          query,
+          endOfText,
           alignment,
           lambda,
           matrices: true,
@@ -73,11 +73,11 @@ describe.each(backends)('align on %s', (_, backend) => {
     }
   });
 
-  it('takes the last text row as the query, and gives no matrices unless asked', () => {
+  it('takes the last text row as the end of the text, and gives no matrices unless asked', () => {
     const [visual, text, global] = [unit(1, 9, 16), unit(2, 4, 16), unit(3, 1, 16)];
-    const query = values(text).slice(3 * 16);
+    const endOfText = values(text).slice(3 * 16);
     const byDefault = backend.sync.align({ visual, text, global });
-    expect(byDefault.task).toEqual(backend.sync.align({ visual, text, global, query }).task);
+    expect(byDefault.task).toEqual(backend.sync.align({ visual, text, global, endOfText }).task);
     expect(byDefault.matrices).toBeNull();
   });
 });

@@ -7,8 +7,8 @@ const backends = backendsUnderTest();
 afterAll(() => backends.forEach(([, backend]) => void backend.dispose()));
 
 describe.each(backends)('linear on %s', (_, backend) => {
-  // A card splits operands into two float16 numbers each: 22 bits, counted from the largest element.
-  const split = backend.kind === 'cuda';
+  // A GPU splits operands into two float16 numbers each: 22 bits, counted from the largest element.
+  const split = backend.device.startsWith('cuda');
   const tolerance = split ? 1e-5 : 3e-6;
 
   it('is x W^T + b', () => {

@@ -23,7 +23,7 @@ test.each(CASES)('$name ($kind)', async (given) => {
 
 test('a LLaVA file with the class token among its features gives all rows as the file does', async () => {
   const path = join(ROOT, 'test/fixtures/exports-more/models/llava_full_ts17.onnx');
-  const pruner = await Pruner.load(randomHead(3, { width: 36, heads: 3, embedding: 20 }));
+  const pruner = await Pruner.load(randomHead(3, { width: 36, heads: 3, projectionDim: 20 }));
   const vision = await LlavaVision.open(path, { pruner });
   const plain = await ort.InferenceSession.create(path);
   const pixels = new ort.Tensor('float32', normal(5, 3 * 32 * 32), [1, 3, 32, 32]);

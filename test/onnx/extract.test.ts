@@ -47,11 +47,11 @@ describe('extractHead', () => {
       { safetensors: CHECKPOINT },
     ]) {
       const head = await extractHead(source);
-      const { width, heads, embedding, classToken, epsilon } = head;
-      expect({ width, heads, embedding, classToken, epsilon }).toEqual({
+      const { width, heads, projectionDim, classToken, epsilon } = head;
+      expect({ width, heads, projectionDim, classToken, epsilon }).toEqual({
         width: 128,
         heads: 4,
-        embedding: 96,
+        projectionDim: 96,
         classToken: true,
         epsilon: 1e-5,
       });

@@ -114,7 +114,7 @@ describe('the same tower in other forms', () => {
     expect(relativeError(computed.hidden, hiddenStates)).toBeLessThanOrEqual(tolerance);
     const head = await extractHead({ visionModel: bytes });
     expect(headError(head, original)).toBeLessThanOrEqual(headTolerance);
-    const { heads, embedding: shared, epsilon } = head;
+    const { heads, projectionDim: shared, epsilon } = head;
     expect({ heads, shared, epsilon }).toEqual({ heads: 4, shared: 96, epsilon: 1e-5 });
     await confirmHead(ort, bytes, head, { session: QUIET });
   });

@@ -1,5 +1,5 @@
 // Fetches the pinned CUDA compiler from PyPI (100 MB) into build-cuda-toolkit (270 MB), where CMakeLists.txt finds it. A
-// toolkit that is there already is kept. Needs Linux, python3 and pip; no root, no driver and no card.
+// toolkit that is there already is kept. Needs Linux, python3 and pip; no root, no driver and no GPU.
 //
 //   node tools/cuda/fetch.mjs          exits with 69 where the packages cannot be had: no network, or not for this platform
 import { spawnSync } from 'node:child_process';

@@ -1,5 +1,5 @@
-// desap-cuda-bench [results.json]: the time of every kernel and of the whole head on the first card that can be used,
-// medians with the 10th and 90th percentile. Exit status 77, with the reason, where there is no card. --smoke: tiny
+// desap-cuda-bench [results.json]: the time of every kernel and of the whole head on the first GPU that can be used,
+// medians with the 10th and 90th percentile. Exit status 77, with the reason, where there is no GPU. --smoke: tiny
 // shapes, few runs.
 //
 // Device times are those of replayed graphs, between two events. Several sets of buffers take turns, more in all than
@@ -25,9 +25,9 @@ namespace desap::test {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-using cuda::Lane;
+using cuda::Stream;
 
-constexpr int64_t rotated_bytes = int64_t{160} << 20;  // above every card's L2 cache
+constexpr int64_t rotated_bytes = int64_t{160} << 20;  // above every GPU's L2 cache
 bool smoke = false;
 
 void require(const Status& status, const char* what) {
@@ -109,7 +109,7 @@ void write(const char* path, const cuda::DeviceInfo& device, const std::string& 
   char date[32];
   const std::time_t now = std::time(nullptr);
   std::strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
-  std::fprintf(file, "{\n  \"card\": \"%s\",\n  \"capability\": \"%d.%d\",\n  \"memory\": %lld,\n", device.name.c_str(),
+  std::fprintf(file, "{\n  \"gpu\": \"%s\",\n  \"capability\": \"%d.%d\",\n  \"memory\": %lld,\n", device.name.c_str(),
                device.major, device.minor, static_cast<long long>(device.memory_bytes));
   std::fprintf(file, "  \"driver_cuda\": \"%d.%d\",\n  \"runtime_cuda\": \"%d.%d\",\n", driver / 1000,
                driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
@@ -170,12 +170,12 @@ class Pool {
 class Graph {
  public:
   template <class Body>
-  Graph(Lane& lane, const Body& body) : stream_(lane.queue.stream) {
+  Graph(Stream& stream, const Body& body) : stream_(stream.queue.stream) {
     cudaGraph_t graph = nullptr;
     require(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "capture");
-    lane.queue.follows_kernel = false;
+    stream.queue.follows_kernel = false;
     body();
-    require(lane.queue.error, "launch");
+    require(stream.queue.error, "launch");
     require(cudaStreamEndCapture(stream_, &graph), "capture");
     require(cudaGraphInstantiate(&executable_, graph, 0), "graph");
     cudaGraphDestroy(graph);
@@ -191,16 +191,16 @@ class Graph {
 };
 
 // Microseconds of one pass; the graphs take turns and hold `passes` of them in all.
-std::vector<double> time_graphs(Lane& lane, const std::vector<std::unique_ptr<Graph>>& graphs, int64_t passes) {
+std::vector<double> time_graphs(Stream& stream, const std::vector<std::unique_ptr<Graph>>& graphs, int64_t passes) {
   cudaEvent_t begin = nullptr, end = nullptr;
   require(cudaEventCreateWithFlags(&begin, 0), "event");
   require(cudaEventCreateWithFlags(&end, 0), "event");
   const auto once = [&](int64_t rounds) {
-    require(cudaEventRecord(begin, lane.queue.stream), "event");
+    require(cudaEventRecord(begin, stream.queue.stream), "event");
     for (int64_t round = 0; round < rounds; round++) {
       for (const auto& graph : graphs) graph->replay();
     }
-    require(cudaEventRecord(end, lane.queue.stream), "event");
+    require(cudaEventRecord(end, stream.queue.stream), "event");
     require(cudaEventSynchronize(end), "run");
     float milliseconds = 0;
     require(cudaEventElapsedTime(&milliseconds, begin, end), "event");
@@ -233,40 +233,40 @@ std::vector<double> time_host(const Body& body) {
 // -------------------------------------------------------------------------------------------------------- pipeline
 
 double work_of(const HeadShape& s) {
-  const double n = static_cast<double>(s.tokens), d = static_cast<double>(s.width),
+  const double n = static_cast<double>(s.rows), d = static_cast<double>(s.width),
                p = static_cast<double>(s.patches());
-  return 6 * n * d * d + (s.class_token ? 4 : 6) * n * n * d + 2 * p * static_cast<double>(s.words * s.embedding) +
+  return 6 * n * d * d + (s.class_token ? 4 : 6) * n * n * d + 2 * p * static_cast<double>(s.text_tokens * s.projection_dim) +
          2 * p * static_cast<double>(s.keep) * d;
 }
 
-std::string text_of(const HeadShape& s) { return std::to_string(s.tokens) + "x" + std::to_string(s.width); }
+std::string text_of(const HeadShape& s) { return std::to_string(s.rows) + "x" + std::to_string(s.width); }
 
-// The head's kernels in their order (cuda/call.cc), without the copies in and out, on several sets of buffers.
+// The head's kernels in their order (cuda/head_run.cc), without the copies in and out, on several sets of buffers.
 class Pipeline {
  public:
   struct Set {
     const cuda::Image* images;
     cuda::Operand normal, projected, context;
-    float *squares, *read_out, *embed_scratch, *saliency_scratch, *features, *inverse_norm, *embedding, *global,
+    float *squares, *read_out, *embed_scratch, *saliency_scratch, *features, *inverse_norm, *embeddings, *global,
         *saliency;
     float *text, *unit_text, *align_scratch, *task, *tokens;
     uint8_t *merge_scratch, *source;
     int *indices, *assignment, *counts, *fault;
   };
 
-  Pipeline(Lane& lane, Precision precision, const HeadShape& shape, int64_t batch)
-      : lane_(lane), precision_(precision), s_(shape), batch_(batch) {
+  Pipeline(Stream& stream, Precision precision, const HeadShape& shape, int64_t batch)
+      : stream_(stream), precision_(precision), s_(shape), batch_(batch) {
     const RandomWeights random(shape);
-    require(weights_.pack(lane, precision, random.config, random.weights()), "weights");
-    const int64_t rows = batch * shape.tokens, patches = batch * shape.patches();
-    extent_ = {static_cast<int>(batch),
-               rows,
-               patches,
-               batch * shape.keep,
-               static_cast<int>(shape.tokens),
-               static_cast<int>(shape.patches()),
-               static_cast<int>(shape.words),
-               static_cast<int>(shape.keep)};
+    require(weights_.pack(stream, precision, random.config, random.weights()), "weights");
+    const int64_t rows = batch * shape.rows, patches = batch * shape.patches();
+    extent_.images = static_cast<int>(batch);
+    extent_.rows = rows;
+    extent_.patches = patches;
+    extent_.kept = batch * shape.keep;
+    extent_.max_rows = static_cast<int>(shape.rows);
+    extent_.max_patches = static_cast<int>(shape.patches());
+    extent_.max_text_tokens = static_cast<int>(shape.text_tokens);
+    extent_.max_keep = static_cast<int>(shape.keep);
     lambda_ = pool_.copy_of(Floats{0.1f});
     const int64_t bytes = rows * (shape.width * 4 + (weights_.inner * 4 + shape.width) * 2 * planes());
     const int64_t sets = smoke ? 2 : std::clamp<int64_t>(rotated_bytes / bytes + 1, 1, 16);
@@ -276,78 +276,111 @@ class Pipeline {
 
   const std::vector<Set>& sets() const { return sets_; }
 
-  void text(const Set& set) { text(lane_.queue, set); }
+  void text(const Set& set) { text(stream_.queue, set); }
   void normalize(const Set& set) {
-    cuda::normalize(lane_.queue, precision_,
-                    {set.images, extent_, width(), false, s_.class_token, 1e-5f, set.normal, set.features,
-                     set.inverse_norm, set.fault, nullptr});
+    cuda::Normalize normalize{};
+    normalize.images = set.images;
+    normalize.extent = extent_;
+    normalize.width = width();
+    normalize.class_token = s_.class_token;
+    normalize.epsilon = 1e-5f;
+    normalize.normal = set.normal;
+    normalize.features = set.features;
+    normalize.inverse_norm = set.inverse_norm;
+    normalize.fault = set.fault;
+    cuda::normalize(stream_.queue, precision_, normalize);
   }
   void project(const Set& set) {
-    cuda::linear(lane_.queue, precision_, set.normal, extent_.rows, weights_.projection.rows(0, columns()),
+    cuda::linear(stream_.queue, precision_, set.normal, extent_.rows, weights_.projection.rows(0, columns()),
                  set.projected, nullptr);
   }
   void attention(const Set& set) {
-    cuda::attention(
-        lane_.queue, precision_,
-        {set.images, extent_, heads(), weights_.padded_size, block(set, PackedHead::q), block(set, PackedHead::q),
-         block(set, PackedHead::v), weights_.score_scale(PackedHead::q, PackedHead::q), set.context, nullptr});
+    cuda::Attention attention{};
+    attention.images = set.images;
+    attention.extent = extent_;
+    attention.heads = heads();
+    attention.padded_size = weights_.padded_size;
+    attention.q = attention.k = block(set, PackedHead::q);
+    attention.v = block(set, PackedHead::v);
+    attention.scale = weights_.score_scale(PackedHead::q, PackedHead::q);
+    attention.y = set.context;
+    cuda::attention(stream_.queue, precision_, attention);
   }
-  void saliency(const Set& set) { saliency(lane_.queue, set); }
+  void saliency(const Set& set) { saliency(stream_.queue, set); }
   void read_out(const Set& set) {
-    cuda::linear_squares(lane_.queue, precision_, set.context, extent_.rows, weights_.read_out.all(), weights_.squared,
-                         set.squares, {set.read_out, extent_.rows, s_.embedding, s_.embedding}, nullptr);
+    cuda::linear_squares(stream_.queue, precision_, set.context, extent_.rows, weights_.read_out.all(), weights_.squared,
+                         set.squares, {set.read_out, extent_.rows, s_.projection_dim, s_.projection_dim}, nullptr);
   }
-  void embed(const Set& set) {
-    cuda::embed(lane_.queue, {set.images,
-                              extent_,
-                              width(),
-                              embedding(),
-                              s_.class_token,
-                              1e-5f,
-                              set.squares,
-                              weights_.squared / 64,
-                              {set.read_out, extent_.rows, s_.embedding, s_.embedding},
-                              weights_.shift(),
-                              set.embed_scratch,
-                              set.embedding,
-                              set.global,
-                              set.fault,
-                              nullptr});
+  void folded_read_out(const Set& set) {
+    cuda::FoldedReadOut read{};
+    read.images = set.images;
+    read.extent = extent_;
+    read.width = width();
+    read.projection_dim = projection_dim();
+    read.class_token = s_.class_token;
+    read.epsilon = 1e-5f;
+    read.squares = set.squares;
+    read.slices = weights_.squared / 64;
+    read.projected = {set.read_out, extent_.rows, s_.projection_dim, s_.projection_dim};
+    read.shift = weights_.shift();
+    read.scratch = set.embed_scratch;
+    read.embeddings = set.embeddings;
+    read.global = set.global;
+    read.fault = set.fault;
+    cuda::folded_read_out(stream_.queue, read);
   }
   void align(const Set& set) {
-    cuda::align(lane_.queue, {set.images,
-                              extent_,
-                              embedding(),
-                              s_.class_token,
-                              set.embedding,
-                              set.global,
-                              set.unit_text,
-                              Alignment::fcma,
-                              lambda_,
-                              set.align_scratch,
-                              set.task,
-                              {nullptr, nullptr, nullptr},
-                              nullptr});
+    cuda::Align align{};
+    align.images = set.images;
+    align.extent = extent_;
+    align.projection_dim = projection_dim();
+    align.class_token = s_.class_token;
+    align.visual = set.embeddings;
+    align.global = set.global;
+    align.text = set.unit_text;
+    align.alignment = Alignment::fcma;
+    align.lambda = lambda_;
+    align.scratch = set.align_scratch;
+    align.task = set.task;
+    cuda::align(stream_.queue, align);
   }
   void select(const Set& set) {
-    cuda::select(lane_.queue, {set.images, extent_, set.task, set.saliency, nullptr, set.indices, set.source,
-                               set.fault, set.fault, nullptr});
+    cuda::Select select{};
+    select.images = set.images;
+    select.extent = extent_;
+    select.task = set.task;
+    select.saliency = set.saliency;
+    select.indices = set.indices;
+    select.source = set.source;
+    select.task_fault = select.saliency_fault = set.fault;
+    cuda::select(stream_.queue, select);
   }
   void merge(const Set& set) {
-    cuda::merge(lane_.queue, {set.images, extent_, width(), true, set.features, set.inverse_norm, set.indices,
-                              set.tokens, set.assignment, set.counts, set.merge_scratch, nullptr, nullptr});
+    cuda::Merge merge{};
+    merge.images = set.images;
+    merge.extent = extent_;
+    merge.width = width();
+    merge.merge = true;
+    merge.features = set.features;
+    merge.inverse_norm = set.inverse_norm;
+    merge.indices = set.indices;
+    merge.tokens = set.tokens;
+    merge.assignment = set.assignment;
+    merge.counts = set.counts;
+    merge.scratch = set.merge_scratch;
+    cuda::merge(stream_.queue, merge);
   }
   void all(const Set& set) {
-    lane_.fork();
-    text(lane_.branch, set);
+    stream_.fork();
+    text(stream_.branch, set);
     normalize(set);
     project(set);
-    lane_.fork();
-    saliency(lane_.branch, set);
+    stream_.fork();
+    saliency(stream_.branch, set);
     attention(set);
     read_out(set);
-    embed(set);
-    lane_.join();
+    folded_read_out(set);
+    stream_.join();
     align(set);
     select(set);
     merge(set);
@@ -358,8 +391,8 @@ class Pipeline {
 
   int width() const { return static_cast<int>(s_.width); }
   int heads() const { return static_cast<int>(s_.heads); }
-  int embedding() const { return static_cast<int>(s_.embedding); }
-  int planes() const { return precision_ == Precision::strict ? 2 : 1; }
+  int projection_dim() const { return static_cast<int>(s_.projection_dim); }
+  int planes() const { return precision_ == Precision::fp32 ? 2 : 1; }
   int64_t columns() const {
     return (s_.class_token ? 2 : 3) * weights_.inner;
   }  // of the projection: q, v and, where there is no class token, k
@@ -372,20 +405,32 @@ class Pipeline {
     return {hi, planes() == 2 ? hi + extent_.rows * ld : nullptr, ld};
   }
   void text(cuda::Queue& queue, const Set& set) {
-    const int64_t rows = batch_ * s_.words;
-    cuda::unit_rows(queue, {set.text, rows, s_.embedding, s_.embedding},
-                    {set.unit_text, rows, s_.embedding, s_.embedding}, set.fault);
+    const int64_t rows = batch_ * s_.text_tokens;
+    cuda::unit_rows(queue, {set.text, rows, s_.projection_dim, s_.projection_dim},
+                    {set.unit_text, rows, s_.projection_dim, s_.projection_dim}, set.fault);
   }
   void saliency(cuda::Queue& queue, const Set& set) {
-    const float* scale = weights_.score_scale(PackedHead::q, PackedHead::k);
+    const auto fill = [&](auto& saliency) {
+      saliency.images = set.images;
+      saliency.extent = extent_;
+      saliency.heads = heads();
+      saliency.padded_size = weights_.padded_size;
+      saliency.q = block(set, PackedHead::q);
+      saliency.scale = weights_.score_scale(PackedHead::q, PackedHead::k);
+      saliency.scratch = set.saliency_scratch;
+      saliency.saliency = set.saliency;
+    };
     if (s_.class_token) {
-      cuda::folded_saliency(queue, precision_,
-                            {set.images, extent_, heads(), weights_.padded_size, set.normal, block(set, PackedHead::q),
-                             weights_.block(PackedHead::k), scale, set.saliency_scratch, set.saliency, nullptr});
+      cuda::FoldedSaliency folded{};
+      fill(folded);
+      folded.normal = set.normal;
+      folded.key = weights_.block(PackedHead::k);
+      cuda::folded_saliency(queue, precision_, folded);
     } else {
-      cuda::saliency(queue, precision_,
-                     {set.images, extent_, heads(), weights_.padded_size, false, block(set, PackedHead::q),
-                      block(set, PackedHead::k), scale, set.saliency_scratch, set.saliency, nullptr});
+      cuda::Saliency of_keys{};
+      fill(of_keys);
+      of_keys.k = block(set, PackedHead::k);
+      cuda::saliency(queue, precision_, of_keys);
     }
   }
 
@@ -394,10 +439,19 @@ class Pipeline {
     std::vector<cuda::Image> records;
     for (int64_t i = 0; i < batch_; i++) {
       const auto at = [i](int64_t size) { return static_cast<int>(i * size); };
-      const auto size = [](int64_t n) { return static_cast<int>(n); };
-      records.push_back({at(s_.tokens), size(s_.tokens), at(s_.patches()), size(s_.patches()), at(s_.words),
-                         size(s_.words), at(s_.words) + size(s_.words) - 1, size(s_.keep), size(s_.keep / 2),
-                         at(s_.keep), hidden + i * s_.tokens * s_.width});
+      cuda::Image image{};
+      image.row = at(s_.rows);
+      image.rows = static_cast<int>(s_.rows);
+      image.patch = at(s_.patches());
+      image.patches = static_cast<int>(s_.patches());
+      image.text = at(s_.text_tokens);
+      image.text_tokens = static_cast<int>(s_.text_tokens);
+      image.end_of_text = image.text + image.text_tokens - 1;
+      image.keep = static_cast<int>(s_.keep);
+      image.task_keep = static_cast<int>(s_.keep / 2);
+      image.kept = at(s_.keep);
+      image.hidden = hidden + i * s_.rows * s_.width;
+      records.push_back(image);
     }
     const int64_t rows = extent_.rows, patches = extent_.patches, kept = extent_.kept;
     Set set{};
@@ -406,18 +460,18 @@ class Pipeline {
     set.projected = operand(columns());
     set.context = operand(cuda::padded_width(weights_.inner));
     set.squares = pool_.take<float>(rows * (weights_.squared / 64));
-    set.read_out = pool_.take<float>(rows * s_.embedding);
-    set.embed_scratch = pool_.take<float>(cuda::embed_scratch(extent_, embedding(), s_.class_token));
+    set.read_out = pool_.take<float>(rows * s_.projection_dim);
+    set.embed_scratch = pool_.take<float>(cuda::embed_scratch(extent_, projection_dim(), s_.class_token));
     set.saliency_scratch =
         pool_.take<float>(s_.class_token ? cuda::folded_saliency_scratch(extent_, heads(), weights_.projection.all().in)
                                          : cuda::saliency_scratch(extent_, heads(), false));
     set.features = pool_.take<float>(patches * s_.width);
     set.inverse_norm = pool_.take<float>(patches);
-    set.embedding = pool_.take<float>(rows * s_.embedding);
-    set.global = pool_.take<float>(batch_ * s_.embedding);
+    set.embeddings = pool_.take<float>(rows * s_.projection_dim);
+    set.global = pool_.take<float>(batch_ * s_.projection_dim);
     set.saliency = pool_.take<float>(patches);
     set.text = pool_.copy_of(images.text);
-    set.unit_text = pool_.take<float>(batch_ * s_.words * s_.embedding);
+    set.unit_text = pool_.take<float>(batch_ * s_.text_tokens * s_.projection_dim);
     set.align_scratch = pool_.take<float>(cuda::align_scratch(extent_));
     set.task = pool_.take<float>(patches);
     set.tokens = pool_.take<float>(kept * s_.width);
@@ -430,12 +484,12 @@ class Pipeline {
     return set;
   }
 
-  Lane& lane_;
+  Stream& stream_;
   const Precision precision_;
   const HeadShape s_;
   const int64_t batch_;
   PackedHead weights_;
-  cuda::Extent extent_;
+  cuda::Extent extent_{};
   Pool pool_;
   float* lambda_;
   std::vector<Set> sets_;
@@ -446,8 +500,8 @@ class Pipeline {
 // A context of its own for each measurement; what it needs is gone with it.
 class Opened {
  public:
-  Opened(const cuda::DeviceInfo& device, Precision precision, int lanes) {
-    require(cuda::context_create({device.index, precision, lanes}, &context_), "context");
+  Opened(const cuda::DeviceInfo& device, Precision precision, int streams) {
+    require(cuda::context_create({device.index, precision, streams}, &context_), "context");
   }
   Opened(const Opened&) = delete;
   Opened& operator=(const Opened&) = delete;
@@ -461,53 +515,53 @@ class Opened {
 void bench_device(Results& results, const cuda::DeviceInfo& device, Precision precision, const HeadShape& shape,
                   int64_t batch, bool kernels) {
   const Opened context(device, precision, 1);
-  cuda::LaneLock lane(*(*context).engine);
-  require(lane.take(), "lane");
-  Pipeline pipeline(*lane, precision, shape, batch);
+  cuda::StreamLock stream(*(*context).engine);
+  require(stream.take(), "stream");
+  Pipeline pipeline(*stream, precision, shape, batch);
   const std::string text = text_of(shape);
   const int64_t count = static_cast<int64_t>(pipeline.sets().size());
 
   std::vector<std::unique_ptr<Graph>> graphs;
   for (const Pipeline::Set& set : pipeline.sets())
-    graphs.push_back(std::make_unique<Graph>(*lane, [&] { pipeline.all(set); }));
-  Row row{"head", text, name_of(precision), "device", batch, time_graphs(*lane, graphs, count)};
+    graphs.push_back(std::make_unique<Graph>(*stream, [&] { pipeline.all(set); }));
+  Row row{"head", text, name_of(precision), "device", batch, time_graphs(*stream, graphs, count)};
   results.add(row, work_of(shape) * static_cast<double>(batch));
   if (!kernels) return;
 
-  const double n = static_cast<double>(shape.tokens * batch), d = static_cast<double>(shape.width),
-               e = static_cast<double>(shape.embedding);
-  const double inner = 2 * n * static_cast<double>(shape.tokens) * d;
+  const double n = static_cast<double>(shape.rows * batch), d = static_cast<double>(shape.width),
+               e = static_cast<double>(shape.projection_dim);
+  const double inner = 2 * n * static_cast<double>(shape.rows) * d;
   const struct {
     const char* name;
     void (Pipeline::*stage)(const Pipeline::Set&);
-    double flops;  // multiply-adds of the tensor cores times 2, as the kernel does them; strict does each three times
+    double flops;  // multiply-adds of the tensor cores times 2, as the kernel does them; fp32 does each three times
   } stages[] = {{"text unit rows", &Pipeline::text, 0},
                 {"normalize", &Pipeline::normalize, 0},
                 {"linear q v", &Pipeline::project, (shape.class_token ? 4 : 6) * n * d * d},
                 {"attention", &Pipeline::attention, 2 * inner},
                 {"saliency", &Pipeline::saliency, shape.class_token ? 0 : 2 * inner},
                 {"linear read-out", &Pipeline::read_out, 2 * n * d * (d + e)},
-                {"embed", &Pipeline::embed, 0},
+                {"folded read-out", &Pipeline::folded_read_out, 0},
                 {"align", &Pipeline::align, 0},
                 {"select", &Pipeline::select, 0},
                 {"merge", &Pipeline::merge, 2 * n * static_cast<double>(shape.keep) * d}};
   for (const auto& stage : stages) {
     graphs.clear();
-    graphs.push_back(std::make_unique<Graph>(*lane, [&] {
+    graphs.push_back(std::make_unique<Graph>(*stream, [&] {
       for (const Pipeline::Set& set : pipeline.sets()) (pipeline.*stage.stage)(set);
     }));
-    row = {stage.name, text, name_of(precision), "device", batch, time_graphs(*lane, graphs, count)};
+    row = {stage.name, text, name_of(precision), "device", batch, time_graphs(*stream, graphs, count)};
     results.add(row, stage.flops);
   }
 }
 
-// The card's rate at a plain large product, by our kernel.
+// The GPU's rate at a plain large product, by our kernel.
 void bench_product(Results& results, const cuda::DeviceInfo& device, Precision precision) {
   const Opened context(device, precision, 1);
-  cuda::LaneLock lane(*(*context).engine);
-  require(lane.take(), "lane");
+  cuda::StreamLock stream(*(*context).engine);
+  require(stream.take(), "stream");
   const int64_t size = smoke ? 128 : 8192;
-  const int planes = precision == Precision::strict ? 2 : 1;
+  const int planes = precision == Precision::fp32 ? 2 : 1;
   Pool pool;
   const float* x = pool.copy_of(Random(1).floats(size * size));
   const int* no_exponent = nullptr;
@@ -517,18 +571,18 @@ void bench_product(Results& results, const cuda::DeviceInfo& device, Precision p
   };
   const cuda::Operand a = operand(), b = operand(), y = operand();
   for (const cuda::Operand& to : {a, b}) {
-    cuda::to_operand(lane->queue, precision, {x, size, size, size}, 1, static_cast<int>(size), no_exponent, to);
+    cuda::to_operand(stream->queue, precision, {x, size, size, size}, 1, static_cast<int>(size), no_exponent, to);
   }
   const float* scale = pool.copy_of(Floats(static_cast<size_t>(size), 0x1p-7f));
   const cuda::Weights weights{b, scale, nullptr, static_cast<int>(size), static_cast<int>(size)};
   std::vector<std::unique_ptr<Graph>> graphs;
   graphs.push_back(
-      std::make_unique<Graph>(*lane, [&] { cuda::linear(lane->queue, precision, a, size, weights, y, nullptr); }));
-  results.add({"matrix", std::to_string(size), name_of(precision), "device", 1, time_graphs(*lane, graphs, 1)},
+      std::make_unique<Graph>(*stream, [&] { cuda::linear(stream->queue, precision, a, size, weights, y, nullptr); }));
+  results.add({"matrix", std::to_string(size), name_of(precision), "device", 1, time_graphs(*stream, graphs, 1)},
               2 * std::pow(static_cast<double>(size), 3));
 }
 
-// Page-locked memory to the card, one large copy at a time.
+// Page-locked memory to the GPU, one large copy at a time.
 void bench_copy(Results& results) {
   const size_t bytes = smoke ? 1 << 16 : size_t{256} << 20;
   void* host = cuda::host_allocate(bytes);
@@ -571,7 +625,7 @@ class HostImages {
     std::vector<HiddenStates> list;
     for (int64_t i = 0; i < images_.count; i++) {
       list.push_back(
-          {blocks_[which % blocks_.size()].get() + i * s.tokens * s.width * (half_ ? 2 : 4), half_, s.tokens, nullptr});
+          {blocks_[which % blocks_.size()].get() + i * s.rows * s.width * (half_ ? 2 : 4), half_, s.rows, nullptr});
     }
     return list;
   }
@@ -584,48 +638,48 @@ class HostImages {
   std::vector<std::shared_ptr<char>> blocks_;
 };
 
-// Host to host through head.h; `lanes` callers at once.
+// Host to host through head.h; `streams` callers at once.
 void bench_host(Results& results, const cuda::DeviceInfo& device, Precision precision, const HeadShape& shape,
-                int64_t batch, bool pinned, bool half, int lanes) {
-  const Opened context(device, precision, lanes);
+                int64_t batch, bool pinned, bool half, int streams) {
+  const Opened context(device, precision, streams);
   const RandomWeights weights(shape);
   const RandomImages images(shape, batch);
   std::shared_ptr<Head> head;
   require(Head::create(*context, weights.config, weights.weights(), &head), "head");
-  const int64_t copies = std::clamp<int64_t>(rotated_bytes / (batch * shape.tokens * shape.width * 4) + 1, lanes, 16);
-  const HostImages hidden(*context, images, smoke ? lanes : copies, pinned, half);
+  const int64_t copies = std::clamp<int64_t>(rotated_bytes / (batch * shape.rows * shape.width * 4) + 1, streams, 16);
+  const HostImages hidden(*context, images, smoke ? streams : copies, pinned, half);
   const std::vector<PruneRequest> requests = images.requests();
 
   // Each caller with answers of its own; the callers share the calls of a sample.
-  std::vector<Answers> answers(static_cast<size_t>(lanes), Answers(shape, batch));
+  std::vector<Answers> answers(static_cast<size_t>(streams), Answers(shape, batch));
   std::atomic<size_t> turn{0};
-  const auto call = [&](int lane) {
-    const std::vector<PruneOutput> outputs = answers[static_cast<size_t>(lane)].outputs();
+  const auto call = [&](int caller) {
+    const std::vector<PruneOutput> outputs = answers[static_cast<size_t>(caller)].outputs();
     const std::vector<HiddenStates> states = hidden.states(turn++);
     require(
         head->prune(*context, states.data(), batch, Encoding::qq, requests.data(), outputs.data(), nullptr, nullptr),
         "prune");
   };
-  Row row{lanes > 1 ? "stream" : "head",
+  Row row{streams > 1 ? "stream" : "head",
           text_of(shape),
           name_of(precision),
           std::string(pinned ? "pinned" : "pageable") + (half ? " half" : ""),
           batch,
           {}};
-  if (lanes == 1) {
+  if (streams == 1) {
     row.microseconds = time_host([&] { call(0); });
   } else {
     const int64_t each = smoke ? 1 : 8;
     row.microseconds = time_host([&] {
       std::vector<std::thread> callers;
-      for (int lane = 0; lane < lanes; lane++) {
-        callers.emplace_back([&, lane] {
-          for (int64_t i = 0; i < each; i++) call(lane);
+      for (int caller = 0; caller < streams; caller++) {
+        callers.emplace_back([&, caller] {
+          for (int64_t i = 0; i < each; i++) call(caller);
         });
       }
       for (std::thread& caller : callers) caller.join();
     });
-    for (double& sample : row.microseconds) sample /= static_cast<double>(each * lanes);
+    for (double& sample : row.microseconds) sample /= static_cast<double>(each * streams);
   }
   results.add(row, 0, hidden.bytes());
 }
@@ -633,16 +687,16 @@ void bench_host(Results& results, const cuda::DeviceInfo& device, Precision prec
 void run(Results& results, const cuda::DeviceInfo& device) {
   const HeadShape tiny{33, 128, 2, 64, true, 7, 9}, tiny_without{33, 160, 2, 64, false, 7, 9};
   HeadShape video = llava, qwen{4096, 1280, 16, 768, false, 30, 455}, qwen_large = qwen;
-  video.tokens = 257;
-  qwen_large.tokens = 16384, qwen_large.keep = 1820;
+  video.rows = 257;
+  qwen_large.rows = 16384, qwen_large.keep = 1820;
   if (smoke) {
-    bench_product(results, device, Precision::fast);
-    bench_device(results, device, Precision::strict, tiny, 2, true);
-    bench_device(results, device, Precision::fast, tiny_without, 1, true);
+    bench_product(results, device, Precision::fp16);
+    bench_device(results, device, Precision::fp32, tiny, 2, true);
+    bench_device(results, device, Precision::fp16, tiny_without, 1, true);
     bench_copy(results);
-    bench_host(results, device, Precision::fast, tiny, 1, true, false, 1);
+    bench_host(results, device, Precision::fp16, tiny, 1, true, false, 1);
     bench_host(results, device, Precision::bf16, tiny, 2, false, true, 1);
-    bench_host(results, device, Precision::fast, tiny, 2, true, false, 2);
+    bench_host(results, device, Precision::fp16, tiny, 2, true, false, 2);
     return;
   }
   for (Precision precision : precisions) bench_product(results, device, precision);
@@ -656,7 +710,7 @@ void run(Results& results, const cuda::DeviceInfo& device) {
   bench_copy(results);
   for (Precision precision : precisions) {
     bench_host(results, device, precision, llava, 1, true, false, 1);
-    if (precision != Precision::fast) continue;
+    if (precision != Precision::fp16) continue;
     bench_host(results, device, precision, llava, 1, false, false, 1);
     bench_host(results, device, precision, llava, 1, true, true, 1);
     bench_host(results, device, precision, llava, 5, true, false, 1);
@@ -699,9 +753,9 @@ int main(int argc, char** argv) {
   Results results;
   run(results, device);
 
-  if (const Row* matrix = results.find("matrix", "fast")) {
+  if (const Row* matrix = results.find("matrix", "fp16")) {
     for (const Row& row : results.rows()) {
-      if (row.name == "head" && row.from == "device" && row.precision == "fast") {
+      if (row.name == "head" && row.from == "device" && row.precision == "fp16") {
         std::printf("head %s b%lld: %.2f of the rate of the large product\n", row.shape.c_str(),
                     static_cast<long long>(row.batch), row.tflops / matrix->tflops);
       }

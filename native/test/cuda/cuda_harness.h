@@ -1,5 +1,5 @@
 // What the tests of the CUDA kernels share: named cases, arrays in device memory that notice writes beyond their ends.
-// The same files compile for a card and, under DESAP_SIMT, for the emulation on the CPU.
+// The same files compile for a GPU and, under DESAP_SIMT, for the emulation on the CPU.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,8 +1,8 @@
 // desap-cuda-check [name]: the kernels' own cases, then the cases over kernels.h and head.h at every precision, on the
-// first card that can be used; an argument selects cases by part of their name. Writes nothing. Exit status 77, with
-// the reason, where there is no card.
+// first GPU that can be used; an argument selects cases by part of their name. Writes nothing. Exit status 77, with
+// the reason, where there is no GPU.
 //
-//   DESAP_SEED=n   data of run n again: on a card each run has data of its own
+//   DESAP_SEED=n   data of run n again: on a GPU each run has data of its own
 //   DESAP_SMALL=1  only small shapes, for compute-sanitizer (sanitize.sh)
 #include <cstdlib>
 #include <random>

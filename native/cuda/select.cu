@@ -5,6 +5,7 @@
 // keys are wanted all, everything at or above the prefix is chosen; if all 32 bits are used up, the keys equal to the
 // prefix are taken in the order of their indices. Sets are bit masks in shared memory; the rank of an index in a set is
 // the number of bits before it, so indices leave in ascending order.
+#include "kernel_run.h"
 #include "kernels.cuh"
 #include "ptx.cuh"
 #include "reduce.cuh"
@@ -14,7 +15,7 @@ namespace {
 
 constexpr int threads = 1024, warps = threads / warp_size;
 constexpr int digit_bits = 11, digits = 1 << digit_bits;
-constexpr int set_words = 65536 / 32;
+constexpr int set_words = most_scores / 32;
 static_assert(digits == 2 * threads && set_words == 2 * threads, "two a thread");
 
 struct Shared {
@@ -139,7 +140,10 @@ __global__ void __launch_bounds__(threads) select_kernel(const Select select) {
   unsigned* by_task = shared.chosen[0];
   unsigned* by_saliency = shared.chosen[1];
   const auto at_all = [&](int i) { return !excluded || !excluded[i]; };
-  choose(select.task + image.patch, at_all, size, image.patch, image.task_keep, by_task, select.task_fault, shared);
+  const float* task = select.task;  // may be null where the saliency chooses all
+  const auto with_task = [&](int i) { return task && at_all(i); };
+  choose(task ? task + image.patch : nullptr, with_task, size, image.patch, image.task_keep, by_task, select.task_fault,
+         shared);
   __syncthreads();
   const float* saliency = select.saliency.get();  // may be null where the task scores choose all
   const auto among_the_rest = [&](int i) { return saliency && at_all(i) && !contains(by_task, i); };
@@ -148,19 +152,51 @@ __global__ void __launch_bounds__(threads) select_kernel(const Select select) {
 
   count_bits(by_task, by_saliency, size, shared);
   for (int i = thread; i < size; i += threads) {
-    const unsigned task = by_task[i / 32], word = task | by_saliency[i / 32];
+    const unsigned from_task = by_task[i / 32], word = from_task | by_saliency[i / 32];
     if (!(word >> lane & 1)) continue;
     const int64_t at = image.kept + rank_of(i, word, shared);
     select.indices[at] = i;
-    select.source[at] = task >> lane & 1 ? 0 : 1;
+    select.source[at] = from_task >> lane & 1 ? 0 : 1;
   }
 }
 
 }  // namespace
-
 
 void select(Queue& queue, const Select& select) {
   launch(queue, select_kernel, dim3(static_cast<unsigned>(select.extent.images)), threads, sizeof(Shared), select);
 }
 
 }  // namespace desap::cuda
+
+// ---- For the host ------------------------------------------------------------------------------------------------------
+
+namespace desap {
+
+using cuda::KernelRun;
+using cuda::OneImage;
+using cuda::with_run;
+
+Status select(Context& context, const float* task, const float* saliency, int64_t size, int64_t keep, int64_t task_keep,
+              int32_t* indices, uint8_t* source) {
+  if (size > cuda::most_scores) return {Code::unsupported, "scores"};
+  return with_run(context, "select", [&](KernelRun& run) -> Status {
+    const OneImage image(run, size, false, 0, keep, task_keep);
+    cuda::Select select{};
+    select.images = image.record;
+    select.extent = image.extent;
+    if (task) select.task = run.upload(task, size);
+    if (saliency) select.saliency = run.upload(saliency, size);
+    select.indices = run.array<int>(keep);
+    select.source = run.array<uint8_t>(keep);
+    select.task_fault = run.fault();
+    select.saliency_fault = run.fault();
+    cuda::select(run.queue(), select);
+    DESAP_TRY(run.check(select.task_fault, "task"));
+    DESAP_TRY(run.check(select.saliency_fault, "saliency"));
+    run.download(select.indices, keep, indices);
+    run.download(select.source, keep, source);
+    return run.wait();
+  });
+}
+
+}  // namespace desap

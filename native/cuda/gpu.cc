@@ -1,4 +1,4 @@
-#include "card.h"
+#include "gpu.h"
 
 #include <new>
 #include <utility>
@@ -49,25 +49,25 @@ bool fatal(cudaError_t error) {
 
 constexpr unsigned host_flags = cudaHostAllocPortable | cudaHostAllocMapped;
 
-// The card that page-locked memory belongs to when no context says which: the one last used.
-std::atomic<int> last_card{0};
+// The GPU that page-locked memory belongs to when no context says which: the one last used.
+std::atomic<int> last_gpu{0};
 
 }  // namespace
 
-// ------------------------------------------------------------------------------------------------------------- card
+// ----------------------------------------------------------------------------------------------------------- GPU
 
-Card::~Card() {
+Gpu::~Gpu() {
   if (enter().good()) trim(0);
 }
 
-Status Card::enter() {
+Status Gpu::enter() {
   if (lost()) return {Code::device_lost, cudaGetErrorName(lost_)};
   DESAP_TRY(status(cudaSetDevice(index_), "device"));
-  last_card = index_;
+  last_gpu = index_;
   return {};
 }
 
-Status Card::status(cudaError_t error, const char* what) {
+Status Gpu::status(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return {};
   if (fatal(error)) return lose(error);
   if (lost()) return {Code::device_lost, cudaGetErrorName(lost_)};
@@ -76,13 +76,13 @@ Status Card::status(cudaError_t error, const char* what) {
   return {Code::device_failed, cudaGetErrorName(error)};
 }
 
-Status Card::lose(cudaError_t error) {
+Status Gpu::lose(cudaError_t error) {
   cudaError_t working = cudaSuccess;
   lost_.compare_exchange_strong(working, error);  // the first one stays
   return {Code::device_lost, cudaGetErrorName(lost_)};
 }
 
-cudaError_t Card::allocate(size_t bytes, void** block, size_t* capacity) {
+cudaError_t Gpu::allocate(size_t bytes, void** block, size_t* capacity) {
   *capacity = capacity_of(bytes);
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -102,7 +102,7 @@ cudaError_t Card::allocate(size_t bytes, void** block, size_t* capacity) {
   return error;
 }
 
-void Card::release(void* block, size_t capacity) noexcept {
+void Gpu::release(void* block, size_t capacity) noexcept {
   if (!enter().good()) return;
   try {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -116,7 +116,7 @@ void Card::release(void* block, size_t capacity) noexcept {
 }
 
 // Whether anything went back to the driver.
-bool Card::trim(size_t limit) noexcept {
+bool Gpu::trim(size_t limit) noexcept {
   std::lock_guard<std::mutex> lock(mutex_);
   size_t dropped = 0;
   for (; free_bytes_ > limit && !lost(); dropped++) {
@@ -127,29 +127,29 @@ bool Card::trim(size_t limit) noexcept {
   return dropped > 0;
 }
 
-cudaError_t Card::allocate_host(size_t bytes, void** block) { return cudaHostAlloc(block, bytes, host_flags); }
+cudaError_t Gpu::allocate_host(size_t bytes, void** block) { return cudaHostAlloc(block, bytes, host_flags); }
 
-void Card::release_host(void* block) noexcept {
+void Gpu::release_host(void* block) noexcept {
   if (enter().good()) status(cudaFreeHost(block), "page-locked memory");
 }
 
 // ---------------------------------------------------------------------------------------------------------- buffers
 
 DeviceBuffer::~DeviceBuffer() {
-  if (block_) card_->release(block_, capacity_);
+  if (block_) gpu_->release(block_, capacity_);
 }
 
 void DeviceBuffer::swap(DeviceBuffer& other) noexcept {
-  std::swap(card_, other.card_);
+  std::swap(gpu_, other.gpu_);
   std::swap(block_, other.block_);
   std::swap(capacity_, other.capacity_);
 }
 
-cudaError_t DeviceBuffer::allocate(const std::shared_ptr<Card>& card, int64_t bytes) {
+cudaError_t DeviceBuffer::allocate(const std::shared_ptr<Gpu>& gpu, int64_t bytes) {
   DeviceBuffer().swap(*this);
-  const cudaError_t error = card->allocate(static_cast<size_t>(bytes), &block_, &capacity_);
+  const cudaError_t error = gpu->allocate(static_cast<size_t>(bytes), &block_, &capacity_);
   if (error == cudaSuccess) {
-    card_ = card;
+    gpu_ = gpu;
   } else {
     block_ = nullptr;
     capacity_ = 0;
@@ -158,16 +158,16 @@ cudaError_t DeviceBuffer::allocate(const std::shared_ptr<Card>& card, int64_t by
 }
 
 PinnedBuffer::~PinnedBuffer() {
-  if (block_) card_->release_host(block_);
+  if (block_) gpu_->release_host(block_);
 }
 
-cudaError_t PinnedBuffer::allocate(const std::shared_ptr<Card>& card, int64_t bytes) {
-  if (block_) card_->release_host(block_);
+cudaError_t PinnedBuffer::allocate(const std::shared_ptr<Gpu>& gpu, int64_t bytes) {
+  if (block_) gpu_->release_host(block_);
   block_ = nullptr;
   capacity_ = 0;
-  const cudaError_t error = card->allocate_host(static_cast<size_t>(bytes), &block_);
+  const cudaError_t error = gpu->allocate_host(static_cast<size_t>(bytes), &block_);
   if (error == cudaSuccess) {
-    card_ = card;
+    gpu_ = gpu;
     capacity_ = bytes;
   } else {
     block_ = nullptr;
@@ -193,13 +193,13 @@ const void* mapped_address(const void* data, int64_t bytes) {
 
 void* host_allocate(size_t bytes) {
   void* block = nullptr;
-  if (cudaSetDevice(last_card) == cudaSuccess && cudaHostAlloc(&block, bytes, host_flags) == cudaSuccess) return block;
+  if (cudaSetDevice(last_gpu) == cudaSuccess && cudaHostAlloc(&block, bytes, host_flags) == cudaSuccess) return block;
   cudaGetLastError();
   return nullptr;
 }
 
 void host_free(void* block) {
-  if (cudaSetDevice(last_card) != cudaSuccess || cudaFreeHost(block) != cudaSuccess) cudaGetLastError();
+  if (cudaSetDevice(last_gpu) != cudaSuccess || cudaFreeHost(block) != cudaSuccess) cudaGetLastError();
 }
 
 }  // namespace desap::cuda

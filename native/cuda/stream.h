@@ -1,6 +1,6 @@
-// Lanes: what one call needs to run beside others. A stream with a side branch, device memory that grows to what the
-// largest call needed, page-locked memory, and the graphs captured for the shapes seen lately. A call takes a lane for its
-// whole length and waits on it, so nothing is under way on a lane that nobody has.
+// Streams: what one run needs beside others. A CUDA stream with a side branch, device memory that grows to what the largest
+// run needed, page-locked memory, and the graphs captured for the shapes seen lately. A run takes a stream for its whole
+// length and waits on it, so nothing is under way on a stream that nobody has.
 #pragma once
 
 #include <array>
@@ -12,29 +12,29 @@
 #include <vector>
 
 #include "../kernels.h"
-#include "card.h"
+#include "gpu.h"
 #include "launch.h"
 
 namespace desap::cuda {
 
-// Whatever a graph depends on: two calls with the same key replay the same graph.
+// Whatever a graph depends on: two runs with the same key replay the same graph.
 using GraphKey = std::array<int64_t, 24>;
 
-class Lane {
+class Stream {
  public:
-  Lane(const std::shared_ptr<Card>&, bool overlap);
-  ~Lane();
-  Lane(const Lane&) = delete;
-  Lane& operator=(const Lane&) = delete;
+  Stream(const std::shared_ptr<Gpu>&, bool overlap);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
 
   Status open();
 
-  // Device memory for the call at hand. Graphs hold its address: when it moves, they go.
+  // Device memory for the run at hand. Graphs hold its address: when it moves, they go.
   Status reserve(int64_t device_bytes, int64_t mirror_bytes, int64_t staging_bytes);
   char* device() const { return workspace_.data(); }
-  // Page-locked memory of the same layout as the first bytes of `device`: what a call sends and what it gets back.
+  // Page-locked memory, a mirror of the first bytes of `device`: what a run sends and what it gets back.
   char* mirror() const { return mirror_.data(); }
-  // Page-locked memory for inputs that the card cannot read where they are.
+  // Page-locked memory for inputs that the GPU cannot read where they are.
   char* staging() const { return staging_.data(); }
 
   // Replays the key's graph, which `enqueue` makes where there is none yet, and waits for its end. The time in
@@ -49,7 +49,7 @@ class Lane {
   void join();
 
   Queue queue, branch;
-  const std::shared_ptr<Card> card;
+  const std::shared_ptr<Gpu> gpu;
 
  private:
   struct Graph {
@@ -67,44 +67,44 @@ class Lane {
   cudaEvent_t forked_ = nullptr, joined_ = nullptr, started_ = nullptr, done_ = nullptr;
 };
 
-// A card with its precision and its lanes. Shared by the context and all that it made, so that an analysis may outlive the
+// A GPU with its precision and its streams. Shared by the context and all that it made, so that an analysis may outlive the
 // context and be read and destroyed on any thread.
 class Engine : public std::enable_shared_from_this<Engine> {
  public:
-  Engine(int device, Precision, bool overlap, int lanes);
+  Engine(int device, Precision, bool overlap, int streams);
   ~Engine();
 
-  const std::shared_ptr<Card> card;
+  const std::shared_ptr<Gpu> gpu;
   const Precision precision;
 
  private:
-  friend class LaneLock;
+  friend class StreamLock;
 
-  Status take(std::unique_ptr<Lane>*);
-  void give_back(std::unique_ptr<Lane>) noexcept;
+  Status take(std::unique_ptr<Stream>*);
+  void give_back(std::unique_ptr<Stream>) noexcept;
 
   const bool overlap_;
   std::mutex mutex_;
   std::condition_variable freed_;
-  int vacant_;                               // lanes that may still be made
-  std::vector<std::unique_ptr<Lane>> idle_;
+  int vacant_;                               // streams that may still be made
+  std::vector<std::unique_ptr<Stream>> idle_;
 };
 
-// One call's lane, and this thread made ready for the card.
-class LaneLock {
+// One run's stream, and this thread made ready for the GPU.
+class StreamLock {
  public:
-  explicit LaneLock(Engine& engine) : engine_(engine) {}
-  ~LaneLock();
-  LaneLock(const LaneLock&) = delete;
-  LaneLock& operator=(const LaneLock&) = delete;
+  explicit StreamLock(Engine& engine) : engine_(engine) {}
+  ~StreamLock();
+  StreamLock(const StreamLock&) = delete;
+  StreamLock& operator=(const StreamLock&) = delete;
 
-  Status take() { return engine_.take(&lane_); }
-  Lane& operator*() const { return *lane_; }
-  Lane* operator->() const { return lane_.get(); }
+  Status take() { return engine_.take(&stream_); }
+  Stream& operator*() const { return *stream_; }
+  Stream* operator->() const { return stream_.get(); }
 
  private:
   Engine& engine_;
-  std::unique_ptr<Lane> lane_;
+  std::unique_ptr<Stream> stream_;
 };
 
 }  // namespace desap::cuda

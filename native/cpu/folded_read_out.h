@@ -2,14 +2,14 @@
 //
 //   rstd_i = 1 / sqrt(|y~_i|^2 / D + epsilon),  p_ik = rstd_i (B_kk y~_ik + B_k,k+1 y~_i,k+1) + shift_k,  y_i = p_i / max(|p_i|, 1e-12)
 //
-// Numerics: as layer_norm and unit_rows, of which it takes the place.
+// Numerics: as layer_norm and unit_rows.
 #pragma once
 
 namespace desap {
 namespace DESAP_ISA {
 
 // x: [N, D], y: [N, E].
-Status rotated_read_out(Context& context, ConstMatrix x, const RotatedReadOut& weights, float epsilon, Matrix y) {
+Status folded_read_out(Context& context, ConstMatrix x, const RotatedReadOut& weights, float epsilon, Matrix y) {
   FirstRow bad;
   const float *diagonal = weights.diagonal.data(), *superdiagonal = weights.superdiagonal.data(), *shift = weights.shift.data();
   context.pool.parallel_for(row_tasks(x.rows), [&](int64_t task, int) {

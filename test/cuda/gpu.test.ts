@@ -1,24 +1,24 @@
-/** What needs a real card: run by `npm run test:cuda` on a machine that has one. */
+/** What needs a real GPU: run by `npm run test:cuda` on a machine that has one. */
 import { describe, expect, it } from 'vitest';
 import { findCudaAddon } from '../../src/devices/cuda.js';
 import { HostBuffer, type ImageAnalysis, Pruner } from '../../src/index.js';
-import { normal, normalTensor, ROOT, randomHead, realCard, relativeError, values } from '../support.js';
+import { normal, normalTensor, ROOT, randomHead, realGpu, relativeError, values } from '../support.js';
 
-const reason = realCard() ? '' : findCudaAddon(ROOT).status.reason;
+const reason = realGpu() ? '' : findCudaAddon(ROOT).status.reason;
 
-describe.skipIf(reason)(`on a card${reason && ` (skipped: ${reason})`}`, () => {
-  const PRECISIONS = ['strict', 'fast', 'bf16'] as const;
+describe.skipIf(reason)(`on a GPU${reason && ` (skipped: ${reason})`}`, () => {
+  const PRECISIONS = ['fp32', 'fp16', 'bf16'] as const;
   // CLIP ViT-L/14 at 336 pixels.
-  const head = randomHead(1, { width: 1024, heads: 16, embedding: 768 });
+  const head = randomHead(1, { width: 1024, heads: 16, projectionDim: 768 });
   const hidden = normalTensor(2, 577, 1024);
   const text = normalTensor(3, 20, 768);
   const options = { keep: 64, maps: true };
 
   it('a head of CLIP keeps the tokens that the CPU keeps', async () => {
     using cpu = await Pruner.load(head, { device: 'cpu' });
-    using card = await Pruner.load(head, { device: 'cuda' });
-    const [want, got] = [await cpu.prune(hidden, text, options), await card.prune(hidden, text, options)];
-    expect(relativeError(got.maps!.task, want.maps!.task)).toBeLessThan(1e-4);
+    using gpu = await Pruner.load(head, { device: 'cuda' });
+    const [want, got] = [await cpu.prune(hidden, text, options), await gpu.prune(hidden, text, options)];
+    expect(relativeError(got.maps!.task!, want.maps!.task!)).toBeLessThan(1e-4);
     expect(relativeError(got.maps!.saliency, want.maps!.saliency)).toBeLessThan(1e-4);
     expect(got.indices).toEqual(want.indices);
     expect(relativeError(values(got.tokens), values(want.tokens))).toBeLessThan(1e-5);
@@ -52,7 +52,7 @@ describe.skipIf(reason)(`on a card${reason && ` (skipped: ${reason})`}`, () => {
   });
 
   it('keeps many images in flight apart', async () => {
-    using pruner = await Pruner.load(head, { device: 'cuda', precision: 'fast' });
+    using pruner = await Pruner.load(head, { device: 'cuda', precision: 'fp16' });
     const images = Array.from({ length: 16 }, (_, i) => normalTensor(30 + i, 65 + 32 * i, 1024));
     const together = await Promise.all(images.map((image) => pruner.prune(image, text, options)));
     for (const [i, image] of images.entries())
@@ -60,7 +60,7 @@ describe.skipIf(reason)(`on a card${reason && ` (skipped: ${reason})`}`, () => {
   });
 
   it('runs out of memory and works again', { timeout: 600_000 }, async () => {
-    using pruner = await Pruner.load(randomHead(4, { width: 1024, heads: 16, embedding: 32 }), { device: 'cuda' });
+    using pruner = await Pruner.load(randomHead(4, { width: 1024, heads: 16, projectionDim: 32 }), { device: 'cuda' });
     const image = { data: normal(5, 4096 * 1024), dims: [4096, 1024] };
     const analyses: ImageAnalysis[] = [];
     const fill = async () => {

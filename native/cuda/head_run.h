@@ -1,14 +1,14 @@
-// One call of the head: images analysed, pruned, or both, in one replay of a graph that was captured when a call of this
+// One run of the head: images analysed, pruned, or both, in one replay of a graph that was captured when a run of this
 // shape was first seen.
 //
 //   send
 //   normalize -> linear: q, v, k -> attention -> linear: read-out -> embed         analyze
 //        beside it: text -> unit rows; saliency
-//   align -> select -> merge                                                       prune
+//   align (where there is text) -> select -> merge                                 prune
 //   receive
 //
-// Whatever differs between two calls of a shape travels with `send`: where the images lie, text, lambda, where the analysis
-// is kept. `send` and `receive` are one copy each, of page-locked memory laid out as on the card.
+// Whatever differs between two runs of a shape travels with `send`: where the images lie, text, lambda, where the analysis
+// is kept. `send` and `receive` are one copy each, of page-locked memory planned as on the GPU.
 #pragma once
 
 #include <vector>
@@ -17,16 +17,16 @@
 
 namespace desap::cuda {
 
-// The head's weights on their card.
-struct CardHead {
+// The head's weights on their GPU.
+struct GpuHead {
   HeadConfig config;
   std::shared_ptr<Engine> engine;
   PackedHead weights;
   int64_t serial;  // tells heads apart in the keys of graphs; never used again
 };
 
-// Places in a piece of memory, one after the other.
-class Layout {
+// Places in a piece of memory, one after the other, each at a multiple of 256 bytes.
+class MemoryPlan {
  public:
   int64_t take(int64_t bytes) {
     const int64_t place = size_;
@@ -39,17 +39,17 @@ class Layout {
   int64_t size_ = 0;
 };
 
-// An analysis on the card: float32 [P, D], [P], [N, E], [E], [P].
+// An analysis on the GPU: float32 [P, D], [P], [N, E], [E], [P].
 struct Arrays {
-  char *features, *inverse_norm, *embedding, *global, *saliency;
+  char *features, *inverse_norm, *embeddings, *global, *saliency;
 };
 
-class Call {
+class HeadRun {
  public:
   // `head` null: the images are analysed already.
-  Call(Lane&, Precision, const HeadConfig&, const CardHead* head);
+  HeadRun(Stream&, Precision, const HeadConfig&, const GpuHead* head);
 
-  // What is asked of every image. Requests of one call agree in all that `same_kind` compares.
+  // What is asked of every image. Requests of one run agree in all that `same_kind` compares.
   void analyze(Encoding, bool half, bool intermediates);
   void prune(const PruneRequest&, const PruneOutput&);
   static bool same_kind(const PruneRequest&, const PruneOutput&, const PruneRequest&, const PruneOutput&);
@@ -61,10 +61,10 @@ class Call {
   Arrays analysis_of(char* block, int64_t i) const;
 
   // `kept` are the arrays of the images' analyses: to be written, or to be read by `prune` alone. Null: nothing is kept.
-  // After a fault `image` of the status is the call's.
-  Status run(const Arrays* kept);
+  // After a fault `image` of the status is the run's.
+  Status execute(const Arrays* kept);
 
-  bool in_place(int64_t i) const { return in_place_[static_cast<size_t>(i)]; }  // whether the card read the caller's memory
+  bool in_place(int64_t i) const { return in_place_[static_cast<size_t>(i)]; }  // whether the GPU read the caller's memory
   Status read_intermediates(const std::vector<Intermediates>&);
   void deliver(int64_t i, const PruneRequest&, const PruneOutput&) const;
   AnalyzeTimings analyze_timings(int64_t i) const;
@@ -94,11 +94,11 @@ class Call {
 
   template <class T>
   T* device(int64_t place) const {
-    return reinterpret_cast<T*>(lane_.device() + place);
+    return reinterpret_cast<T*>(stream_.device() + place);
   }
   template <class T>
   T* mirror(int64_t place) const {
-    return reinterpret_cast<T*>(lane_.mirror() + place);
+    return reinterpret_cast<T*>(stream_.mirror() + place);
   }
   Header* header() const { return device<Header>(place_.header); }
   Report* report() const { return device<Report>(place_.report); }
@@ -107,14 +107,14 @@ class Call {
   Operand block(PackedHead::Block) const;
 
   int64_t first_patch() const { return config_.class_token ? 1 : 0; }
-  int outputs() const { return static_cast<int>(config_.embedding); }
+  int projection_dim() const { return static_cast<int>(config_.projection_dim); }
   PackedHead::Block left() const, right() const;
   bool projects_k() const, folds_saliency() const, computes_saliency() const;
   int64_t projected_columns() const { return (projects_k() ? 3 : 2) * head_->weights.inner; }
   int64_t context_ld() const { return padded_width(head_->weights.inner); }
 
-  void lay_out();
-  void lay_out_arrays(Layout&, int64_t (&places)[5]) const;
+  void plan_memory();
+  void plan_arrays(MemoryPlan&, int64_t (&places)[5]) const;
   GraphKey key() const;
   Status send(const Arrays* kept);
   void enqueue();
@@ -123,19 +123,21 @@ class Call {
   void enqueue_saliency(Queue&);
   void enqueue_prune();
   Status fault() const;
+  // The first stage of the pruning: without a text nothing is aligned.
+  Stage first_of_prune() const { return align_ ? at_align : at_select; }
   double share(int64_t i) const;
   double between(Stage, Stage, int64_t i) const;
   double after(Stage, int64_t i) const;
 
-  Lane& lane_;
+  Stream& stream_;
   const Precision precision_;
   const HeadConfig& config_;
-  const CardHead* const head_;
+  const GpuHead* const head_;
 
   Encoding encoding_ = Encoding::qq;
   bool half_ = false, intermediates_ = false;
 
-  bool prune_ = false, merge_ = false, own_map_ = false, own_features_ = false;
+  bool prune_ = false, align_ = false, merge_ = false, own_map_ = false, own_features_ = false;
   bool wants_map_ = false;  // the saliency of an analysis that is not kept
   bool wanted_[3] = {false, false, false};  // matrices of the alignment
   Alignment alignment_ = Alignment::fcma;
