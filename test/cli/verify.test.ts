@@ -48,7 +48,7 @@ async function configured(from: string, name: string, config: object): Promise<s
 describe('desap verify', () => {
   it('agrees with every golden case', async () => {
     const { code, out } = await desap('verify', ...CASES, '--device', 'reference');
-    expect(out).toContain(`${CASES.length} of ${CASES.length} cases agree within 0.0001 (float64)`);
+    expect(out).toContain(`${CASES.length} of ${CASES.length} cases agree within 0.0001 (fp32)`);
     expect(code).toBe(0);
   });
 
@@ -72,7 +72,7 @@ describe('desap verify', () => {
   it('is held to float32 where bf16 is asked for and not computed', async () => {
     const { code, out } = await desap('verify', TINY, '--device', 'reference', '--precision', 'bf16', '--json');
     expect(code).toBe(0);
-    expect(JSON.parse(out)).toMatchObject({ precision: 'float64', tolerance: 1e-4 });
+    expect(JSON.parse(out)).toMatchObject({ precision: 'fp32', tolerance: 1e-4 });
   });
 
   it('honours lambda', async () => {
