@@ -84,6 +84,7 @@ describe.each(devicesUnderTest())('an analysis from parts on %s', (_, options) =
     const [alone, asked] = [await image.prune(null, choice), image.pruneSync(text, choice)];
     expect(alone.indices).toEqual(asked.indices);
     expect(alone.source).toEqual(new Uint8Array(12).fill(1));
+    expect(alone.timings.align).toBe(0);
     expect(alone.tokens.data).toEqual(asked.tokens.data);
     expect(alone.maps).toEqual({ task: null, saliency: image.saliency() });
     expect(image.pruneSync(null, choice).tokens.data).toEqual(alone.tokens.data);

@@ -134,8 +134,6 @@ void deliver(const T* from, int64_t count, T* to) {
 
 Status Analysis::State::align(Context& context, Scratch& scratch, const PruneRequest& request, const AlignmentMatrices& wanted,
                               Aligned* aligned) const {
-  *aligned = {};
-  if (!request.text.data) return {};
   const int64_t tokens = request.text.rows, size = projection_dim;
   const auto room = [&](const float* matrix) { return matrix ? scratch.floats(patches * tokens) : nullptr; };
   Matrix unit = padded(scratch, tokens + 1, size);
@@ -173,10 +171,12 @@ Status Analysis::State::merge(Context& context, const PruneRequest& request, con
 Status Analysis::prune(Context& context, const PruneRequest& request, const PruneOutput& output, PruneTimings* timings) const {
   Scratch scratch(context.arena);
   Stopwatch watch;
-  PruneTimings times;
-  Aligned aligned;
-  DESAP_TRY(state_->align(context, scratch, request, output.matrices, &aligned));
-  times.align = watch.lap();
+  PruneTimings times{};
+  Aligned aligned{};
+  if (request.text.data) {
+    DESAP_TRY(state_->align(context, scratch, request, output.matrices, &aligned));
+    times.align = watch.lap();
+  }
   Selected selected;
   DESAP_TRY(state_->select(context, scratch, request, aligned.task, &selected));
   times.select = watch.lap();

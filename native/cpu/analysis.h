@@ -59,7 +59,7 @@ struct Rotation {
 
 // What the stages of a pruning hand on, in scratch: a later one may still find an input at fault.
 struct Aligned {
-  float* task;                 // [P]; null without a text
+  float* task;                 // [P]
   AlignmentMatrices matrices;  // each null or [P, T]
 };
 struct Selected {

@@ -236,7 +236,7 @@ class ReferenceAnalysis implements DriverAnalysis {
     const { keep, taskKeep } = request;
     const clock = new Clock();
     const aligned = request.text && this.#align(request.text, request, image);
-    const alignTime = clock.lap();
+    const alignTime = aligned ? clock.lap() : 0;
     const salient = request.saliency ?? this.known.saliency;
     const { indices, source } = naming('saliency', () => select(aligned?.task ?? null, salient, keep, taskKeep), image);
     const selectTime = clock.lap();
