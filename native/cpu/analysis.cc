@@ -161,13 +161,13 @@ Status Analysis::State::select(Context& context, Scratch& scratch, const PruneRe
 
 Status Analysis::State::merge(Context& context, const PruneRequest& request, const int32_t* kept, const PruneOutput& output) const {
   const bool given = request.features.data != nullptr;
-  const ConstMatrix rows = given ? request.features : ConstMatrix{features, patches, width, width};
+  const ConstMatrix merged = given ? request.features : ConstMatrix{features, patches, width, width};
   if (!request.merge) {
-    keep_rows(rows, kept, request.keep, output);
+    keep_rows(merged, kept, request.keep, output);
     return {};
   }
-  return context.kernels->merge(context, rows, given ? nullptr : inverse_norms(), kept, request.keep,
-                                {output.tokens, request.keep, rows.cols, rows.cols}, output.assignment, output.counts);
+  return context.kernels->merge(context, merged, given ? nullptr : inverse_norms(), kept, request.keep,
+                                {output.tokens, request.keep, merged.cols, merged.cols}, output.assignment, output.counts);
 }
 
 Status Analysis::prune(Context& context, const PruneRequest& request, const PruneOutput& output, PruneTimings* timings) const {

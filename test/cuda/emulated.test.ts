@@ -96,7 +96,7 @@ describe('auto', () => {
     expect(pruner.backend.device).toBe('cuda:0');
     expect(pruner.backend.fallback).toBeNull();
     expect(pruner.precision).toBe('bf16');
-    expect(pruner.device).toBe('emulated device 0, cuda:0, bf16');
+    expect(pruner.deviceDescription).toBe('emulated device 0, cuda:0, bf16');
   });
 
   it('takes the CPU where the GPU has no memory left, and says so', async () => {
