@@ -13,6 +13,7 @@ export type { ConfiguredSize, ImageProcessorConfig, ImageSource, Pixels, RgbImag
 export { ImageProcessor } from './image-processor.js';
 export type { LlavaVisionOptions } from './llava.js';
 export { LlavaVision } from './llava.js';
+export type { Rows } from './llava-image.js';
 export { LlavaImage } from './llava-image.js';
 export type { Dtype, ModelConfig } from './model-folder.js';
 export type { VisionModelOptions } from './open.js';

@@ -19,7 +19,8 @@ interface About {
   readonly milliseconds: number;
 }
 
-type Rows = TensorLike & { readonly data: Float32Array };
+/** float32 rows, [rows, D]. */
+export type Rows = TensorLike & { readonly data: Float32Array };
 
 /** One encoded image for many questions; made by `LlavaVision.encode`. */
 export class LlavaImage extends EncodedImageBase {
