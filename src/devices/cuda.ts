@@ -55,13 +55,13 @@ export function availableCudaAddon(): CudaAddon | null {
   return status.available ? addon : null;
 }
 
-/** Whether CUDA can be used here, why not, and the cards. Never throws. */
+/** Whether CUDA can be used here, why not, and the GPUs. Never throws. */
 export function cudaStatus(): CudaStatus {
   return cuda().status;
 }
 
 /**
- * Opens a card.
+ * Opens a GPU.
  *
  * @param options `device`: its index, default the first that can be used; `precision`: default `fp32`
  * @throws DesapError `ERR_DEVICE_UNAVAILABLE` with the reason; `ERR_OUT_OF_MEMORY`, `ERR_DEVICE_FAILED`, `ERR_DEVICE_LOST`

@@ -3,6 +3,7 @@ import { Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
 import type { OrtModule } from '../onnx/edit.js';
 import { loadOrt } from '../ort.js';
+import type { ModelConfig as VisionConfig } from '../vision/model-folder.js';
 
 /** A tensor of Transformers.js, as far as it is used here. */
 export interface ModelTensor {
@@ -37,24 +38,13 @@ export interface ModelCache {
 /** An ONNX Runtime session as Transformers.js keeps it. */
 export type ModelSession = InferenceSession & { config?: { dtype?: string; device?: string } };
 
-interface ModelConfig {
-  readonly model_type?: string;
+/** What is read of the `config.json` of a language model with images. */
+interface ModelConfig extends VisionConfig {
   readonly image_token_index?: number;
   readonly image_token_id?: number;
   readonly video_token_id?: number;
   readonly vision_start_token_id?: number;
   readonly _name_or_path?: string;
-  readonly vision_config?: {
-    readonly model_type?: string;
-    readonly image_size?: number;
-    readonly spatial_merge_size?: number;
-    readonly patch_size?: number;
-    readonly temporal_patch_size?: number;
-    readonly in_channels?: number;
-    readonly in_chans?: number;
-    readonly depth?: number;
-    readonly fullatt_block_indexes?: readonly number[];
-  };
 }
 
 /** A loaded vision-language model of Transformers.js: what `from_pretrained` returns. */
