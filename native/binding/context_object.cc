@@ -22,7 +22,7 @@ ContextObject::ContextObject(const Napi::CallbackInfo& info) : ObjectWrap(info) 
   guarded(info.Env(), [&] {
     device::Opened opened = device::open(info[0]);
     description_ = std::move(opened.description);
-    executor_ = std::make_shared<Executor>(opened.context, opened.streams);
+    executor_ = std::make_shared<Executor>(opened.context, opened.lanes);
     Environment::of(info.Env()).add(executor_);
   });
 }

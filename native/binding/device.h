@@ -17,7 +17,7 @@ void add_exports(Napi::Env, Napi::Object exports);
 struct Opened {
   Context* context = nullptr;  // for close()
   std::string description;     // instruction set and threads, or the card
-  int streams = 1;             // jobs that it runs at the same time
+  int lanes = 1;               // jobs that it runs at the same time
 };
 // Reads the options of `new Context(options)` and opens the device. Throws Fault.
 Opened open(const Napi::Value& options);
