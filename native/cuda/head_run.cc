@@ -149,7 +149,7 @@ void HeadRun::plan_memory() {
     p.source = plan.take(kept);
     p.assignment = plan.take(patches * 4);
     p.counts = plan.take(kept * 4);
-    p.task = plan.take(align_ ? patches * 4 : 0);
+    p.task = plan.take(patches * 4);
     p.map = plan.take(wants_map_ ? patches * 4 : 0);
     p.tokens = plan.take(kept * feature_width_ * 4);
     for (int i = 0; i < 3; i++) p.matrices[i] = plan.take(wanted_[i] ? patches * images_[0].text_tokens * 4 : 0);
@@ -403,7 +403,7 @@ void HeadRun::enqueue_saliency(Queue& queue) {
 void HeadRun::enqueue_prune() {
   Queue& queue = stream_.queue;
   const Image* images = device<Image>(place_.images);
-  float* task = align_ ? device<float>(place_.task) : nullptr;
+  float* task = device<float>(place_.task);
   int* indices = device<int>(place_.indices);
   if (align_) {
     const auto matrix = [&](int i) { return wanted_[i] ? device<float>(place_.matrices[i]) : nullptr; };
@@ -422,6 +422,9 @@ void HeadRun::enqueue_prune() {
     to_text.matrices = {matrix(0), matrix(1), matrix(2)};
     to_text.stamp = stamp(at_align);
     align(queue, to_text);
+  } else {  // none of these is chosen
+    queue.note(cudaMemsetAsync(task, 0, static_cast<size_t>(extent_.patches) * sizeof(float), queue.stream));
+    queue.follows_kernel = false;
   }
   Select to_keep{};
   to_keep.images = images;

@@ -221,7 +221,7 @@ constexpr int most_scores = 65536;
 struct Select {
   const Image* images;
   Extent extent;
-  const float* task;                   // [P]; null: k1 is 0
+  const float* task;                   // [P]; of a k1 of 0 only that there is no NaN counts
   Relocatable<const float> saliency;   // [P]; null: k1 is keep
   const uint8_t* excluded;             // [P] or null: these take no part (single kernel only)
   int* indices;                        // [kept]

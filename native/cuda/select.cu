@@ -5,6 +5,8 @@
 // keys are wanted all, everything at or above the prefix is chosen; if all 32 bits are used up, the keys equal to the
 // prefix are taken in the order of their indices. Sets are bit masks in shared memory; the rank of an index in a set is
 // the number of bits before it, so indices leave in ascending order.
+#include <vector>
+
 #include "kernel_run.h"
 #include "kernels.cuh"
 #include "ptx.cuh"
@@ -140,10 +142,7 @@ __global__ void __launch_bounds__(threads) select_kernel(const Select select) {
   unsigned* by_task = shared.chosen[0];
   unsigned* by_saliency = shared.chosen[1];
   const auto at_all = [&](int i) { return !excluded || !excluded[i]; };
-  const float* task = select.task;  // may be null where the saliency chooses all
-  const auto with_task = [&](int i) { return task && at_all(i); };
-  choose(task ? task + image.patch : nullptr, with_task, size, image.patch, image.task_keep, by_task, select.task_fault,
-         shared);
+  choose(select.task + image.patch, at_all, size, image.patch, image.task_keep, by_task, select.task_fault, shared);
   __syncthreads();
   const float* saliency = select.saliency.get();  // may be null where the task scores choose all
   const auto among_the_rest = [&](int i) { return saliency && at_all(i) && !contains(by_task, i); };
@@ -152,11 +151,11 @@ __global__ void __launch_bounds__(threads) select_kernel(const Select select) {
 
   count_bits(by_task, by_saliency, size, shared);
   for (int i = thread; i < size; i += threads) {
-    const unsigned from_task = by_task[i / 32], word = from_task | by_saliency[i / 32];
+    const unsigned task = by_task[i / 32], word = task | by_saliency[i / 32];
     if (!(word >> lane & 1)) continue;
     const int64_t at = image.kept + rank_of(i, word, shared);
     select.indices[at] = i;
-    select.source[at] = from_task >> lane & 1 ? 0 : 1;
+    select.source[at] = task >> lane & 1 ? 0 : 1;
   }
 }
 
@@ -184,7 +183,7 @@ Status select(Context& context, const float* task, const float* saliency, int64_
     cuda::Select select{};
     select.images = image.record;
     select.extent = image.extent;
-    if (task) select.task = run.upload(task, size);
+    select.task = task ? run.upload(task, size) : run.upload(std::vector<float>(static_cast<size_t>(size)).data(), size);
     if (saliency) select.saliency = run.upload(saliency, size);
     select.indices = run.array<int>(keep);
     select.source = run.array<uint8_t>(keep);
