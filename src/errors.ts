@@ -65,14 +65,20 @@ export function notFinite(argument: string, row: number, image?: number): DesapE
   return Object.assign(error, { argument, row, image });
 }
 
+/** Names to choose from, as a message says them: 'a' | 'b'. */
+export function alternatives(names: readonly string[]): string {
+  return names.map(describe).join(' | ');
+}
+
 /** Characters of a string that a message quotes. */
 const LONGEST = 200;
 
-function describe(value: unknown): string {
+/** A value as a message says it: strings are quoted, in lists too. */
+export function describe(value: unknown): string {
   if (typeof value === 'string') return `'${value.length > LONGEST ? `${value.slice(0, LONGEST)}...` : value}'`;
   if (typeof value === 'number' || typeof value === 'bigint' || value === null || value === undefined)
     return String(value);
   if (typeof value === 'boolean') return String(value);
-  if (Array.isArray(value)) return `[${value.join(', ')}]`;
+  if (Array.isArray(value)) return `[${value.map(describe).join(', ')}]`;
   return (value as object).constructor?.name ?? typeof value;
 }

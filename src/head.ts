@@ -94,25 +94,25 @@ export function headFromSafeTensors(file: SafeTensors, name = 'head'): HeadWeigh
   if (json === undefined)
     throw new DesapError(
       'ERR_FILE',
-      `${name}: got a safetensors file without the metadata key "${METADATA_KEY}", wanted a head file (made by: desap extract)`,
+      `${name}: got a safetensors file without the metadata key '${METADATA_KEY}', wanted a head file (made by: desap extract)`,
     );
   let config: { heads?: number; cls?: boolean; epsilon?: number };
   try {
     config = JSON.parse(json);
   } catch (cause) {
-    throw new DesapError('ERR_FILE', `${name}: the metadata key "${METADATA_KEY}" is not JSON`, { cause });
+    throw new DesapError('ERR_FILE', `${name}: the metadata key '${METADATA_KEY}' is not JSON`, { cause });
   }
   const find = (key: string) => {
     const tensor = file.tensors.get(key) ?? file.tensors.get(`weight.${key}`);
     if (tensor === undefined)
-      throw new DesapError('ERR_FILE', `${name}: got no tensor "${key}", wanted a head file (made by: desap extract)`);
+      throw new DesapError('ERR_FILE', `${name}: got no tensor '${key}', wanted a head file (made by: desap extract)`);
     return tensor;
   };
   const values = (key: string, ...shape: number[]) => {
     const tensor = find(key);
     if (tensor.shape.join() !== shape.join())
-      throw invalid('ERR_SHAPE', `${name}: tensor "${key}"`, tensor.shape, `[${shape.join(', ')}]`);
-    return toFloat32(tensor, `${name}: tensor "${key}"`);
+      throw invalid('ERR_SHAPE', `${name}: tensor '${key}'`, tensor.shape, `[${shape.join(', ')}]`);
+    return toFloat32(tensor, `${name}: tensor '${key}'`);
   };
   const width = find('ln1.weight').shape[0] ?? 0;
   const projectionDim = find('visual_projection.weight').shape[0] ?? 0;
@@ -142,9 +142,15 @@ export function headFromSafeTensors(file: SafeTensors, name = 'head'): HeadWeigh
   );
 }
 
-/** Reads a head file (path) or its bytes. */
+/**
+ * Reads a head file.
+ * @param source its path or its bytes
+ * @throws DesapError `ERR_FILE`, `ERR_VALUE`; see also {@link checkHead}
+ */
 export async function loadHead(source: string | Uint8Array | ArrayBuffer): Promise<HeadWeights> {
   if (typeof source === 'string') return headFromSafeTensors(await readSafeTensors(source), source);
+  if (!types.isUint8Array(source) && !types.isAnyArrayBuffer(source))
+    throw invalid('ERR_VALUE', 'source', source, 'the path or the bytes of a head file');
   const bytes = types.isUint8Array(source) ? source : new Uint8Array(source);
   return headFromSafeTensors(parseSafeTensors(bytes, 'head'), 'head');
 }

@@ -3,9 +3,9 @@ import { loadCpuAddon } from './devices/cpu.js';
 import { availableCudaAddon, cudaStatus } from './devices/cuda.js';
 import { typed } from './devices/native-error.js';
 import { DISPOSE } from './dispose-symbols.js';
-import { DesapError, invalid } from './errors.js';
+import { alternatives, DesapError, invalid } from './errors.js';
 import { options } from './options.js';
-import { assertAlive, Tensor } from './tensor.js';
+import { assertAlive, boolean, Tensor } from './tensor.js';
 
 /** Element types of a {@link HostBuffer}'s tensors. */
 export type HostType = 'float32' | 'float16';
@@ -67,6 +67,7 @@ export class HostBuffer implements Disposable {
 
   private constructor(byteLength: number, given: HostBufferOptions = {}) {
     const { pinned } = options('options', given, { pinned: true });
+    if (pinned !== undefined) boolean('pinned', pinned);
     const cuda = pinned === false ? null : availableCudaAddon();
     if (pinned && !cuda)
       throw new DesapError('ERR_DEVICE_UNAVAILABLE', `pinned: got true, and there is no CUDA: ${cudaStatus().reason}`);
@@ -177,7 +178,7 @@ export class HostBuffer implements Disposable {
 }
 
 function elementCount(type: HostType, dims: readonly number[]): number {
-  if (!Object.hasOwn(BYTES, type)) throw invalid('ERR_DTYPE', 'type', type, "'float32' or 'float16'");
+  if (!Object.hasOwn(BYTES, type)) throw invalid('ERR_DTYPE', 'type', type, alternatives(Object.keys(BYTES)));
   if (!Array.isArray(dims) || dims.some((extent) => !Number.isSafeInteger(extent) || extent < 1))
     throw invalid('ERR_SHAPE', 'dims', dims, 'positive integers');
   return dims.reduce((product, extent) => product * extent, 1);

@@ -1,7 +1,7 @@
 import type { PruneRequest } from './devices/driver.js';
-import { invalid, mismatch } from './errors.js';
+import { describe, invalid, mismatch } from './errors.js';
 import { ALIGNMENTS, type Alignment } from './kernels/kernels.js';
-import type { OptionNames } from './options.js';
+import { type OptionNames, options } from './options.js';
 import {
   boolean,
   type FloatMatrix,
@@ -75,22 +75,34 @@ export function pruneRequest(
   { patches, projectionDim }: { readonly patches: number; readonly projectionDim: number },
 ): PruneRequest {
   const keep = keepCount(given, patches);
-  const taskShare = finite('taskShare', given.taskShare ?? 0.5, 0, 1);
-  const matrices = boolean('matrices', given.matrices ?? false);
+  const { taskShare, ...how } = pruneChoices(given);
   if (text === null && taskShare > 0)
     throw invalid('ERR_VALUE', argument, text, `the embeddings of a text, or taskShare: 0, which asks for none`);
-  if (text === null && matrices) throw mismatch('ERR_VALUE', 'matrices', 'true without a text', 'false, or a text');
+  if (text === null && how.matrices) throw mismatch('ERR_VALUE', 'matrices', 'true without a text', 'false, or a text');
   return {
     ...(text === null ? { text, endOfText: 0 } : checkText(argument, text, projectionDim)),
     keep,
     taskKeep: Math.floor(keep * taskShare + 0.5),
-    alignment: oneOf('alignment', given.alignment ?? 'fcma', ALIGNMENTS),
-    lambda: finite('lambda', given.lambda ?? 0.1, -1e6, 1e6),
     saliency: given.saliency === undefined ? null : vector('saliency', given.saliency, patches),
-    merge: boolean('merge', given.merge ?? true),
     features: given.features === undefined ? null : matrix('features', given.features, { rows: patches }),
-    maps: boolean('maps', given.maps ?? false),
-    matrices,
+    ...how,
+  };
+}
+
+type Choices = Omit<PruneOptions, 'keep' | 'keepRatio' | 'saliency' | 'features'>;
+
+/**
+ * The options that can be judged before there is an image, with their defaults.
+ * @throws DesapError `ERR_VALUE`
+ */
+export function pruneChoices({ taskShare, alignment, lambda, merge, maps, matrices }: Choices) {
+  return {
+    taskShare: finite('taskShare', taskShare ?? 0.5, 0, 1),
+    alignment: oneOf('alignment', alignment ?? 'fcma', ALIGNMENTS),
+    lambda: finite('lambda', lambda ?? 0.1, -1e6, 1e6),
+    merge: boolean('merge', merge ?? true),
+    maps: boolean('maps', maps ?? false),
+    matrices: boolean('matrices', matrices ?? false),
   };
 }
 
@@ -105,30 +117,34 @@ function checkText(argument: string, text: Text, cols: number): Pick<PruneReques
   return { text: rows, endOfText: last };
 }
 
-/** What else is known of a text, as its ids, may come with it. */
-function textEmbeddings(argument: string, text: Text): TextEmbeddings {
-  if (typeof text !== 'object') return { embeddings: text };
-  if ('embeddings' in text) return text;
-  if (!('tokens' in text)) return { embeddings: text };
-  throw mismatch('ERR_VALUE', argument, "the unknown option 'tokens'", 'embeddings, its name now');
+/** A text's ids may come with its embeddings, as `ClipText` gives them. */
+const TEXT: OptionNames<TextEmbeddings & { ids: unknown }> = { embeddings: true, endOfText: true, ids: true };
+
+/**
+ * A text as its embeddings and their end.
+ * @throws DesapError `ERR_VALUE` for an unknown name
+ */
+export function textEmbeddings(argument: string, text: Text): TextEmbeddings {
+  const isTensor = typeof text !== 'object' || !('embeddings' in text || 'tokens' in text);
+  return isTensor ? { embeddings: text } : options(argument, text as TextEmbeddings, TEXT, { tokens: 'embeddings' });
 }
 
-function keepCount({ keep, keepRatio }: PruneOptions, patches: number): number {
+/**
+ * K of P patches. Without a number of patches: checks what can be judged before there is an image.
+ * @throws DesapError `ERR_VALUE`
+ */
+export function keepCount({ keep, keepRatio }: PruneOptions, patches = Number.POSITIVE_INFINITY): number {
   if (keep !== undefined && keepRatio !== undefined)
-    throw mismatch('ERR_VALUE', 'keepRatio', `${keepRatio} beside keep: ${keep}`, 'one of the two');
+    throw mismatch('ERR_VALUE', 'keepRatio', `${describe(keepRatio)} beside keep: ${describe(keep)}`, 'one of the two');
   if (keepRatio !== undefined) {
     if (typeof keepRatio !== 'number' || !(keepRatio > 0 && keepRatio <= 1))
       throw invalid('ERR_VALUE', 'keepRatio', keepRatio, 'a share above 0 and at most 1');
     return Math.max(1, Math.floor(keepRatio * patches + 0.5));
   }
   if (typeof keep === 'number' && Number.isInteger(keep) && keep >= 1 && keep <= patches) return keep;
+  const count = patches < Number.POSITIVE_INFINITY ? `from 1 to ${patches}` : 'of at least 1';
   const share = typeof keep === 'number' && keep > 0 && keep < 1;
-  throw invalid(
-    'ERR_VALUE',
-    'keep',
-    keep,
-    `a count from 1 to ${patches}${share ? `, or keepRatio: ${keep}` : ', or keepRatio'}`,
-  );
+  throw invalid('ERR_VALUE', 'keep', keep, `a count ${count}, or keepRatio${share ? `: ${keep}` : ''}`);
 }
 
 function singlePrecision(x: FloatMatrix): FloatMatrix {

@@ -11,7 +11,7 @@ import { ENCODINGS, type Encoding } from './kernels/kernels.js';
 import { type OptionNames, options } from './options.js';
 import { PRUNE_OPTIONS, type PruneOptions, pruneRequest, type Text } from './prune-request.js';
 import { type PruneResult, pruneResult } from './prune-result.js';
-import { assertAlive, boolean, type FloatMatrix, floatData, matrix, oneOf, type TensorLike } from './tensor.js';
+import { assertAlive, boolean, type FloatMatrix, floatData, matrix, object, oneOf, type TensorLike } from './tensor.js';
 
 /** Options of {@link Pruner.analyze}. */
 export interface AnalyzeOptions {
@@ -70,7 +70,9 @@ export class Pruner implements Disposable {
     options: DeviceOptions = {},
   ): Promise<Pruner> {
     const isFile = typeof source === 'string' || types.isUint8Array(source) || types.isAnyArrayBuffer(source);
-    const weights = isFile ? await loadHead(source) : checkHead(source);
+    const weights = isFile
+      ? await loadHead(source)
+      : checkHead(object('source', source, "a head: its file's path or bytes, or its weights"));
     const { width, heads, projectionDim, classToken } = weights;
     const { made, driver, fallback } = await openWith(options, (open) => typed(() => open.createHead(weights)));
     return new Pruner(driver, made, { width, heads, projectionDim, classToken }, createBackend(driver, fallback));
@@ -273,6 +275,7 @@ function isList<T>(given: T | readonly T[]): given is readonly T[] {
   return Array.isArray(given);
 }
 
-function encodingOf({ encoding = 'qq' }: AnalyzeOptions): Encoding {
+/** @throws DesapError `ERR_VALUE` */
+export function encodingOf({ encoding = 'qq' }: AnalyzeOptions): Encoding {
   return oneOf('encoding', encoding, ENCODINGS);
 }

@@ -1,6 +1,6 @@
 import { types } from 'node:util';
 import * as common from 'onnxruntime-common';
-import { DesapError, invalid, mismatch } from './errors.js';
+import { alternatives, DesapError, invalid, mismatch } from './errors.js';
 import { nodeRequire, resolvePackage } from './package.js';
 
 /** Typed arrays that this package makes or is given, each with a tensor type that it holds. */
@@ -166,14 +166,20 @@ export function boolean(argument: string, value: boolean): boolean {
 }
 
 /** One of the listed strings, or an error that names the argument. */
-export function oneOf<T extends string>(argument: string, value: T, choices: readonly T[]): T {
-  if (!choices.includes(value)) throw invalid('ERR_VALUE', argument, value, choices.join(' | '));
+export function oneOf<T extends string>(argument: string, value: T, names: readonly T[]): T {
+  if (!names.includes(value)) throw invalid('ERR_VALUE', argument, value, alternatives(names));
   return value;
 }
 
 /** An object, or an error that names the argument. */
 export function object<T extends object>(argument: string, value: T, wanted = 'an object of options'): T {
   if (typeof value !== 'object' || value === null) throw invalid('ERR_VALUE', argument, value, wanted);
+  return value;
+}
+
+/** A string with something in it, such as a path, or an error that names the argument. */
+export function nonEmpty(argument: string, value: string, wanted: string): string {
+  if (typeof value !== 'string' || value === '') throw invalid('ERR_VALUE', argument, value, wanted);
   return value;
 }
 

@@ -1,5 +1,5 @@
 import { afterAll, describe, expect, it } from 'vitest';
-import { type DesapErrorCode, openBackend, type PruneOptions, Pruner } from '../src/index.js';
+import { type DesapErrorCode, HostBuffer, loadHead, openBackend, type PruneOptions, Pruner } from '../src/index.js';
 import { float32, floatToHalf, Tensor, type TensorLike } from '../src/tensor.js';
 import { devicesUnderTest, normalTensor, randomHead, values } from './support.js';
 
@@ -102,6 +102,12 @@ describe.each(
       'ERR_VALUE',
       /^text: got the unknown option 'tokens', wanted embeddings, its name now/,
     ],
+    [
+      'a misspelt name',
+      { embeddings: text, endOfTxt: 1 },
+      'ERR_VALUE',
+      /^text: got the unknown option 'endOfTxt', wanted one of embeddings, endOfText, ids/,
+    ],
     ['nothing', null, 'ERR_VALUE', /^text: got null, wanted the embeddings of a text, or taskShare: 0/],
     ['a string', 'what color is it ?', 'ERR_DTYPE', /^text: got 'what color/],
   ])('text: %s', async (_case, bad, code, message) => {
@@ -118,6 +124,7 @@ describe.each(
     [{ keep: 17 }, 'ERR_VALUE', /^keep: got 17/],
     [{ keep: 2.5 }, 'ERR_VALUE', /^keep: got 2.5/],
     [{ keep: '3' }, 'ERR_VALUE', /^keep: got '3'/],
+    [{ keep: ['3', 4] }, 'ERR_VALUE', /^keep: got \['3', 4\]/],
     [{}, 'ERR_VALUE', /^keep: got undefined, wanted a count from 1 to 16, or keepRatio$/],
     [{ keep: 0.5 }, 'ERR_VALUE', /^keep: got 0.5, wanted a count from 1 to 16, or keepRatio: 0.5$/],
     [{ keepRatio: 0 }, 'ERR_VALUE', /^keepRatio: got 0, wanted a share above 0 and at most 1/],
@@ -134,7 +141,7 @@ describe.each(
     [{ keep: 3, taskShare: 1.1 }, 'ERR_VALUE', /^taskShare: got 1.1, wanted a finite number from 0 to 1/],
     [{ keep: 3, taskShare: Number.NaN }, 'ERR_VALUE', /^taskShare/],
     [{ keep: 3, lambda: Number.POSITIVE_INFINITY }, 'ERR_VALUE', /^lambda: got Infinity/],
-    [{ keep: 3, alignment: 'fmca' }, 'ERR_VALUE', /^alignment: got 'fmca', wanted fcma \| fcma-clamped \| mean/],
+    [{ keep: 3, alignment: 'fmca' }, 'ERR_VALUE', /^alignment: got 'fmca', wanted 'fcma' \| 'fcma-clamped' \| 'mean'/],
     [{ keep: 3, saliency: new Float32Array(15) }, 'ERR_SHAPE', /^saliency: got 15 elements, wanted 16/],
     [{ keep: 3, saliency: new Float32Array(16).fill(Number.NaN) }, 'ERR_NOT_FINITE', /^saliency: got NaN/],
     [
@@ -169,9 +176,15 @@ describe.each(
     expect((await image.prune(text, given)).indices).toEqual((await image.prune(text, { keep: 3 })).indices);
   });
 
+  it('takes the ids that a text tower gives with a text', async () => {
+    using image = await pruner.analyze(hidden);
+    const given = { embeddings: text, endOfText: 4, ids: [0, 1, 2, 3, 4] };
+    expect((await image.prune(given, { keep: 3 })).indices).toEqual((await image.prune(text, { keep: 3 })).indices);
+  });
+
   it('an unknown encoding', async () => {
     await expect(pruner.analyze(hidden, { encoding: 'kq' as never })).rejects.toMatchObject(
-      failure('ERR_VALUE', /^encoding: got 'kq', wanted qq/),
+      failure('ERR_VALUE', /^encoding: got 'kq', wanted 'qq' \| 'kk' \| 'vv' \| 'qk'/),
     );
   });
 
@@ -247,12 +260,33 @@ describe.each(
   });
 });
 
+describe('bad sources and flags', () => {
+  it.each([null, undefined, 5, true])('%s for a head', async (source) => {
+    const refused = failure('ERR_VALUE', new RegExp(`^source: got ${source}, wanted `));
+    await expect(Pruner.load(source as never)).rejects.toMatchObject(refused);
+    await expect(loadHead(source as never)).rejects.toMatchObject(refused);
+  });
+
+  it('a flag of a buffer that is none', () => {
+    expect(() => HostBuffer.allocate(64, { pinned: 'no' as never })).toThrow(
+      expect.objectContaining(failure('ERR_VALUE', /^pinned: got 'no', wanted true or false/)),
+    );
+    expect(() => HostBuffer.forTensor('float64' as never, [1])).toThrow(
+      expect.objectContaining(failure('ERR_DTYPE', /^type: got 'float64', wanted 'float32' \| 'float16'/)),
+    );
+  });
+});
+
 describe('bad devices', () => {
   it.each<[Record<string, unknown>, DesapErrorCode, RegExp]>([
-    [{ device: 'gpu' }, 'ERR_VALUE', /^device: got 'gpu', wanted 'auto', 'cpu'/],
+    [{ device: 'gpu' }, 'ERR_VALUE', /^device: got 'gpu', wanted 'auto' \| 'cpu'/],
     [{ device: 'cuda:99' }, 'ERR_DEVICE_UNAVAILABLE', /^cuda:99: /],
     [{ device: 'cuda:x' }, 'ERR_VALUE', /^device: got 'cuda:x'/],
-    [{ device: 'reference', precision: 'half' }, 'ERR_VALUE', /^precision: got 'half', wanted fp32 \| fp16 \| bf16/],
+    [
+      { device: 'reference', precision: 'half' },
+      'ERR_VALUE',
+      /^precision: got 'half', wanted 'fp32' \| 'fp16' \| 'bf16'/,
+    ],
     [{ device: 'cpu', precision: 'strict' }, 'ERR_VALUE', /^precision: got 'strict', wanted 'fp32', its name now/],
     [{ device: 'cpu', precision: 'fast' }, 'ERR_VALUE', /^precision: got 'fast', wanted 'fp16', its name now/],
     [
@@ -276,6 +310,13 @@ describe.each(devicesUnderTest())('bad kernel arguments on %s', (_, options) => 
   const backend = openBackend(options);
   afterAll(() => backend.dispose());
   const x = normalTensor(1, 6, 12);
+  const square = normalTensor(1, 12, 12);
+  const bias = new Float32Array(12);
+  const readOut = (parts: object) => () =>
+    backend.sync.readOut({
+      ...{ context: x, out: { weight: square, bias }, postNorm: { weight: bias, bias }, visualProjection: square },
+      ...parts,
+    });
 
   it.each<[string, () => unknown, DesapErrorCode, RegExp]>([
     [
@@ -344,6 +385,31 @@ describe.each(devicesUnderTest())('bad kernel arguments on %s', (_, options) => 
       () => backend.sync.unitRows(undefined as never),
       'ERR_VALUE',
       /^args: got undefined, wanted the arguments of unitRows/,
+    ],
+    [
+      'a weight of another name',
+      readOut({ out: { weight: square, bias, scale: bias } }),
+      'ERR_VALUE',
+      /^out: got the unknown option 'scale', wanted one of weight, bias/,
+    ],
+    [
+      'a weight of another name in a norm',
+      readOut({ postNorm: { weight: bias, bias, epsilon: 1e-5 } }),
+      'ERR_VALUE',
+      /^postNorm: got the unknown option 'epsilon', wanted one of weight, bias/,
+    ],
+    ['no weights', readOut({ out: null }), 'ERR_VALUE', /^out: got null, wanted \{ weight, bias \}/],
+    [
+      'a flag that is none',
+      () => backend.sync.align({ visual: x, text: x, global: bias, matrices: 1 as never }),
+      'ERR_VALUE',
+      /^matrices: got 1, wanted true or false/,
+    ],
+    [
+      'a class token that is neither there nor not',
+      () => backend.sync.saliency({ q: x, k: x, heads: 2, classToken: 'yes' as never }),
+      'ERR_VALUE',
+      /^classToken: got 'yes', wanted true or false/,
     ],
     [
       'a text of another width',

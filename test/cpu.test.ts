@@ -52,6 +52,12 @@ describe('createCpuDriver', () => {
     expect(() => new Context({ threads: 0, isa: 'scalar', precision: 'fp32' })).toThrow(
       expect.objectContaining({ code: 'ERR_VALUE' }),
     );
+    expect(() => new Context({ threads: '2' as never, isa: 'scalar', precision: 'fp32' })).toThrow(
+      /^got '2', wanted an integer from 1 to 256/,
+    );
+    expect(() => new Context({ threads: 1, isa: 'scalar', precision: 'half' as never })).toThrow(
+      /^got 'half', wanted 'fp32' \| 'bf16'/,
+    );
     expect(() => new Context({ threads: 1, isa: 'mmx', precision: 'fp32' })).toThrow(
       expect.objectContaining({ code: 'ERR_DEVICE_UNAVAILABLE' }),
     );

@@ -23,13 +23,29 @@ const files = readdirSync(SOURCE, { recursive: true, encoding: 'utf8' }).filter(
 
 const layerOf = (file: string) => LAYERS.findLastIndex(([, pattern]) => pattern.test(file));
 
-/** Files of this package that a file imports, those of which it takes types only among them. */
+/** Modules of this package that a text imports, in whichever form; those of which it takes types only among them. */
+function imported(text: string): string[] {
+  return [...text.matchAll(/\b(?:from|import)\s*\(?\s*'(\.[^']+)\.js'/g)].map(([, path]) => path);
+}
+
+/** Files of this package that a file imports. */
 function imports(file: string): string[] {
   const text = readFileSync(join(SOURCE, file), 'utf8');
-  return [...text.matchAll(/(?:from|import\() ?'(\.[^']+)\.js'/g)].map(([, path]) =>
-    normalize(join(dirname(file), `${path}.ts`)),
-  );
+  return imported(text).map((path) => normalize(join(dirname(file), `${path}.ts`)));
 }
+
+test('an import is seen in each of its forms', () => {
+  const forms = [
+    "import { a } from './a.js';",
+    "import './b.js';",
+    "export * from '../c.js';",
+    "const d = await import('./d.js');",
+    "const e = await import(\n  './e.js'\n);",
+    "type F = typeof import('./f.js');",
+    "import g from 'node:fs';",
+  ];
+  expect(imported(forms.join('\n'))).toEqual(['./a', './b', '../c', './d', './e', './f']);
+});
 
 test('every file has a layer, and every layer files', () => {
   expect(files.length).toBeGreaterThan(100);

@@ -127,7 +127,7 @@ describe('heads', () => {
     const noTensors = formatSafeTensors({}, { 'desap.head': '{"heads":1}' });
     await expect(Pruner.load(noTensors)).rejects.toMatchObject({
       code: 'ERR_FILE',
-      message: expect.stringMatching(/no tensor "ln1.weight"/),
+      message: expect.stringMatching(/no tensor 'ln1.weight'/),
     });
     const badJson = formatSafeTensors({}, { 'desap.head': '{' });
     await expect(Pruner.load(badJson)).rejects.toMatchObject({

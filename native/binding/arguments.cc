@@ -12,6 +12,8 @@ namespace {
 
 constexpr int64_t kMaximumExtent = INT32_MAX;  // the product of two still fits into int64_t
 
+std::string quoted(const std::string& text) { return "'" + text + "'"; }
+
 std::string type_of(const Napi::Value& value) {
   static const char* const arrays[] = {"Int8Array",    "Uint8Array",    "Uint8ClampedArray", "Int16Array",
                                        "Uint16Array",  "Int32Array",    "Uint32Array",       "Float32Array",
@@ -28,7 +30,7 @@ std::string type_of(const Napi::Value& value) {
     case napi_null: return "null";
     case napi_boolean: return value.As<Napi::Boolean>().Value() ? "true" : "false";
     case napi_number: return value.ToString().Utf8Value();
-    case napi_string: return value.As<Napi::String>().Utf8Value();
+    case napi_string: return quoted(value.As<Napi::String>().Utf8Value());
     case napi_function: return "a function";
     default: return value.IsArray() ? "an array" : "an object";
   }
@@ -151,7 +153,7 @@ int Arguments::choice(const char* key, std::initializer_list<const char*> choice
   int index = 0;
   for (const char* choice : choices) {
     if (given == choice) return index;
-    wanted += (index++ ? " | " : "") + std::string(choice);
+    wanted += (index++ ? " | " : "") + quoted(choice);
   }
   throw invalid("ERR_VALUE", path(key), type_of(value), wanted);
 }

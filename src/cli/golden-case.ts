@@ -1,4 +1,4 @@
-import { DesapError } from '../errors.js';
+import { alternatives, DesapError, describe } from '../errors.js';
 import { type Alignment, type Encoding, type HeadWeights, loadHead, type TensorLike } from '../index.js';
 import { readSafeTensors, type SafeTensors, type StoredTensor, toFloat32 } from '../safetensors.js';
 
@@ -88,13 +88,16 @@ export async function readGoldenCase(path: string): Promise<GoldenCase> {
 function configOf({ metadata }: SafeTensors, path: string): Config {
   const config = parsed(metadata.config);
   if (config === null)
-    throw new DesapError('ERR_FILE', `${path}: got no metadata key "config" in JSON, wanted a golden case`);
+    throw new DesapError('ERR_FILE', `${path}: got no metadata key 'config' in JSON, wanted a golden case`);
   for (const [key, value] of Object.entries(config)) {
     const type = KEYS.get(key);
     if (type === undefined)
-      throw new DesapError('ERR_FILE', `${path}: config: got the key "${key}", wanted ${[...KEYS.keys()].join(' | ')}`);
+      throw new DesapError(
+        'ERR_FILE',
+        `${path}: config: got the key '${key}', wanted ${alternatives([...KEYS.keys()])}`,
+      );
     if (typeof value !== type)
-      throw new DesapError('ERR_FILE', `${path}: config.${key}: got ${JSON.stringify(value)}, wanted a ${type}`);
+      throw new DesapError('ERR_FILE', `${path}: config.${key}: got ${describe(value)}, wanted a ${type}`);
   }
   return config;
 }

@@ -2,7 +2,7 @@
 import { existsSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
-import { DesapError, invalid } from '../errors.js';
+import { alternatives, DesapError, invalid } from '../errors.js';
 import { bundleAdvice, nodeRequire, packageRoot, resolvePackage } from '../package.js';
 import type { CpuAddon } from './addon.js';
 import type { Driver, Precision } from './driver.js';
@@ -68,7 +68,7 @@ export function createCpuDriver(options: { threads?: number; isa?: string; preci
   if (!Number.isInteger(threads) || threads < 1 || threads > MAXIMUM_THREADS)
     throw invalid('ERR_VALUE', 'threads', threads, `an integer from 1 to ${MAXIMUM_THREADS}`);
   if (!addon.isas.includes(isa))
-    throw invalid('ERR_DEVICE_UNAVAILABLE', 'isa', isa, `one that this machine runs: ${addon.isas.join(', ')}`);
+    throw invalid('ERR_DEVICE_UNAVAILABLE', 'isa', isa, `one that this machine runs: ${alternatives(addon.isas)}`);
   const precision = options.precision === 'bf16' && addon.bfloat16Isas.includes(isa) ? 'bf16' : 'fp32';
   return typed(() => new addon.Context({ threads, isa, precision }));
 }

@@ -12,6 +12,7 @@ import {
 } from '../kernels/kernels.js';
 import { type OptionNames, options } from '../options.js';
 import {
+  boolean,
   type FloatMatrix,
   finite,
   float32,
@@ -170,11 +171,22 @@ const heads = (value: number, width: number): number => {
   return value;
 };
 
-const layer = (name: string, weights: { weight: TensorLike; bias: Vector }, width: number): LinearWeights => ({
-  weight: single(`${name}.weight`, object(name, weights, '{ weight, bias }').weight, { rows: width, cols: width })
-    .data as Float32Array,
-  bias: vector(`${name}.bias`, weights.bias, width),
-});
+/** A layer's weights, checked for their names. */
+const layer = <W>(name: string, given: { weight: W; bias: Vector }) =>
+  options<typeof given>(name, object(name, given, '{ weight, bias }'), { weight: true, bias: true });
+
+const linearLayer = (name: string, given: { weight: TensorLike; bias: Vector }, width: number): LinearWeights => {
+  const { weight, bias } = layer(name, given);
+  return {
+    weight: single(`${name}.weight`, weight, { rows: width, cols: width }).data as Float32Array,
+    bias: vector(`${name}.bias`, bias, width),
+  };
+};
+
+const norm = (name: string, given: { weight: Vector; bias: Vector }, width: number): LinearWeights => {
+  const { weight, bias } = layer(name, given);
+  return { weight: vector(`${name}.weight`, weight, width), bias: vector(`${name}.bias`, bias, width) };
+};
 
 const epsilonOf = (value = 1e-5): number => finite('epsilon', value, Number.MIN_VALUE, 1);
 
@@ -210,7 +222,7 @@ const KERNELS: Checks = {
     names: { q: true, k: true, heads: true, classToken: true },
     check: (args) => {
       const q = matrix('q', args.q);
-      const classToken = args.classToken ?? true;
+      const classToken = boolean('classToken', args.classToken ?? true);
       if (classToken && q.rows < 2)
         throw invalid('ERR_SHAPE', 'q.dims', args.q.dims, 'the class token and at least one patch');
       return {
@@ -232,14 +244,10 @@ const KERNELS: Checks = {
     check: (args) => {
       const context = matrix('context', args.context);
       const width = context.cols;
-      const postNorm = object('postNorm', args.postNorm, '{ weight, bias }');
       return {
         context,
-        out: layer('out', args.out, width),
-        postNorm: {
-          weight: vector('postNorm.weight', postNorm.weight, width),
-          bias: vector('postNorm.bias', postNorm.bias, width),
-        },
+        out: linearLayer('out', args.out, width),
+        postNorm: norm('postNorm', args.postNorm, width),
         epsilon: epsilonOf(args.epsilon),
         visualProjection: single('visualProjection', args.visualProjection, { cols: width }),
       };
@@ -261,7 +269,7 @@ const KERNELS: Checks = {
         global: vector('global', args.global, visual.cols),
         alignment: oneOf('alignment', args.alignment ?? 'fcma', ALIGNMENTS),
         lambda: finite('lambda', args.lambda ?? 0.1, -1e6, 1e6),
-        matrices: args.matrices ?? false,
+        matrices: boolean('matrices', args.matrices ?? false),
       };
     },
     wrap: ({ task, matrices }, { visual, text }) => ({

@@ -1,5 +1,5 @@
 import { types } from 'node:util';
-import { DesapError, invalid } from '../errors.js';
+import { alternatives, DesapError, invalid } from '../errors.js';
 import { type OptionNames, options } from '../options.js';
 import { oneOf } from '../tensor.js';
 import { warnOnce } from '../warn.js';
@@ -149,7 +149,7 @@ export function openDevice(given: DeviceOptions): OpenedDevice {
     case 'reference':
       return openFirst([reference]);
   }
-  throw invalid('ERR_VALUE', 'device', device, "'auto', 'cpu', 'cuda', 'cuda:<index>' or 'reference'");
+  throw invalid('ERR_VALUE', 'device', device, alternatives(['auto', 'cpu', 'cuda', 'cuda:<index>', 'reference']));
 }
 
 /** Opens the first candidate that opens; `passed` says why those before it were not taken. */

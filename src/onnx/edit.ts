@@ -1,6 +1,8 @@
 import { dirname, relative, sep } from 'node:path';
+import { types } from 'node:util';
 import type { InferenceSession } from 'onnxruntime-common';
-import { DesapError } from '../errors.js';
+import { DesapError, invalid } from '../errors.js';
+import { object } from '../tensor.js';
 import type { OnnxModel } from './format/model.js';
 import { type GraphNode, type WritableTensor, writeModel, writeValue } from './format/write.js';
 import { sorted } from './search/graph.js';
@@ -8,6 +10,26 @@ import { type FileRange, fileRange } from './weights.js';
 
 /** The onnxruntime-node module, as far as this package uses it. */
 export type OrtModule = Pick<typeof import('onnxruntime-common'), 'InferenceSession' | 'Tensor'>;
+
+/**
+ * A module that sessions can be opened with.
+ * @throws DesapError `ERR_VALUE` for anything else
+ */
+export function checkOrt(ort: OrtModule): OrtModule {
+  if (typeof ort?.InferenceSession?.create === 'function' && typeof ort.Tensor === 'function') return ort;
+  throw invalid('ERR_VALUE', 'ort', ort, 'the onnxruntime-node module');
+}
+
+/**
+ * Session options, none by default.
+ * @throws DesapError `ERR_VALUE` for what is no object
+ */
+export function checkSession(
+  session: InferenceSession.SessionOptions = {},
+  argument = 'session',
+): InferenceSession.SessionOptions {
+  return object(argument, session, 'session options of ONNX Runtime');
+}
 
 /** A graph that exists in memory only. Its large weights stay in the files that they came from. */
 export interface EditedGraph {
@@ -46,7 +68,7 @@ export function cut(model: OnnxModel, { inputs = [], outputs, nodes = [] }: Cut)
   const graphInputs = new Map(model.inputs.map((input) => [input.name, input.bytes]));
   for (const value of outputs)
     if (producer(value) === undefined)
-      throw new DesapError('ERR_GRAPH', `${model.name}: looked for a node that writes "${value}"; found none`);
+      throw new DesapError('ERR_GRAPH', `${model.name}: looked for a node that writes '${value}'; found none`);
 
   const kept = sorted(
     model.name,
@@ -110,25 +132,30 @@ export function expose(model: OnnxModel, values: readonly string[], nodes: reado
   return cut(model, { outputs: [...outputs], nodes });
 }
 
+const EDITED = 'a graph, as towerGraph and projectorGraph give it';
+
 /**
  * Opens an edited graph. The caller releases the session.
  *
  * @param ort the onnxruntime-node module
  * @param options session options of the caller; the folder of the weights is added to `extra.session`
- * @throws DesapError `ERR_GRAPH` when onnxruntime does not accept the graph, with its reason
+ * @throws DesapError `ERR_GRAPH` when onnxruntime does not accept the graph, with its reason; `ERR_VALUE` for other arguments than these
  */
 export async function openGraph(
   ort: OrtModule,
-  { bytes, folder, name }: EditedGraph,
-  options: InferenceSession.SessionOptions = {},
+  graph: EditedGraph,
+  options?: InferenceSession.SessionOptions,
 ): Promise<InferenceSession> {
-  const extra = options.extra as { session?: Record<string, unknown> } | undefined;
+  const { InferenceSession } = checkOrt(ort);
+  const { bytes, folder, name } = object('graph', graph, EDITED);
+  if (!types.isUint8Array(bytes)) throw invalid('ERR_VALUE', 'graph', graph, EDITED);
+  const extra = checkSession(options, 'options').extra as { session?: Record<string, unknown> } | undefined;
   const session = {
     ...extra?.session,
     ...(folder === null ? {} : { model_external_initializers_file_folder_path: folder }),
   };
   try {
-    return await ort.InferenceSession.create(bytes, { ...options, extra: { ...extra, session } });
+    return await InferenceSession.create(bytes, { ...options, extra: { ...extra, session } });
   } catch (cause) {
     throw new DesapError('ERR_GRAPH', `${name}: onnxruntime does not open a part of it: ${(cause as Error).message}`, {
       cause,

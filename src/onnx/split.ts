@@ -5,7 +5,7 @@ import { DataType } from './format/proto.js';
 import { renamed } from './format/write.js';
 import { MOVES } from './search/constants.js';
 import { ancestors, type Graph } from './search/graph.js';
-import type { TowerStructure } from './tower.js';
+import { checkTower, type TowerStructure } from './tower.js';
 
 // The prefix keeps these names apart from those of the file.
 
@@ -19,9 +19,11 @@ export const IMAGE_FEATURES = 'desap.image_features';
 /**
  * The part of a vision tower from the image to the hidden states that DeSAP works on.
  * In: the file's own image input, as float32. Out: `desap.hidden_states` [batch, N, D] float32, class token included.
+ *
+ * @throws DesapError `ERR_VALUE` for what is no tower
  */
 export function towerGraph(tower: TowerStructure): EditedGraph {
-  const { model } = tower.graph;
+  const { model } = checkTower(tower).graph;
   const builder = new Builder(model.opset);
   const inputs = floatPixels(builder, tower);
   builder.float(batchFirst(builder, tower, tower.hidden), HIDDEN_STATES);
@@ -49,9 +51,10 @@ export function floatPixels(builder: Builder, { graph, pixels }: TowerStructure)
  * The projector of a LLaVA vision encoder by itself, for any number of rows.
  * In: `desap.patches` [K, D] or [batch, K, D] float32. Out: `desap.image_features`, the same with the language model's width.
  *
- * @throws DesapError `ERR_GRAPH` when the file has no projector
+ * @throws DesapError `ERR_GRAPH` when the file has no projector; `ERR_VALUE` for what is no tower
  */
-export function projectorGraph({ graph, projector, width }: TowerStructure): EditedGraph {
+export function projectorGraph(tower: TowerStructure): EditedGraph {
+  const { graph, projector, width } = checkTower(tower);
   const { model } = graph;
   if (projector === null)
     throw new DesapError(

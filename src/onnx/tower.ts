@@ -1,4 +1,4 @@
-import { DesapError } from '../errors.js';
+import { DesapError, invalid } from '../errors.js';
 import type { OnnxNode, OnnxValue } from './format/messages.js';
 import { type ModelSource, type OnnxModel, readModel } from './format/model.js';
 import { type Block, type BlockSearch, findBlocks } from './search/attention.js';
@@ -92,6 +92,15 @@ export function readTower(source: ModelSource, name?: string): TowerStructure {
   };
 }
 
+/**
+ * A tower that {@link readTower} gave.
+ * @throws DesapError `ERR_VALUE` for anything else
+ */
+export function checkTower(tower: TowerStructure): TowerStructure {
+  if (tower?.graph instanceof Graph) return tower;
+  throw invalid('ERR_VALUE', 'tower', tower, 'what readTower gave');
+}
+
 function firstProjector(graph: Graph, linears: Linears, norms: Norms, width: number): FoundProjector | null {
   for (const { name } of graph.model.outputs) {
     const found = isVisual(graph, name) ? findProjector(graph, linears, norms, name, width) : null;
@@ -118,12 +127,12 @@ function visualReadOut(
     const readOut = isVisual(graph, name) ? findReadOut(graph, linears, norms, name) : null;
     if (readOut === null) continue;
     if ('op' in readOut)
-      refused ??= `the output "${name}" is more than a norm and a projection of one row: ${describeNode(readOut)} stands behind them`;
+      refused ??= `the output '${name}' is more than a norm and a projection of one row: ${describeNode(readOut)} stands behind them`;
     else if (readOut.norm.weight.dims[0] === width) found.set(readOut.projection, { output: name, readOut });
   }
   const [first, ...others] = found.values();
   if (others.length > 0) {
-    const names = [first, ...others].map(({ output }) => `"${output}"`).join(', ');
+    const names = [first, ...others].map(({ output }) => `'${output}'`).join(', ');
     return { readOut: null, refused: `the outputs ${names} are different projections of one row, wanted one` };
   }
   return first === undefined ? { readOut: null, refused } : { readOut: first.readOut, refused: null };

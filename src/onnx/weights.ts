@@ -21,12 +21,12 @@ export interface FileRange {
  * @throws DesapError `ERR_FILE` when the file is missing, or when the model was given as bytes and has no folder
  */
 export function fileRange(model: OnnxModel, { name, type, dims, data }: StoredTensor): FileRange {
-  if ('bytes' in data) throw new DesapError('ERR_INTERNAL', `${model.name}: tensor "${name}" is in memory`);
-  const what = `${model.name}: tensor "${name}"`;
+  if ('bytes' in data) throw new DesapError('ERR_INTERNAL', `${model.name}: tensor '${name}' is in memory`);
+  const what = `${model.name}: tensor '${name}'`;
   if (model.file === null)
     throw new DesapError(
       'ERR_FILE',
-      `${what}: got external data "${data.file}" in a model given as bytes, wanted the path of the model`,
+      `${what}: got external data '${data.file}' in a model given as bytes, wanted the path of the model`,
     );
   let { path } = model.file;
   if (data.file !== null) {
@@ -43,7 +43,7 @@ export function fileRange(model: OnnxModel, { name, type, dims, data }: StoredTe
 
 /** The elements of a float32, float16, bfloat16 or float64 tensor as float32. */
 export async function readFloats(model: OnnxModel, tensor: StoredTensor): Promise<Float32Array> {
-  const what = `${model.name}: tensor "${tensor.name}"`;
+  const what = `${model.name}: tensor '${tensor.name}'`;
   const dtype = SAFETENSORS_NAME[tensor.type];
   if (dtype === undefined)
     throw new DesapError('ERR_GRAPH', `${what}: got ${typeName(tensor.type)}, wanted floating-point weights`);

@@ -1,6 +1,7 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { mismatch } from '../errors.js';
+import { checkSession } from '../onnx/edit.js';
 import { type Family, familyOf } from '../vision/families.js';
 import { confirmFeatures, fileInputs } from '../vision/file-features.js';
 import { asEmbeddings } from '../vision/question-table.js';
@@ -130,7 +131,8 @@ async function openVision(
 /** The caller's session options, or the device that the model's own vision session runs on. */
 function sessionOptions({ sessions }: HookedModel, { session }: AttachOptions): InferenceSession.SessionOptions {
   const { device } = sessions.vision_encoder.config ?? {};
-  return session ?? (device && device !== 'cpu' ? { executionProviders: [device] } : {});
+  if (session !== undefined) return checkSession(session);
+  return device && device !== 'cpu' ? { executionProviders: [device] } : {};
 }
 
 /** The model's methods as they are now, bound to it. */

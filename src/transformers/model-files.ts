@@ -2,6 +2,7 @@ import { isAbsolute, join } from 'node:path';
 import { DesapError } from '../errors.js';
 import { isFile } from '../files.js';
 import { optional } from '../optional.js';
+import { nonEmpty } from '../tensor.js';
 import { SUFFIX } from '../vision/model-folder.js';
 import type { HookedModel } from './model.js';
 
@@ -19,6 +20,7 @@ export interface ModelFiles {
  * @throws DesapError `ERR_FILE` with all places that were looked at
  */
 export async function locate(model: HookedModel, given: string | undefined): Promise<ModelFiles> {
+  if (given !== undefined) nonEmpty('options.model', given, 'a model folder, or the id of a model');
   const name = given ?? model.config._name_or_path;
   const { dtype = 'fp32' } = model.sessions.vision_encoder.config ?? {};
   const file = `vision_encoder${(SUFFIX as Record<string, string>)[dtype] ?? ''}.onnx`;

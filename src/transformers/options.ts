@@ -2,8 +2,10 @@ import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import type { AnalyzeOptions, DeviceOptions, PruneOptions, PruneResult, Pruner, TextEmbeddings } from '../index.js';
 import { type OptionNames, options } from '../options.js';
+import { pruneChoices, textEmbeddings } from '../prune-request.js';
+import { oneOf } from '../tensor.js';
 import type { LongText } from '../vision/clip-text.js';
-import type { Positions } from '../vision/compact.js';
+import { POSITIONS, type Positions } from '../vision/compact.js';
 import type { Budget } from '../vision/vision-model.js';
 import type { HookedModel } from './model.js';
 
@@ -95,6 +97,9 @@ function checked(model: HookedModel, given: CallOptions): CallOptions {
   if (keepRatio === undefined) each('keep', keep, isKeep, "a count of visual tokens or 'all' (or keepRatio, a share)");
   else each('keepRatio', keepRatio, isRatio, 'a share of the visual tokens, above 0 and up to 1');
   if (question !== undefined) each('question', question, isQuestion, 'a text, or its embeddings');
+  for (const one of isList(question) ? question : [question])
+    if (typeof one === 'object') textEmbeddings('question', one);
+  pruneChoices(given);
   if (onPruned !== undefined && typeof onPruned !== 'function')
     throw invalid('ERR_VALUE', 'onPruned', onPruned, 'a function');
   checkPositions(model, positions);
@@ -103,7 +108,8 @@ function checked(model: HookedModel, given: CallOptions): CallOptions {
 
 const isKeep = (one: unknown) => one === 'all' || (Number.isSafeInteger(one) && (one as number) > 0);
 const isRatio = (one: unknown) => typeof one === 'number' && one > 0 && one <= 1;
-const isQuestion = (one: unknown) => typeof one === 'string' || (typeof one === 'object' && one !== null);
+const isQuestion = (one: unknown) =>
+  typeof one === 'string' || (typeof one === 'object' && one !== null && 'embeddings' in one);
 
 /** Checks a value, or each entry of a list. */
 function each(argument: string, value: unknown, isGood: (one: unknown) => boolean, wanted: string): void {
@@ -115,8 +121,7 @@ function each(argument: string, value: unknown, isGood: (one: unknown) => boolea
 
 function checkPositions(model: HookedModel, positions: Positions | undefined): void {
   if (positions === undefined) return;
-  if (positions !== 'compact' && positions !== 'original')
-    throw invalid('ERR_VALUE', 'positions', positions, "'compact' | 'original'");
+  oneOf('positions', positions, POSITIONS);
   if (positions === 'compact' && model.get_rope_index)
     throw invalid('ERR_VALUE', 'positions', positions, "'original': tokens keep their places in this model");
   if (positions === 'original' && !model.sessions.decoder_model_merged.inputNames.includes('position_ids'))

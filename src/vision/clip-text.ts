@@ -2,7 +2,7 @@ import type { InferenceSession } from 'onnxruntime-common';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { Lifetime } from '../lifetime.js';
-import { type OrtModule, openGraph } from '../onnx/edit.js';
+import { checkSession, type OrtModule, openGraph } from '../onnx/edit.js';
 import type { ModelSource } from '../onnx/format/model.js';
 import { DataType } from '../onnx/format/proto.js';
 import { relativeError } from '../onnx/head/compare.js';
@@ -17,8 +17,8 @@ import {
   textGraph,
 } from '../onnx/text.js';
 import { type OptionNames, options } from '../options.js';
-import { loadOrt } from '../ort.js';
-import { float32, oneOf, type Tensor } from '../tensor.js';
+import { ortModule } from '../ort.js';
+import { float32, nonEmpty, oneOf, type Tensor } from '../tensor.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
 
 /**
@@ -26,7 +26,7 @@ import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
  * much, `error` refuses it.
  */
 export type LongText = 'segment' | 'truncate' | 'error';
-const LONG_TEXT: readonly LongText[] = ['segment', 'truncate', 'error'];
+export const LONG_TEXT: readonly LongText[] = ['segment', 'truncate', 'error'];
 
 /** Where {@link ClipText.open} finds a text tower. */
 export interface ClipTextOptions {
@@ -90,7 +90,9 @@ export class ClipText {
       session: sessionOptions,
     } = options('options', given, NAMES);
     oneOf('longText', longText, LONG_TEXT);
-    const runtime = ort ?? (await loadOrt('encoding text'));
+    checkSession(sessionOptions);
+    nonEmpty('tokenizer', path, 'the path of a tokenizer.json, or of its folder');
+    const runtime = await ortModule(ort, 'encoding text');
     const structure = readText(model, 'model');
     const tokenizer = await openTokenizer(path);
     const length = Math.min(

@@ -9,7 +9,7 @@ import { integer, object, oneOf, Tensor } from '../tensor.js';
  * visual tokens (`original`).
  */
 export type Positions = (typeof POSITIONS)[number];
-const POSITIONS = ['compact', 'original'] as const;
+export const POSITIONS = ['compact', 'original'] as const;
 
 /** What {@link compact} needs of a `PruneResult`: which patches were kept, and of how many (the length of `assignment`). */
 export type KeptPatches = Pick<PruneResult, 'indices' | 'assignment'>;

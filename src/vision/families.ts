@@ -1,6 +1,6 @@
 /** Which vision model a config asks for: the one table of model types that are taken, and why others are not. */
 import type { InferenceSession } from 'onnxruntime-common';
-import { invalid, mismatch } from '../errors.js';
+import { alternatives, describe, invalid, mismatch } from '../errors.js';
 import { LlavaVision, type LlavaVisionOptions } from './llava.js';
 import type { ModelConfig, ModelFolder } from './model-folder.js';
 import { QwenVision, type QwenVisionOptions } from './qwen.js';
@@ -69,10 +69,11 @@ export function familyOf(name: string, { model_type: type = '', vision_config: v
   if (QWEN_TYPES.includes(type)) return QWEN;
   if (!LLAVA_TYPES.includes(type)) {
     const why = REFUSED[type] ? ` ${REFUSED[type]}` : '';
-    throw mismatch('ERR_VALUE', `${name}.model_type`, `${type}${why}`, [...LLAVA_TYPES, ...QWEN_TYPES].join(' | '));
+    const wanted = alternatives([...LLAVA_TYPES, ...QWEN_TYPES]);
+    throw mismatch('ERR_VALUE', `${name}.model_type`, `${describe(type)}${why}`, wanted);
   }
   const tower = vision?.model_type ?? CLIP;
   if (tower === CLIP) return LLAVA;
-  const wanted = `${CLIP}: a tower without class token, or of another kind, is one that no CLIP folder fits`;
+  const wanted = `'${CLIP}': a tower without class token, or of another kind, is one that no CLIP folder fits`;
   throw invalid('ERR_VALUE', `${name}.vision_config.model_type`, tower, wanted);
 }

@@ -131,6 +131,6 @@ async function compare(
   if (rows !== got.tokens)
     throw new DesapError(
       'ERR_GRAPH',
-      `${file}: got features of ${rows} rows for ${got.tokens} patches, the class token's too (vision_feature_select_strategy "full"), wanted those of the patches only`,
+      `${file}: got features of ${rows} rows for ${got.tokens} patches, the class token's too (vision_feature_select_strategy 'full'), wanted those of the patches only`,
     );
 }

@@ -4,7 +4,7 @@ import { DesapError, invalid } from '../errors.js';
 import type { ImageAnalysis, PruneResult, TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
 import { options } from '../options.js';
-import { PRUNE_OPTIONS } from '../prune-request.js';
+import { PRUNE_OPTIONS, textEmbeddings } from '../prune-request.js';
 import { checkQuestion } from './check-question.js';
 import { Once } from './once.js';
 import type {
@@ -84,7 +84,8 @@ export abstract class EncodedImageBase implements EncodedImage {
   async #embeddings(question: Question, taskShare = 0.5): Promise<TextEmbeddings | null> {
     if (typeof question === 'string') return this.owner.encodeQuestion(checkQuestion(question)).catch(asQuestion);
     if (question === null && taskShare === 0) return null;
-    if (typeof question === 'object' && question !== null && 'embeddings' in question) return question;
+    if (typeof question === 'object' && question !== null && 'embeddings' in question)
+      return textEmbeddings('question', question);
     throw invalid('ERR_VALUE', 'question', question, 'a text, its embeddings, or null with taskShare: 0');
   }
 

@@ -37,12 +37,7 @@ export class ImageProcessor {
   static async open(source: string | ImageProcessorConfig): Promise<ImageProcessor> {
     const config = typeof source === 'string' ? await readConfig(source) : source;
     if (typeof config !== 'object' || config === null)
-      throw invalid(
-        'ERR_VALUE',
-        'image processor',
-        config,
-        'a model folder, or the fields of its preprocessor_config.json',
-      );
+      throw invalid('ERR_VALUE', 'source', source, 'a model folder, or the fields of its preprocessor_config.json');
     return new ImageProcessor(readRecipe(nested(config) ?? config));
   }
 

@@ -24,14 +24,15 @@ import {
   towerGraph,
 } from '../onnx/index.js';
 import { type OptionNames, options } from '../options.js';
-import { loadOrt } from '../ort.js';
-import { floatData, isTensor, matrix, widened } from '../tensor.js';
+import { ortModule } from '../ort.js';
+import { encodingOf } from '../pruner.js';
+import { floatData, isTensor, matrix, nonEmpty, oneOf, widened } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
 import { findClipFile } from './clip-folder.js';
-import { ClipText, type LongText } from './clip-text.js';
-import { deviceOptions } from './device-options.js';
+import { ClipText, LONG_TEXT, type LongText } from './clip-text.js';
 import { LlavaImage } from './llava-image.js';
 import { VisionModelBase } from './model-base.js';
+import { checkShared, deviceOptions } from './model-options.js';
 import { Once } from './once.js';
 import { allOrNone, atRest, runSession, TENTATIVE } from './session.js';
 import { TowerBatch } from './tower-batch.js';
@@ -117,10 +118,15 @@ export class LlavaVision extends VisionModelBase<LlavaImage, TensorLike> {
    *   do not belong together; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`; `ERR_VALUE` for the options
    */
   static async open(visionEncoder: string, given: LlavaVisionOptions): Promise<LlavaVision> {
+    nonEmpty('visionEncoder', visionEncoder, 'the path of a LLaVA vision_encoder.onnx');
     const checked = options('options', given, NAMES, RENAMED);
-    const { clip, pruner, session, ort = await loadOrt() } = { ...checked, session: atRest(checked.session) };
-    if (clip !== undefined) await requireFolder(clip, 'a CLIP folder');
-    else if (!pruner) throw invalid('ERR_VALUE', 'clip', clip, 'a CLIP folder (or the option pruner)');
+    const { clip, pruner, longText = 'segment' } = checked;
+    checkShared(checked);
+    encodingOf(checked);
+    oneOf('longText', longText, LONG_TEXT);
+    const [session, ort] = [atRest(checked.session), await ortModule(checked.ort)];
+    if (clip !== undefined || !pruner)
+      await requireFolder(nonEmpty('clip', clip as string, 'a CLIP folder (or the option pruner)'), 'a CLIP folder');
     if (!(await isFile(visionEncoder)))
       throw new DesapError('ERR_FILE', `${visionEncoder}: got no such file, wanted a LLaVA vision encoder`);
     const structure = readTower(visionEncoder);

@@ -1,6 +1,7 @@
 import { basename, dirname, join } from 'node:path';
 import { DesapError, invalid } from '../errors.js';
 import { isFile, readJson } from '../files.js';
+import { oneOf } from '../tensor.js';
 
 /** What Transformers.js adds to a file name for each dtype. */
 export const SUFFIX = {
@@ -20,6 +21,7 @@ export const SUFFIX = {
 
 /** Forms of weights, by the names that Transformers.js has for them. */
 export type Dtype = keyof typeof SUFFIX;
+export const DTYPES = Object.keys(SUFFIX) as Dtype[];
 
 /** What vision models read of a `config.json`. */
 export interface ModelConfig {
@@ -45,8 +47,7 @@ export interface ModelFolder {
 
 /** The name of a part's ONNX file. */
 export function onnxName(part: string, dtype: Dtype = 'fp32'): string {
-  if (Object.hasOwn(SUFFIX, dtype)) return `${part}${SUFFIX[dtype]}.onnx`;
-  throw invalid('ERR_VALUE', 'dtype', dtype, Object.keys(SUFFIX).join(' | '));
+  return `${part}${SUFFIX[oneOf('dtype', dtype, DTYPES)]}.onnx`;
 }
 
 /** The folder that an ONNX file belongs to. */
@@ -77,7 +78,7 @@ export function readConfig(folder: string): Promise<ModelConfig> {
  * @throws DesapError `ERR_FILE` where there is none
  */
 export async function anyOnnx(folder: string, part: string, first: Dtype = 'fp32'): Promise<string> {
-  for (const dtype of [first, ...(Object.keys(SUFFIX) as Dtype[])]) {
+  for (const dtype of [first, ...DTYPES]) {
     const file = join(folder, 'onnx', onnxName(part, dtype));
     if (await isFile(file)) return file;
   }

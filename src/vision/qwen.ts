@@ -6,12 +6,13 @@ import { relativeError } from '../onnx/head/compare.js';
 import { type OrtModule, openGraph } from '../onnx/index.js';
 import { FEATURES, MAIN_FEATURES, type QwenTower, readQwenTower, SALIENCY, TASK_ROWS } from '../onnx/qwen-graph.js';
 import { type OptionNames, options } from '../options.js';
-import { loadOrt } from '../ort.js';
+import { ortModule } from '../ort.js';
+import { nonEmpty, object, oneOf } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
-import { deviceOptions } from './device-options.js';
 import { confirmFeatures } from './file-features.js';
 import { VisionModelBase } from './model-base.js';
-import { type Dtype, folderOf, type ModelConfig, readConfig } from './model-folder.js';
+import { DTYPES, type Dtype, folderOf, type ModelConfig, readConfig } from './model-folder.js';
+import { checkShared, deviceOptions } from './model-options.js';
 import { Once } from './once.js';
 import { QuestionTable } from './question-table.js';
 import { type Encoded, QwenImage } from './qwen-image.js';
@@ -106,8 +107,12 @@ export class QwenVision extends VisionModelBase<QwenImage> {
 
   /** @internal The same without the check, for whoever has an open session of the file to compare with. */
   static async openBeside(visionEncoder: string, given: QwenVisionOptions = {}): Promise<QwenVision> {
+    nonEmpty('visionEncoder', visionEncoder, 'the path of a Qwen-VL vision_encoder.onnx');
     const checked = options('options', withoutClip(given), NAMES, RENAMED);
-    const { model = folderOf(visionEncoder), ort = await loadOrt(), pruner } = checked;
+    const { model = folderOf(visionEncoder), pruner } = checked;
+    checkShared(checked);
+    checkOwn({ ...checked, model });
+    const ort = await ortModule(checked.ort);
     const config = await configOf({ ...checked, model });
     requireFullAttention(config);
     const merge = config.vision_config?.spatial_merge_size ?? MERGE;
@@ -224,8 +229,17 @@ function withoutClip<T extends object>(given: T & { clip?: unknown; encoding?: u
   if (clip !== undefined)
     throw invalid('ERR_VALUE', 'clip', clip, 'none: the vision encoder of this model is no CLIP tower');
   if (encoding !== undefined && encoding !== 'qq')
-    throw invalid('ERR_VALUE', 'encoding', encoding, 'qq, the only one for this model');
+    throw invalid('ERR_VALUE', 'encoding', encoding, "'qq', the only one for this model");
   return rest as unknown as T;
+}
+
+/** Checks the values of the options that other families do not have. */
+function checkOwn({ model, config, dtype = 'fp32', embedQuestion }: QwenVisionOptions & { model: string }): void {
+  nonEmpty('model', model, 'a model folder');
+  if (config !== undefined) object('config', config, 'a config.json as an object');
+  oneOf('dtype', dtype, DTYPES);
+  if (embedQuestion !== undefined && typeof embedQuestion !== 'function')
+    throw invalid('ERR_VALUE', 'embedQuestion', embedQuestion, 'a function');
 }
 
 function requireFullAttention({ vision_config: { depth, fullatt_block_indexes: full } = {} }: ModelConfig): void {

@@ -2,7 +2,7 @@ import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError, type DesapErrorCode } from '../errors.js';
 import { isFile } from '../files.js';
 import type { OrtModule } from '../onnx/edit.js';
-import { loadOrt } from '../ort.js';
+import { ortModule } from '../ort.js';
 
 /**
  * Session options with idle threads at rest. ONNX Runtime's threads otherwise spin for some time after each run; with several
@@ -24,7 +24,7 @@ export async function openSession(
   options?: InferenceSession.SessionOptions,
   given?: OrtModule,
 ): Promise<InferenceSession> {
-  const ort = given ?? (await loadOrt());
+  const ort = await ortModule(given);
   if (!(await isFile(path))) throw new DesapError('ERR_FILE', `${path}: got no such file, wanted an ONNX model`);
   try {
     return await ort.InferenceSession.create(path, options);

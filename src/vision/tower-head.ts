@@ -4,6 +4,7 @@ import { type HeadWeights, loadHead } from '../index.js';
 import { confirmBoth } from '../onnx/head/confirm.js';
 import type { OpenTower } from '../onnx/head/trial.js';
 import { extractHead, type OrtModule, readModel, type TowerStructure } from '../onnx/index.js';
+import { object } from '../tensor.js';
 import { clipFile } from './clip-folder.js';
 
 /** Where the head of a tower comes from. */
@@ -26,7 +27,8 @@ export async function towerHead(
   { clip, head: given, session }: HeadOrigin,
 ): Promise<HeadWeights> {
   if (given !== undefined) {
-    const head = typeof given === 'string' ? await loadHead(given) : given;
+    const head =
+      typeof given === 'string' ? await loadHead(given) : object('head', given, 'a head: its path or weights');
     requireFit(head, tower.structure, visionEncoder);
     return head;
   }

@@ -82,8 +82,8 @@ describe('desap verify', () => {
   });
 
   it.each([
-    [{ complement: 'diversity' }, 'config: got the key "complement", wanted heads | '],
-    [{ lambda: '10' }, 'config.lambda: got "10", wanted a number'],
+    [{ complement: 'diversity' }, "config: got the key 'complement', wanted 'heads' | "],
+    [{ lambda: '10' }, "config.lambda: got '10', wanted a number"],
     [{ alignment: 0 }, 'config.alignment: got 0, wanted a boolean'],
   ])('refuses a config with %j', async (config, message) => {
     const path = await configured('tiny.safetensors', 'refused', config);

@@ -115,6 +115,15 @@ describe('confirmHead', () => {
       code: 'ERR_VALUE',
       message: /^options: got the unknown option 'pixels', wanted one of pixelValues, session/,
     };
+    const wrong = { name: 'DesapError', code: 'ERR_VALUE' };
+    for (const confirm of [
+      (runtime: object, options?: object) => confirmHead(runtime as never, CLIP, head, options),
+      (runtime: object, options?: object) => confirmTower(runtime as never, LLAVA, CLIP, options),
+    ]) {
+      await expect(confirm({})).rejects.toMatchObject({ ...wrong, message: expect.stringMatching(/^ort: got Object/) });
+      const refused = confirm(ort, { session: 'x' });
+      await expect(refused).rejects.toMatchObject({ ...wrong, message: expect.stringMatching(/^session: got 'x'/) });
+    }
     await expect(confirmHead(ort, CLIP, head, { pixels: PIXELS } as never)).rejects.toMatchObject(error);
     await expect(confirmTower(ort, LLAVA, CLIP, { pixels: PIXELS } as never)).rejects.toMatchObject(error);
   });

@@ -147,8 +147,31 @@ describe('expose and cut', () => {
 
   test('a value that does not exist', () => {
     expect(() => cut(readModel(CLIP), { outputs: ['nothing'] })).toThrow(
-      /vision_model\.onnx: looked for a node that writes "nothing"/,
+      /vision_model\.onnx: looked for a node that writes 'nothing'/,
     );
+  });
+
+  test('what is no tower, no graph and no runtime', async () => {
+    for (const build of [towerGraph, projectorGraph])
+      for (const [tower, got] of [
+        [undefined, 'undefined'],
+        [{}, 'Object'],
+        [{ graph: {} }, 'Object'],
+      ])
+        expect(() => build(tower as never)).toThrow(
+          expect.objectContaining({ code: 'ERR_VALUE', message: `tower: got ${got}, wanted what readTower gave` }),
+        );
+    const graph = towerGraph(readTower(CLIP));
+    for (const [given, message] of [
+      [[], /^ort: got undefined, wanted the onnxruntime-node module/],
+      [[{}, {}], /^ort: got Object, wanted the onnxruntime-node module/],
+      [[ort], /^graph: got undefined, wanted a graph/],
+      [[ort, {}], /^graph: got Object, wanted a graph/],
+      [[ort, graph, 'x'], /^options: got 'x', wanted session options/],
+    ] as [unknown[], RegExp][])
+      await expect((openGraph as (...all: unknown[]) => Promise<unknown>)(...given)).rejects.toMatchObject({
+        ...{ name: 'DesapError', code: 'ERR_VALUE', message: expect.stringMatching(message) },
+      });
   });
 
   test('a graph that onnxruntime refuses', async () => {

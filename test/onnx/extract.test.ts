@@ -120,6 +120,36 @@ describe('extractHead', () => {
       'ERR_VALUE',
       /^source: got the unknown option 'head', wanted one of visionModel, heads/,
     ],
+    [
+      'a source that is misspelt',
+      async () => ({ visionModle: VISION }) as never,
+      'ERR_VALUE',
+      /^source: got the unknown option 'visionModle', wanted one of visionModel, heads, safetensors, config/,
+    ],
+    [
+      'a source that is not given',
+      async () => ({ visionModel: undefined, heads: 4 }) as never,
+      'ERR_VALUE',
+      /^source: got Object, wanted \{ visionModel \} or \{ safetensors \}/,
+    ],
+    [
+      'two sources',
+      async () => ({ visionModel: VISION, safetensors: CHECKPOINT }) as never,
+      'ERR_VALUE',
+      /^source: got the unknown option 'safetensors', wanted one of visionModel, heads/,
+    ],
+    [
+      'a config that is none',
+      async () => ({ safetensors: CHECKPOINT, config: 5 }) as never,
+      'ERR_VALUE',
+      /^config: got 5/,
+    ],
+    [
+      'a path that is none',
+      async () => ({ safetensors: 5 }) as never,
+      'ERR_VALUE',
+      /^safetensors: got 5, wanted a path/,
+    ],
     ['bad heads', async () => ({ visionModel: VISION, heads: 0 }), 'ERR_VALUE', /heads: got 0/],
     [
       'heads that do not divide',

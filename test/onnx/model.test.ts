@@ -122,8 +122,12 @@ describe('files that are something else', () => {
   });
 
   test('no path and no bytes', () => {
-    for (const source of ['', null, undefined, 3])
-      expect(thrown(() => readModel(source as never))).toMatchObject({ code: 'ERR_VALUE' });
+    for (const source of ['', null, undefined, 3, {}])
+      for (const read of [readModel, readTower])
+        expect(thrown(() => read(source as never))).toMatchObject({
+          code: 'ERR_VALUE',
+          message: expect.stringMatching(/^source: got .*, wanted a path or the bytes of an ONNX model/),
+        });
   });
 
   test('truncated anywhere', () => {

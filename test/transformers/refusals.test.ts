@@ -61,6 +61,46 @@ describe('attach refuses, and leaves the model alone', () => {
         new RegExp(`^options: got the unknown option '${before}', wanted ${now}, its name now`),
       ],
     ),
+    [
+      'a misspelt end of a question',
+      () => [model, { question: { embeddings: [], endOfTxt: 0 } as never }],
+      'ERR_VALUE',
+      /^question: got the unknown option 'endOfTxt'/,
+    ],
+    ['a share that is none', () => [model, { taskShare: 2 }], 'ERR_VALUE', /^taskShare: got 2, wanted/],
+    [
+      'another alignment',
+      () => [model, { alignment: 'x' as never }],
+      'ERR_VALUE',
+      /^alignment: got 'x', wanted 'fcma' \| /,
+    ],
+    ['a lambda that is none', () => [model, { lambda: Number.NaN }], 'ERR_VALUE', /^lambda: got NaN/],
+    [
+      'a flag that is none',
+      () => [model, { merge: 'no' as never }],
+      'ERR_VALUE',
+      /^merge: got 'no', wanted true or false/,
+    ],
+    [
+      'another encoding',
+      () => [model, { encoding: '64' as never }],
+      'ERR_VALUE',
+      /^encoding: got '64', wanted 'qq' \| /,
+    ],
+    ['another way with long texts', () => [model, { longText: 'x' as never }], 'ERR_VALUE', /^longText: got 'x'/],
+    ['session options that are none', () => [model, { session: 'x' as never }], 'ERR_VALUE', /^session: got 'x'/],
+    [
+      'a pruner that is none',
+      () => [model, { pruner: {} as never }],
+      'ERR_VALUE',
+      /^pruner: got Object, wanted a Pruner/,
+    ],
+    [
+      'a model folder that is no path',
+      () => [model, { model: 5 as never }],
+      'ERR_VALUE',
+      /^options\.model: got 5, wanted a model folder/,
+    ],
     ['other positions', () => [model, { positions: 'none' as never }], 'ERR_VALUE', /positions/],
     ['no CLIP folder', () => [model, { clip: undefined }], 'ERR_VALUE', /^clip: got undefined/],
     ['a CLIP folder that is not there', () => [model, { clip: 'no/such' }], 'ERR_FILE', /no\/such/],
@@ -133,6 +173,11 @@ describe('attach refuses, and leaves the model alone', () => {
     await refused({ clip: own.clip }, /^desap: got the unknown option 'clip', wanted one of keep, keepRatio,/);
     await refused({ keep: 0.25 }, /^keep: got 0\.25, .*keepRatio/);
     await refused({ keep: 4, keepRatio: 0.25 }, /^keepRatio: .*one of the two/);
+    await refused({ taskShare: 2 }, /^taskShare: got 2/);
+    await refused({ alignment: 'x' }, /^alignment: got 'x'/);
+    await refused({ lambda: '1' }, /^lambda: got '1'/);
+    await refused({ merge: 0 }, /^merge: got 0/);
+    await refused({ keep: 'all', taskShare: 2 }, /^taskShare: got 2/);
     await refused({ keep: [4, 4] }, /^keep: got 2 entries, wanted 1/);
     await refused({ keepRatio: [0.5, 0.5] }, /^keepRatio: got 2 entries, wanted 1/);
     // A share of a call stands in place of the count that is the default.
@@ -175,7 +220,7 @@ describe('an encoder that hands out its class token too', () => {
     await writeFile(path, graph.bytes());
     const { model: full } = await load(join(root, 'own'), 'full');
     const result = attach(full, { clip: own.clip, model: folder, keep: 4 });
-    await expect(result).rejects.toMatchObject({ code: 'ERR_GRAPH', message: /select_strategy "full"/ });
+    await expect(result).rejects.toMatchObject({ code: 'ERR_GRAPH', message: /select_strategy 'full'/ });
     await full.dispose();
   });
 });

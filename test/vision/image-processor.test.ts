@@ -138,7 +138,12 @@ describe('ImageProcessor', () => {
     ['image_std: got [1, 0, 1]', { image_std: [1, 0, 1] }],
     ['mean: got [0.5, 0.5, 0.5], wanted the field image_mean', { mean: [0.5, 0.5, 0.5] }],
     ['std: got 1, wanted the field image_std', { std: 1 }],
-    ['image processor: got null', null as never],
+    ['source: got null, wanted a model folder', null as never],
+    ['source: got undefined, wanted a model folder', undefined as never],
+    [
+      "image_processor_type: got 'PixtralImageProcessor', wanted 'CLIPImageProcessor' | ",
+      { image_processor_type: 'PixtralImageProcessor' },
+    ],
   ])('refuses with "%s"', async (message, config) => {
     await expect(ImageProcessor.open(config)).rejects.toMatchObject({
       name: 'DesapError',

@@ -236,7 +236,7 @@ describe('one encoder', () => {
 
   it.each<[string, object, RegExp]>([
     ['a CLIP folder', { clip: 'models/tiny-clip' }, /^clip: got 'models\/tiny-clip', wanted none/],
-    ['another encoding', { encoding: 'kk' }, /^encoding: got 'kk', wanted qq/],
+    ['another encoding', { encoding: 'kk' }, /^encoding: got 'kk', wanted 'qq', the only one/],
     ['an old name', { modelDir: 'x' }, /^options: got the unknown option 'modelDir', wanted model, its name now/],
     ['a misspelt option', { kep: 3 }, /^options: got the unknown option 'kep'/],
   ])('refuses %s', async (_, options, message) => {

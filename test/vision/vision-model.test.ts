@@ -157,6 +157,16 @@ describe.each(FILES)('%s', (family, folder, options, inputs) => {
     });
   });
 
+  it('refuses embeddings with a misspelt end', async () => {
+    const [image] = await vision.encode(inputs(1));
+    const asked = await vision.encodeQuestion(question);
+    await expect(image.prune({ ...asked, endOfTxt: 0 } as never)).rejects.toMatchObject({
+      code: 'ERR_VALUE',
+      message: expect.stringMatching(/^question: got the unknown option 'endOfTxt', wanted one of embeddings, /),
+    });
+    image.dispose();
+  });
+
   it('refuses an image of which the encoder makes no finite numbers', async () => {
     const given = inputs(2);
     (given.pixelValues.data as Float32Array).fill(Number.NaN, (given.pixelValues.data as Float32Array).length / 2);
@@ -211,7 +221,7 @@ describe('openVisionModel', () => {
       message: /vision_encoder\.onnx: /,
     });
     await expect(openVisionModel(folder, { dtype: 'fp17' as 'fp16' })).rejects.toMatchObject({
-      message: /^dtype: got 'fp17', wanted fp32 \| fp16/,
+      message: /^dtype: got 'fp17', wanted 'fp32' \| 'fp16'/,
     });
     const llava = await openVisionModel(join(LLAVA, 'onnx/vision_encoder.onnx'), { clip: CLIP, dtype: 'fp32' });
     expect(llava).toBeInstanceOf(LlavaVision);
@@ -219,10 +229,10 @@ describe('openVisionModel', () => {
   });
 
   it.each([
-    ['idefics3', 'idefics3, wanted llava'],
-    ['paligemma', 'paligemma, wanted llava'],
-    ['lfm2_vl', 'lfm2_vl with a SigLIP tower: it has no class token'],
-    ['llava_onevision', 'llava_onevision with a SigLIP tower'],
+    ['idefics3', "'idefics3', wanted 'llava' | "],
+    ['paligemma', "'paligemma', wanted 'llava' | "],
+    ['lfm2_vl', "'lfm2_vl' with a SigLIP tower: it has no class token"],
+    ['llava_onevision', "'llava_onevision' with a SigLIP tower"],
   ])('refuses %s with the reason', async (family, message) => {
     await expect(openVisionModel(join(FAMILIES, family), { clip: CLIP })).rejects.toMatchObject({
       code: 'ERR_VALUE',
@@ -244,11 +254,54 @@ describe('openVisionModel', () => {
     ['a table for LLaVA', LLAVA, { clip: CLIP, embedQuestion: () => {} }, /unknown option 'embedQuestion'/],
     ['an old name', LLAVA, { clipFolder: CLIP }, /the unknown option 'clipFolder', wanted clip, its name now/],
     ['null for options', LLAVA, null as never, /^options: got null, wanted an object/],
+    ['a head that is none', LLAVA, { clip: CLIP, head: 5 }, /^head: got 5, wanted a head/],
+    ['a CLIP folder that is no path', LLAVA, { clip: 5 }, /^clip: got 5, wanted a CLIP folder/],
+    ['another encoding', LLAVA, { clip: CLIP, encoding: '64' }, /^encoding: got '64', wanted 'qq' \| /],
+    ['another way with long texts', LLAVA, { clip: CLIP, longText: 'x' }, /^longText: got 'x', wanted 'segment' \| /],
+    ['a table that is none', QWEN, { embedQuestion: 5 }, /^embedQuestion: got 5, wanted a function/],
+    ['an unknown dtype', join(QWEN, 'onnx/vision_encoder.onnx'), { dtype: 'x' }, /^dtype: got 'x', wanted 'fp32' \| /],
+    ...FILES.flatMap(([family, folder, options]): [string, string, object, RegExp][] => [
+      [`a pruner that is none: ${family}`, folder, { ...options, pruner: {} }, /^pruner: got Object, wanted a Pruner/],
+      [
+        `a count in words: ${family}`,
+        folder,
+        { ...options, keep: '64' },
+        /^keep: got '64', wanted a count of at least 1,/,
+      ],
+      [`a share above 1: ${family}`, folder, { ...options, keepRatio: 2 }, /^keepRatio: got 2, wanted a share/],
+      [
+        `a count and a share: ${family}`,
+        folder,
+        { ...options, keep: 4, keepRatio: 1 },
+        /^keepRatio: got 1 beside keep: 4/,
+      ],
+      [
+        `session options that are none: ${family}`,
+        folder,
+        { ...options, session: 'x' },
+        /^session: got 'x', wanted session/,
+      ],
+      [
+        `a runtime that is none: ${family}`,
+        folder,
+        { ...options, ort: {} },
+        /^ort: got Object, wanted the onnxruntime-node/,
+      ],
+    ]),
   ])('refuses %s', async (_, model, options, message) => {
     await expect(openVisionModel(model, options)).rejects.toMatchObject({
       name: 'DesapError',
       message: expect.stringMatching(message),
     });
+  });
+
+  it.each([LlavaVision, QwenVision])('%o: refuses what is no path', async (Vision) => {
+    for (const path of [undefined, null, 5, ''])
+      await expect(Vision.open(path as never, {})).rejects.toMatchObject({
+        name: 'DesapError',
+        code: 'ERR_VALUE',
+        message: expect.stringMatching(/^visionEncoder: got .*, wanted the path of a /),
+      });
   });
 
   it('refuses an encoder that is not the one that was read', async () => {

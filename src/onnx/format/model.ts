@@ -43,15 +43,20 @@ export type ModelSource = string | Uint8Array | OnnxModel;
  * Reads the structure of an ONNX model. A file of any size is walked through a small window; weights are not loaded.
  *
  * @param source path, bytes, or a model that was read before (returned as it is)
- * @param name what error messages call a model that is given as bytes
+ * @param name what error messages call a model that is given as bytes, and what is no model; default: `model`, and `source`
  * @throws DesapError `ERR_FILE` when it cannot be read, is truncated, contradicts itself or is no ONNX model;
  *   `ERR_GRAPH` for sparse initialisers
  */
-export function readModel(source: ModelSource, name = 'model'): OnnxModel {
-  if (types.isUint8Array(source)) return parseModel(memorySource(name, source), null);
-  if (typeof source === 'object' && source !== null) return source;
+export function readModel(source: ModelSource, name?: string): OnnxModel {
+  if (types.isUint8Array(source)) return parseModel(memorySource(name ?? 'model', source), null);
+  if (typeof source === 'object' && types.isMap(source?.initializers)) return source;
   if (typeof source !== 'string' || source === '')
-    throw invalid('ERR_VALUE', name, source, 'a path or the bytes of an ONNX model');
+    throw invalid(
+      'ERR_VALUE',
+      name ?? 'source',
+      source,
+      'a path or the bytes of an ONNX model, or what readModel gave',
+    );
   let path: string;
   try {
     path = realpathSync(source);

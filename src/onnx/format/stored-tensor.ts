@@ -79,7 +79,7 @@ export function readTensor(source: ByteSource, start = 0, end = source.size): St
     }
   }
   const tensor = { name, type, dims };
-  const what = `${source.name}: tensor "${name}" (${typeName(type)} [${dims.join(', ')}])`;
+  const what = `${source.name}: tensor '${name}' (${typeName(type)} [${dims.join(', ')}])`;
   if (!dims.every((extent) => Number.isSafeInteger(extent) && extent >= 0))
     throw new DesapError('ERR_FILE', `${what}: got a negative extent, wanted none`);
   if (isExternal) return { ...tensor, data: readExternal(what, entries) };
@@ -114,7 +114,7 @@ function readExternal(what: string, entries: ReadonlyMap<string, string>): Tenso
     if (given === undefined) return null;
     const value = Number(given);
     if (!Number.isSafeInteger(value) || value < 0)
-      throw new DesapError('ERR_FILE', `${what}: external data: got ${key} "${given}", wanted a byte count`);
+      throw new DesapError('ERR_FILE', `${what}: external data: got ${key} '${given}', wanted a byte count`);
     return value;
   };
   const file = entries.get('location') ?? '';
@@ -128,7 +128,7 @@ function readExternal(what: string, entries: ReadonlyMap<string, string>): Tenso
   )
     throw new DesapError(
       'ERR_FILE',
-      `${what}: external data: got location "${file}", wanted a path inside the model's folder`,
+      `${what}: external data: got location '${file}', wanted a path inside the model's folder`,
     );
   return { file, offset: number('offset') ?? 0, length: number('length') };
 }

@@ -4,7 +4,7 @@ import { checkHead, type HeadWeights } from '../../head.js';
 import type { NumberMatrix } from '../../kernels/numeric.js';
 import { type OptionNames, options } from '../../options.js';
 import type { TensorLike } from '../../tensor.js';
-import { cut, type EditedGraph, type OrtModule, openGraph } from '../edit.js';
+import { checkOrt, checkSession, cut, type EditedGraph, type OrtModule, openGraph } from '../edit.js';
 import { Builder } from '../format/builder.js';
 import type { ModelSource } from '../format/model.js';
 import { toleranceOf } from '../search/precision.js';
@@ -65,6 +65,8 @@ export async function confirmHead(
   given?: ConfirmOptions,
 ): Promise<HeadConfirmation> {
   const { pixelValues, session } = options('options', given, NAMES);
+  checkOrt(ort);
+  checkSession(session);
   const tower = readTower(visionModel, 'visionModel');
   const pixels = pixelTensor(ort, pixelValues ?? trialPixels(tower));
   const values = await headValues(ort, tower, head, pixels, session);
@@ -85,6 +87,8 @@ export async function confirmTower(
   given?: ConfirmOptions,
 ): Promise<TowerConfirmation> {
   const { pixelValues, session } = options('options', given, NAMES);
+  checkOrt(ort);
+  checkSession(session);
   const llava = readTower(llavaVisionEncoder, 'llavaVisionEncoder');
   const clip = readTower(clipVisionModel, 'clipVisionModel');
   const pixels = pixelTensor(ort, pixelValues ?? trialPixels(clip));

@@ -33,7 +33,7 @@ export async function headFromCheckpoint(path: string, config?: object, heads?: 
     return match !== null && !match[1].includes('text_model') ? [{ prefix: match[1], index: Number(match[2]) }] : [];
   });
   if (layers.length === 0)
-    throw missing('looked for tensors "vision_model.encoder.layers.<n>.self_attn.q_proj.weight"; found none');
+    throw missing("looked for tensors 'vision_model.encoder.layers.<n>.self_attn.q_proj.weight'; found none");
   const { prefix, index } = layers.reduce((last, layer) => (layer.index > last.index ? layer : last));
   if (settings.num_hidden_layers !== undefined && settings.num_hidden_layers !== index + 1)
     throw missing(
@@ -49,7 +49,7 @@ export async function headFromCheckpoint(path: string, config?: object, heads?: 
     );
 
   const layer = `${prefix}encoder.layers.${index}.`;
-  const values = async (name: string) => toFloat32(await checkpoint.read(name), `${path}: tensor "${name}"`);
+  const values = async (name: string) => toFloat32(await checkpoint.read(name), `${path}: tensor '${name}'`);
   const linear = async (name: string) => ({
     weight: await values(`${name}.weight`),
     bias: await values(`${name}.bias`),
@@ -57,7 +57,7 @@ export async function headFromCheckpoint(path: string, config?: object, heads?: 
   const projection = checkpoint.names.find((name) => name.endsWith('visual_projection.weight'));
   if (projection === undefined)
     throw missing(
-      'looked for a tensor "visual_projection.weight"; found none (a CLIPVisionModel has none: take a CLIPModel or a CLIPVisionModelWithProjection)',
+      "looked for a tensor 'visual_projection.weight'; found none (a CLIPVisionModel has none: take a CLIPModel or a CLIPVisionModelWithProjection)",
     );
   const ln1 = await linear(`${layer}layer_norm1`);
   const head: HeadWeights = {
@@ -103,7 +103,7 @@ async function openCheckpoint(path: string): Promise<Checkpoint> {
 }
 
 function found(path: string, name: string, tensor: StoredTensor | undefined): StoredTensor {
-  if (tensor === undefined) throw new DesapError('ERR_FILE', `${path}: looked for the tensor "${name}"; found none`);
+  if (tensor === undefined) throw new DesapError('ERR_FILE', `${path}: looked for the tensor '${name}'; found none`);
   return tensor;
 }
 

@@ -1,6 +1,7 @@
 import { invalid } from '../../errors.js';
 import type { HeadWeights } from '../../head.js';
 import { type OptionNames, options } from '../../options.js';
+import { nonEmpty, object } from '../../tensor.js';
 import type { ModelSource } from '../format/model.js';
 import { headFromGraph } from './extract-graph.js';
 import { headFromCheckpoint } from './extract-safetensors.js';
@@ -32,16 +33,20 @@ export type HeadSource =
  * @see arXiv 2604.11240, section 4.1
  */
 export async function extractHead(source: HeadSource): Promise<HeadWeights> {
-  if (typeof source !== 'object' || source === null || !('visionModel' in source || 'safetensors' in source))
-    throw invalid('ERR_VALUE', 'source', source, '{ visionModel } or { safetensors }');
-  const { heads } = 'visionModel' in source ? options('source', source, GRAPH) : options('source', source, CHECKPOINT);
+  const given: Partial<Part<'visionModel'> & Part<'safetensors'>> = object('source', source, WANTED);
+  const { visionModel, safetensors, config, heads } = given;
+  const names =
+    visionModel !== undefined ? GRAPH : safetensors !== undefined ? CHECKPOINT : { ...GRAPH, ...CHECKPOINT };
+  options<HeadSource>('source', source, names);
   if (heads !== undefined && !(Number.isSafeInteger(heads) && heads > 0))
     throw invalid('ERR_VALUE', 'heads', heads, 'a positive integer');
-  if ('visionModel' in source) return headFromGraph(source.visionModel, heads);
-  if (typeof source.safetensors !== 'string') throw invalid('ERR_VALUE', 'safetensors', source.safetensors, 'a path');
-  return headFromCheckpoint(source.safetensors, source.config, heads);
+  if (visionModel !== undefined) return headFromGraph(visionModel, heads);
+  if (safetensors === undefined) throw invalid('ERR_VALUE', 'source', source, WANTED);
+  if (config !== undefined) object('config', config, 'a config.json as an object');
+  return headFromCheckpoint(nonEmpty('safetensors', safetensors, 'a path'), config, heads);
 }
 
 type Part<Name extends string> = Extract<HeadSource, Readonly<Record<Name, unknown>>>;
 const GRAPH: OptionNames<Part<'visionModel'>> = { visionModel: true, heads: true };
 const CHECKPOINT: OptionNames<Part<'safetensors'>> = { safetensors: true, config: true, heads: true };
+const WANTED = '{ visionModel } or { safetensors }';

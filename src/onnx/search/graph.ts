@@ -36,7 +36,7 @@ export class Graph {
       for (const output of node.outputs) {
         if (output === '') continue;
         if (this.producers.has(output))
-          throw new DesapError('ERR_GRAPH', `${model.name}: got two nodes that write "${output}", wanted one`);
+          throw new DesapError('ERR_GRAPH', `${model.name}: got two nodes that write '${output}', wanted one`);
         this.producers.set(output, node);
       }
       for (const input of new Set(node.inputs)) {
@@ -168,7 +168,7 @@ function read(node: OnnxNode): string[] {
 }
 
 /** A node in words, for messages: its operator and its name, or what it writes. */
-export const describeNode = ({ op, name, outputs }: OnnxNode): string => `${op} "${name || outputs[0]}"`;
+export const describeNode = ({ op, name, outputs }: OnnxNode): string => `${op} '${name || outputs[0]}'`;
 
 /** Nodes in topological order, with all that they read from (depth first, without recursion: graphs are deep). */
 export function sorted<N extends Pick<OnnxNode, 'inputs' | 'captures'>>(

@@ -25,7 +25,7 @@ export function unrolled(graph: Graph, loop: OnnxNode): OnnxModel {
   const refuse = (node: OnnxNode) =>
     new DesapError(
       'ERR_GRAPH',
-      `${model.name}: looked for a Loop that takes slices of a sequence and appends its results; found ${node.op} "${node.name || node.outputs[0]}" in it`,
+      `${model.name}: looked for a Loop that takes slices of a sequence and appends its results; found ${node.op} '${node.name || node.outputs[0]}' in it`,
     );
   const bytes = loop.attributes.get('body')?.g;
   if (loop.op !== 'Loop' || bytes === undefined) throw refuse(loop);

@@ -44,7 +44,7 @@ export function tokenInputs(graph: Graph, output: string, picks: readonly OnnxNo
   const masks = inputs.filter((input) => !embeds.includes(input));
   for (const mask of masks)
     if (!isMask(graph, mask))
-      throw fail('token ids, positions, token types or a mask in each input', `"${mask.name}", which is none of them`);
+      throw fail('token ids, positions, token types or a mask in each input', `'${mask.name}', which is none of them`);
   return { ids, masks, positions: further.filter((input) => !isType(input)), types: further.filter(isType) };
 }
 

@@ -1,5 +1,5 @@
 /** Which of Hugging Face's image processors a configuration belongs to, and the defaults of that one. */
-import { invalid } from '../../errors.js';
+import { alternatives, invalid } from '../../errors.js';
 import type { ImageProcessorConfig } from './config.js';
 
 interface Kind {
@@ -99,6 +99,6 @@ export function kindOf(config: Readonly<Record<string, unknown>>): Kind {
   const name = String(type)
     .replace(/(Fast|Pil)$/, '')
     .replace(/FeatureExtractor$/, 'ImageProcessor');
-  if (!Object.hasOwn(KINDS, name)) throw invalid('ERR_VALUE', field, type, Object.keys(KINDS).join(', '));
+  if (!Object.hasOwn(KINDS, name)) throw invalid('ERR_VALUE', field, type, alternatives(Object.keys(KINDS)));
   return KINDS[name];
 }
