@@ -83,7 +83,7 @@ export function pruneRequest(
   return {
     ...(text === null ? { text, endOfText: 0 } : checkText(argument, text, projectionDim)),
     keep,
-    taskKeep: Math.floor(keep * taskShare + 0.5),
+    taskKeep: shareOf(keep, taskShare),
     alignment: oneOf('alignment', given.alignment ?? 'fcma', ALIGNMENTS),
     lambda: finite('lambda', given.lambda ?? 0.1, -1e6, 1e6),
     saliency: given.saliency === undefined ? null : vector('saliency', given.saliency, patches),
@@ -113,13 +113,18 @@ function textEmbeddings(argument: string, text: Text): TextEmbeddings {
   throw mismatch('ERR_VALUE', argument, "the unknown option 'tokens'", 'embeddings, its name now');
 }
 
+/** How many of a count a share is, rounded half up. */
+export function shareOf(count: number, share: number): number {
+  return Math.floor(count * share + 0.5);
+}
+
 function keepCount({ keep, keepRatio }: PruneOptions, patches: number): number {
   if (keep !== undefined && keepRatio !== undefined)
     throw mismatch('ERR_VALUE', 'keepRatio', `${keepRatio} beside keep: ${keep}`, 'one of the two');
   if (keepRatio !== undefined) {
     if (typeof keepRatio !== 'number' || !(keepRatio > 0 && keepRatio <= 1))
       throw invalid('ERR_VALUE', 'keepRatio', keepRatio, 'a share above 0 and at most 1');
-    return Math.max(1, Math.floor(keepRatio * patches + 0.5));
+    return Math.max(1, shareOf(patches, keepRatio));
   }
   if (typeof keep === 'number' && Number.isInteger(keep) && keep >= 1 && keep <= patches) return keep;
   const share = typeof keep === 'number' && keep > 0 && keep < 1;
