@@ -1,5 +1,5 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
-import { DEVICE_OPTIONS } from '../devices/open.js';
+import { DEVICE_OPTIONS, deviceOptions } from '../devices/open.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { isFile, requireFolder } from '../files.js';
 import {
@@ -29,7 +29,6 @@ import { floatData, isTensor, matrix, widened } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
 import { findClipFile } from './clip-folder.js';
 import { ClipText, type LongText } from './clip-text.js';
-import { deviceOptions } from './device-options.js';
 import { LlavaImage } from './llava-image.js';
 import { VisionModelBase } from './model-base.js';
 import { Once } from './once.js';

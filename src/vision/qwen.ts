@@ -1,5 +1,5 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
-import { DEVICE_OPTIONS } from '../devices/open.js';
+import { DEVICE_OPTIONS, deviceOptions } from '../devices/open.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { type Backend, type DeviceOptions, openBackend, type Pruner, type TextEmbeddings } from '../index.js';
 import { relativeError } from '../onnx/head/compare.js';
@@ -8,7 +8,6 @@ import { FEATURES, MAIN_FEATURES, type QwenTower, readQwenTower, SALIENCY, TASK_
 import { type OptionNames, options } from '../options.js';
 import { loadOrt } from '../ort.js';
 import { checkQuestion } from './check-question.js';
-import { deviceOptions } from './device-options.js';
 import { confirmFeatures } from './file-features.js';
 import { VisionModelBase } from './model-base.js';
 import { type Dtype, folderOf, type ModelConfig, readConfig } from './model-folder.js';
