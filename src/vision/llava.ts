@@ -60,7 +60,7 @@ export interface LlavaVisionOptions extends DeviceOptions, Budget, Pick<AnalyzeO
   ort?: OrtModule;
 }
 
-const NAMES: OptionNames<LlavaVisionOptions> = {
+export const LLAVA_OPTIONS: OptionNames<LlavaVisionOptions> = {
   ...DEVICE_OPTIONS,
   ...{ clip: true, head: true, pruner: true, keep: true, keepRatio: true, encoding: true, longText: true },
   ...{ session: true, ort: true },
@@ -116,7 +116,7 @@ export class LlavaVision extends VisionModelBase<LlavaImage, TensorLike> {
    *   do not belong together; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`; `ERR_VALUE` for the options
    */
   static async open(visionEncoder: string, given: LlavaVisionOptions): Promise<LlavaVision> {
-    const checked = options('options', given, NAMES, RENAMED);
+    const checked = options('options', given, LLAVA_OPTIONS, RENAMED);
     const { clip, pruner, session, ort = await loadOrt() } = { ...checked, session: atRest(checked.session) };
     if (clip !== undefined) await requireFolder(clip, 'a CLIP folder');
     else if (!pruner) throw invalid('ERR_VALUE', 'clip', clip, 'a CLIP folder (or the option pruner)');
