@@ -65,7 +65,7 @@ function settle<T>(sync: boolean, compute: () => T): MaybePromise<T> {
   return sync ? compute() : new Promise((resolve) => resolve(compute()));
 }
 
-/** Runs a step, giving its data errors the caller's name for the input. */
+/** Runs a stage, giving its data errors the caller's name for the input. */
 function naming<T>(argument: string, step: () => T, image?: number): T {
   try {
     return step();

@@ -17,7 +17,7 @@ export interface Encoded {
   readonly saliency: Float32Array;
 }
 
-/** One encoded image, or film, for many questions; made by `QwenVision.encode`. */
+/** One encoded image, or video, for many questions; made by `QwenVision.encode`. */
 export class QwenImage extends EncodedImageBase {
   /** @internal */
   constructor(

@@ -14,7 +14,7 @@ import { type Dtype, folderOf, type ModelConfig, readConfig } from './model-fold
 import { Once } from './once.js';
 import { QuestionTable } from './question-table.js';
 import { type Encoded, QwenImage } from './qwen-image.js';
-import { asFilm, type Grid, imagesOf, type Patches, patchesOf, runsOf } from './qwen-inputs.js';
+import { asVideo, type Grid, imagesOf, type Patches, patchesOf, runsOf } from './qwen-inputs.js';
 import { allOrNone, atRest, openSession, runSession, TENTATIVE } from './session.js';
 import { floats, lastHalf, qwenTrials, waves } from './trial.js';
 import type { Budget, InputNames, Tile, VisionInputs } from './vision-model.js';
@@ -138,7 +138,7 @@ export class QwenVision extends VisionModelBase<QwenImage> {
     const encoded = new Array<QwenImage>(images.length);
     for (const run of await this.#runs(images, names)) {
       const start = performance.now();
-      const all = await this.#run(asFilm(run.map((i) => images[i])), names);
+      const all = await this.#run(asVideo(run.map((i) => images[i])), names);
       const milliseconds = (performance.now() - start) / run.length;
       for (const [at, i] of run.entries())
         encoded[i] = new QwenImage(this, share(all, at, run.length), this.#tiles(images[i].grid), milliseconds);
@@ -161,8 +161,8 @@ export class QwenVision extends VisionModelBase<QwenImage> {
       const [first, second] = [data.subarray(0, pixels.length), data.subarray(pixels.length)];
       const names = { argument: pixelValues, graph: GRAPH };
       const alone = await runSession(this.session, names, this.#feeds({ pixels: second, grid }));
-      const film = asFilm([first, second].map((own) => ({ pixels: own, grid })));
-      const both = await this.session.run(this.#feeds(film), TENTATIVE).catch(() => null);
+      const video = asVideo([first, second].map((own) => ({ pixels: own, grid })));
+      const both = await this.session.run(this.#feeds(video), TENTATIVE).catch(() => null);
       const isSame = (name: string) =>
         relativeError(lastHalf((both as typeof alone)[name]), floats(alone[name])) <= this.tolerance;
       return both !== null && [FEATURES, TASK_ROWS, SALIENCY].every(isSame);
