@@ -182,6 +182,17 @@ describe('one encoder', () => {
     expect((await image.prune(last, { taskShare: 1, maps: true })).maps?.task).not.toEqual(kept.maps?.task);
   });
 
+  it('tells which row of a question is not finite', async () => {
+    const { embeddings } = await vision.encodeQuestion('what is the color?');
+    const data = (embeddings.data as Float32Array).slice();
+    data[data.length / embeddings.dims[0]] = Number.NaN;
+    const bad = { embeddings: { data, dims: embeddings.dims } };
+    await expect(image.prune(bad)).rejects.toMatchObject({
+      code: 'ERR_NOT_FINITE',
+      message: /^question: .* in row 1,/,
+    });
+  });
+
   it('gives the features and the time of each part', async () => {
     const { features, counts, assignment, timings } = await image.prune('what?', { merge: false });
     expect(features.dims).toEqual([1, 5, 32]);
