@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { Llava } from '../src/cli/llava/llava.js';
 import type { Alignment, Backend, PruneResult, TextEmbeddings } from '../src/index.js';
+import { shareOf } from '../src/prune-request.js';
 import type { LlavaVision } from '../src/vision/llava.js';
 import type { LlavaImage } from '../src/vision/llava-image.js';
 import { VanillaSimilarity } from './vanilla.js';
@@ -45,7 +46,7 @@ export const METHODS: Record<string, Method> = {
   'class token only, 0/100': desap('fcma', 0),
   'vanilla similarity, 50/50': async ({ image, text, backend, vanilla }, keep) => {
     const task = await vanilla.map(image.hidden, text.embeddings);
-    const taskKeep = Math.floor(keep / 2 + 0.5);
+    const taskKeep = shareOf(keep, 0.5);
     const saliency = (await image.analysis()).saliency();
     const { indices } = await backend.select({ task, saliency, keep, taskKeep });
     return [await merged(image, indices, backend)];

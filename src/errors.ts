@@ -70,6 +70,16 @@ export function alternatives(names: readonly string[]): string {
   return names.map(describe).join(' | ');
 }
 
+/** Runs a stage, giving its data errors the caller's name for the input; `image` is which one of a call it is. */
+export function naming<T>(argument: string, stage: () => T, image?: number): T {
+  try {
+    return stage();
+  } catch (error) {
+    const { row } = error as { row?: number };
+    throw row === undefined ? error : notFinite(argument, row, image);
+  }
+}
+
 /** Characters of a string that a message quotes. */
 const LONGEST = 200;
 

@@ -46,7 +46,7 @@ export interface PrunerFlops {
 }
 
 /**
- * What pruning itself costs: this package's own count of the matrix products in its steps, in the unit of
+ * What pruning itself costs: this package's own count of the matrix products in its stages, in the unit of
  * {@link decoderFlops}. Norms, softmaxes and selection are left out (below 1 %), and so is the text tower, whose cost depends on the
  * model that encodes the question. All but `alignment` and `merging` is paid once per image, whatever the number of questions.
  *

@@ -89,7 +89,7 @@ export class ImageAnalysis implements Disposable {
   saliency(): Float32Array {
     return this.#read('saliency');
   }
-  /** Context and projected attention [N, D] each (step 2), when `intermediates` asked for them. */
+  /** The attention's context (eq. 2) and its output projection, [N, D] each, when `intermediates` asked for them. */
   intermediates(): { context: Tensor; attention: Tensor } | null {
     const kept = this.#read('intermediates');
     const tensor = (data: Float32Array) => float32(data, [this.rows, this.#analysis.width]);
@@ -97,8 +97,8 @@ export class ImageAnalysis implements Disposable {
   }
 
   /**
-   * Keeps K visual tokens for a question (steps 5, 6, 8 and 9): those that the text is about and those that stand out,
-   * with every other patch merged into the nearest of them.
+   * Keeps K visual tokens for a question: aligns text and patches (eq. 3), selects the patches that the text is about and those that
+   * stand out (eq. 5), and merges every other patch into the nearest of them.
    *
    * @param text S of the paper, [T, E]: the question's tokens in the shared space, not normalised, without padding; null, with
    *   `taskShare: 0`: the saliency map alone chooses

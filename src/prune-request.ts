@@ -82,7 +82,7 @@ export function pruneRequest(
   return {
     ...(text === null ? { text, endOfText: 0 } : checkText(argument, text, projectionDim)),
     keep,
-    taskKeep: Math.floor(keep * taskShare + 0.5),
+    taskKeep: shareOf(keep, taskShare),
     saliency: given.saliency === undefined ? null : vector('saliency', given.saliency, patches),
     features: given.features === undefined ? null : matrix('features', given.features, { rows: patches }),
     ...how,
@@ -129,6 +129,11 @@ export function textEmbeddings(argument: string, text: Text): TextEmbeddings {
   return isTensor ? { embeddings: text } : options(argument, text as TextEmbeddings, TEXT, { tokens: 'embeddings' });
 }
 
+/** How many of a count a share is, rounded half up. */
+export function shareOf(count: number, share: number): number {
+  return Math.floor(count * share + 0.5);
+}
+
 /**
  * K of P patches. Without a number of patches: checks what can be judged before there is an image.
  * @throws DesapError `ERR_VALUE`
@@ -139,7 +144,7 @@ export function keepCount({ keep, keepRatio }: PruneOptions, patches = Number.PO
   if (keepRatio !== undefined) {
     if (typeof keepRatio !== 'number' || !(keepRatio > 0 && keepRatio <= 1))
       throw invalid('ERR_VALUE', 'keepRatio', keepRatio, 'a share above 0 and at most 1');
-    return Math.max(1, Math.floor(keepRatio * patches + 0.5));
+    return Math.max(1, shareOf(patches, keepRatio));
   }
   if (typeof keep === 'number' && Number.isInteger(keep) && keep >= 1 && keep <= patches) return keep;
   const count = patches < Number.POSITIVE_INFINITY ? `from 1 to ${patches}` : 'of at least 1';

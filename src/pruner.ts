@@ -94,7 +94,7 @@ export class Pruner implements Disposable {
   }
 
   /**
-   * The part that no question changes: attention, embedding and saliency of one image (steps 1 to 4 and 7).
+   * The part that no question changes: layer norm, projections, attention (eq. 2), read-out and saliency (eq. 4) of one image.
    *
    * @param hidden hidden states that enter the encoder's last layer, [N, D] or [1, N, D], float32 or float16. Memory of a
    *   `HostBuffer` is read in place, now and whenever the analysis merges; other memory is copied first.
@@ -140,7 +140,7 @@ export class Pruner implements Disposable {
   }
 
   /**
-   * {@link Pruner.prune} for several images in one go: the tiles of an image, the frames of a film, the images of a prompt.
+   * {@link Pruner.prune} for several images in one go: the tiles of an image, the frames of a video, the images of a prompt.
    * Each result is what `prune` gives for that image alone, to the bit.
    *
    * @param hidden a tensor [B, N, D], or a list of [N, D] tensors that may differ in N

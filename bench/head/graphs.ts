@@ -4,6 +4,7 @@
  */
 import type { HeadWeights, LinearWeights } from '../../src/head.js';
 import { DataType } from '../../src/onnx/format/proto.js';
+import { shareOf } from '../../src/prune-request.js';
 import { SmallGraph } from '../../test/transformers/small/graph.js';
 import { foldReadOut } from './fold.js';
 
@@ -112,7 +113,7 @@ abstract class HeadGraph extends SmallGraph {
   /** Kept patches, ascending: half of them by A_t, the others by A_s among the rest. */
   private select(task: string, saliency: string): string {
     const { keep } = this.shape;
-    const byTask = Math.floor(keep / 2 + 0.5);
+    const byTask = shareOf(keep, 0.5);
     const [, chosen] = this.top(task, byTask, true);
     const never = this.floats(new Float32Array(byTask).fill(Number.NEGATIVE_INFINITY), [byTask]);
     const rest = this.add('ScatterElements', [saliency, chosen, never]);

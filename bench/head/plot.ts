@@ -1,4 +1,4 @@
-/** The growth of the head's cost as one picture. */
+/** The growth of the head's cost as one plot. */
 import * as echarts from 'echarts';
 import type { Point, SERIES } from './scaling.js';
 
@@ -60,10 +60,10 @@ const PANELS: readonly Panel[] = [
   },
 ];
 
-/** The picture as SVG. */
+/** The plot as SVG. */
 export function plot(points: readonly Point[]): string {
   const chart = echarts.init(null, null, { renderer: 'svg', ssr: true, width: WIDTH, height: HEIGHT });
-  // Two by two; percent of the picture.
+  // Two by two; percent of the plot.
   const place = (i: number) => ({ left: 50 * (i % 2), top: 50 * Math.floor(i / 2) });
   const axis = { nameLocation: 'middle', nameGap: 28 } as const;
   chart.setOption({

@@ -1,7 +1,7 @@
 import { Command } from 'commander';
+import { deviceOptions } from '../devices/open.js';
 import { Llava } from './llava/llava.js';
 import {
-  deviceOptions,
   type ModelFlags,
   modelFolders,
   type PruningFlags,

@@ -1,6 +1,7 @@
 import { merge } from '../kernels/merge.js';
 import { rows, widen } from '../kernels/numeric.js';
 import { select } from '../kernels/select.js';
+import { shareOf } from '../prune-request.js';
 import { matrix } from '../tensor.js';
 import type { GoldenCase } from './golden-case.js';
 
@@ -13,7 +14,7 @@ export function decide(
   { task, saliency }: { task: Float32Array; saliency: Float32Array },
 ): Pick<GoldenCase, 'choices'> & { tokens: Float64Array } {
   const { keep, taskShare } = options;
-  const { indices, source } = select(task, saliency, keep, Math.floor(keep * taskShare + 0.5));
+  const { indices, source } = select(task, saliency, keep, shareOf(keep, taskShare));
 
   const states = widen(matrix('hidden', hidden)); // a row for each patch, after the class token's where there is one
   const { tokens, assignment, counts } = merge(rows(states, states.rows - task.length, states.rows), indices);

@@ -1,19 +1,11 @@
 import { mkdir, readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { Command } from 'commander';
+import { deviceOptions } from '../devices/open.js';
 import { DesapError } from '../errors.js';
 import { writeWhole } from '../files.js';
 import { type Answer, Llava } from './llava/llava.js';
-import {
-  deviceOptions,
-  keepCount,
-  MODELS,
-  type ModelFlags,
-  modelFolders,
-  print,
-  printJson,
-  withDevice,
-} from './options.js';
+import { keepCount, MODELS, type ModelFlags, modelFolders, print, printJson, withDevice } from './options.js';
 import { progress } from './progress.js';
 import { draw } from './prune.js';
 import { median, table } from './table.js';

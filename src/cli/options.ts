@@ -26,11 +26,6 @@ export function withDevice(command: Command): Command {
     );
 }
 
-/** The options of {@link withDevice}, among those of a command. */
-export function deviceOptions({ device, precision, threads, isa }: DeviceOptions): DeviceOptions {
-  return { device, precision, threads, isa };
-}
-
 /** Options that choose the models of a question about an image. */
 export function withModels(command: Command): Command {
   return withDevice(

@@ -1,11 +1,11 @@
 import { Command } from 'commander';
+import { deviceOptions } from '../devices/open.js';
 import { mismatch } from '../errors.js';
 import { writeWhole } from '../files.js';
 import { ImageProcessor, type RgbImage } from '../vision/image-processor.js';
 import { openVisionModel } from '../vision/open.js';
 import type { PrunedFeatures, Tile } from '../vision/vision-model.js';
 import {
-  deviceOptions,
   type ModelFlags,
   modelFolders,
   type PruningFlags,

@@ -51,7 +51,7 @@ export interface DriverHead {
 
 export interface AnalyzeRequest {
   readonly encoding: Encoding;
-  /** Also keep the attention's context and its projection (steps 2 of the specification). */
+  /** Also keep the attention's context (eq. 2) and its output projection. */
   readonly intermediates: boolean;
 }
 

@@ -78,6 +78,11 @@ function describeCuda(): DeviceReport[] {
 
 export const DEVICE_OPTIONS: OptionNames<DeviceOptions> = { device: true, precision: true, threads: true, isa: true };
 
+/** Those of an object's options that choose a device. */
+export function deviceOptions({ device, precision, threads, isa }: DeviceOptions): DeviceOptions {
+  return { device, precision, threads, isa };
+}
+
 /** Former words for a precision. */
 const RENAMED: Readonly<Record<string, Precision>> = { strict: 'fp32', fast: 'fp16' };
 

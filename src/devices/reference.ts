@@ -2,7 +2,7 @@
  * The JavaScript reference: float64 arithmetic, textbook loops, runs anywhere. It is what every other backend is held
  * against. It computes on the calling thread, also when called asynchronously.
  */
-import { notFinite } from '../errors.js';
+import { naming, notFinite } from '../errors.js';
 import type { HeadWeights, LinearWeights } from '../head.js';
 import { type AlignResult, align } from '../kernels/align.js';
 import { attention } from '../kernels/attention.js';
@@ -10,7 +10,16 @@ import type { AlignmentMatrices, KernelArguments, KernelName, KernelResults } fr
 import { layerNorm } from '../kernels/layer-norm.js';
 import { linear } from '../kernels/linear.js';
 import { merge } from '../kernels/merge.js';
-import { type Matrix64, matrix64, type NumberMatrix, type Numbers, row, rows, widen } from '../kernels/numeric.js';
+import {
+  type Matrix64,
+  matrix64,
+  type NumberMatrix,
+  type Numbers,
+  row,
+  rows,
+  sumOfRows,
+  widen,
+} from '../kernels/numeric.js';
 import { readOut } from '../kernels/read-out.js';
 import { saliency } from '../kernels/saliency.js';
 import { select } from '../kernels/select.js';
@@ -63,16 +72,6 @@ const KERNELS: { [K in KernelName]: (args: KernelArguments[K]) => KernelResults[
 /** Settles like a native call: a value or an exception when synchronous, a promise otherwise. */
 function settle<T>(sync: boolean, compute: () => T): MaybePromise<T> {
   return sync ? compute() : new Promise((resolve) => resolve(compute()));
-}
-
-/** Runs a step, giving its data errors the caller's name for the input. */
-function naming<T>(argument: string, step: () => T, image?: number): T {
-  try {
-    return step();
-  } catch (error) {
-    const { row } = error as { row?: number };
-    throw row === undefined ? error : notFinite(argument, row, image);
-  }
 }
 
 export function createReferenceDriver(): Driver {
@@ -270,9 +269,7 @@ function unitVector(x: Numbers): Float64Array {
 
 /** The direction of the rows' mean. */
 function meanDirection(x: Matrix64): Float64Array {
-  const mean = new Float64Array(x.cols);
-  for (let i = 0; i < x.rows; i++) for (let c = 0; c < x.cols; c++) mean[c] += x.data[i * x.cols + c] / x.rows;
-  return unitVector(mean);
+  return unitVector(sumOfRows(x).map((sum) => sum / x.rows));
 }
 
 /** The kept rows as they are; a dropped patch belongs to no token (-1). */

@@ -38,6 +38,13 @@ export function row(x: Matrix64, i: number): Float64Array {
   return x.data.subarray(i * x.cols, (i + 1) * x.cols);
 }
 
+/** The sum of all rows. */
+export function sumOfRows(x: NumberMatrix): Float64Array {
+  const sum = new Float64Array(x.cols);
+  for (let i = 0; i < x.rows; i++) for (let c = 0; c < x.cols; c++) sum[c] += x.data[i * x.cols + c];
+  return sum;
+}
+
 /** sum_c a[aFrom + c] b[bFrom + c] over `count` elements. */
 export function dot(a: Numbers, aFrom: number, b: Numbers, bFrom: number, count: number): number {
   let sum = 0;

@@ -3,7 +3,7 @@ import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { mismatch } from '../errors.js';
 import { checkSession } from '../onnx/edit.js';
 import { type Family, familyOf } from '../vision/families.js';
-import { confirmFeatures, fileInputs } from '../vision/file-features.js';
+import { confirmFeatures, fileInputs, runTrials } from '../vision/file-features.js';
 import { asEmbeddings } from '../vision/question-table.js';
 import type { VisionModel } from '../vision/vision-model.js';
 import { type Hooks, pruningHooks } from './hooks.js';
@@ -18,7 +18,7 @@ import {
   requireSessions,
 } from './model.js';
 import { locate, type ModelFiles } from './model-files.js';
-import { type AttachOptions, callDefaults } from './options.js';
+import { type AttachOptions, attachOptions, type OpeningOptions } from './options.js';
 import { override } from './override.js';
 import { Questions } from './question/question.js';
 import { isReleased, isStandIn, standIn } from './vision-session.js';
@@ -55,17 +55,17 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
   const hooked = requireModel(model);
   const family = familyOf('model.config', hooked.config);
   requireSessions(hooked);
-  const defaults = callDefaults(hooked, options);
+  const { defaults, folder, opening } = attachOptions(hooked, options);
   const plain = hooked.sessions.vision_encoder;
   if (isStandIn(plain)) throw mismatch('ERR_VALUE', 'model', 'a model that is attached to already', 'detach() first');
   imageTokenId(hooked);
 
-  const files = await locate(hooked, options.model);
+  const files = await locate(hooked, folder);
   const runtime = await modelRuntime(hooked);
-  const session = { logSeverityLevel: 3 as const, ...sessionOptions(hooked, options) };
+  const session = { logSeverityLevel: 3 as const, ...sessionOptions(hooked, opening) };
   let opened: Promise<Questions> | undefined;
   const questions = () => (opened ??= Questions.open(files.folder));
-  const vision = await openVision(hooked, family, files, { ...options, session }, { ...runtime, questions });
+  const vision = await openVision(hooked, family, files, { ...opening, session }, { ...runtime, questions });
 
   const running = new Set<Promise<unknown>>();
   const hooks = pruningHooks({ model: hooked, vision: vision.model, questions }, ownMethods(hooked), defaults);
@@ -102,25 +102,19 @@ async function openVision(
   { config, sessions }: HookedModel,
   family: Family,
   files: ModelFiles,
-  options: AttachOptions,
+  opening: OpeningOptions,
   { ort, embed, questions }: ModelRuntime & { questions: () => Promise<Questions> },
 ): Promise<Vision> {
   const plain = sessions.vision_encoder;
   const inputs = fileInputs(plain, 'model.sessions.vision_encoder');
-  const { clip, pruner, encoding, longText, session, device, precision, threads, isa } = options;
-  const model = await family.openBeside(
-    { ...files, config },
-    {
-      ...{ clip, pruner, encoding, longText, session, device, precision, threads, isa, ort },
-      embedQuestion: async (question) => asEmbeddings(await embed((await questions()).encode(question))),
-    },
-  );
+  const embedQuestion = async (question: string) => asEmbeddings(await embed((await questions()).encode(question)));
+  const model = await family.openBeside({ ...files, config }, { ...opening, embedQuestion, ort });
   try {
-    const sample = await confirmFeatures(model, plain, family.trials(plain, config), {
-      ...{ argument: 'options.model', file: files.visionEncoder, ort },
-      wanted:
-        'those of the file that the model was loaded from (and in its last block attention of all patches of a frame)',
-    });
+    const { visionEncoder: file } = files;
+    const samples = await runTrials(plain, family.trials(plain, config), { file, ort });
+    const wanted = `those of the file that the model was loaded from${family.premise}`;
+    await confirmFeatures(model, samples, { argument: 'options.model', file, wanted });
+    const sample = samples[0].features;
     return { model, session: standIn(plain, model, { ort, inputs, sample }) };
   } catch (error) {
     await model.dispose();
@@ -129,7 +123,7 @@ async function openVision(
 }
 
 /** The caller's session options, or the device that the model's own vision session runs on. */
-function sessionOptions({ sessions }: HookedModel, { session }: AttachOptions): InferenceSession.SessionOptions {
+function sessionOptions({ sessions }: HookedModel, { session }: OpeningOptions): InferenceSession.SessionOptions {
   const { device } = sessions.vision_encoder.config ?? {};
   if (session !== undefined) return checkSession(session);
   return device && device !== 'cpu' ? { executionProviders: [device] } : {};

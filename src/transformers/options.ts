@@ -1,11 +1,11 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid, mismatch } from '../errors.js';
-import type { AnalyzeOptions, DeviceOptions, PruneOptions, PruneResult, Pruner, TextEmbeddings } from '../index.js';
+import type { PruneOptions, PruneResult, TextEmbeddings } from '../index.js';
 import { type OptionNames, options } from '../options.js';
 import { pruneChoices, textEmbeddings } from '../prune-request.js';
 import { oneOf } from '../tensor.js';
-import type { LongText } from '../vision/clip-text.js';
 import { POSITIONS, type Positions } from '../vision/compact.js';
+import { VISION_MODEL_OPTIONS, type VisionModelOptions } from '../vision/families.js';
 import type { Budget } from '../vision/vision-model.js';
 import type { HookedModel } from './model.js';
 
@@ -32,23 +32,20 @@ export interface CallOptions extends Pick<PruneOptions, 'taskShare' | 'alignment
   onPruned?: (images: readonly PrunedImage[]) => void;
 }
 
+/** Options of `openVisionModel`, without those that each call has and those that follow from the loaded model. */
+export type OpeningOptions = Omit<VisionModelOptions, 'keep' | 'keepRatio' | 'dtype' | 'embedQuestion' | 'ort'>;
+
 /** Options of `attach`: `keep` or `keepRatio` is needed. Those of {@link CallOptions} are the defaults of every call. */
-export interface AttachOptions extends CallOptions, DeviceOptions, Pick<AnalyzeOptions, 'encoding'> {
-  /** LLaVA: the CLIP folder of the same vision tower, for the pruning head and the text tower. Qwen-VL takes none. */
-  clip?: string;
-  /**
-   * LLaVA: an open pruner in place of the CLIP folder's head. The folder then needs no `vision_model.onnx`, and is not needed at all
-   * where questions come as embeddings. Qwen-VL: only the pruner's device is used. It stays the caller's.
-   */
-  pruner?: Pruner;
+export interface AttachOptions extends CallOptions, OpeningOptions {
   /**
    * The folder that the model was loaded from, or its id under `env.localModelPath` or `env.cacheDir` of Transformers.js.
    * Default: the name in the model's config.
    */
   model?: string;
-  /** What happens to questions longer than the CLIP text tower's context; default `segment`. */
-  longText?: LongText;
-  /** Session options of ONNX Runtime for the sessions that are opened in place of the model's vision session. */
+  /**
+   * Session options of ONNX Runtime for the sessions that are opened in place of the model's vision session; default: the device that
+   * it runs on.
+   */
   session?: InferenceSession.SessionOptions;
 }
 
@@ -62,20 +59,32 @@ const CALL_NAMES: OptionNames<CallOptions> = {
   ...{ keep: true, keepRatio: true, question: true, positions: true, onPruned: true },
   ...{ taskShare: true, alignment: true, lambda: true, merge: true },
 };
-const OWN_NAMES: OptionNames<Omit<AttachOptions, keyof CallOptions>> = {
-  ...{ clip: true, model: true, pruner: true, longText: true, session: true, encoding: true },
-  ...{ device: true, precision: true, threads: true, isa: true },
-};
+const { keep, keepRatio, dtype, embedQuestion, ort, ...OPENING_NAMES } = VISION_MODEL_OPTIONS;
 const RENAMED = { clipFolder: 'clip', modelDir: 'model', query: 'question' };
 
+/** The options of `attach`, by what they are for. */
+export interface Attached {
+  /** Those of every call. */
+  readonly defaults: CallOptions;
+  /** `model`. */
+  readonly folder: string | undefined;
+  readonly opening: OpeningOptions;
+}
+
 /**
- * Checks the options of `attach`, and gives those that are the defaults of every call.
+ * Checks the options of `attach`, and tells apart what they are for.
  * @throws DesapError `ERR_VALUE`; `ERR_GRAPH` for original positions where the decoder takes none
  */
-export function callDefaults(model: HookedModel, given: AttachOptions): CallOptions {
-  const all = options('options', given, { ...CALL_NAMES, ...OWN_NAMES }, RENAMED);
-  const isDefault = ([name]: [string, unknown]) => Object.hasOwn(CALL_NAMES, name);
-  return checked(model, Object.fromEntries(Object.entries(all).filter(isDefault)));
+export function attachOptions(model: HookedModel, given: AttachOptions): Attached {
+  const { model: folder, ...others } = options(
+    'options',
+    given,
+    { ...CALL_NAMES, ...OPENING_NAMES, model: true },
+    RENAMED,
+  );
+  const those = (names: object) =>
+    Object.fromEntries(Object.entries(others).filter(([name]) => Object.hasOwn(names, name)));
+  return { defaults: checked(model, those(CALL_NAMES)), folder, opening: those(OPENING_NAMES) };
 }
 
 /**

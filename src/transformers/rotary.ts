@@ -21,7 +21,7 @@ export function rotaryPositions(model: HookedModel, inputs: ModelInputs): [Model
   return model.get_rope_index!(input_ids as ModelTensor, image_grid_thw, video_grid_thw, attention_mask);
 }
 
-const FILMS =
+const VIDEOS =
   "video of the prompt. The model's class encodes no videos, and its generate() drops their grids: give the frames as one image, with the grid [frames, rows, columns] in image_grid_thw";
 
 /**
@@ -34,7 +34,7 @@ export function requireGrids(model: HookedModel, inputs: ModelInputs): void {
   if (!model.get_rope_index || position_ids || !input_ids || !(image_grid_thw || video_grid_thw)) return;
   const { image_token_id, video_token_id } = model.config;
   requireGrid('image_grid_thw', image_grid_thw, begun(model, inputs, image_token_id), 'image of the prompt');
-  requireGrid('video_grid_thw', video_grid_thw, begun(model, inputs, video_token_id), FILMS);
+  requireGrid('video_grid_thw', video_grid_thw, begun(model, inputs, video_token_id), VIDEOS);
 }
 
 function requireGrid(argument: string, grids: ModelTensor | null | undefined, count: number, of: string): void {

@@ -1,14 +1,28 @@
 /** Which vision model a config asks for: the one table of model types that are taken, and why others are not. */
 import type { InferenceSession } from 'onnxruntime-common';
 import { alternatives, describe, invalid, mismatch } from '../errors.js';
-import { LlavaVision, type LlavaVisionOptions } from './llava.js';
+import type { Pruner } from '../index.js';
+import type { OptionNames } from '../options.js';
+import { LLAVA_OPTIONS, LlavaVision, type LlavaVisionOptions } from './llava.js';
 import type { ModelConfig, ModelFolder } from './model-folder.js';
-import { QwenVision, type QwenVisionOptions } from './qwen.js';
+import { QWEN_OPTIONS, QWEN_PREMISE, QwenVision, type QwenVisionOptions } from './qwen.js';
 import { llavaTrials, qwenTrials } from './trial.js';
 import type { VisionInputs, VisionModel } from './vision-model.js';
 
-/** Options of every family; each refuses those that mean nothing to it. */
-export type FamilyOptions = LlavaVisionOptions & Omit<QwenVisionOptions, 'model' | 'config'>;
+/**
+ * Options of every family. A family refuses those that mean nothing to it: `clip`, `head` and `longText` are LLaVA's, `embedQuestion` is
+ * Qwen-VL's.
+ */
+export interface VisionModelOptions extends LlavaVisionOptions, Omit<QwenVisionOptions, 'model' | 'config'> {
+  /**
+   * An open pruner, which stays the caller's. LLaVA: in place of the CLIP folder's head. The folder then needs no `vision_model.onnx`, and
+   * is not needed at all where questions come as embeddings. Qwen-VL: only its device is used.
+   */
+  pruner?: Pruner;
+}
+
+const { model, config, ...OF_QWEN } = QWEN_OPTIONS;
+export const VISION_MODEL_OPTIONS: OptionNames<VisionModelOptions> = { ...LLAVA_OPTIONS, ...OF_QWEN };
 
 /** A model folder and what its config says. */
 export interface Described extends ModelFolder {
@@ -17,10 +31,12 @@ export interface Described extends ModelFolder {
 
 /** One implementation of `VisionModel`. */
 export interface Family {
-  open(model: Described, options: FamilyOptions): Promise<VisionModel>;
+  open(model: Described, options: VisionModelOptions): Promise<VisionModel>;
   /** Opens it where an open session of the whole file is there to compare with, by {@link Family.trials}. */
-  openBeside(model: Described, options: FamilyOptions): Promise<VisionModel>;
+  openBeside(model: Described, options: VisionModelOptions): Promise<VisionModel>;
   trials(session: InferenceSession, config: ModelConfig): VisionInputs[];
+  /** What else is wanted of a file whose features differ, behind a comma; empty where that is nothing. */
+  readonly premise: string;
 }
 
 const LLAVA: Family = {
@@ -28,6 +44,7 @@ const LLAVA: Family = {
   // Its own checks are those of its parts; its questions are for the CLIP text tower.
   openBeside: ({ visionEncoder }, { embedQuestion: _, ...options }) => LlavaVision.open(visionEncoder, options),
   trials: llavaTrials,
+  premise: '',
 };
 
 const QWEN: Family = {
@@ -36,6 +53,7 @@ const QWEN: Family = {
   openBeside: ({ visionEncoder, folder, config }, options) =>
     QwenVision.openBeside(visionEncoder, { ...options, model: folder, config }),
   trials: qwenTrials,
+  premise: QWEN_PREMISE,
 };
 
 /** Model types whose class is Transformers.js' `LlavaForConditionalGeneration` or inherits from it, and whose tower can be that of CLIP. */

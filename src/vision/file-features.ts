@@ -54,6 +54,40 @@ export async function allFeatures(
   }
 }
 
+/** A trial image, and what a whole file computes of it. */
+export interface Sample {
+  readonly trial: VisionInputs;
+  readonly features: Tensor;
+}
+
+/**
+ * Runs a whole file on trial images. It has to run the first of them; of the others those count that it runs, into as many rows
+ * (encoders that take no videos fail on them).
+ *
+ * @param file its path, for messages
+ * @throws DesapError `ERR_GRAPH` where ONNX Runtime does not run it
+ */
+export async function runTrials(
+  session: InferenceSession,
+  [first, ...others]: readonly VisionInputs[],
+  { file, ort }: { readonly file: string; readonly ort: OrtModule },
+): Promise<[Sample, ...Sample[]]> {
+  const inputs = fileInputs(session, file);
+  const run = async (trial: VisionInputs) => {
+    const outputs = await session.run(feeds(inputs, trial, ort), TENTATIVE);
+    return { trial, features: outputs[session.outputNames[0]] as Tensor };
+  };
+  const sample = await run(first).catch((cause: Error) => {
+    throw new DesapError('ERR_GRAPH', `${file}: onnxruntime does not run it: ${cause.message}`, { cause });
+  });
+  const samples: [Sample, ...Sample[]] = [sample];
+  for (const trial of others) {
+    const other = await run(trial).catch(() => null);
+    if (other !== null && unit(other) === unit(sample)) samples.push(other);
+  }
+  return samples;
+}
+
 /** What is compared, for messages. */
 export interface Compared {
   /** Who is at fault. */
@@ -64,36 +98,20 @@ export interface Compared {
 }
 
 /**
- * Checks on trial images that a vision model computes what a session of a whole file computes. The file has to run the first of them;
- * of the others those that it runs, into as many rows, are compared (encoders that take no films fail on them).
+ * Checks that a vision model computes what a whole file computes.
  *
- * @returns what the session gives for the first
  * @throws DesapError `ERR_HEAD_MISMATCH`; `ERR_GRAPH` where ONNX Runtime does not run what was read, or the features are not those of
  *   the visual tokens alone
  */
 export async function confirmFeatures(
   vision: Pick<VisionModel, 'encode' | 'tolerance'>,
-  file: InferenceSession,
-  trials: readonly VisionInputs[],
-  what: Compared & { readonly ort: OrtModule },
-): Promise<Tensor> {
-  const run = async (trial: VisionInputs) =>
-    (await file.run(feeds(file, trial, what), TENTATIVE))[file.outputNames[0]] as Tensor;
-  const [first, ...others] = trials;
-  const sample = await run(first).catch((cause: Error) => {
-    throw new DesapError('ERR_GRAPH', `${what.file}: onnxruntime does not run it: ${cause.message}`, { cause });
-  });
-  await compare(vision, first, sample, what);
-  for (const trial of others) {
-    const features = await run(trial).catch(() => null);
-    if (features !== null && unit(trial, features) === unit(first, sample))
-      await compare(vision, trial, features, what);
-  }
-  return sample;
+  samples: readonly Sample[],
+  what: Compared,
+): Promise<void> {
+  for (const sample of samples) await compare(vision, sample, what);
 }
 
-function feeds(file: InferenceSession, trial: VisionInputs, { ort, file: name }: Compared & { ort: OrtModule }) {
-  const { pixelValues, imageGridThw } = fileInputs(file, name);
+function feeds({ pixelValues, imageGridThw }: FileInputs, trial: VisionInputs, ort: OrtModule): Record<string, Tensor> {
   const { pixelValues: pixels, imageGridThw: grid } = trial;
   return {
     [pixelValues]: new ort.Tensor('float32', pixels.data as Float32Array, pixels.dims),
@@ -102,22 +120,21 @@ function feeds(file: InferenceSession, trial: VisionInputs, { ort, file: name }:
 }
 
 /** Rows of pixels to a row of features. */
-function unit({ pixelValues }: VisionInputs, { dims }: Tensor): number {
-  return pixelValues.dims[0] / dims[dims.length - 2];
+function unit({ trial, features: { dims } }: Sample): number {
+  return trial.pixelValues.dims[0] / dims[dims.length - 2];
 }
 
 async function compare(
   vision: Pick<VisionModel, 'encode' | 'tolerance'>,
-  trial: VisionInputs,
-  sample: Tensor,
+  { trial, features }: Sample,
   { argument, file, wanted }: Compared,
 ): Promise<void> {
   const got = await allFeatures(vision, trial).catch((cause: Error) => {
     const text = `${file}: onnxruntime does not run what was read of it: ${cause.message}`;
     throw new DesapError('ERR_GRAPH', text, { cause });
   });
-  const want = widened(floatData('image_features', sample));
-  const rows = want.length / sample.dims[sample.dims.length - 1];
+  const want = widened(floatData('image_features', features));
+  const rows = want.length / features.dims[features.dims.length - 1];
   let [difference, magnitude] = [got.data.length === want.length ? 0 : Number.POSITIVE_INFINITY, 0];
   for (let i = 0; i < want.length; i++) {
     difference = Math.max(difference, Math.abs(got.data[i] - want[i]));

@@ -1,5 +1,5 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
-import { DEVICE_OPTIONS } from '../devices/open.js';
+import { DEVICE_OPTIONS, deviceOptions } from '../devices/open.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { isFile, requireFolder } from '../files.js';
 import {
@@ -32,7 +32,7 @@ import { findClipFile } from './clip-folder.js';
 import { ClipText, LONG_TEXT, type LongText } from './clip-text.js';
 import { LlavaImage } from './llava-image.js';
 import { VisionModelBase } from './model-base.js';
-import { checkShared, deviceOptions } from './model-options.js';
+import { checkShared } from './model-options.js';
 import { Once } from './once.js';
 import { allOrNone, atRest, runSession, TENTATIVE } from './session.js';
 import { TowerBatch } from './tower-batch.js';
@@ -62,7 +62,7 @@ export interface LlavaVisionOptions extends DeviceOptions, Budget, Pick<AnalyzeO
   ort?: OrtModule;
 }
 
-const NAMES: OptionNames<LlavaVisionOptions> = {
+export const LLAVA_OPTIONS: OptionNames<LlavaVisionOptions> = {
   ...DEVICE_OPTIONS,
   ...{ clip: true, head: true, pruner: true, keep: true, keepRatio: true, encoding: true, longText: true },
   ...{ session: true, ort: true },
@@ -119,7 +119,7 @@ export class LlavaVision extends VisionModelBase<LlavaImage, TensorLike> {
    */
   static async open(visionEncoder: string, given: LlavaVisionOptions): Promise<LlavaVision> {
     nonEmpty('visionEncoder', visionEncoder, 'the path of a LLaVA vision_encoder.onnx');
-    const checked = options('options', given, NAMES, RENAMED);
+    const checked = options('options', given, LLAVA_OPTIONS, RENAMED);
     const { clip, pruner, longText = 'segment' } = checked;
     checkShared(checked);
     encodingOf(checked);

@@ -1,6 +1,6 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { invalid } from '../errors.js';
-import { type DeviceOptions, Pruner } from '../index.js';
+import { Pruner } from '../index.js';
 import { checkSession } from '../onnx/edit.js';
 import { keepCount } from '../prune-request.js';
 import type { Budget } from './vision-model.js';
@@ -19,9 +19,4 @@ export function checkShared({ keep, keepRatio, pruner, session }: SharedOptions)
   if (keep !== undefined || keepRatio !== undefined) keepCount({ keep, keepRatio });
   if (pruner !== undefined && !(pruner instanceof Pruner)) throw invalid('ERR_VALUE', 'pruner', pruner, 'a Pruner');
   checkSession(session);
-}
-
-/** Those of an object's options that choose a device. */
-export function deviceOptions({ device, precision, threads, isa }: DeviceOptions): DeviceOptions {
-  return { device, precision, threads, isa };
 }

@@ -1,11 +1,8 @@
 import { join } from 'node:path';
 import { object } from '../tensor.js';
-import { type FamilyOptions, familyOf } from './families.js';
+import { familyOf, type VisionModelOptions } from './families.js';
 import { locateModel, readConfig } from './model-folder.js';
 import type { VisionModel } from './vision-model.js';
-
-/** Options of {@link openVisionModel}: those of `LlavaVision.open` or of `QwenVision.open`, whichever it turns out to be. */
-export type VisionModelOptions = FamilyOptions;
 
 /**
  * Opens the vision model of a folder, of whichever family it is: `model_type` of its `config.json` says which.

@@ -1,6 +1,8 @@
 import type { Tensor } from 'onnxruntime-common';
-import { mismatch } from '../errors.js';
+import { mismatch, naming } from '../errors.js';
 import { type Backend, ImageAnalysis, type TextEmbeddings } from '../index.js';
+import { type NumberMatrix, sumOfRows } from '../kernels/numeric.js';
+import { unitRows } from '../kernels/unit-rows.js';
 import { float32, matrix, vector, widened } from '../tensor.js';
 import { type Analyzed, EncodedImageBase, type ImageOwner, type Kept } from './image-base.js';
 import type { Tile } from './vision-model.js';
@@ -17,7 +19,7 @@ export interface Encoded {
   readonly saliency: Float32Array;
 }
 
-/** One encoded image, or film, for many questions; made by `QwenVision.encode`. */
+/** One encoded image, or video, for many questions; made by `QwenVision.encode`. */
 export class QwenImage extends EncodedImageBase {
   /** @internal */
   constructor(
@@ -51,7 +53,7 @@ export class QwenImage extends EncodedImageBase {
     const text = matrix('question', embeddings);
     const width = Math.min(text.cols, this.encoded.rows.length / this.tokenCount);
     const rows = narrowed(widened(text), text.cols, width);
-    const end = endOfText ?? meanDirection(rows, width);
+    const end = endOfText ?? meanDirection({ data: rows, rows: text.rows, cols: width });
     return {
       embeddings: float32(rows, [text.rows, width]),
       endOfText: typeof end === 'number' ? end : narrowed(vector('endOfText', end), end.length, width),
@@ -80,6 +82,11 @@ export class QwenImage extends EncodedImageBase {
   }
 }
 
+/** The sum of a text's rows, each at unit length: it has the direction of their mean, and is made a unit row itself. */
+function meanDirection(text: NumberMatrix): Float32Array {
+  return Float32Array.from(naming('question', () => sumOfRows(unitRows(text))));
+}
+
 /** The first columns of rows whose others are zeros. */
 function narrowed(rows: Float32Array, from: number, to: number): Float32Array {
   if (from <= to) return rows;
@@ -88,21 +95,10 @@ function narrowed(rows: Float32Array, from: number, to: number): Float32Array {
   return rows.filter((_, i) => i % from < to);
 }
 
-/** Shorter rows are not made unit rows. */
-const SHORTEST = 1e-12;
-
-/** The direction of the mean of some rows, each at unit length. */
-function meanDirection(rows: Float32Array, width: number): Float32Array {
-  const sum = new Float64Array(width);
-  for (let at = 0; at < rows.length; at += width) {
-    const row = rows.subarray(at, at + width);
-    const length = Math.sqrt(row.reduce((total, value) => total + value * value, 0));
-    for (let c = 0; c < width; c++) sum[c] += row[c] / Math.max(length, SHORTEST);
-  }
-  return Float32Array.from(sum);
-}
-
-/** The mean of the rows [P, W] that are assigned to each kept token: [K, W]. */
+/**
+ * The mean of the rows [P, W] that are assigned to each kept token: [K, W]. The merge kernel means the columns that it compares; packed
+ * features have further ones, which follow the same assignment.
+ */
 function meanRows(rows: Float32Array, width: number, assignment: Int32Array, counts: Int32Array): Float32Array {
   const sums = new Float64Array(counts.length * width);
   for (const [token, k] of assignment.entries())

@@ -62,7 +62,7 @@ function gridsOf(tensor: VisionInputs['imageGridThw'], name: string, merge: numb
 const AT_ONCE = 4096;
 
 /**
- * Which images go into one run: those of equal grids, as the frames of one film, whose attention stays within each frame.
+ * Which images go into one run: those of equal grids, as the frames of one video, whose attention stays within each frame.
  * @returns places in `images`
  */
 export function runsOf(images: readonly Patches[]): number[][] {
@@ -82,8 +82,8 @@ export function runsOf(images: readonly Patches[]): number[][] {
   return runs;
 }
 
-/** Images of one grid as one film. */
-export function asFilm(images: readonly Patches[]): Patches {
+/** Images of one grid as the frames of one video. */
+export function asVideo(images: readonly Patches[]): Patches {
   const [{ pixels, grid }] = images;
   if (images.length === 1) return images[0];
   const all = new Float32Array(images.length * pixels.length);

@@ -1,5 +1,5 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
-import { DEVICE_OPTIONS } from '../devices/open.js';
+import { DEVICE_OPTIONS, deviceOptions } from '../devices/open.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { type Backend, type DeviceOptions, openBackend, type Pruner, type TextEmbeddings } from '../index.js';
 import { relativeError } from '../onnx/head/compare.js';
@@ -9,14 +9,14 @@ import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { nonEmpty, object, oneOf } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
-import { confirmFeatures } from './file-features.js';
+import { confirmFeatures, runTrials, type Sample } from './file-features.js';
 import { VisionModelBase } from './model-base.js';
 import { DTYPES, type Dtype, folderOf, type ModelConfig, readConfig } from './model-folder.js';
-import { checkShared, deviceOptions } from './model-options.js';
+import { checkShared } from './model-options.js';
 import { Once } from './once.js';
 import { QuestionTable } from './question-table.js';
 import { type Encoded, QwenImage } from './qwen-image.js';
-import { asFilm, type Grid, imagesOf, type Patches, patchesOf, runsOf } from './qwen-inputs.js';
+import { asVideo, type Grid, imagesOf, type Patches, patchesOf, runsOf } from './qwen-inputs.js';
 import { allOrNone, atRest, openSession, runSession, TENTATIVE } from './session.js';
 import { floats, lastHalf, qwenTrials, waves } from './trial.js';
 import type { Budget, InputNames, Tile, VisionInputs } from './vision-model.js';
@@ -41,12 +41,15 @@ export interface QwenVisionOptions extends DeviceOptions, Budget {
   ort?: OrtModule;
 }
 
-const NAMES: OptionNames<QwenVisionOptions> = {
+export const QWEN_OPTIONS: OptionNames<QwenVisionOptions> = {
   ...DEVICE_OPTIONS,
   ...{ model: true, config: true, dtype: true, embedQuestion: true, pruner: true, keep: true, keepRatio: true },
   ...{ session: true, ort: true },
 };
 const RENAMED = { modelDir: 'model' };
+
+/** What else is wanted of a file whose features differ. Frames of a video show it. */
+export const QWEN_PREMISE = ', and in its last block attention of all patches of a frame';
 
 /**
  * The vision encoder of Qwen2-VL, Qwen2.5-VL and what inherits from them, with pruning, over onnxruntime-node: an encoder of its own
@@ -80,47 +83,42 @@ export class QwenVision extends VisionModelBase<QwenImage> {
   }
 
   /**
-   * Opens the encoder with further outputs, and checks on two trial images that it computes what the file by itself computes.
+   * Opens the encoder with further outputs, and checks on two trial images that it computes what the file by itself computes. The file
+   * runs first, and is closed before the encoder is opened: memory holds the weights once.
    *
    * @param visionEncoder path of a `vision_encoder.onnx`
    * @throws DesapError `ERR_FILE`; `ERR_GRAPH` when the encoder is not built as expected, with what was looked for;
    *   `ERR_HEAD_MISMATCH` when it was not read right; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`; `ERR_VALUE` for the options
    */
   static async open(visionEncoder: string, given: QwenVisionOptions = {}): Promise<QwenVision> {
-    const vision = await QwenVision.openBeside(visionEncoder, given);
-    try {
-      const { ort, options } = vision;
-      const file = await openSession(visionEncoder, atRest(options.session), ort);
-      try {
-        const trials = qwenTrials(file, await configOf(options));
-        const wanted = 'those of the file by itself, and in its last block attention of all patches of a frame';
-        await confirmFeatures(vision, file, trials, { argument: 'visionEncoder', file: visionEncoder, wanted, ort });
-      } finally {
-        await file.release();
-      }
-      return vision;
-    } catch (error) {
-      await vision.dispose();
-      throw error;
-    }
+    return QwenVision.#open(visionEncoder, given, samplesOf);
   }
 
   /** @internal The same without the check, for whoever has an open session of the file to compare with. */
   static async openBeside(visionEncoder: string, given: QwenVisionOptions = {}): Promise<QwenVision> {
-    nonEmpty('visionEncoder', visionEncoder, 'the path of a Qwen-VL vision_encoder.onnx');
-    const checked = options('options', withoutClip(given), NAMES, RENAMED);
-    const { model = folderOf(visionEncoder), pruner } = checked;
+    return QwenVision.#open(visionEncoder, given, async () => []);
+  }
+
+  static async #open(file: string, given: QwenVisionOptions, sample: typeof samplesOf): Promise<QwenVision> {
+    nonEmpty('visionEncoder', file, 'the path of a Qwen-VL vision_encoder.onnx');
+    const checked = options('options', withoutClip(given), QWEN_OPTIONS, RENAMED);
+    const { model = folderOf(file), pruner } = checked;
     checkShared(checked);
     checkOwn({ ...checked, model });
     const ort = await ortModule(checked.ort);
-    const config = await configOf({ ...checked, model });
+    const session = atRest(checked.session);
+    const config = checked.config ?? (await readConfig(model));
     requireFullAttention(config);
     const merge = config.vision_config?.spatial_merge_size ?? MERGE;
-    const graph = readQwenTower(visionEncoder, merge ** 2);
+    const graph = readQwenTower(file, merge ** 2);
     return allOrNone(async (opened) => {
-      const session = opened(await openGraph(ort, graph, atRest(checked.session)), (one) => one.release());
       const backend = pruner?.backend ?? opened(openBackend(deviceOptions(checked)), (own) => own.dispose());
-      return new QwenVision(backend, ort, graph, session, merge, { ...checked, model });
+      const samples = await sample(file, config, { ort, session });
+      const tower = opened(await openGraph(ort, graph, session), (one) => one.release());
+      const vision = new QwenVision(backend, ort, graph, tower, merge, { ...checked, model });
+      const wanted = `those of the file by itself${QWEN_PREMISE}`;
+      await confirmFeatures(vision, samples, { argument: 'visionEncoder', file, wanted });
+      return vision;
     });
   }
 
@@ -146,7 +144,7 @@ export class QwenVision extends VisionModelBase<QwenImage> {
     const encoded = new Array<QwenImage>(images.length);
     for (const run of await this.#runs(images, names)) {
       const start = performance.now();
-      const all = await this.#run(asFilm(run.map((i) => images[i])), names);
+      const all = await this.#run(asVideo(run.map((i) => images[i])), names);
       const milliseconds = (performance.now() - start) / run.length;
       for (const [at, i] of run.entries())
         encoded[i] = new QwenImage(this, share(all, at, run.length), this.#tiles(images[i].grid), milliseconds);
@@ -169,8 +167,8 @@ export class QwenVision extends VisionModelBase<QwenImage> {
       const [first, second] = [data.subarray(0, pixels.length), data.subarray(pixels.length)];
       const names = { argument: pixelValues, graph: GRAPH };
       const alone = await runSession(this.session, names, this.#feeds({ pixels: second, grid }));
-      const film = asFilm([first, second].map((own) => ({ pixels: own, grid })));
-      const both = await this.session.run(this.#feeds(film), TENTATIVE).catch(() => null);
+      const video = asVideo([first, second].map((own) => ({ pixels: own, grid })));
+      const both = await this.session.run(this.#feeds(video), TENTATIVE).catch(() => null);
       const isSame = (name: string) =>
         relativeError(lastHalf((both as typeof alone)[name]), floats(alone[name])) <= this.tolerance;
       return both !== null && [FEATURES, TASK_ROWS, SALIENCY].every(isSame);
@@ -218,8 +216,18 @@ const GRAPH = 'the vision encoder';
 /** The default of Qwen2-VL's config. */
 const MERGE = 2;
 
-async function configOf({ config, model }: QwenVisionOptions & { model: string }): Promise<ModelConfig> {
-  return config ?? (await readConfig(model));
+/** What a file by itself computes of trial images. */
+async function samplesOf(
+  file: string,
+  config: ModelConfig,
+  { ort, session }: { ort: OrtModule; session: InferenceSession.SessionOptions },
+): Promise<Sample[]> {
+  const whole = await openSession(file, session, ort);
+  try {
+    return await runTrials(whole, qwenTrials(whole, config), { file, ort });
+  } finally {
+    await whole.release();
+  }
 }
 
 /** Options for a CLIP tower, which this is none. */

@@ -73,9 +73,9 @@ export interface EncodedImage extends Disposable {
   dispose(): void;
 }
 
-/** A rectangle of visual tokens that the encoder sees together: an image, a part of one, or a frame of a film. */
+/** A rectangle of visual tokens that the encoder sees together: an image, a part of one, or a frame of a video. */
 export interface Tile {
-  /** Which frame of a film it belongs to; 0 for images. */
+  /** Which frame of a video it belongs to; 0 for images. */
   readonly frame: number;
   readonly rows: number;
   readonly columns: number;

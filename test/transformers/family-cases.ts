@@ -65,12 +65,12 @@ function image([seed, width, height]: Size): RawImage {
 
 type Pixels = { pixel_values: Tensor; image_grid_thw: Tensor };
 
-/** The inputs of a case: its own ids, and the processor's pixels of each image (of each film) by itself. */
+/** The inputs of a case: its own ids, and the processor's pixels of each image (of each video) by itself. */
 export async function inputsOf({ image_processor }: Processor, given: Case) {
   const prepare = image_processor as unknown as (images: RawImage[]) => Promise<Pixels>;
-  const films = given.pictures.flatMap((own) => (given.frames ? [own] : own.map((one) => [one])));
+  const videos = given.pictures.flatMap((own) => (given.frames ? [own] : own.map((one) => [one])));
   const prepared: Pixels[] = [];
-  for (const film of films) prepared.push(await prepare(film.map(image)));
+  for (const video of videos) prepared.push(await prepare(video.map(image)));
   const pixels = prepared.flatMap(({ pixel_values }) => [...(pixel_values.data as Float32Array)]);
   const [{ pixel_values: first }] = prepared;
   const dims = [given.input_ids.length, given.input_ids[0].length];

@@ -11,6 +11,7 @@ import {
 } from '@huggingface/transformers';
 import { Tensor as OrtTensor } from 'onnxruntime-common';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
+import { extractHead } from '../../src/onnx/index.js';
 import { attach, type PrunedImage } from '../../src/transformers/index.js';
 import { compact, LlavaVision, type Positions } from '../../src/vision/index.js';
 import { IMAGE_TOKEN, PATCHES, type SmallLlava, writeLlava } from './small/llava.js';
@@ -339,6 +340,15 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
     await expect(text).rejects.toMatchObject({ code: 'ERR_VALUE' });
     await detach();
     expect((await byHand(singles[0], [QUESTIONS[0]], [4])).kept[0].indices).toEqual(hand.kept[0].indices);
+  });
+
+  it('works with a head in place of the one of the CLIP folder', async () => {
+    const given = { ...singles[0], ...EIGHT };
+    const wanted = await answer(singles[0], model.generate(given));
+    await detach();
+    const head = await extractHead({ visionModel: join(folders.clip, 'onnx', 'vision_model.onnx') });
+    detach = await attach(model, { clip: folders.clip, head, model: folders.llava, keep: 5 });
+    expect(await answer(singles[0], model.generate(given))).toEqual(wanted);
   });
 
   it('leaves no trace after detach', async () => {

@@ -279,9 +279,9 @@ describe.each([
 
   it('lets videos beside images pass as the model does, and wants a grid for each', async () => {
     // Two video tokens of one frame of 2 x 4 patches, which nobody encodes.
-    const film = tokens(processor, '<|vision_start|><|video_pad|><|video_pad|><|vision_end|>');
+    const video = tokens(processor, '<|vision_start|><|video_pad|><|video_pad|><|vision_end|>');
     const [{ pixel_values, image_grid_thw, input_ids }] = singles;
-    const all = [...(film.data as BigInt64Array), ...(input_ids.data as BigInt64Array)];
+    const all = [...(video.data as BigInt64Array), ...(input_ids.data as BigInt64Array)];
     const dims = [1, all.length];
     const prompt = { input_ids: int64(all, dims), attention_mask: int64(new Array(all.length).fill(1), dims) };
     const inputs = { ...prompt, pixel_values, image_grid_thw };

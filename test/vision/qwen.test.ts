@@ -20,19 +20,26 @@ function noise(...grids: [frames: number, rows: number, columns: number][]): Vis
   };
 }
 
-/** onnxruntime-node with a record of the runs of its sessions: the extents of their first inputs. */
+/** onnxruntime-node with a record of its sessions: the extents of their runs' first inputs, and how many are open at once, at most. */
 function counting() {
   const runs: string[] = [];
+  const sessions = { open: 0, most: 0 };
   const create = async (...given: Parameters<typeof ort.InferenceSession.create>) => {
     const session = await ort.InferenceSession.create(...given);
     const run = session.run.bind(session) as (...all: unknown[]) => Promise<never>;
+    sessions.most = Math.max(sessions.most, ++sessions.open);
+    const release = session.release.bind(session);
+    session.release = () => {
+      sessions.open--;
+      return release();
+    };
     session.run = async (feeds: object, ...more: unknown[]) => {
       runs.push((Object.values(feeds)[0] as ort.Tensor).dims.join('x'));
       return run(feeds, ...more);
     };
     return session;
   };
-  return { runs, ort: { ...ort, InferenceSession: { create } } as unknown as typeof ort };
+  return { runs, sessions, ort: { ...ort, InferenceSession: { create } } as unknown as typeof ort };
 }
 
 describe.each(QWEN_FAMILIES)('%s', (family) => {
@@ -115,6 +122,14 @@ describe.each(QWEN_FAMILIES)('%s', (family) => {
     return loop.generate({ ...prompt, features }, expected.max_new_tokens, expected.never_generated);
   }
 
+  it('closes the file that it compares with before it opens the encoder', async () => {
+    const { sessions, ort: counted } = counting();
+    const opened = await QwenVision.open(join(folder, 'onnx', 'vision_encoder.onnx'), { ort: counted });
+    expect(sessions).toEqual({ open: 1, most: 1 });
+    await opened.dispose();
+    expect(sessions.open).toBe(0);
+  });
+
   it('encodes images of equal grids in one run, as it does each alone', async () => {
     const { runs, ort: counted } = counting();
     await using several = await QwenVision.open(join(folder, 'onnx', 'vision_encoder.onnx'), { ort: counted });
@@ -165,6 +180,17 @@ describe('one encoder', () => {
     expect((await image.prune(asked, { taskShare: 1, maps: true })).maps).toEqual(kept.maps);
     const last = { ...asked, endOfText: asked.embeddings.dims[0] - 1 };
     expect((await image.prune(last, { taskShare: 1, maps: true })).maps?.task).not.toEqual(kept.maps?.task);
+  });
+
+  it('tells which row of a question is not finite', async () => {
+    const { embeddings } = await vision.encodeQuestion('what is the color?');
+    const data = (embeddings.data as Float32Array).slice();
+    data[data.length / embeddings.dims[0]] = Number.NaN;
+    const bad = { embeddings: { data, dims: embeddings.dims } };
+    await expect(image.prune(bad)).rejects.toMatchObject({
+      code: 'ERR_NOT_FINITE',
+      message: /^question: .* in row 1,/,
+    });
   });
 
   it('gives the features and the time of each part', async () => {
