@@ -44,7 +44,7 @@ export interface Result {
 }
 
 /** The LLaVA-1.5 shape: CLIP ViT-L/14-336, 30 text tokens, 64 kept of 576. */
-export const LLAVA = { tokens: 577, patches: 576, width: 1024, heads: 16, projectionDim: 768, text: 30, keep: 64 };
+export const LLAVA = { rows: 577, patches: 576, width: 1024, heads: 16, projectionDim: 768, text: 30, keep: 64 };
 
 const MIN_SAMPLE_MS = 20;
 

@@ -7,20 +7,20 @@ import { type Benchmark, contestants, LLAVA } from './harness.js';
  * the listed kernels (native/kernels.h).
  */
 export default async function wholeHead(): Promise<Benchmark> {
-  const { tokens, width, projectionDim, heads, text, keep, patches } = LLAVA;
+  const { rows, width, projectionDim, heads, text, keep, patches } = LLAVA;
   const weights = head();
-  const [hidden, question] = [tensor(1, tokens, width), tensor(2, text, projectionDim)];
+  const [hidden, question] = [tensor(1, rows, width), tensor(2, text, projectionDim)];
   const contenders = await Promise.all(
     contestants().map(async ({ name, options }) => {
       const pruner = await Pruner.load(weights, options);
       return { name, run: () => pruner.pruneSync(hidden, question, { keep }) };
     }),
   );
-  const layers = 2 * tokens * width * (4 * width + projectionDim);
-  const products = 4 * tokens * tokens * width + 2 * patches * projectionDim * text + 2 * patches * keep * width;
+  const layers = 2 * rows * width * (4 * width + projectionDim);
+  const products = 4 * rows * rows * width + 2 * patches * projectionDim * text + 2 * patches * keep * width;
   return {
     name: 'head',
-    shape: `${tokens} tokens, width ${width}, ${heads} heads, ${text} text tokens, ${keep} kept`,
+    shape: `${rows} rows, width ${width}, ${heads} heads, ${text} text tokens, ${keep} kept`,
     flops: layers + products,
     contenders,
     stages: (given) => ({ ...(given as PruneResult).timings }),

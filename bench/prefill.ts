@@ -74,7 +74,7 @@ function prompt(visual: number): Record<string, Tensor> {
 
 /** Times all contenders in turn, round by round, after one round that does not count. */
 async function measure(session: InferenceSession, pruner: Pruner): Promise<Map<number, Sample[]>> {
-  const [hidden, text] = [tensor(1, LLAVA.tokens, LLAVA.width), tensor(2, LLAVA.text, LLAVA.projectionDim)];
+  const [hidden, text] = [tensor(1, LLAVA.rows, LLAVA.width), tensor(2, LLAVA.text, LLAVA.projectionDim)];
   const visuals = [LLAVA.patches, ...KEPT];
   const prompts = new Map(visuals.map((visual) => [visual, prompt(visual)]));
   const samples = new Map(visuals.map((visual): [number, Sample[]] => [visual, []]));
@@ -142,7 +142,7 @@ function report(about: string, rows: readonly Row[], projections: readonly Proje
     about,
     `Llama decoder layers (width ${SHAPE.width}, ${SHAPE.heads} heads, feed-forward ${SHAPE.intermediate}; float32, random weights) in onnxruntime-node, ${TEXT} text`,
     'tokens behind the visual ones, keys and values handed out. Pruned rows contain the pruner: hidden states of',
-    `${LLAVA.tokens} x ${LLAVA.width} and ${LLAVA.text} text tokens, both given, to merged tokens. In no row: vision tower, projector, CLIP text tower, embedding, logits.`,
+    `${LLAVA.rows} x ${LLAVA.width} and ${LLAVA.text} text tokens, both given, to merged tokens. In no row: vision tower, projector, CLIP text tower, embedding, logits.`,
     `Medians of ${ROUNDS} rounds (10th to 90th percentile); contenders in turn within each round; ratios from the same rounds.`,
     '',
     '| layers | visual tokens | prefill ms | pruner ms | both ms | times faster | by operations (eq. 6) | share of the pruner |',

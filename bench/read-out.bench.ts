@@ -3,18 +3,18 @@ import { head, tensor } from './data.js';
 import { type Benchmark, contestants, LLAVA } from './harness.js';
 
 export default function readOut(): Benchmark {
-  const { tokens, width, projectionDim } = LLAVA;
+  const { rows, width, projectionDim } = LLAVA;
   const { out, postNorm, visualProjection } = head();
   const args = {
-    context: tensor(1, tokens, width),
+    context: tensor(1, rows, width),
     out: { weight: float32(out.weight, [width, width]), bias: out.bias },
     postNorm,
     visualProjection: float32(visualProjection, [projectionDim, width]),
   };
   return {
     name: 'readOut',
-    shape: `[${tokens}, ${width}] to [${tokens}, ${projectionDim}], weights packed in the call`,
-    flops: 2 * tokens * width * (width + projectionDim),
+    shape: `[${rows}, ${width}] to [${rows}, ${projectionDim}], weights packed in the call`,
+    flops: 2 * rows * width * (width + projectionDim),
     contenders: contestants().map(({ name, backend }) => ({ name, run: () => backend.sync.readOut(args) })),
   };
 }

@@ -1,8 +1,9 @@
 // The list of kernels. One declaration each: equation, shapes, ties, errors. Knows nothing of Node.
 //
 // The same list, with the same names, stands in src/kernels (JavaScript reference, float64 arithmetic), native/cpu and
-// native/cuda. Symbols as in the paper (arXiv 2604.11240): N tokens with the class token, P patches, D width, H heads,
-// dh = D / H, T text tokens, E width of the space that image and text share, K kept tokens.
+// native/cuda. Symbols as in the paper (arXiv 2604.11240): N rows of an image (its patches and, first, a class token
+// where there is one), P patches, D width, H heads, dh = D / H, T text tokens, E width of the space that image and text
+// share, K kept patches.
 //
 // All matrices are row-major float32; `ld` is the distance between two rows in elements (ld >= cols). Shapes are checked
 // by the binding; kernels trust them. Results are identical for every thread count and every run.
@@ -124,9 +125,11 @@ Status merge(Context&, ConstMatrix features, const int32_t* kept, int64_t k, Mat
 //   attention         of a matrix with itself (qq, kk, vv) on the CPU: exp(q_i . q_j) is a Gaussian of |q_i - q_j|, which is symmetric,
 //                     and every pair is computed once (cpu/gaussian.h). The kernel of that name sees to it by itself.
 //   folded_saliency   in place of saliency with a class token: its scores are (W_k,h^T q_h) . x_j for its query q. W_k meets one row a
-//                     head instead of every token; the keys' bias adds the same to every score, and softmax drops it.
-//   folded_read_out   in place of read_out behind its product: with y = C (W_o o + b_o), C the centring projector,
-//                     p = W_vis diag(gamma) y / sqrt(|y|^2 / D + epsilon) + W_vis beta and A_d = p / max(|p|, 1e-12). The CPU has p in the
-//                     coordinates of RotatedReadOut, where it takes two terms an element; CUDA has W_vis diag(gamma) y from the product.
+//                     head instead of every row of x; the keys' bias adds the same to every score, and softmax drops it.
+//   linear_squares    CUDA, in place of read_out's products: one product by [C W_o; W_vis diag(gamma) C W_o], C the centring
+//                     projector. Of y = C (W_o o + b_o) it leaves |y|^2 alone, and beside it W_vis diag(gamma) y.
+//   folded_read_out   in place of read_out behind its product: p = W_vis diag(gamma) y / sqrt(|y|^2 / D + epsilon) + W_vis beta and
+//                     A_d = p / max(|p|, 1e-12). CUDA has both parts of p from linear_squares; the CPU has y in the coordinates of
+//                     RotatedReadOut, from linear, where p takes two terms an element.
 
 }  // namespace desap

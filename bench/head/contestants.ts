@@ -29,7 +29,7 @@ export interface Question {
 
 /** Seeds with no near tie: at both cuts the scores differ by 0.7 % of the largest or more. */
 export const question = (): Question => ({
-  hidden: tensor(27, LLAVA.tokens, LLAVA.width),
+  hidden: tensor(27, LLAVA.rows, LLAVA.width),
   text: tensor(28, LLAVA.text, LLAVA.projectionDim),
   keep: LLAVA.keep,
 });
@@ -74,7 +74,7 @@ export function graphsFor(
   weights: HeadWeights,
   { hidden, text, keep }: Question,
 ): [name: GraphName, graph: Uint8Array][] {
-  const shape = { tokens: hidden.dims[0], text: text.dims[0], keep };
+  const shape = { rows: hidden.dims[0], text: text.dims[0], keep };
   return GRAPH_NAMES.map((name) => [name, headGraph(name, weights, shape)]);
 }
 

@@ -20,7 +20,7 @@ export function duelReport({ rows, peaks, gflop, rounds, reference, torch, notes
     : 'What others did on the machine was not watched: it has no /proc/stat.';
   const counts = [...new Set(rows.map(({ threads }) => threads))];
   return [
-    `LLaVA-1.5's shape: ${LLAVA.tokens} tokens of width ${LLAVA.width}, ${LLAVA.heads} heads, ${LLAVA.text} text tokens of width ${LLAVA.projectionDim}, ${LLAVA.keep} kept; float32 hidden states in memory to`,
+    `LLaVA-1.5's shape: ${LLAVA.rows} rows of width ${LLAVA.width}, ${LLAVA.heads} heads, ${LLAVA.text} text tokens of width ${LLAVA.projectionDim}, ${LLAVA.keep} kept; float32 hidden states in memory to`,
     'merged tokens. All contestants kept the same patches, gave every patch to the same of them, and merged to the same tokens.',
     `Medians of ${rounds.counted} rounds (10th to 90th percentile), contestants in turn; ratios and shares from the same rounds. ${watched}`,
     'Graphs of ONNX Runtime: natural, as an exporter writes the textbook form (all keys, MatMul-Softmax-MatMul, ScatterElements); tuned for it (keys through the class',

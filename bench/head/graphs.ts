@@ -10,7 +10,7 @@ import { foldReadOut } from './fold.js';
 
 export interface GraphShape {
   /** N, with the class token. */
-  readonly tokens: number;
+  readonly rows: number;
   /** T. */
   readonly text: number;
   /** K. */
@@ -32,14 +32,14 @@ abstract class HeadGraph extends SmallGraph {
     protected readonly shape: GraphShape,
   ) {
     super(0);
-    this.patches = shape.tokens - 1;
+    this.patches = shape.rows - 1;
     this.headExtent = head.width / head.heads;
   }
 
   /** The model's bytes. */
   write(): Uint8Array {
     const { head, shape } = this;
-    const hidden = this.input('hidden', DataType.float, [shape.tokens, head.width]);
+    const hidden = this.input('hidden', DataType.float, [shape.rows, head.width]);
     const text = this.input('text', DataType.float, [shape.text, head.projectionDim]);
     const normed = this.norm(hidden, head.ln1);
     const [q, v] = [this.dense(normed, head.q), this.dense(normed, head.v)];
@@ -57,7 +57,7 @@ abstract class HeadGraph extends SmallGraph {
   /** A_s [P]. */
   protected abstract saliency(q: string, normed: string): string;
   /** A_t [P] of the projected attention [N, D] and unit rows of text. */
-  protected abstract task(attention: string, words: string): string;
+  protected abstract task(attention: string, unitText: string): string;
   /** Merged tokens and the assignment. */
   protected abstract merge(hidden: string, kept: string): [tokens: string, assignment: string];
 
@@ -95,7 +95,7 @@ abstract class HeadGraph extends SmallGraph {
   protected meanOfHeads(scores: string): string {
     const scaled = this.add('Mul', [scores, this.scalar(this.headExtent ** -0.5)]);
     const attended = this.add('Softmax', [scaled], { axis: { i: -1 } });
-    return this.slice(this.mean(attended, 0), 1, this.shape.tokens, 0);
+    return this.slice(this.mean(attended, 0), 1, this.shape.rows, 0);
   }
 
   /** Eq. 3 from m [P, T], alpha [P, 1] and beta [1, T]. */
@@ -147,7 +147,7 @@ class NaturalGraph extends HeadGraph {
     const { heads, width } = this.head;
     const queries = this.split(q);
     const context = this.attend(queries, queries, this.split(v), { heads, headExtent: this.headExtent });
-    return this.reshape(context, [this.shape.tokens, width]);
+    return this.reshape(context, [this.shape.rows, width]);
   }
 
   /** [N, D] to [1, H, N, dh]. */
@@ -158,35 +158,35 @@ class NaturalGraph extends HeadGraph {
   protected saliency(q: string, normed: string): string {
     const keys = this.transpose(this.split(this.dense(normed, this.head.k)), [0, 1, 3, 2]);
     const scores = this.add('MatMul', [this.split(this.slice(q, 0, 1, 0)), keys]);
-    return this.meanOfHeads(this.reshape(scores, [this.head.heads, this.shape.tokens]));
+    return this.meanOfHeads(this.reshape(scores, [this.head.heads, this.shape.rows]));
   }
 
-  protected task(attention: string, words: string): string {
-    const { tokens, text } = this.shape;
+  protected task(attention: string, unitText: string): string {
+    const { rows, text } = this.shape;
     const { width, projectionDim, postNorm, visualProjection } = this.head;
     const projection = this.floats(visualProjection, [projectionDim, width]);
     const embedded = this.unitRows(this.product(this.norm(attention, postNorm), projection));
-    const [global, visual] = [this.slice(embedded, 0, 1, 0), this.slice(embedded, 1, tokens, 0)];
-    const query = this.slice(words, text - 1, text, 0);
+    const [global, visual] = [this.slice(embedded, 0, 1, 0), this.slice(embedded, 1, rows, 0)];
+    const endOfText = this.slice(unitText, text - 1, text, 0);
     const [m, alpha, beta] = [
-      [visual, words],
-      [visual, query],
-      [global, words],
+      [visual, unitText],
+      [visual, endOfText],
+      [global, unitText],
     ].map(([x, y]) => this.product(x, y));
     return this.alignment(m, alpha, beta);
   }
 
   protected merge(hidden: string, kept: string): [string, string] {
-    const { tokens, keep } = this.shape;
+    const { rows, keep } = this.shape;
     const { width } = this.head;
-    const features = this.slice(hidden, 1, tokens, 0);
+    const features = this.slice(hidden, 1, rows, 0);
     const unit = this.unitRows(features);
     const assignment = this.nearest(this.product(unit, this.add('Gather', [unit, kept])), kept);
-    const rows = this.add('Expand', [this.unsqueeze(assignment, 1), this.integers([this.patches, width])]);
+    const places = this.add('Expand', [this.unsqueeze(assignment, 1), this.integers([this.patches, width])]);
     const zeros = (dims: number[]) => this.floats(new Float32Array(dims.reduce((a, b) => a * b)), dims);
     const ones = this.floats(new Float32Array(this.patches).fill(1), [this.patches]);
     const add = { reduction: { s: 'add' } };
-    const sums = this.add('ScatterElements', [zeros([keep, width]), rows, features], add);
+    const sums = this.add('ScatterElements', [zeros([keep, width]), places, features], add);
     const counts = this.add('ScatterElements', [zeros([keep]), assignment, ones], add);
     return [this.add('Div', [sums, this.unsqueeze(counts, 1)]), assignment];
   }
@@ -199,48 +199,48 @@ class NaturalGraph extends HeadGraph {
 class TunedGraph extends HeadGraph {
   protected attention(q: string, v: string): string {
     const { heads, width } = this.head;
-    const { tokens } = this.shape;
-    const [queries, values] = [q, v].map((x) => this.reshape(x, [1, tokens, width]));
+    const { rows } = this.shape;
+    const [queries, values] = [q, v].map((x) => this.reshape(x, [1, rows, width]));
     const operands = [queries, queries, values];
     const context = this.add('MultiHeadAttention', operands, { num_heads: { i: heads } }, { domain: 'com.microsoft' });
-    return this.reshape(context, [tokens, width]);
+    return this.reshape(context, [rows, width]);
   }
 
   /** q_h k_jh = (W_kh^T q_h) L_j + q_h b_kh, whose last term is the same for every j and leaves the softmax. */
   protected saliency(q: string, normed: string): string {
     const { heads, width, k } = this.head;
     const query = this.reshape(this.slice(q, 0, 1, 0), [heads, 1, this.headExtent]);
-    const folded = this.add('MatMul', [query, this.floats(k.weight, [heads, this.headExtent, width])]);
-    return this.meanOfHeads(this.product(this.reshape(folded, [heads, width]), normed));
+    const byKey = this.add('MatMul', [query, this.floats(k.weight, [heads, this.headExtent, width])]);
+    return this.meanOfHeads(this.product(this.reshape(byKey, [heads, width]), normed));
   }
 
-  protected task(attention: string, words: string): string {
+  protected task(attention: string, unitText: string): string {
     const { width, projectionDim, postNorm, visualProjection } = this.head;
     const embedded = this.product(
       this.norm(attention, postNorm),
       this.floats(visualProjection, [projectionDim, width]),
     );
-    return this.taskOfMatches(this.add('Div', [this.product(embedded, words), this.lengths(embedded)]));
+    return this.taskOfMatches(this.add('Div', [this.product(embedded, unitText), this.lengths(embedded)]));
   }
 
-  /** A_t from the similarities [N, T] of all tokens: alpha is the last column, beta the row of the class token. */
+  /** A_t from the similarities [N, T] of all rows: alpha is the last column, beta the row of the class token. */
   protected taskOfMatches(matches: string): string {
-    const { tokens, text } = this.shape;
-    const m = this.slice(matches, 1, tokens, 0);
+    const { rows, text } = this.shape;
+    const m = this.slice(matches, 1, rows, 0);
     return this.alignment(m, this.slice(m, text - 1, text, 1), this.slice(matches, 0, 1, 0));
   }
 
   /** All N rows take part, so that the patches need not be copied; the class token joins no kept patch. */
   protected merge(hidden: string, kept: string): [string, string] {
-    const { tokens, keep } = this.shape;
-    const rows = this.add('Add', [kept, this.integers([1], [])]);
-    const centres = this.unitRows(this.add('Gather', [hidden, rows]));
-    const nearest = this.nearest(this.product(hidden, centres), rows);
+    const { rows, keep } = this.shape;
+    const centreRows = this.add('Add', [kept, this.integers([1], [])]);
+    const centres = this.unitRows(this.add('Gather', [hidden, centreRows]));
+    const nearest = this.nearest(this.product(hidden, centres), centreRows);
     const joined = this.add('ScatterElements', [nearest, this.integers([0]), this.integers([-1])]);
     const members = this.cast(this.add('Equal', [joined, this.positions([keep, 1])]), DataType.float);
     const counts = this.add('ReduceSum', [members, this.integers([1])], { keepdims: { i: 1 } });
     const merged = this.add('Div', [this.add('MatMul', [members, hidden]), counts]);
-    return [merged, this.slice(joined, 1, tokens, 0)];
+    return [merged, this.slice(joined, 1, rows, 0)];
   }
 }
 
@@ -254,7 +254,7 @@ class FoldedGraph extends TunedGraph {
     super({ ...head, out: folded.out }, shape);
   }
 
-  protected override task(attention: string, words: string): string {
+  protected override task(attention: string, unitText: string): string {
     const { width, projectionDim, epsilon } = this.head;
     const { diagonal, superdiagonal, shift, rotation } = this.folded;
     const sumOfSquares = (x: string) => this.add('ReduceSumSquare', [x], { axes: { ints: [1] }, keepdims: { i: 1 } });
@@ -267,7 +267,7 @@ class FoldedGraph extends TunedGraph {
     // only those of z and c.
     const z = this.add('Add', terms);
     const c = this.floats(shift, [1, projectionDim]);
-    const rotated = this.product(words, this.floats(rotation, [projectionDim, projectionDim]));
+    const rotated = this.product(unitText, this.floats(rotation, [projectionDim, projectionDim]));
     const [zText, cText] = [z, c].map((x) => this.product(x, rotated));
     const [zz, zc, cc] = [sumOfSquares(z), this.product(z, c), sumOfSquares(c)];
     const scaled = (x: string) => this.add('Mul', [x, root]);

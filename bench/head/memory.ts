@@ -33,10 +33,10 @@ function resident(field: 'VmRSS' | 'VmHWM'): number {
 }
 
 async function child(shape: HeadShape): Promise<number> {
-  const { tokens, width, projectionDim, text, keep } = shape;
+  const { rows, width, projectionDim, text, keep } = shape;
   const pruner = await Pruner.load(randomHead(1, shape), { device: 'cpu', threads: 2 });
-  const [hidden, question] = [tensor(1, tokens, width), tensor(2, text, projectionDim)];
-  // Touches code, stacks and JavaScript; its own scratch is that of two tokens.
+  const [hidden, question] = [tensor(1, rows, width), tensor(2, text, projectionDim)];
+  // Touches code, stacks and JavaScript; its own scratch is that of two rows.
   pruner.pruneSync(tensor(3, 2, width), question, { keep: 1 });
   const before = resident('VmRSS');
   writeFileSync('/proc/self/clear_refs', '5'); // the largest so far begins anew

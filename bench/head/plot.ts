@@ -23,38 +23,38 @@ const NARROW = 'width 1024';
 const PANELS: readonly Panel[] = [
   {
     title: 'One image',
-    xName: 'tokens',
+    xName: 'rows',
     yName: 'ms',
     yAxis: { type: 'log' },
     lines: [
-      { name: NARROW, series: 'tokens', y: ms },
+      { name: NARROW, series: 'rows', y: ms },
       { name: WIDE, series: 'qwen', y: ms },
     ],
   },
   {
     title: 'Share of the multiply-add peak',
-    xName: 'tokens',
+    xName: 'rows',
     yName: '',
     yAxis: { min: 0, max: 1 },
     lines: [
-      { name: NARROW, series: 'tokens', y: share },
+      { name: NARROW, series: 'rows', y: share },
       { name: WIDE, series: 'qwen', y: share },
     ],
   },
   {
-    title: 'Several images of 577 tokens',
+    title: 'Several images of 577 rows',
     xName: 'images',
     yName: 'ms per image',
     yAxis: { min: 0 },
     lines: [{ name: NARROW, series: 'batch', y: ({ ms, images }) => ms.median / images }],
   },
   {
-    title: 'Kept tokens and text tokens (577 tokens)',
-    xName: 'kept tokens, text tokens',
+    title: 'Kept patches and text tokens (577 rows)',
+    xName: 'kept patches, text tokens',
     yName: 'ms',
     yAxis: { min: 0 },
     lines: [
-      { name: 'kept tokens', series: 'kept', y: ms },
+      { name: 'kept patches', series: 'kept', y: ms },
       { name: 'text tokens', series: 'text', y: ms },
     ],
   },

@@ -9,19 +9,19 @@ export function scalingReport({ points, dropped, question, blocked, scratch }: S
   return [
     '## As the work grows',
     '',
-    `${SCALING_THREADS} threads. One image of ${points[0].shape.tokens} tokens unless said otherwise; as many kept as 64 of 576. Medians of ${rounds.join(' rounds, of the longest calls ')} (10th to 90th percentile; ${dropped}`,
+    `${SCALING_THREADS} threads. One image of ${points[0].shape.rows} rows unless said otherwise; as many kept as 64 of 576. Medians of ${rounds.join(' rounds, of the longest calls ')} (10th to 90th percentile; ${dropped}`,
     'dropped). Shares of both peaks as above; efficiency: share of the peak by that of one image of LLaVA-1.5 in the same rounds.',
     '',
-    '| | | GFLOP | ms | ns per token | share of the peak | of the peak with loads | efficiency |',
+    '| | | GFLOP | ms | ns per row | share of the peak | of the peak with loads | efficiency |',
     '|---|---|---|---|---|---|---|---|',
     ...Object.entries(SERIES).flatMap(([series, title]) =>
       points
         .filter((point) => point.series === series)
-        .map(({ x, gflop, ms, nanosecondsPerToken, shares, efficiency }, i) => {
+        .map(({ x, gflop, ms, nanosecondsPerRow, shares, efficiency }, i) => {
           const measures = [
             number(gflop),
             range(ms),
-            number(nanosecondsPerToken),
+            number(nanosecondsPerRow),
             share(shares.registers),
             share(shares.loaded),
           ];
@@ -29,7 +29,7 @@ export function scalingReport({ points, dropped, question, blocked, scratch }: S
         }),
     ),
     '',
-    '![time, share of the peak, images, kept and text tokens](head-scaling.svg)',
+    '![time, share of the peak, images, kept patches and text tokens](head-scaling.svg)',
     '',
     `**A further question** on an image that was analysed before: ${range(question.question)} ms; the analysis ${range(question.analyze)} ms, ${range(question.ratio)} times as long.`,
     '',
@@ -43,8 +43,8 @@ export function scalingReport({ points, dropped, question, blocked, scratch }: S
     ),
     '',
     ...scratch.map(
-      ({ tokens, width, megabytes }) =>
-        `**Memory** for an image of ${tokens} tokens of width ${width} in flight: ${megabytes === null ? 'not measured, the system does not tell' : `${number(megabytes)} MB`}.`,
+      ({ rows, width, megabytes }) =>
+        `**Memory** for an image of ${rows} rows of width ${width} in flight: ${megabytes === null ? 'not measured, the system does not tell' : `${number(megabytes)} MB`}.`,
     ),
     '',
   ];

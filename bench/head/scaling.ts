@@ -1,4 +1,4 @@
-/** How the head's cost grows with the work: tokens, images, kept tokens, words; further questions; what a call in flight takes. */
+/** How the head's cost grows with the work: rows, images, kept patches, text tokens; further questions; what a call in flight takes. */
 import { type HeadWeights, Pruner } from '../../src/index.js';
 import { float32, type Tensor } from '../../src/tensor.js';
 import { randomHead } from '../../test/support.js';
@@ -17,19 +17,19 @@ export const SCALING_THREADS = 2;
 const BASE: HeadShape = { ...LLAVA, classToken: true };
 /** K of as many patches as 64 of 576. */
 const ninth = (patches: number) => Math.round(patches / 9);
-/** Qwen2.5-VL's extents: wider, no class token, and many more tokens. */
-const qwen = (tokens: number): HeadShape => {
+/** Qwen2.5-VL's extents: wider, no class token, and many more rows. */
+const qwen = (rows: number): HeadShape => {
   return {
-    tokens,
+    rows,
     width: 1280,
     heads: 16,
     projectionDim: 1280,
     text: LLAVA.text,
-    keep: ninth(tokens),
+    keep: ninth(rows),
     classToken: false,
   };
 };
-const QWEN_TOKENS = [4096, 16384];
+const QWEN_ROWS = [4096, 16384];
 
 /** Work in GFLOP from which a call is long enough to be a sample, and too long for many of them. */
 const LONG = 80;
@@ -39,10 +39,10 @@ const QUICK_LIMITS: RoundLimits = { rounds: 2, limit: 2, foreign: Number.POSITIV
 
 /** Series, as the table and the plot name them. */
 export const SERIES = {
-  tokens: 'tokens N',
-  qwen: 'tokens N, width 1280, no class token',
-  batch: 'images of 577 tokens',
-  kept: 'kept tokens K',
+  rows: 'rows N',
+  qwen: 'rows N, width 1280, no class token',
+  batch: 'images of 577 rows',
+  kept: 'kept patches K',
   text: 'text tokens T',
   models: 'model',
 } as const;
@@ -59,7 +59,7 @@ export interface Point extends Workload {
   readonly rounds: number;
   /** Milliseconds per call. */
   readonly ms: Spread;
-  readonly nanosecondsPerToken: number;
+  readonly nanosecondsPerRow: number;
   readonly shares: Record<keyof Peaks, Spread>;
   /** Share of the peak by that of one image of LLaVA-1.5 in the same rounds; null where that was not among them. */
   readonly efficiency: Spread | null;
@@ -70,16 +70,16 @@ export interface Scaling {
   readonly dropped: number;
   readonly question: { readonly analyze: Spread; readonly question: Spread; readonly ratio: Spread };
   readonly blocked: readonly Blocked[];
-  /** Megabytes by number of tokens; null where the system does not tell. */
-  readonly scratch: readonly { readonly tokens: number; readonly width: number; readonly megabytes: number | null }[];
+  /** Megabytes by number of rows; null where the system does not tell. */
+  readonly scratch: readonly { readonly rows: number; readonly width: number; readonly megabytes: number | null }[];
 }
 
 function workloads(): Workload[] {
   const one = (series: keyof typeof SERIES, x: number, change: Partial<HeadShape>): Workload => {
     return { series, x, images: 1, shape: { ...BASE, ...change } };
   };
-  const images = (series: keyof typeof SERIES, x: number | string, count: number, tokens: number): Workload => {
-    return { series, x, images: count, shape: { ...BASE, tokens, keep: ninth(tokens - 1) } };
+  const images = (series: keyof typeof SERIES, x: number | string, count: number, rows: number): Workload => {
+    return { series, x, images: count, shape: { ...BASE, rows, keep: ninth(rows - 1) } };
   };
   const powers = (from: number, to: number) =>
     Array.from({ length: Math.log2(to / from) + 1 }, (_, i) => from * 2 ** i);
@@ -87,8 +87,8 @@ function workloads(): Workload[] {
     images('models', 'LLaVA-1.5, 1 x 577', 1, 577),
     images('models', 'LLaVA-NeXT, 5 x 577', 5, 577),
     images('models', 'Video-LLaVA, 8 x 257', 8, 257),
-    ...powers(64, 16384).map((tokens) => one('tokens', tokens, { tokens, keep: ninth(tokens - 1) })),
-    ...QWEN_TOKENS.map((tokens) => one('qwen', tokens, qwen(tokens))),
+    ...powers(64, 16384).map((rows) => one('rows', rows, { rows, keep: ninth(rows - 1) })),
+    ...QWEN_ROWS.map((rows) => one('qwen', rows, qwen(rows))),
     ...powers(1, 16).map((count) => images('batch', count, count, 577)),
     ...powers(8, 512).map((keep) => one('kept', keep, { keep })),
     ...powers(1, 128).map((text) => one('text', text, { text })),
@@ -105,8 +105,8 @@ export async function scaling(asked: Question, quick: boolean): Promise<Scaling>
   const short = await measure(brief, quick ? QUICK_LIMITS : SHORT_LIMITS);
   const long = quick ? { points: [], dropped: 0 } : await measure(lengthy, LONG_LIMITS);
   const scratch = [];
-  for (const shape of quick ? [BASE] : [BASE, ...QWEN_TOKENS.map(qwen)])
-    scratch.push({ tokens: shape.tokens, width: shape.width, megabytes: await scratchMegabytes(shape) });
+  for (const shape of quick ? [BASE] : [BASE, ...QWEN_ROWS.map(qwen)])
+    scratch.push({ rows: shape.rows, width: shape.width, megabytes: await scratchMegabytes(shape) });
   return {
     points: [...short.points, ...long.points],
     dropped: short.dropped + long.dropped,
@@ -141,7 +141,7 @@ async function measure(
       ...workload,
       rounds: samples[i].length,
       ms,
-      nanosecondsPerToken: (1e6 * ms.median) / (workload.images * workload.shape.tokens),
+      nanosecondsPerRow: (1e6 * ms.median) / (workload.images * workload.shape.rows),
       shares: { registers: spread(registers[i]), loaded: spread(loaded[i]) },
       efficiency: base < 0 ? null : ratios(registers[i], registers[base]),
     };
@@ -160,16 +160,16 @@ class Calls implements Disposable {
       if (calls.pruners.has(width)) continue;
       const weights: HeadWeights = randomHead(1, { width, heads, projectionDim, classToken });
       calls.pruners.set(width, await Pruner.load(weights, { device: 'cpu', threads: SCALING_THREADS }));
-      const most = Math.max(...shapes.filter((shape) => shape.width === width).map(({ tokens }) => tokens));
+      const most = Math.max(...shapes.filter((shape) => shape.width === width).map(({ rows }) => rows));
       calls.rows.set(width, tensor(1, most, width));
     }
     return calls;
   }
 
-  call(images: number, { tokens, width, projectionDim, text, keep }: HeadShape): () => unknown {
+  call(images: number, { rows, width, projectionDim, text, keep }: HeadShape): () => unknown {
     const pruner = this.pruners.get(width)!;
-    const data = (this.rows.get(width)!.data as Float32Array).subarray(0, tokens * width);
-    const hidden = Array.from({ length: images }, () => float32(data, [tokens, width]));
+    const data = (this.rows.get(width)!.data as Float32Array).subarray(0, rows * width);
+    const hidden = Array.from({ length: images }, () => float32(data, [rows, width]));
     const question = tensor(2, text, projectionDim);
     return () => pruner.pruneBatchSync(hidden, question, { keep });
   }

@@ -2,7 +2,7 @@
 
 export interface HeadShape {
   /** N, with the class token. */
-  readonly tokens: number;
+  readonly rows: number;
   /** D. */
   readonly width: number;
   /** H. */
@@ -23,7 +23,7 @@ const SYMMETRIC_BLOCK = 96;
  * Floating-point operations of one image and one question. What depends on the question alone (the text's own projection),
  * norms, exponentials and eq. 3 are not counted: below 2 % together.
  */
-export function headWork({ tokens: N, width: D, heads: H, text: T, keep: K, classToken }: HeadShape): number {
+export function headWork({ rows: N, width: D, heads: H, text: T, keep: K, classToken }: HeadShape): number {
   const P = N - Number(classToken);
   const queriesAndValues = 4 * N * D ** 2;
   // Keys only as W_k^T q of the class token: [D, D] once, then N scores per head. Without a class token: all keys, all scores.

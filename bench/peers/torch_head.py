@@ -21,25 +21,25 @@ import time
 RUNS = 60
 ROTATED_BYTES = 160 << 20
 
-# tokens, width, heads, embedding, class token, words, keep; batches
+# rows, width, heads, projection dim, class token, text tokens, keep; batches
 SHAPES = [
-    (dict(tokens=577, width=1024, heads=16, embedding=768, class_token=True, words=30, keep=64), [1, 5, 8, 64]),
-    (dict(tokens=257, width=1024, heads=16, embedding=768, class_token=True, words=30, keep=64), [8]),
-    (dict(tokens=4096, width=1280, heads=16, embedding=768, class_token=False, words=30, keep=455), [1]),
-    (dict(tokens=16384, width=1280, heads=16, embedding=768, class_token=False, words=30, keep=1820), [1]),
+    (dict(rows=577, width=1024, heads=16, projection_dim=768, class_token=True, text_tokens=30, keep=64), [1, 5, 8, 64]),
+    (dict(rows=257, width=1024, heads=16, projection_dim=768, class_token=True, text_tokens=30, keep=64), [8]),
+    (dict(rows=4096, width=1280, heads=16, projection_dim=768, class_token=False, text_tokens=30, keep=455), [1]),
+    (dict(rows=16384, width=1280, heads=16, projection_dim=768, class_token=False, text_tokens=30, keep=1820), [1]),
 ]
 # desap-cuda-bench's precision: PyTorch's type, and whether float32 products may use TF32
 TYPES = {"fp16": ("float16", False), "bf16": ("bfloat16", False), "fp32": ("float32", False), "tf32": ("float32", True)}
 
 
 def shape_name(shape):
-    return f"{shape['tokens']}x{shape['width']}"
+    return f"{shape['rows']}x{shape['width']}"
 
 
 def make_weights(shape, seed=1):
     """Float64, on the CPU. Variance 1 / D: activations keep their size."""
     g = torch.Generator().manual_seed(seed)
-    d, e = shape["width"], shape["embedding"]
+    d, e = shape["width"], shape["projection_dim"]
 
     def normal(*size, scale):
         return torch.randn(*size, generator=g, dtype=torch.float64) * scale
@@ -57,8 +57,8 @@ def make_weights(shape, seed=1):
 
 def make_inputs(shape, batch, seed):
     g = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(batch, shape["tokens"], shape["width"], generator=g, dtype=torch.float32)
-    text = torch.randn(batch, shape["words"], shape["embedding"], generator=g, dtype=torch.float32)
+    hidden = torch.randn(batch, shape["rows"], shape["width"], generator=g, dtype=torch.float32)
+    text = torch.randn(batch, shape["text_tokens"], shape["projection_dim"], generator=g, dtype=torch.float32)
     return hidden, text
 
 
@@ -66,14 +66,14 @@ def check(shape, weights, result, device):
     """Largest errors relative to the largest value, against float64, and how many of the kept patches differ."""
     hidden, text, outputs = result
     exact = Head(shape, weights, torch.float64, device)(hidden.double(), text.double())
-    _, kept, _, _, task, saliency, embedding = outputs
+    _, kept, _, _, task, saliency, embeddings = outputs
 
     def error(actual, expected):
         return float((actual.double() - expected).abs().max() / expected.abs().max())
 
     differ = [len(set(a) - set(b)) for a, b in zip(kept.tolist(), exact[1].tolist())]
     return {
-        "embedding_error": error(embedding, exact[6]),
+        "embeddings_error": error(embeddings, exact[6]),
         "task_error": error(task, exact[4]),
         "saliency_error": error(saliency, exact[5]),
         "kept_differ": sum(differ) / len(differ),
@@ -136,7 +136,7 @@ def measure_head(results, shape, batch, precision, device):
     kind = getattr(torch, name)
     torch.backends.cuda.matmul.allow_tf32 = tf32
     weights = make_weights(shape)
-    size = batch * shape["tokens"] * shape["width"] * torch.empty((), dtype=kind).element_size()
+    size = batch * shape["rows"] * shape["width"] * torch.empty((), dtype=kind).element_size()
     sets = max(1, min(16, ROTATED_BYTES // size + 1))
     inputs = [tuple(x.to(device=device, dtype=kind) for x in make_inputs(shape, batch, seed)) for seed in range(sets)]
     eager = Head(shape, weights, kind, device)
@@ -150,7 +150,7 @@ def measure_head(results, shape, batch, precision, device):
         return body
 
     def record(mode, samples, outputs):
-        small = batch * shape["tokens"] <= 8 * 577  # float64 on the GPU is slow
+        small = batch * shape["rows"] <= 8 * 577  # float64 on the GPU is slow
         accuracy = check(shape, weights, (*inputs[0], outputs), device) if small else {}
         results.add(samples, mode=mode, **{"from": "device"}, **common, **accuracy)
 

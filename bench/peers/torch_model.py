@@ -20,7 +20,7 @@ class Head(torch.nn.Module):
         self.heads, self.keep, self.class_token = shape["heads"], shape["keep"], shape["class_token"]
         self.kind = kind
         self.score = torch.float64 if kind == torch.float64 else torch.float32
-        # What all tokens are multiplied with is one matrix.
+        # What all rows are multiplied with is one matrix.
         layers = ("q", "v") if self.class_token else ("q", "v", "k")
         joined = {f"in.{part}": torch.cat([weights[f"{layer}.{part}"] for layer in layers]) for part in ("weight", "bias")}
         for name, value in {**weights, **joined}.items():
@@ -29,7 +29,7 @@ class Head(torch.nn.Module):
 
     def forward(self, hidden, text):
         heads, keep, score, first = self.heads, self.keep, self.score, int(self.class_token)
-        batch, tokens, width = hidden.shape
+        batch, rows, width = hidden.shape
         size, task_keep = width // heads, (keep + 1) // 2
 
         def split(x):
@@ -47,23 +47,23 @@ class Head(torch.nn.Module):
             q, v, k = F.linear(x, self.in_weight, self.in_bias).split(width, dim=-1)
             q, v, k = split(q), split(v), split(k)
             # The mean over the query rows, a block of rows at a time: N x N weights of all heads would not fit.
-            saliency = torch.zeros(batch, tokens, dtype=score, device=hidden.device)
-            step = max(1, min(tokens, (1 << 28) // (batch * heads * tokens)))
-            for begin in range(0, tokens, step):
+            saliency = torch.zeros(batch, rows, dtype=score, device=hidden.device)
+            step = max(1, min(rows, (1 << 28) // (batch * heads * rows)))
+            for begin in range(0, rows, step):
                 scores = (q[:, :, begin : begin + step] @ k.transpose(2, 3)).to(score) * size**-0.5
                 saliency = saliency + torch.softmax(scores, dim=-1).sum(dim=(1, 2))
-            saliency = saliency / (heads * tokens)
-        attended = F.scaled_dot_product_attention(q, q, v).transpose(1, 2).reshape(batch, tokens, width)
+            saliency = saliency / (heads * rows)
+        attended = F.scaled_dot_product_attention(q, q, v).transpose(1, 2).reshape(batch, rows, width)
         attended = F.linear(attended, self.out_weight, self.out_bias)
         normal = F.layer_norm(attended, (width,), self.post_ln_weight, self.post_ln_bias, 1e-5)
-        embedding = F.normalize(F.linear(normal, self.visual_projection_weight).to(score), dim=-1, eps=1e-12)
-        patches = embedding[:, first:]
-        centre = embedding[:, 0] if self.class_token else F.normalize(embedding.sum(dim=1), dim=-1, eps=1e-12)
+        embeddings = F.normalize(F.linear(normal, self.visual_projection_weight).to(score), dim=-1, eps=1e-12)
+        patches = embeddings[:, first:]
+        centre = embeddings[:, 0] if self.class_token else F.normalize(embeddings.sum(dim=1), dim=-1, eps=1e-12)
 
-        words = F.normalize(text.to(score), dim=-1, eps=1e-12)
-        count, length = patches.shape[1], words.shape[1]
-        m = patches @ words.transpose(1, 2)
-        alpha, beta = m[:, :, -1:], (words @ centre.unsqueeze(-1)).transpose(1, 2)
+        unit_text = F.normalize(text.to(score), dim=-1, eps=1e-12)
+        count, length = patches.shape[1], unit_text.shape[1]
+        m = patches @ unit_text.transpose(1, 2)
+        alpha, beta = m[:, :, -1:], (unit_text @ centre.unsqueeze(-1)).transpose(1, 2)
         m_v = alpha * torch.softmax(LAMBDA * beta * m, dim=2) / count
         m_t = beta * torch.softmax(LAMBDA * alpha * m, dim=1) / length
         task = ((m_v + m_t) * m).mean(dim=2)
@@ -85,4 +85,4 @@ class Head(torch.nn.Module):
         else:  # the product would cost more than the additions
             sums = torch.zeros(batch, keep, width, dtype=score, device=hidden.device)
             sums = sums.scatter_add(1, nearest.unsqueeze(-1).expand(-1, -1, width), features.to(score))
-        return sums / counts.unsqueeze(-1), kept, nearest, counts, task, saliency, embedding
+        return sums / counts.unsqueeze(-1), kept, nearest, counts, task, saliency, embeddings

@@ -7,7 +7,8 @@
 namespace desap {
 namespace {
 
-// One request as a call has it.
+// One request while its properties are read. It is not a Pruning yet: to read a property can run the caller's code, which
+// can take memory away, so no memory is looked at before the last property of the last request.
 struct Asked {
   MatrixArgument text, features;
   VectorArgument end_of_text, saliency;
@@ -48,11 +49,11 @@ Napi::Object allocate(Napi::Env env, const ImageShape& image, Asked& asked) {
     return array.data;
   };
   Napi::Object result = Napi::Object::New(env);
-  pruning.token_size = request.keep * (asked.features.given() ? asked.features.cols : image.width);
+  pruning.tokens_size = request.keep * (asked.features.given() ? asked.features.cols : image.width);
   if (asked.features.given() ? asked.features.half : image.half) {
-    pruning.half_tokens = add(result, "tokens", new_halves(env, pruning.token_size));
+    pruning.half_tokens = add(result, "tokens", new_halves(env, pruning.tokens_size));
   } else {
-    output.tokens = add(result, "tokens", new_floats(env, pruning.token_size));
+    output.tokens = add(result, "tokens", new_floats(env, pruning.tokens_size));
   }
   output.indices = add(result, "indices", new_ints(env, request.keep));
   output.source = add(result, "source", new_bytes(env, request.keep));
@@ -90,17 +91,17 @@ Status Pruning::widen(Context& context) {
   request.end_of_text = end_of_text.data();
   request.saliency = saliency.data();
   if (half_tokens) {
-    wide_tokens.reset(new float[static_cast<size_t>(token_size)]);
+    wide_tokens.reset(new float[static_cast<size_t>(tokens_size)]);
     output.tokens = wide_tokens.get();
   }
   return {};
 }
 
 Status Pruning::narrow(Context& context) const {
-  return half_tokens ? convert_to_half(context, wide_tokens.get(), token_size, half_tokens) : Status{};
+  return half_tokens ? convert_to_half(context, wide_tokens.get(), tokens_size, half_tokens) : Status{};
 }
 
-// Reading a property can run the caller's code, which can take memory away: all properties of all requests come first.
+// All properties, then the arrays of the results, then the memory: setting a property can run the caller's code, too.
 std::vector<Pruning> prunings(Napi::Env env, const std::vector<Napi::Value>& requests, const std::vector<ImageShape>& images,
                               MemoryReader& memory, Napi::Array results) {
   std::vector<Asked> asked;

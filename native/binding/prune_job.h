@@ -19,7 +19,7 @@ struct ImageShape {
   bool half;                               // the features are binary16, and so are the tokens merged from them
 };
 
-// One request as a job has it: the memory that it reads, and the arrays that it fills.
+// One request as a job has it: the memory that it holds and reads, and the arrays that it fills.
 struct Pruning {
   // Before `request` and `output` are given to the head, and after it has filled `output`.
   Status widen(Context&);
@@ -29,7 +29,7 @@ struct Pruning {
   PruneOutput output{};
   FloatInput text, features;
   VectorInput end_of_text, saliency;
-  int64_t token_size = 0;
+  int64_t tokens_size = 0;
   uint16_t* half_tokens = nullptr;  // where the tokens go in place of output.tokens
   std::unique_ptr<float[]> wide_tokens;
 };

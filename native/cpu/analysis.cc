@@ -107,9 +107,9 @@ namespace {
 
 // The text's unit rows, and below them the end-of-text row's.
 Status unit_text(Context& context, const PruneRequest& request, Matrix unit) {
-  const int64_t tokens = request.text.rows, size = unit.cols;
-  const Matrix last{unit.row(tokens), 1, size, size};
-  DESAP_TRY(rename(unit_rows(context, request.text, {unit.data, tokens, size, unit.ld}), "text"));
+  const int64_t text_tokens = request.text.rows, size = unit.cols;
+  const Matrix last{unit.row(text_tokens), 1, size, size};
+  DESAP_TRY(rename(unit_rows(context, request.text, {unit.data, text_tokens, size, unit.ld}), "text"));
   if (request.end_of_text) return rename(unit_rows(context, {request.end_of_text, 1, size, size}, last), "endOfText");
   copy_rows({unit.row(request.end_of_text_row), 1, size, size}, last.data);
   return {};
@@ -134,17 +134,17 @@ void deliver(const T* from, int64_t count, T* to) {
 
 Status Analysis::State::align(Context& context, Scratch& scratch, const PruneRequest& request, const AlignmentMatrices& wanted,
                               Aligned* aligned) const {
-  const int64_t tokens = request.text.rows, size = projection_dim;
-  const auto room = [&](const float* matrix) { return matrix ? scratch.floats(patches * tokens) : nullptr; };
-  Matrix unit = padded(scratch, tokens + 1, size);
-  const Matrix rotated = rotation ? padded(scratch, tokens + 1, size) : unit;
+  const int64_t text_tokens = request.text.rows, size = projection_dim;
+  const auto room = [&](const float* matrix) { return matrix ? scratch.floats(patches * text_tokens) : nullptr; };
+  Matrix unit = padded(scratch, text_tokens + 1, size);
+  const Matrix rotated = rotation ? padded(scratch, text_tokens + 1, size) : unit;
   aligned->task = scratch.floats(patches);
   aligned->matrices = {room(wanted.similarity), room(wanted.visual_alignment), room(wanted.text_alignment)};
   if (scratch.failed()) return out_of_memory("prune");
   DESAP_TRY(unit_text(context, request, unit));
   if (rotation) DESAP_TRY(linear(context, unit, *rotation->text, rotated));
-  return desap::align(context, {patch_embeddings(), patches, size, size}, {rotated.data, tokens, size, rotated.ld},
-                      rotated.row(tokens), global, request.alignment, request.lambda, aligned->task, aligned->matrices);
+  return desap::align(context, {patch_embeddings(), patches, size, size}, {rotated.data, text_tokens, size, rotated.ld},
+                      rotated.row(text_tokens), global, request.alignment, request.lambda, aligned->task, aligned->matrices);
 }
 
 Status Analysis::State::select(Context& context, Scratch& scratch, const PruneRequest& request, const float* task,

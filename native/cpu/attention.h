@@ -12,30 +12,30 @@ namespace DESAP_ISA {
 
 // One head. q, k, v, y: [N, dh].
 Status ordinary_attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, Matrix y) {
-  const int64_t tokens = q.rows, size = q.cols, row_blocks = blocks_of(tokens, score_rows);
+  const int64_t all_rows = q.rows, size = q.cols, row_blocks = blocks_of(all_rows, score_rows);
   const int64_t output_ld = round_up(size, lanes), thread_size = score_size + score_rows * output_ld;
   const float scale = score_scale(size);
 
   Scratch scratch(context.arena);
-  float* keys = scratch.floats(packed_size(size, tokens));
-  float* values = scratch.floats(packed_size(tokens, size));
+  float* keys = scratch.floats(packed_size(size, all_rows));
+  float* values = scratch.floats(packed_size(all_rows, size));
   float* blocks = scratch.floats(context.pool.threads() * thread_size);
   if (scratch.failed()) return out_of_memory("attention");
 
   pack_keys(context, k, 1, keys);
   context.pool.parallel_for(row_blocks, [&](int64_t b, int) {
-    pack_columns(v, b * score_rows, min((b + 1) * score_rows, tokens), values);
+    pack_columns(v, b * score_rows, min((b + 1) * score_rows, all_rows), values);
   });
 
   context.pool.parallel_for(row_blocks, [&](int64_t task, int thread) {
-    const int64_t i = task * score_rows, rows = min(score_rows, tokens - i);
+    const int64_t i = task * score_rows, rows = min(score_rows, all_rows - i);
     float* scores = blocks + thread * thread_size;
     float* output = scores + score_size;
     RunningSoftmax softmax[score_rows];
     std::memset(output, 0, static_cast<size_t>(rows * output_ld) * sizeof(float));
 
-    for (int64_t j = 0; j < tokens; j += score_keys) {
-      const int64_t count = min(score_keys, tokens - j);
+    for (int64_t j = 0; j < all_rows; j += score_keys) {
+      const int64_t count = min(score_keys, all_rows - j);
       score_block(q, i, rows, keys, j, count, scores);
       for (int64_t r = 0; r < rows; r++) {
         const float factor = advance(softmax[r], scale, scores + r * score_ld, count);
@@ -46,7 +46,7 @@ Status ordinary_attention(Context& context, ConstMatrix q, ConstMatrix k, ConstM
       }
       for (int64_t d = 0; d < size; d += panel_width) {
         const int64_t columns = min(panel_width, output_ld - d);
-        const float* panel = values + d * tokens + j * columns;
+        const float* panel = values + d * all_rows + j * columns;
         multiply_panel({count, scores, score_ld, 1, panel, output + d, output_ld, output + d, output_ld}, rows, columns);
       }
     }
@@ -63,7 +63,7 @@ Status ordinary_attention(Context& context, ConstMatrix q, ConstMatrix k, ConstM
 
 template <class Arithmetic>
 Status attention_as(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y) {
-  const int64_t tokens = q.rows, padded = round_up(tokens, lanes);
+  const int64_t all_rows = q.rows, padded = round_up(all_rows, lanes);
   const bool itself = q.data == k.data && q.ld == k.ld;
   const auto part = [&](auto x, int64_t h) { return head_columns(x, heads, h); };
   Scratch scratch(context.arena);
@@ -73,7 +73,7 @@ Status attention_as(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix 
 
   for (int64_t h = 0; h < heads; h++) most[h] = __builtin_inff();
   if (itself) {
-    const int64_t thread_size = round_up(gaussian_size<Arithmetic>(tokens, q.cols / heads), 16);
+    const int64_t thread_size = round_up(gaussian_size<Arithmetic>(all_rows, q.cols / heads), 16);
     Scratch of_threads(context.arena);
     float* work = of_threads.floats(context.pool.threads() * thread_size);
     if (of_threads.failed()) return out_of_memory("attention");

@@ -19,7 +19,7 @@ namespace DESAP_ISA {
 
 constexpr float gaussian_limit = 84;  // of h
 
-constexpr int64_t gaussian_block = 96;  // tokens: whole vectors and tiles; the last block has up to half as many again
+constexpr int64_t gaussian_block = 96;  // rows: whole vectors and tiles; the last block has up to half as many again
 constexpr int64_t gaussian_largest = gaussian_block * 3 / 2;
 constexpr int64_t gaussian_ld = gaussian_largest + 16;
 constexpr int weighed_rows = lanes == 16 ? 4 : 2;  // at once: exponentials are long chains; divides the panels' width
@@ -83,25 +83,25 @@ inline void gaussian_block_weights(float* e, int64_t rows, int64_t columns, cons
 
 // Floats of one thread's scratch.
 template <class Arithmetic>
-inline int64_t gaussian_size(int64_t tokens, int64_t size) {
-  const int64_t rounded = tokens * words_of<Arithmetic>(size) + 2 * gaussian_largest * gaussian_ld;  // left operands
-  return packed_size<Arithmetic>(size, tokens) + packed_size<Arithmetic>(tokens, size) + tokens * round_up(size, lanes) +
-         3 * round_up(tokens, lanes) + gaussian_largest * gaussian_ld + (Arithmetic::elements > 1 ? rounded : 0);
+inline int64_t gaussian_size(int64_t rows, int64_t size) {
+  const int64_t rounded = rows * words_of<Arithmetic>(size) + 2 * gaussian_largest * gaussian_ld;  // left operands
+  return packed_size<Arithmetic>(size, rows) + packed_size<Arithmetic>(rows, size) + rows * round_up(size, lanes) +
+         3 * round_up(rows, lanes) + gaussian_largest * gaussian_ld + (Arithmetic::elements > 1 ? rounded : 0);
 }
 
 // y [N, dh] of one head. most: the largest of `half`.
 template <class Arithmetic>
 void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, float most, float* scratch, Matrix y) {
-  const int64_t tokens = q.rows, size = q.cols, padded = round_up(tokens, lanes), output_ld = round_up(size, lanes);
+  const int64_t all_rows = q.rows, size = q.cols, padded = round_up(all_rows, lanes), output_ld = round_up(size, lanes);
   const int64_t words = words_of<Arithmetic>(size);
   const auto take = [&](int64_t floats) {
     float* const memory = scratch;
     scratch += floats;
     return memory;
   };
-  float* keys = take(packed_size<Arithmetic>(size, tokens));
-  float* values = take(packed_size<Arithmetic>(tokens, size));
-  float* output = take(tokens * output_ld);
+  float* keys = take(packed_size<Arithmetic>(size, all_rows));
+  float* values = take(packed_size<Arithmetic>(all_rows, size));
+  float* output = take(all_rows * output_ld);
   float* g = take(padded);
   float* sums = take(padded);
   float* minus_half = take(padded);
@@ -113,31 +113,31 @@ void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, float m
     store(minus_half + i, -h);
     store(sums + i, F{});
   }
-  std::memset(output, 0, static_cast<size_t>(tokens * output_ld) * sizeof(float));
-  const Blocks blocks(tokens, gaussian_block);
+  std::memset(output, 0, static_cast<size_t>(all_rows * output_ld) * sizeof(float));
+  const Blocks blocks(all_rows, gaussian_block);
   for (int64_t b = 0; b < blocks.count; b++) {
     const ConstMatrix block{q.row(blocks.begin(b)), blocks.size(b), size, q.ld};
     for (int64_t p = 0; p < blocks_of(block.rows, panel_width); p++) {
       pack_rows<Arithmetic>(block, p, keys + blocks.begin(b) * words, score_scale(size));
     }
   }
-  pack_columns<Arithmetic>(v, 0, tokens, values, g);
+  pack_columns<Arithmetic>(v, 0, all_rows, values, g);
 
   // The left operands: the queries, a block of E and its transposed. float32 reads them where they are.
   ConstMatrix queries = q;
   float *left = e, *below = e;
 #if defined(DESAP_BF16)
   if constexpr (Arithmetic::elements == 2) {
-    const Matrix rounded{take(tokens * words), tokens, words, words};
+    const Matrix rounded{take(all_rows * words), all_rows, words, words};
     bfloat16_rows(q, rounded.data, words);
     queries = rounded;
     left = take(gaussian_largest * gaussian_ld), below = take(gaussian_largest * gaussian_ld);
   }
 #endif
 
-  // Rows i.. of the output += A (g v) of the tokens j..; a_ld, a_step: of A.
+  // Rows i.. of the output += A (g v) of the rows j..; a_ld, a_step: of A.
   const auto add_values = [&](const float* a, int64_t a_ld, int64_t a_step, int64_t i, int64_t rows, int64_t j, int64_t count) {
-    const int64_t depth = words_of<Arithmetic>(count), all = words_of<Arithmetic>(tokens), first = j / Arithmetic::elements;
+    const int64_t depth = words_of<Arithmetic>(count), all = words_of<Arithmetic>(all_rows), first = j / Arithmetic::elements;
     for (int64_t d = 0; d < size; d += panel_width) {
       const int64_t columns = min(panel_width, output_ld - d);
       float* c = output + i * output_ld + d;
@@ -165,7 +165,7 @@ void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, float m
     }
   }
 
-  for (int64_t i = 0; i < tokens; i++) {
+  for (int64_t i = 0; i < all_rows; i++) {
     const float scale = 1.0f / sums[i];
     prefetch_row(y, i + rows_ahead);
     for (int64_t d = 0; d < size; d += lanes) store_first(size - d, y.row(i) + d, load(output + i * output_ld + d) * scale);

@@ -1,8 +1,8 @@
 // A_s = mean over heads of softmax(Q K^T / sqrt(dh)): the class token's row of it, or the mean of its rows.
 //
 // With a class token it is one row per head, and the keys need not exist: a key's score is, per head,
-//   q . (W_k x_j + b_k) = (W_k^T q) . x_j + a term that all keys share and softmax drops,
-// so W_k meets one row per head instead of every token (folded_saliency).
+//   q . (W_k x_j + b_k) = u . x_j + a term that all keys share and softmax drops,  u = W_k^T q,
+// so W_k meets one row per head instead of every row of x (folded_saliency).
 //
 // Without, every row counts and there is no N x N buffer: a block of rows keeps its weights for all keys until its sums are
 // known, and then gives each key its shares. Rows are added up in groups of fixed number, each by one thread in order, and the
@@ -32,9 +32,9 @@ inline void column_softmax(Matrix scores, int64_t heads, float scale, float* sal
   }
 }
 
-inline Matrix column_scores(Scratch& scratch, int64_t tokens, int64_t heads) {
+inline Matrix column_scores(Scratch& scratch, int64_t rows, int64_t heads) {
   const int64_t ld = round_up(heads, lanes);
-  return {scratch.floats(tokens * ld), tokens, ld, ld};
+  return {scratch.floats(rows * ld), rows, ld, ld};
 }
 
 Status class_token_saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t heads, float* saliency) {
@@ -57,14 +57,14 @@ Status folded_saliency(Context& context, ConstMatrix x, const float* q, const fl
   const Blocks blocks(x.rows, score_rows);
   static const float zeros[panel_width] = {};
   Scratch scratch(context.arena);
-  const Matrix folded{scratch.floats(heads * width), heads, width, width};  // row h: W_k^T of head h, times q of head h
+  const Matrix u{scratch.floats(heads * width), heads, width, width};
   float* packed = scratch.floats(packed_size(width, heads));
   const Matrix scores = column_scores(scratch, x.rows, heads);
   if (scratch.failed()) return out_of_memory("saliency");
 
   context.pool.parallel_for(heads, [&](int64_t h, int) {
     const ConstMatrix weight{k_weight + h * size * width, size, width, width};
-    float* row = folded.row(h);
+    float* row = u.row(h);
     std::memset(row, 0, static_cast<size_t>(width) * sizeof(float));
     for (int64_t d = 0; d < size; d += 4) {  // four rows of the weight at a time, each read once
       float factor[4];
@@ -80,7 +80,7 @@ Status folded_saliency(Context& context, ConstMatrix x, const float* q, const fl
       }
     }
   });
-  for (int64_t p = 0; p < panels; p++) pack_rows(folded, p, packed);
+  for (int64_t p = 0; p < panels; p++) pack_rows(u, p, packed);
   context.pool.parallel_for(blocks.count, [&](int64_t b, int) {
     const int64_t i = blocks.begin(b);
     for (int64_t h = 0; h < heads; h += panel_width) {
@@ -98,8 +98,8 @@ constexpr int64_t saliency_rows = 24;  // of a block: 24 x 4096 weights are 400 
 constexpr int64_t saliency_size = saliency_rows * score_ld;
 
 Status mean_row_saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t heads, float* saliency) {
-  const int64_t tokens = k.rows, ld = round_up(tokens, lanes), key_blocks = blocks_of(tokens, score_keys);
-  const int64_t group_rows = round_up(blocks_of(tokens, saliency_groups), saliency_rows), groups = blocks_of(tokens, group_rows);
+  const int64_t all_rows = k.rows, ld = round_up(all_rows, lanes), key_blocks = blocks_of(all_rows, score_keys);
+  const int64_t group_rows = round_up(blocks_of(all_rows, saliency_groups), saliency_rows), groups = blocks_of(all_rows, group_rows);
   const int64_t keys_size = packed_keys_size(k, heads), thread_size = key_blocks * saliency_size;
   const float scale = score_scale(q.cols / heads);
   Scratch scratch(context.arena);
@@ -111,7 +111,7 @@ Status mean_row_saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t
 
   pack_keys(context, k, heads, keys);
   context.pool.parallel_for(heads * groups, [&](int64_t task, int thread) {
-    const int64_t head = task / groups, begin = task % groups * group_rows, end = min(begin + group_rows, tokens);
+    const int64_t head = task / groups, begin = task % groups * group_rows, end = min(begin + group_rows, all_rows);
     const ConstMatrix queries = head_columns(q, heads, head);
     float* factor = factors + thread * key_blocks * saliency_rows;  // of a block's weights, for each row
     float* total = columns + task * ld;
@@ -120,7 +120,7 @@ Status mean_row_saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t
       const int64_t rows = min(saliency_rows, end - i);
       RunningSoftmax softmax[saliency_rows];
       for (int64_t b = 0; b < key_blocks; b++) {
-        const int64_t j = b * score_keys, count = min(score_keys, tokens - j);
+        const int64_t j = b * score_keys, count = min(score_keys, all_rows - j);
         float* scores = weights + thread * thread_size + b * saliency_size;
         score_block(queries, i, rows, keys + head * keys_size, j, count, scores);
         for (int64_t r = 0; r < rows; r++) {
@@ -130,7 +130,7 @@ Status mean_row_saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t
         }
       }
       for (int64_t b = 0; b < key_blocks; b++) {
-        const int64_t j = b * score_keys, count = min(score_keys, tokens - j);
+        const int64_t j = b * score_keys, count = min(score_keys, all_rows - j);
         const float* scores = weights + thread * thread_size + b * saliency_size;
         float* of_row = factor + b * saliency_rows;
         for (int64_t r = 0; r < rows; r++) of_row[r] = exp2(of_row[r] - softmax[r].shift) / softmax[r].sum;
@@ -143,11 +143,11 @@ Status mean_row_saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t
     }
   });
 
-  const float mean = 1.0f / (static_cast<float>(heads) * static_cast<float>(tokens));
-  for (int64_t j = 0; j < tokens; j += lanes) {
+  const float mean = 1.0f / (static_cast<float>(heads) * static_cast<float>(all_rows));
+  for (int64_t j = 0; j < all_rows; j += lanes) {
     F total{};
     for (int64_t part = 0; part < heads * groups; part++) total += load(columns + part * ld + j);
-    store_first(tokens - j, saliency + j, total * mean);
+    store_first(all_rows - j, saliency + j, total * mean);
   }
   return {};
 }

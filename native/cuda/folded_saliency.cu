@@ -1,35 +1,35 @@
 // The class token's saliency without the keys:  A_s[j] = 1 / H sum_h softmax_j(scale_h x^_j . u_h),  u_h = W_k,h^T q_h
 //
 //   1. u_h of every head, as an operand
-//   2. score_hj = scale_h x^_j . u_h, and over each 32 tokens the largest and the sum of weights
+//   2. score_hj = scale_h x^_j . u_h, and over each 32 rows the largest and the sum of weights
 //   3. the softmax of every head, sum over heads (saliency.cu)
-#include "token_scores.cuh"
+#include "class_scores.cuh"
 
 namespace desap::cuda {
 
 namespace {
 
 constexpr int head_group = 16;    // heads of a block of folded_scores: two fragments of columns
-constexpr int fold_warps = 4, fold_threads = fold_warps * warp_size, fold_images = 8;
+constexpr int product_warps = 4, product_threads = product_warps * warp_size, product_images = 8;
 constexpr int slice_size = operand_pad;      // columns of u that share a power of two
 
-struct FoldShared {
-  float q[fold_images][largest_head_size];
-  float u[fold_warps][fold_images][slice_size];   // what each warp's rows add
+struct ProductShared {
+  float q[product_images][largest_head_size];
+  float u[product_warps][product_images][slice_size];   // what each warp's rows add
 };
 struct ScoreShared {
-  float score[token_warps][token_tile][head_group + 1];   // what each warp's slices add
+  float score[score_warps][row_tile][head_group + 1];   // what each warp's slices add
 };
 
 // u as the columns' operand of a product with x^: [image, h, in], times a power of two per slice of 64 that brings its
 // largest into [2^11, 2^12); `scale` is the way back.
-struct Folded {
+struct KeyProduct {
   Operand u;
   float* scale;   // [image, h, slice]
 };
 
 // 2^11 times the power of two that takes x to [1, 2); for 0, infinity and NaN any finite power.
-__device__ __forceinline__ int folding_exponent(float x) {
+__device__ __forceinline__ int operand_exponent(float x) {
   const int biased = static_cast<int>(__float_as_uint(x) >> 23);
   return biased == 0 || biased == 255 ? 0 : min(11 - (biased - 127), 126);
 }
@@ -40,10 +40,10 @@ __device__ __forceinline__ float power_of_two(int exponent) {
 // u_h = W_k,h^T q_h: a block takes one slice of one head for 8 images. Its weights, 16 rows apart per thread, stay in
 // registers; they are constants, so they are read before the preceding kernels have ended.
 template <Precision precision>
-__global__ void __launch_bounds__(fold_threads) fold_query(FoldedSaliency saliency, Folded folded) {
-  constexpr int slice_chunks = slice_size / chunk_size, rows_per_pass = fold_threads / slice_chunks;
+__global__ void __launch_bounds__(product_threads) key_product(FoldedSaliency saliency, KeyProduct product) {
+  constexpr int slice_chunks = slice_size / chunk_size, rows_per_pass = product_threads / slice_chunks;
   constexpr int passes = largest_head_size / rows_per_pass;
-  auto& shared = ptx::shared<FoldShared>();
+  auto& shared = ptx::shared<ProductShared>();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % warp_size, warp = thread / warp_size;
   const int slice = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y), size = saliency.padded_size;
   const int chunk = thread % slice_chunks, row = thread / slice_chunks;
@@ -61,9 +61,9 @@ __global__ void __launch_bounds__(fold_threads) fold_query(FoldedSaliency salien
   ptx::release_successor();
   stamp(saliency.stamp);
 
-  const int first = static_cast<int>(blockIdx.z) * fold_images;
-  const int images = min(fold_images, saliency.extent.images - first);
-  for (int i = thread; i < fold_images * size; i += fold_threads) {
+  const int first = static_cast<int>(blockIdx.z) * product_images;
+  const int images = min(product_images, saliency.extent.images - first);
+  for (int i = thread; i < product_images * size; i += product_threads) {
     const int image = i / size, c = i % size;
     float q = 0;
     if (image < images) {
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(fold_threads) fold_query(FoldedSaliency salien
   __syncthreads();
 
   // 16 threads an image, 4 columns each.
-  constexpr int image_threads = fold_threads / fold_images, columns = slice_size / image_threads;
+  constexpr int image_threads = product_threads / product_images, columns = slice_size / image_threads;
   const int image = thread / image_threads, column = thread % image_threads * columns;
   float u[columns], top = 0;
 #pragma unroll
@@ -106,42 +106,42 @@ __global__ void __launch_bounds__(fold_threads) fold_query(FoldedSaliency salien
     u[i] = 0;
     if (image < images) {
 #pragma unroll
-      for (int w = 0; w < fold_warps; w++) u[i] += shared.u[w][image][column + i];
+      for (int w = 0; w < product_warps; w++) u[i] += shared.u[w][image][column + i];
     }
     top = fmaxf(top, fabsf(u[i]));
   }
-  const int exponent = folding_exponent(reduce_warp<image_threads>(top, Largest()));
+  const int exponent = operand_exponent(reduce_warp<image_threads>(top, Largest()));
   if (image >= images) return;
   const float factor = power_of_two(exponent);
   const int64_t place = static_cast<int64_t>(first + image) * saliency.heads + head;
-  const int64_t offset = place * folded.u.ld + slice * slice_size + column;
+  const int64_t offset = place * product.u.ld + slice * slice_size + column;
   uint2 hi, lo;
   split<precision>(u[0] * factor, u[1] * factor, hi.x, lo.x);
   split<precision>(u[2] * factor, u[3] * factor, hi.y, lo.y);
-  *reinterpret_cast<uint2*>(folded.u.hi + offset) = hi;
-  if constexpr (precision == Precision::fp32) *reinterpret_cast<uint2*>(folded.u.lo + offset) = lo;
-  if (column == 0) folded.scale[place * (saliency.key.in / slice_size) + slice] = power_of_two(-exponent);
+  *reinterpret_cast<uint2*>(product.u.hi + offset) = hi;
+  if constexpr (precision == Precision::fp32) *reinterpret_cast<uint2*>(product.u.lo + offset) = lo;
+  if (column == 0) product.scale[place * (saliency.key.in / slice_size) + slice] = power_of_two(-exponent);
 }
 
-// score_hj = scale_h x^_j . u_h for 32 tokens and 16 heads: each of the 8 warps takes every eighth slice, and reads
+// score_hj = scale_h x^_j . u_h for 32 rows and 16 heads: each of the 8 warps takes every eighth slice, and reads
 // fragments straight from memory. A lane's 16 bytes of a row are elements 8t .. 8t + 7 of 32; taken as its k of two
 // products in the order in which they come, by both operands, they make a permutation of k, which a sum over k does not
 // see.
 template <Precision precision>
-__global__ void __launch_bounds__(token_threads) folded_scores(FoldedSaliency saliency, Folded folded, TokenScores to) {
+__global__ void __launch_bounds__(score_threads) folded_scores(FoldedSaliency saliency, KeyProduct product, ClassScores to) {
   constexpr int planes = RowFragments<precision, 2>::planes, fragments = head_group / 8;
   auto& shared = ptx::shared<ScoreShared>();
   ptx::wait_for_predecessor();
   ptx::release_successor();
   const Image& image = saliency.images[blockIdx.z];
-  const int first = static_cast<int>(blockIdx.x) * token_tile, first_head = static_cast<int>(blockIdx.y) * head_group;
+  const int first = static_cast<int>(blockIdx.x) * row_tile, first_head = static_cast<int>(blockIdx.y) * head_group;
   if (first >= image.rows) return;
   const int lane = static_cast<int>(threadIdx.x) % warp_size, warp = static_cast<int>(threadIdx.x) / warp_size;
   const int g = lane / 4, t = lane % 4, slices = saliency.key.in / slice_size;
   const int64_t u_row = static_cast<int64_t>(blockIdx.z) * saliency.heads + first_head;
 
   float score[2][fragments][4] = {};
-  for (int slice = warp; slice < slices; slice += token_warps) {
+  for (int slice = warp; slice < slices; slice += score_warps) {
     float of_slice[2][fragments][4] = {};
 #pragma unroll
     for (int part = 0; part < slice_size; part += 32) {
@@ -150,13 +150,13 @@ __global__ void __launch_bounds__(token_threads) folded_scores(FoldedSaliency sa
 #pragma unroll
       for (int p = 0; p < planes; p++) {
         const uint16_t* normal = p ? saliency.normal.lo : saliency.normal.hi;
-        const uint16_t* query = p ? folded.u.lo : folded.u.hi;
+        const uint16_t* query = p ? product.u.lo : product.u.hi;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          const int token = first + i * 8 + g;
-          const int64_t x_row = static_cast<int64_t>(image.row) + token;
+          const int row = first + i * 8 + g;
+          const int64_t x_row = static_cast<int64_t>(image.row) + row;
           x[p][i] = make_uint4(0, 0, 0, 0);
-          if (token < image.rows) {
+          if (row < image.rows) {
             x[p][i] = *reinterpret_cast<const uint4*>(normal + x_row * saliency.normal.ld + column);
           }
         }
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(token_threads) folded_scores(FoldedSaliency sa
         for (int n = 0; n < fragments; n++) {
           u[p][n] = make_uint4(0, 0, 0, 0);
           if (first_head + n * 8 + g < saliency.heads) {
-            u[p][n] = *reinterpret_cast<const uint4*>(query + (u_row + n * 8 + g) * folded.u.ld + column);
+            u[p][n] = *reinterpret_cast<const uint4*>(query + (u_row + n * 8 + g) * product.u.ld + column);
           }
         }
       }
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(token_threads) folded_scores(FoldedSaliency sa
 #pragma unroll
       for (int e = 0; e < 2; e++) {
         const int head = column_of(n, e, lane);
-        const float scale = first_head + head < saliency.heads ? folded.scale[(u_row + head) * slices + slice] : 0.0f;
+        const float scale = first_head + head < saliency.heads ? product.scale[(u_row + head) * slices + slice] : 0.0f;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
           score[i][n][e] = fmaf(of_slice[i][n][e], scale, score[i][n][e]);
@@ -213,10 +213,10 @@ __global__ void __launch_bounds__(token_threads) folded_scores(FoldedSaliency sa
     }
   }
   __syncthreads();
-  for (int head = warp; head < min(head_group, saliency.heads - first_head); head += token_warps) {
+  for (int head = warp; head < min(head_group, saliency.heads - first_head); head += score_warps) {
     float sum = 0;
 #pragma unroll
-    for (int w = 0; w < token_warps; w++) sum += shared.score[w][lane][head];
+    for (int w = 0; w < score_warps; w++) sum += shared.score[w][lane][head];
     put(to, image, first_head + head, lane, sum * saliency.scale[first_head + head]);
   }
 }
@@ -227,19 +227,19 @@ void folded_saliency(Queue& queue, const FoldedSaliency& s) {
   const int64_t u_size = int64_t{s.extent.images} * s.heads * s.key.in;
   uint16_t* u = reinterpret_cast<uint16_t*>(s.scratch);
   float* rest = s.scratch + u_size;   // after two planes
-  const Folded folded = {{u, u + u_size, s.key.in}, rest + token_floats(s.extent, s.heads)};
-  const TokenScores scores = token_scores(s.images, s.extent, s.heads, rest, s.saliency);
-  const dim3 slices(static_cast<unsigned>(s.key.in / slice_size), heads, blocks_of(s.extent.images, fold_images));
-  launch(queue, fold_query<precision>, slices, fold_threads, sizeof(FoldShared), s, folded);
+  const KeyProduct product = {{u, u + u_size, s.key.in}, rest + class_floats(s.extent, s.heads)};
+  const ClassScores scores = class_scores(s.images, s.extent, s.heads, rest, s.saliency);
+  const dim3 slices(static_cast<unsigned>(s.key.in / slice_size), heads, blocks_of(s.extent.images, product_images));
+  launch(queue, key_product<precision>, slices, product_threads, sizeof(ProductShared), s, product);
   const dim3 tiles(static_cast<unsigned>(scores.tiles), blocks_of(s.heads, head_group), images);
-  launch(queue, folded_scores<precision>, tiles, token_threads, sizeof(ScoreShared), s, folded, scores);
+  launch(queue, folded_scores<precision>, tiles, score_threads, sizeof(ScoreShared), s, product, scores);
   launch_mean_of_heads(queue, s.extent, scores);
 }
 
 }  // namespace
 
 int64_t folded_saliency_scratch(const Extent& extent, int heads, int in) {
-  return extent.images * int64_t{heads} * (in + in / slice_size) + token_floats(extent, heads);
+  return extent.images * int64_t{heads} * (in + in / slice_size) + class_floats(extent, heads);
 }
 
 void folded_saliency(Queue& queue, Precision precision, const FoldedSaliency& s) {

@@ -13,9 +13,10 @@
 namespace desap {
 
 using cuda::Arrays;
-using cuda::HeadRun;
 using cuda::DeviceBuffer;
 using cuda::Engine;
+using cuda::GivenImage;
+using cuda::HeadRun;
 using cuda::KernelRun;
 using cuda::StreamLock;
 
@@ -76,7 +77,7 @@ struct Analysis::State {
   std::shared_ptr<Engine> engine;
   std::shared_ptr<DeviceBuffer> block;  // of all images that were analysed together
   Arrays arrays{};
-  int64_t tokens = 0;
+  int64_t rows = 0;
   const void* features = nullptr;  // in the caller's memory, or null
   AnalyzeTimings timings{};
 
@@ -94,8 +95,8 @@ struct Analysis::State {
 
 Analysis::Analysis(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Analysis::~Analysis() = default;
-int64_t Analysis::rows() const { return state_->tokens; }
-int64_t Analysis::patches() const { return state_->tokens - (state_->config.class_token ? 1 : 0); }
+int64_t Analysis::rows() const { return state_->rows; }
+int64_t Analysis::patches() const { return state_->rows - (state_->config.class_token ? 1 : 0); }
 int64_t Analysis::width() const { return state_->config.width; }
 int64_t Analysis::projection_dim() const { return state_->config.projection_dim; }
 const void* Analysis::features() const { return state_->features; }
@@ -117,9 +118,9 @@ Status Analysis::from(Context& context, const AnalysisParts& parts, std::shared_
     state->config.heads = 1;
     state->config.projection_dim = size;
     state->engine = context.engine;
-    state->tokens = patches;
+    state->rows = patches;
     HeadRun plan(run.stream(), run.precision(), state->config, nullptr);
-    DESAP_TRY(plan.add(patches, nullptr, nullptr));
+    DESAP_TRY(plan.add(patches, {}));
     state->block = std::make_shared<DeviceBuffer>();
     const auto& gpu = run.stream().gpu;
     DESAP_TRY(gpu->status(state->block->allocate(gpu, plan.analysis_bytes()), "device memory"));
@@ -139,7 +140,7 @@ Status Analysis::from(Context& context, const AnalysisParts& parts, std::shared_
       mean.images = image.record;
       mean.extent = image.extent;
       mean.projection_dim = static_cast<int>(size);
-      mean.scratch = run.array<float>(cuda::embed_scratch(image.extent, mean.projection_dim, false));
+      mean.scratch = run.array<float>(cuda::folded_read_out_scratch(image.extent, mean.projection_dim, false));
       mean.embeddings = rows.data;
       mean.global = global.data;
       cuda::unit_mean(run.queue(), mean);
@@ -177,16 +178,17 @@ Status Head::analyze(Context&, const HiddenStates* images, int64_t count, Encodi
   std::vector<std::shared_ptr<Analysis>> results(static_cast<size_t>(count));
   StreamLock stream(*state_->engine);
   DESAP_TRY(stream.take());
-  for (const auto& group : groups_of(count, [&](int64_t a, int64_t b) { return images[a].half == images[b].half; })) {
+  const auto given = [&](int64_t i) { return GivenImage{images + i}; };
+  for (const auto& group : groups_of(count, [&](int64_t a, int64_t b) { return HeadRun::same_kind(given(a), given(b)); })) {
     HeadRun run(*stream, state_->engine->precision, config, state_.get());
     std::vector<Intermediates> wanted;
     for (int64_t i : group) {
       wanted.push_back(copies ? copies[i] : Intermediates{});
-      DESAP_TRY(run.add(images[i].rows, images + i, nullptr));
+      DESAP_TRY(run.add(images[i].rows, given(i)));
     }
     const auto asked = [](const Intermediates& copy) { return copy.context || copy.attention; };
     const bool any = std::any_of(wanted.begin(), wanted.end(), asked);
-    run.analyze(encoding, images[group[0]].half, any);
+    run.analyze(encoding, any);
     const auto block = std::make_shared<DeviceBuffer>();
     DESAP_TRY(stream->gpu->status(block->allocate(stream->gpu, run.analysis_bytes()), "device memory"));
     const Arrays kept = run.analysis_of(block->data(), 0);
@@ -201,7 +203,7 @@ Status Head::analyze(Context&, const HiddenStates* images, int64_t count, Encodi
       state->engine = state_->engine;
       state->block = block;
       state->arrays = run.analysis_of(block->data(), number);
-      state->tokens = hidden.rows;
+      state->rows = hidden.rows;
       state->features = hidden.hold && run.in_place(number) ? static_cast<const char*>(hidden.data) + skipped : nullptr;
       state->timings = run.analyze_timings(number);
       results[static_cast<size_t>(group[i])].reset(new Analysis(std::move(state)));
@@ -220,18 +222,15 @@ Status Head::prune(Context&, const HiddenStates* images, int64_t count, Encoding
                    PruneTimings* prune_timings) const try {
   StreamLock stream(*state_->engine);
   DESAP_TRY(stream.take());
-  const auto same = [&](int64_t a, int64_t b) {
-    return images[a].half == images[b].half && HeadRun::same_kind(requests[a], outputs[a], requests[b], outputs[b]);
-  };
-  for (const auto& group : groups_of(count, same)) {
+  const auto given = [&](int64_t i) { return GivenImage{images + i, requests + i, outputs + i}; };
+  for (const auto& group : groups_of(count, [&](int64_t a, int64_t b) { return HeadRun::same_kind(given(a), given(b)); })) {
     HeadRun run(*stream, state_->engine->precision, state_->config, state_.get());
-    run.analyze(encoding, images[group[0]].half, false);
-    run.prune(requests[group[0]], outputs[group[0]]);
-    for (int64_t i : group) DESAP_TRY(run.add(images[i].rows, images + i, requests + i));
+    run.analyze(encoding, false);
+    for (int64_t i : group) DESAP_TRY(run.add(images[i].rows, given(i)));
     DESAP_TRY(of_image(run.execute(nullptr), group, count));
     for (size_t i = 0; i < group.size(); i++) {
       const int64_t number = static_cast<int64_t>(i), original = group[i];
-      run.deliver(number, requests[original], outputs[original]);
+      run.deliver(number);
       if (analyze_timings) analyze_timings[original] = run.analyze_timings(number);
       if (prune_timings) prune_timings[original] = run.prune_timings(number);
     }
@@ -246,12 +245,11 @@ Status Analysis::prune(Context&, const PruneRequest& request, const PruneOutput&
   StreamLock stream(*state_->engine);
   DESAP_TRY(stream.take());
   HeadRun run(*stream, state_->engine->precision, state_->config, nullptr);
-  run.prune(request, output);
-  DESAP_TRY(run.add(state_->tokens, nullptr, &request));
+  DESAP_TRY(run.add(state_->rows, {nullptr, &request, &output}));
   DESAP_TRY(of_image(run.execute(&state_->arrays), {0}, 1));
   if (output.saliency && !request.saliency)
     DESAP_TRY(State::read(*stream, state_->arrays.saliency, patches(), output.saliency));
-  run.deliver(0, request, output);
+  run.deliver(0);
   if (timings) *timings = run.prune_timings(0);
   return {};
 } catch (const std::bad_alloc&) {

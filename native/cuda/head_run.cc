@@ -7,7 +7,7 @@
 namespace desap::cuda {
 namespace {
 
-constexpr int64_t most_tokens = 65536, most_text_tokens = 4096;
+constexpr int64_t most_rows = 65536, most_text_tokens = 4096;
 constexpr int64_t most_images = 65535;  // a grid's second and third extent
 constexpr int64_t text_step = 16;  // questions of nearly the same length share a graph
 constexpr int squares_slice = 64;
@@ -28,47 +28,32 @@ Relocatable<T> slot(char* const* pointer) {
 HeadRun::HeadRun(Stream& stream, Precision precision, const HeadConfig& config, const GpuHead* head)
     : stream_(stream), precision_(precision), config_(config), head_(head) {}
 
-void HeadRun::analyze(Encoding encoding, bool half, bool intermediates) {
+bool HeadRun::same_kind(const GivenImage& a, const GivenImage& b) {
+  if (a.hidden->half != b.hidden->half || !a.request != !b.request) return false;
+  if (!a.request) return true;
+  const auto alone = [](const AlignmentMatrices& m) { return m.similarity || m.visual_alignment || m.text_alignment; };
+  const auto own = [](const PruneRequest& request) { return request.features.data ? request.features.cols : -1; };
+  const PruneRequest &p = *a.request, &q = *b.request;
+  return !alone(a.output->matrices) && !alone(b.output->matrices) && p.alignment == q.alignment && p.lambda == q.lambda &&
+         p.merge == q.merge && !p.text.data == !q.text.data && !p.saliency == !q.saliency && own(p) == own(q) &&
+         !a.output->saliency == !b.output->saliency;
+}
+
+void HeadRun::analyze(Encoding encoding, bool intermediates) {
   encoding_ = encoding;
-  half_ = half;
   intermediates_ = intermediates;
 }
 
-void HeadRun::prune(const PruneRequest& request, const PruneOutput& output) {
-  prune_ = true;
-  align_ = request.text.data != nullptr;
-  merge_ = request.merge;
-  own_map_ = request.saliency != nullptr;
-  own_features_ = request.features.data != nullptr;
-  wants_map_ = head_ && output.saliency && !own_map_;
-  alignment_ = request.alignment;
-  lambda_ = request.lambda;
-  feature_width_ = own_features_ ? request.features.cols : config_.width;
-  const bool weights = align_ && request.alignment != Alignment::mean;
-  wanted_[0] = align_ && output.matrices.similarity;
-  wanted_[1] = weights && output.matrices.visual_alignment;
-  wanted_[2] = weights && output.matrices.text_alignment;
-}
-
-bool HeadRun::same_kind(const PruneRequest& a, const PruneOutput& wanted_a, const PruneRequest& b,
-                     const PruneOutput& wanted_b) {
-  const auto alone = [](const AlignmentMatrices& m) { return m.similarity || m.visual_alignment || m.text_alignment; };
-  const auto own = [](const PruneRequest& request) { return request.features.data ? request.features.cols : -1; };
-  return !alone(wanted_a.matrices) && !alone(wanted_b.matrices) && a.alignment == b.alignment && a.lambda == b.lambda &&
-         a.merge == b.merge && !a.text.data == !b.text.data && !a.saliency == !b.saliency && own(a) == own(b) &&
-         !wanted_a.saliency == !wanted_b.saliency;
-}
-
-Status HeadRun::add(int64_t tokens, const HiddenStates* hidden, const PruneRequest* request) {
-  const int64_t patches = tokens - first_patch();
-  if (tokens > most_tokens) return {Code::unsupported, "tokens"};
-  if (extent_.images == most_images || extent_.rows + tokens > INT_MAX) return {Code::unsupported, "batch"};
+Status HeadRun::add(int64_t rows, const GivenImage& given) {
+  const int64_t patches = rows - first_patch();
+  if (rows > most_rows) return {Code::unsupported, "rows"};
+  if (extent_.images == most_images || extent_.rows + rows > INT_MAX) return {Code::unsupported, "batch"};
   Image image{};
   image.row = static_cast<int>(extent_.rows);
-  image.rows = static_cast<int>(tokens);
+  image.rows = static_cast<int>(rows);
   image.patch = static_cast<int>(extent_.patches);
   image.patches = static_cast<int>(patches);
-  if (request) {
+  if (const PruneRequest* request = given.request) {
     const int64_t text_tokens = request->text.rows;
     if (text_tokens > most_text_tokens || text_rows_ + text_tokens + 1 > INT_MAX) return {Code::unsupported, "text"};
     image.text = static_cast<int>(text_rows_);
@@ -83,15 +68,23 @@ Status HeadRun::add(int64_t tokens, const HiddenStates* hidden, const PruneReque
     extent_.max_keep = std::max(extent_.max_keep, image.keep);
   }
   extent_.images++;
-  extent_.rows += tokens;
+  extent_.rows += rows;
   extent_.patches += patches;
   extent_.max_rows = std::max(extent_.max_rows, image.rows);
   extent_.max_patches = std::max(extent_.max_patches, image.patches);
+  given_.push_back(given);
   images_.push_back(image);
-  hidden_.push_back(hidden);
-  requests_.push_back(request);
   in_place_.push_back(false);
   return {};
+}
+
+bool HeadRun::wants_map() const { return head_ && prunes() && given_.front().output->saliency && !own_map(); }
+
+AlignmentMatrices HeadRun::matrices() const {
+  if (!aligns()) return {};
+  AlignmentMatrices wanted = given_.front().output->matrices;
+  if (request().alignment == Alignment::mean) wanted.visual_alignment = wanted.text_alignment = nullptr;
+  return wanted;
 }
 
 // The operands of the attention; the saliency's are always q and k.
@@ -105,54 +98,65 @@ bool HeadRun::projects_k() const {
 }
 bool HeadRun::folds_saliency() const { return !projects_k(); }
 // A map of the caller's stands for it, unless the analysis is kept, and then there is no request.
-bool HeadRun::computes_saliency() const { return !own_map_; }
+bool HeadRun::computes_saliency() const { return !own_map(); }
 
 // -------------------------------------------------------------------------------------------------------- memory
 
-// In the order of Arrays.
-void HeadRun::plan_arrays(MemoryPlan& plan, int64_t (&places)[5]) const {
-  const int64_t sizes[] = {extent_.patches * config_.width, extent_.patches, extent_.rows * config_.projection_dim,
-                           extent_.images * config_.projection_dim, extent_.patches};
-  for (int i = 0; i < 5; i++) places[i] = plan.take(sizes[i] * 4);
+ArraysOf<int64_t> HeadRun::plan_analysis(MemoryPlan& plan) const {
+  const auto floats = [&](int64_t count) { return plan.take(count * 4); };
+  ArraysOf<int64_t> places;
+  places.features = floats(extent_.patches * config_.width);
+  places.inverse_norm = floats(extent_.patches);
+  places.embeddings = floats(extent_.rows * config_.projection_dim);
+  places.global = floats(extent_.images * config_.projection_dim);
+  places.saliency = floats(extent_.patches);
+  return places;
 }
 
 int64_t HeadRun::analysis_bytes() const {
   MemoryPlan plan;
-  int64_t places[5];
-  plan_arrays(plan, places);
+  plan_analysis(plan);
   return plan.size();
 }
 
 Arrays HeadRun::analysis_of(char* block, int64_t i) const {
   MemoryPlan plan;
-  int64_t places[5];
-  plan_arrays(plan, places);
+  const ArraysOf<int64_t> places = plan_analysis(plan);
   const Image& image = images_[static_cast<size_t>(i)];
-  const auto at = [&](int array, int64_t elements) { return block + places[array] + elements * 4; };
-  return {at(0, image.patch * config_.width), at(1, image.patch), at(2, image.row * config_.projection_dim),
-          at(3, i * config_.projection_dim), at(4, image.patch)};
+  const auto at = [&](int64_t place, int64_t elements) { return block + place + elements * 4; };
+  Arrays arrays;
+  arrays.features = at(places.features, image.patch * config_.width);
+  arrays.inverse_norm = at(places.inverse_norm, image.patch);
+  arrays.embeddings = at(places.embeddings, image.row * config_.projection_dim);
+  arrays.global = at(places.global, i * config_.projection_dim);
+  arrays.saliency = at(places.saliency, image.patch);
+  return arrays;
 }
 
 void HeadRun::plan_memory() {
   MemoryPlan plan;
   Places& p = place_;
   text_rows_ = round_up(text_rows_, text_step);
-  const int64_t patches = extent_.patches, kept = extent_.kept, features = patches * feature_width_;
+  const int64_t patches = extent_.patches, kept = extent_.kept, features = patches * feature_width();
   p.header = plan.take(sizeof(Header));
   p.images = plan.take(extent_.images * static_cast<int64_t>(sizeof(Image)));
   p.text = plan.take(text_rows_ * config_.projection_dim * 4);
-  p.own_map = plan.take(own_map_ ? patches * 4 : 0);
-  p.own_features = plan.take(own_features_ ? features * 4 : 0);
+  p.own_map = plan.take(own_map() ? patches * 4 : 0);
+  p.own_features = plan.take(own_features() ? features * 4 : 0);
   p.report = plan.take(sizeof(Report));
-  if (prune_) {
+  if (prunes()) {
+    const AlignmentMatrices wanted = matrices();
+    const auto matrix = [&](const float* one) { return plan.take(one ? patches * images_[0].text_tokens * 4 : 0); };
     p.indices = plan.take(kept * 4);
     p.source = plan.take(kept);
     p.assignment = plan.take(patches * 4);
     p.counts = plan.take(kept * 4);
     p.task = plan.take(patches * 4);
-    p.map = plan.take(wants_map_ ? patches * 4 : 0);
-    p.tokens = plan.take(kept * feature_width_ * 4);
-    for (int i = 0; i < 3; i++) p.matrices[i] = plan.take(wanted_[i] ? patches * images_[0].text_tokens * 4 : 0);
+    p.map = plan.take(wants_map() ? patches * 4 : 0);
+    p.tokens = plan.take(kept * feature_width() * 4);
+    p.similarity = matrix(wanted.similarity);
+    p.visual_alignment = matrix(wanted.visual_alignment);
+    p.text_alignment = matrix(wanted.text_alignment);
   }
   p.mirror_size = plan.size();
 
@@ -166,31 +170,34 @@ void HeadRun::plan_memory() {
     p.context = operand(context_ld());
     p.squares = plan.take(extent_.rows * (weights.squared / squares_slice) * 4);
     p.read_out = plan.take(extent_.rows * config_.projection_dim * 4);
-    p.embed_scratch = plan.take(embed_scratch(extent_, projection_dim(), config_.class_token) * 4);
+    p.read_out_scratch = plan.take(folded_read_out_scratch(extent_, projection_dim(), config_.class_token) * 4);
     const int heads = static_cast<int>(config_.heads);
     p.saliency_scratch = plan.take(4 * (!computes_saliency() ? 0
                                           : folds_saliency() ? folded_saliency_scratch(extent_, heads, weights.projection.all().in)
                                                              : saliency_scratch(extent_, heads, config_.class_token)));
     p.intermediate = plan.take(intermediates_ ? extent_.rows * config_.width * 4 : 0);
   }
-  if (prune_) {
+  if (prunes()) {
     p.unit_text = plan.take(text_rows_ * config_.projection_dim * 4);
-    p.own_inverse_norm = plan.take(own_features_ ? patches * 4 : 0);
-    p.align_scratch = plan.take(align_ ? align_scratch(extent_) * 4 : 0);
-    p.merge_scratch = plan.take(merge_ ? merge_scratch(extent_) : 0);
+    p.own_inverse_norm = plan.take(own_features() ? patches * 4 : 0);
+    p.align_scratch = plan.take(aligns() ? align_scratch(extent_) * 4 : 0);
+    p.merge_scratch = plan.take(merges() ? merge_scratch(extent_) : 0);
   }
   p.size = plan.size();
 }
 
 GraphKey HeadRun::key() const {
-  const int parts = (head_ ? 1 : 0) | (prune_ ? 2 : 0) | (half_ ? 4 : 0) | (intermediates_ ? 8 : 0) | (merge_ ? 16 : 0) |
-                    (own_map_ ? 32 : 0) | (own_features_ ? 64 : 0) | (wanted_[0] ? 128 : 0) | (wanted_[1] ? 256 : 0) |
-                    (wanted_[2] ? 512 : 0) | (wants_map_ ? 1024 : 0) | (align_ ? 2048 : 0);
+  const AlignmentMatrices wanted = matrices();
+  int64_t parts = 0;
+  for (const bool part : {head_ != nullptr, prunes(), half(), intermediates_, aligns(), merges(), own_map(), own_features(), wants_map(),
+                          wanted.similarity != nullptr, wanted.visual_alignment != nullptr, wanted.text_alignment != nullptr}) {
+    parts = parts << 1 | part;
+  }
   return {head_ ? head_->serial : -1, parts, config_.width, config_.projection_dim, config_.class_token,
-          static_cast<int64_t>(encoding_), static_cast<int64_t>(alignment_), feature_width_, text_rows_,
+          static_cast<int64_t>(encoding_), prunes() ? static_cast<int64_t>(request().alignment) : -1, feature_width(), text_rows_,
           extent_.images, extent_.rows, extent_.patches, extent_.kept,
           extent_.max_rows, extent_.max_patches, extent_.max_text_tokens, extent_.max_keep,
-          wanted_[0] || wanted_[1] || wanted_[2] ? images_[0].text_tokens : 0};
+          wanted.similarity || wanted.visual_alignment || wanted.text_alignment ? images_[0].text_tokens : 0};
 }
 
 Operand HeadRun::operand(int64_t place, int64_t ld) const {
@@ -208,12 +215,12 @@ Operand HeadRun::block(PackedHead::Block which) const {
 
 Status HeadRun::send(const Arrays* kept) {
   // Page-locked memory is read where it is, other memory is copied first.
-  const int64_t element = half_ ? 2 : 4;
+  const int64_t element = half() ? 2 : 4;
   MemoryPlan staging;
   std::vector<int64_t> staged(images_.size(), -1);
   for (size_t i = 0; head_ && i < images_.size(); i++) {
     const int64_t bytes = images_[i].rows * config_.width * element;
-    images_[i].hidden = mapped_address(hidden_[i]->data, bytes);
+    images_[i].hidden = mapped_address(given_[i].hidden->data, bytes);
     in_place_[i] = images_[i].hidden && reinterpret_cast<uintptr_t>(images_[i].hidden) % 16 == 0;
     if (!in_place_[i]) staged[i] = staging.take(bytes);
   }
@@ -221,7 +228,7 @@ Status HeadRun::send(const Arrays* kept) {
   for (size_t i = 0; i < images_.size(); i++) {
     if (staged[i] < 0) continue;
     char* to = stream_.staging() + staged[i];  // one address space: the GPU knows it by the same address
-    std::memcpy(to, hidden_[i]->data, static_cast<size_t>(images_[i].rows * config_.width * element));
+    std::memcpy(to, given_[i].hidden->data, static_cast<size_t>(images_[i].rows * config_.width * element));
     images_[i].hidden = to;
   }
 
@@ -229,29 +236,28 @@ Status HeadRun::send(const Arrays* kept) {
     std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
   };
   const int64_t size = config_.projection_dim;
-  if (prune_) std::memset(mirror<char>(place_.text), 0, static_cast<size_t>(text_rows_ * size) * sizeof(float));
-  for (size_t i = 0; prune_ && i < images_.size(); i++) {
-    const PruneRequest& request = *requests_[i];
+  if (prunes()) std::memset(mirror<char>(place_.text), 0, static_cast<size_t>(text_rows_ * size) * sizeof(float));
+  for (size_t i = 0; prunes() && i < images_.size(); i++) {
+    const PruneRequest& request = *given_[i].request;
     const Image& image = images_[i];
     float* text = mirror<float>(place_.text) + image.text * size;
     for (int64_t j = 0; j < image.text_tokens; j++) copy(request.text.row(j), size, text + j * size);
     if (request.end_of_text) copy(request.end_of_text, size, text + image.text_tokens * size);
-    if (own_map_) copy(request.saliency, image.patches, mirror<float>(place_.own_map) + image.patch);
-    if (own_features_) {
-      float* features = mirror<float>(place_.own_features) + image.patch * feature_width_;
-      for (int64_t j = 0; j < image.patches; j++) {
-        copy(request.features.row(j), feature_width_, features + j * feature_width_);
-      }
+    if (request.saliency) copy(request.saliency, image.patches, mirror<float>(place_.own_map) + image.patch);
+    if (request.features.data) {
+      const int64_t width = request.features.cols;
+      float* features = mirror<float>(place_.own_features) + image.patch * width;
+      for (int64_t j = 0; j < image.patches; j++) copy(request.features.row(j), width, features + j * width);
     }
   }
   std::memcpy(mirror<char>(place_.images), images_.data(), images_.size() * sizeof(Image));
 
   Header& h = *mirror<Header>(place_.header);
   h.analysis = kept ? *kept : analysis_of(device<char>(place_.analysis), 0);
-  h.map = own_map_ ? device<char>(place_.own_map) : h.analysis.saliency;
-  h.merge_features = own_features_ ? device<char>(place_.own_features) : h.analysis.features;
-  h.merge_inverse_norm = own_features_ ? device<char>(place_.own_inverse_norm) : h.analysis.inverse_norm;
-  h.lambda = lambda_;
+  h.map = own_map() ? device<char>(place_.own_map) : h.analysis.saliency;
+  h.merge_features = own_features() ? device<char>(place_.own_features) : h.analysis.features;
+  h.merge_inverse_norm = own_features() ? device<char>(place_.own_inverse_norm) : h.analysis.inverse_norm;
+  h.lambda = prunes() ? request().lambda : 0;
   *mirror<Report>(place_.report) = {no_fault, no_fault, no_fault, no_fault, no_fault, no_fault, {}};
   return {};
 }
@@ -275,8 +281,8 @@ void HeadRun::enqueue() {
   } else {
     enqueue_inputs(queue);
   }
-  if (prune_) enqueue_prune();
-  if (wants_map_) {
+  if (prunes()) enqueue_prune();
+  if (wants_map()) {
     const char* map = analysis_of(device<char>(place_.analysis), 0).saliency;
     queue.note(cudaMemcpyAsync(device<char>(place_.map), map, static_cast<size_t>(extent_.patches) * sizeof(float),
                                cudaMemcpyDeviceToDevice, queue.stream));
@@ -288,12 +294,13 @@ void HeadRun::enqueue() {
 
 // What the question brings is made ready: nothing of it needs the image.
 void HeadRun::enqueue_inputs(Queue& queue) {
-  if (!prune_) return;
+  if (!prunes()) return;
   const int64_t size = config_.projection_dim;
   unit_rows(queue, {device<const float>(place_.text), text_rows_, size, size},
             {device<float>(place_.unit_text), text_rows_, size, size}, &report()->text);
-  if (own_features_ && merge_) {
-    inverse_norms(queue, {device<const float>(place_.own_features), extent_.patches, feature_width_, feature_width_},
+  if (own_features() && merges()) {
+    const int64_t width = feature_width();
+    inverse_norms(queue, {device<const float>(place_.own_features), extent_.patches, width, width},
                   device<float>(place_.own_inverse_norm), &report()->features);
   }
 }
@@ -321,7 +328,7 @@ void HeadRun::enqueue_analyze() {
   to_normal.images = images;
   to_normal.extent = extent_;
   to_normal.width = width;
-  to_normal.half = half_;
+  to_normal.half = half();
   to_normal.class_token = config_.class_token;
   to_normal.epsilon = config_.epsilon;
   to_normal.normal = normal;
@@ -365,7 +372,7 @@ void HeadRun::enqueue_analyze() {
   to_embeddings.slices = weights.squared / squares_slice;
   to_embeddings.projected = read_out;
   to_embeddings.shift = weights.shift();
-  to_embeddings.scratch = device<float>(place_.embed_scratch);
+  to_embeddings.scratch = device<float>(place_.read_out_scratch);
   to_embeddings.embeddings = slot<float>(&header()->analysis.embeddings);
   to_embeddings.global = slot<float>(&header()->analysis.global);
   to_embeddings.fault = &report()->overflow;
@@ -405,8 +412,9 @@ void HeadRun::enqueue_prune() {
   const Image* images = device<Image>(place_.images);
   float* task = device<float>(place_.task);
   int* indices = device<int>(place_.indices);
-  if (align_) {
-    const auto matrix = [&](int i) { return wanted_[i] ? device<float>(place_.matrices[i]) : nullptr; };
+  if (aligns()) {
+    const AlignmentMatrices wanted = matrices();
+    const auto matrix = [&](const float* one, int64_t place) { return one ? device<float>(place) : nullptr; };
     Align to_text{};
     to_text.images = images;
     to_text.extent = extent_;
@@ -415,11 +423,13 @@ void HeadRun::enqueue_prune() {
     to_text.visual = slot<const float>(&header()->analysis.embeddings);
     to_text.global = slot<const float>(&header()->analysis.global);
     to_text.text = device<float>(place_.unit_text);
-    to_text.alignment = alignment_;
+    to_text.alignment = request().alignment;
     to_text.lambda = &header()->lambda;
     to_text.scratch = device<float>(place_.align_scratch);
     to_text.task = task;
-    to_text.matrices = {matrix(0), matrix(1), matrix(2)};
+    to_text.matrices.similarity = matrix(wanted.similarity, place_.similarity);
+    to_text.matrices.visual_alignment = matrix(wanted.visual_alignment, place_.visual_alignment);
+    to_text.matrices.text_alignment = matrix(wanted.text_alignment, place_.text_alignment);
     to_text.stamp = stamp(at_align);
     align(queue, to_text);
   } else {  // none of these is chosen
@@ -441,8 +451,8 @@ void HeadRun::enqueue_prune() {
   Merge to_tokens{};
   to_tokens.images = images;
   to_tokens.extent = extent_;
-  to_tokens.width = static_cast<int>(feature_width_);
-  to_tokens.merge = merge_;
+  to_tokens.width = static_cast<int>(feature_width());
+  to_tokens.merge = merges();
   to_tokens.features = slot<const float>(&header()->merge_features);
   to_tokens.inverse_norm = slot<const float>(&header()->merge_inverse_norm);
   to_tokens.indices = indices;
@@ -507,24 +517,27 @@ Status HeadRun::read_intermediates(const std::vector<Intermediates>& copies) {
   return stream_.finish();
 }
 
-void HeadRun::deliver(int64_t i, const PruneRequest& request, const PruneOutput& output) const {
+void HeadRun::deliver(int64_t i) const {
   const Image& image = images_[static_cast<size_t>(i)];
+  const PruneOutput& output = *given_[static_cast<size_t>(i)].output;
+  const int64_t width = feature_width();
   const auto copy = [&](int64_t place, int64_t first, int64_t count, auto* to) {
     const auto* from = mirror<std::remove_pointer_t<decltype(to)>>(place) + first;
     if (to) std::memcpy(to, from, static_cast<size_t>(count) * sizeof *to);
   };
-  copy(place_.tokens, image.kept * feature_width_, image.keep * feature_width_, output.tokens);
+  copy(place_.tokens, image.kept * width, image.keep * width, output.tokens);
   copy(place_.indices, image.kept, image.keep, output.indices);
   copy(place_.source, image.kept, image.keep, output.source);
   copy(place_.assignment, image.patch, image.patches, output.assignment);
   copy(place_.counts, image.kept, image.keep, output.counts);
-  if (align_ && output.task) copy(place_.task, image.patch, image.patches, output.task);
-  if (wants_map_) copy(place_.map, image.patch, image.patches, output.saliency);
-  if (own_map_ && output.saliency) std::copy_n(request.saliency, image.patches, output.saliency);
-  float* const matrices[] = {output.matrices.similarity, output.matrices.visual_alignment, output.matrices.text_alignment};
-  for (int m = 0; m < 3; m++) {
-    if (wanted_[m]) copy(place_.matrices[m], 0, image.patches * request.text.rows, matrices[m]);
-  }
+  if (aligns()) copy(place_.task, image.patch, image.patches, output.task);
+  if (wants_map()) copy(place_.map, image.patch, image.patches, output.saliency);
+  if (own_map()) copy(place_.own_map, image.patch, image.patches, output.saliency);
+  const AlignmentMatrices wanted = matrices();
+  const int64_t pairs = image.patches * image.text_tokens;
+  copy(place_.similarity, 0, pairs, wanted.similarity);
+  copy(place_.visual_alignment, 0, pairs, wanted.visual_alignment);
+  copy(place_.text_alignment, 0, pairs, wanted.text_alignment);
 }
 
 // The images of a run share its time: each gets its share of the time by its rows.
@@ -552,13 +565,13 @@ AnalyzeTimings HeadRun::analyze_timings(int64_t i) const {
   const double both = between(at_attention, at_read_out, i);
   t.saliency = config_.class_token || !computes_saliency() ? 0 : both / 2;
   t.attention = both - t.saliency;
-  t.read_out = prune_ ? between(at_read_out, first_of_prune(), i) : after(at_read_out, i);
+  t.read_out = prunes() ? between(at_read_out, first_of_prune(), i) : after(at_read_out, i);
   return t;
 }
 
 PruneTimings HeadRun::prune_timings(int64_t i) const {
   PruneTimings t;
-  t.align = align_ ? between(at_align, at_select, i) : 0;
+  t.align = aligns() ? between(at_align, at_select, i) : 0;
   t.select = between(at_select, at_merge, i);
   t.merge = after(at_merge, i);
   return t;

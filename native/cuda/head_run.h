@@ -2,9 +2,9 @@
 // shape was first seen.
 //
 //   send
-//   normalize -> linear: q, v, k -> attention -> linear: read-out -> embed         analyze
-//        beside it: text -> unit rows; saliency
-//   align (where there is text) -> select -> merge                                 prune
+//   normalize -> linear: q, v, k -> attention -> linear_squares -> folded_read_out     analyze
+//        beside it: text -> unit_rows; saliency or folded_saliency
+//   align (where there is text) -> select -> merge                                     prune
 //   receive
 //
 // Whatever differs between two runs of a shape travels with `send`: where the images lie, text, lambda, where the analysis
@@ -39,9 +39,22 @@ class MemoryPlan {
   int64_t size_ = 0;
 };
 
-// An analysis on the GPU: float32 [P, D], [P], [N, E], [E], [P].
-struct Arrays {
-  char *features, *inverse_norm, *embeddings, *global, *saliency;
+// The arrays of an analysis on the GPU: their addresses, or their places in a block.
+template <class T>
+struct ArraysOf {
+  T features;      // [P, D], float32 like the others
+  T inverse_norm;  // [P]
+  T embeddings;    // [N, E]
+  T global;        // [E]
+  T saliency;      // [P]
+};
+using Arrays = ArraysOf<char*>;
+
+// An image as the caller gives it; null what a run has no use for.
+struct GivenImage {
+  const HiddenStates* hidden = nullptr;
+  const PruneRequest* request = nullptr;
+  const PruneOutput* output = nullptr;
 };
 
 class HeadRun {
@@ -49,13 +62,12 @@ class HeadRun {
   // `head` null: the images are analysed already.
   HeadRun(Stream&, Precision, const HeadConfig&, const GpuHead* head);
 
-  // What is asked of every image. Requests of one run agree in all that `same_kind` compares.
-  void analyze(Encoding, bool half, bool intermediates);
-  void prune(const PruneRequest&, const PruneOutput&);
-  static bool same_kind(const PruneRequest&, const PruneOutput&, const PruneRequest&, const PruneOutput&);
+  // Whether one run can take both images.
+  static bool same_kind(const GivenImage&, const GivenImage&);
 
-  // `tokens`: N of the image. unsupported.
-  Status add(int64_t tokens, const HiddenStates*, const PruneRequest*);
+  void analyze(Encoding, bool intermediates);
+  // `rows`: N of the image. What it points to outlives the run. unsupported.
+  Status add(int64_t rows, const GivenImage&);
   // How large the arrays of all images' analyses are, and where the i-th image's stand in them.
   int64_t analysis_bytes() const;
   Arrays analysis_of(char* block, int64_t i) const;
@@ -66,7 +78,7 @@ class HeadRun {
 
   bool in_place(int64_t i) const { return in_place_[static_cast<size_t>(i)]; }  // whether the GPU read the caller's memory
   Status read_intermediates(const std::vector<Intermediates>&);
-  void deliver(int64_t i, const PruneRequest&, const PruneOutput&) const;
+  void deliver(int64_t i) const;
   AnalyzeTimings analyze_timings(int64_t i) const;
   PruneTimings prune_timings(int64_t i) const;
 
@@ -86,8 +98,8 @@ class HeadRun {
   // Sent: header to own_features. Sent and received: report. Received: the rest up to mirror_size.
   struct Places {
     int64_t header, images, text, own_map, own_features, report;
-    int64_t indices, source, assignment, counts, task, map, tokens, matrices[3], mirror_size;
-    int64_t analysis, normal, projected, context, squares, read_out, embed_scratch, saliency_scratch, intermediate;
+    int64_t indices, source, assignment, counts, task, map, tokens, similarity, visual_alignment, text_alignment, mirror_size;
+    int64_t analysis, normal, projected, context, squares, read_out, read_out_scratch, saliency_scratch, intermediate;
     int64_t unit_text, own_inverse_norm, align_scratch, merge_scratch;
     int64_t size;
   };
@@ -106,6 +118,18 @@ class HeadRun {
   Operand operand(int64_t place, int64_t ld) const;
   Operand block(PackedHead::Block) const;
 
+  // What is asked of the run: its first image's request. The others agree in all that `same_kind` compares.
+  const PruneRequest& request() const { return *given_.front().request; }
+  bool prunes() const { return given_.front().request; }
+  bool aligns() const { return prunes() && request().text.data; }
+  bool merges() const { return prunes() && request().merge; }
+  bool own_map() const { return prunes() && request().saliency; }
+  bool own_features() const { return prunes() && request().features.data; }
+  int64_t feature_width() const { return own_features() ? request().features.cols : config_.width; }
+  bool half() const { return head_ && given_.front().hidden->half; }
+  bool wants_map() const;               // the saliency of an analysis that is not kept
+  AlignmentMatrices matrices() const;  // null where not wanted
+
   int64_t first_patch() const { return config_.class_token ? 1 : 0; }
   int projection_dim() const { return static_cast<int>(config_.projection_dim); }
   PackedHead::Block left() const, right() const;
@@ -114,7 +138,7 @@ class HeadRun {
   int64_t context_ld() const { return padded_width(head_->weights.inner); }
 
   void plan_memory();
-  void plan_arrays(MemoryPlan&, int64_t (&places)[5]) const;
+  ArraysOf<int64_t> plan_analysis(MemoryPlan&) const;
   GraphKey key() const;
   Status send(const Arrays* kept);
   void enqueue();
@@ -124,7 +148,7 @@ class HeadRun {
   void enqueue_prune();
   Status fault() const;
   // The first stage of the pruning: without a text nothing is aligned.
-  Stage first_of_prune() const { return align_ ? at_align : at_select; }
+  Stage first_of_prune() const { return aligns() ? at_align : at_select; }
   double share(int64_t i) const;
   double between(Stage, Stage, int64_t i) const;
   double after(Stage, int64_t i) const;
@@ -135,18 +159,10 @@ class HeadRun {
   const GpuHead* const head_;
 
   Encoding encoding_ = Encoding::qq;
-  bool half_ = false, intermediates_ = false;
+  bool intermediates_ = false;
 
-  bool prune_ = false, align_ = false, merge_ = false, own_map_ = false, own_features_ = false;
-  bool wants_map_ = false;  // the saliency of an analysis that is not kept
-  bool wanted_[3] = {false, false, false};  // matrices of the alignment
-  Alignment alignment_ = Alignment::fcma;
-  float lambda_ = 0;
-  int64_t feature_width_ = 0;
-
+  std::vector<GivenImage> given_;
   std::vector<Image> images_;
-  std::vector<const HiddenStates*> hidden_;
-  std::vector<const PruneRequest*> requests_;
   std::vector<bool> in_place_;
   Extent extent_{};
   int64_t text_rows_ = 0;

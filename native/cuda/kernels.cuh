@@ -38,7 +38,7 @@ struct Image {
   int text, text_tokens; // rows of the text block: T
   int end_of_text;       // row of the text block that holds the end-of-text vector
   int keep, task_keep;   // K, k1
-  int kept;              // place in the arrays of kept tokens (indices, source, counts, tokens)
+  int kept;              // place in the arrays of what is kept (indices, source, counts, tokens)
   const void* hidden;    // [rows, D], contiguous; device memory or mapped host memory
 };
 
@@ -73,9 +73,9 @@ void from_operand(Queue&, Precision, ConstOperand x, int heads, int padded_size,
 
 void layer_norm(Queue&, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y, int* fault);
 
-// In place of layer_norm, in the head: without its affine part (that is folded into the weights): x^_i = (x_i - mean) / sqrt(var + epsilon), written
-// as an operand [rows, padded_width(D)]. On the way: features = the patch rows as float32 [P, D], and
-// inverse_norm[p] = 1 / |patch row p| (0 for a zero row), which the merge needs. fault: the row of the batch.
+// In place of layer_norm, in the head: without its affine part, which is folded into the weights. x^_i = (x_i - mean) /
+// sqrt(var + epsilon), written as an operand [rows, padded_width(D)]. On the way: features = the patch rows as float32
+// [P, D], and inverse_norm[p] = 1 / |patch row p| (0 for a zero row), which the merge needs. fault: the row of the batch.
 struct Normalize {
   const Image* images;
   Extent extent;
@@ -109,8 +109,8 @@ struct Weights {
 void linear(Queue&, Precision, ConstOperand x, int64_t rows, const Weights&, Operand y, Stamp);
 void linear(Queue&, Precision, ConstOperand x, int64_t rows, const Weights&, Matrix y, Stamp);
 
-// In place of read_out's products, in the head: the first `squared` columns (a multiple of 64) are not stored; of them each slice of 64 columns
-// leaves the sum of its squares, squares[row, slice]. The others go to y [rows, out - squared] as float32.
+// In place of read_out's products, in the head: the first `squared` columns (a multiple of 64) are not stored. Each slice of
+// 64 of them leaves the sum of its squares, squares[row, slice]. The others go to y [rows, out - squared] as float32.
 void linear_squares(Queue&, Precision, ConstOperand x, int64_t rows, const Weights&, int squared, float* squares, Matrix y,
                     Stamp);
 
@@ -147,9 +147,9 @@ struct Saliency {
 int64_t saliency_scratch(const Extent&, int heads, bool class_token);
 void saliency(Queue&, Precision, const Saliency&);
 
-// In place of saliency with a class token, in the head: without the keys, u_h = W_k,h^T q_h for its query q, score = scale[h] x^_j . u_h (the keys'
-// bias adds the same to every token, and softmax drops it). key.weight is [heads * padded_size, padded_width(D)] and
-// key.scale its rows' scale.
+// In place of saliency with a class token, in the head: without the keys, u_h = W_k,h^T q_h for its query q,
+// score = scale[h] x^_j . u_h (the keys' bias adds the same to every row's score, and softmax drops it). key.weight is
+// [heads * padded_size, padded_width(D)] and key.scale its rows' scale.
 struct FoldedSaliency {
   const Image* images;
   Extent extent;
@@ -167,8 +167,9 @@ void folded_saliency(Queue&, Precision, const FoldedSaliency&);
 
 // ---- read_out.cu ------------------------------------------------------------------------------------------------------
 
-// In place of read_out behind its products, in the head: from linear_squares to A_d. With y = C (W_o o + b_o), C the centring projector, and P' = W_vis diag(gamma) y as computed by
-// it:  rstd_i = 1 / sqrt(sum of squares / D + epsilon),  A_d[i] = unit(rstd_i P'_i + shift),  shift = W_vis beta [E].
+// In place of read_out behind its products, in the head: from linear_squares to A_d. With y = C (W_o o + b_o), C the
+// centring projector, and P' = W_vis diag(gamma) y as computed by linear_squares:
+//   rstd_i = 1 / sqrt(sum of squares / D + epsilon),  A_d[i] = unit(rstd_i P'_i + shift),  shift = W_vis beta [E].
 struct FoldedReadOut {
   const Image* images;
   Extent extent;
@@ -179,13 +180,13 @@ struct FoldedReadOut {
   int slices;
   ConstMatrix projected;           // P' [rows, E]
   const float* shift;              // [E]
-  float* scratch;                  // embed_scratch(...) floats
+  float* scratch;                  // folded_read_out_scratch(...) floats
   Relocatable<float> embeddings;   // A_d [rows, E]
   Relocatable<float> global;       // v_s [images, E]: the class token's row, else the normalised mean of the rows
   int* fault;                      // rows that overflowed
   Stamp stamp;
 };
-int64_t embed_scratch(const Extent&, int projection_dim, bool class_token);
+int64_t folded_read_out_scratch(const Extent&, int projection_dim, bool class_token);
 void folded_read_out(Queue&, const FoldedReadOut&);
 // Its last part, without a class token: global from embeddings.
 void unit_mean(Queue&, const FoldedReadOut&);

@@ -59,14 +59,14 @@ __device__ __forceinline__ Nearest nearer(Nearest a, Nearest b) {
   return b.similarity > a.similarity || (b.similarity == a.similarity && b.centre < a.centre) ? b : a;
 }
 
-// `tokens` rows to assign by `centres`, `segments` at once: a stage holds a chunk of each. The warps of a segment stand
+// `patches` rows to assign by `centres`, `segments` at once: a stage holds a chunk of each. The warps of a segment stand
 // side by side along both.
-template <int tokens, int centres, int segments>
+template <int patches, int centres, int segments>
 struct Tile {
-  static constexpr int rows = tokens + centres, width = segments * chunk;
+  static constexpr int rows = patches + centres, width = segments * chunk;
   static constexpr int plane_ld = width + 8;  // an odd number of 16 bytes: eight rows of ldmatrix fill all banks
   static constexpr int warps_per_segment = warps / segments;
-  static constexpr int warps_across = warps_per_segment / (tokens / 16);
+  static constexpr int warps_across = warps_per_segment / (patches / 16);
   static constexpr int columns = centres / warps_across / 8;  // of a warp, eight centres each
   static constexpr int pieces_per_row = width / 4;            // of four elements
   static constexpr int pieces = rows * pieces_per_row / threads, rows_apart = threads / pieces_per_row;
@@ -75,23 +75,23 @@ struct Tile {
   float stage[stages][rows * width];      // each piece is written and read by one thread
   uint16_t plane[2][2][rows * plane_ld];  // two buffers of hi and lo
   float segment[segments > 1 ? warps * columns * 4 * warp_size : 1];
-  Nearest nearest[warps_across][tokens];
-  int own[tokens];                        // a kept row's position in kept, or -1
+  Nearest nearest[warps_across][patches];
+  int own[patches];                        // a kept row's position in kept, or -1
 };
 
-template <int tokens, int centres, int segments>
+template <int patches, int centres, int segments>
 __global__ void __launch_bounds__(threads, 2) assign(const Merge merge) {
-  using Shared = Tile<tokens, centres, segments>;
+  using Shared = Tile<patches, centres, segments>;
   constexpr int columns = Shared::columns, pieces = Shared::pieces, plane_ld = Shared::plane_ld;
   Shared& shared = ptx::shared<Shared>();
   ptx::release_successor();
   const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_size, lane = thread % warp_size;
-  if (thread < tokens) shared.own[thread] = -1;
+  if (thread < patches) shared.own[thread] = -1;
   ptx::wait_for_predecessor();
   stamp(merge.assign_stamp);
 
   const Image image = merge.images[blockIdx.y];
-  const int first = static_cast<int>(blockIdx.x) * tokens;
+  const int first = static_cast<int>(blockIdx.x) * patches;
   if (first >= image.patches) return;
   const float* features = merge.features.get() + image.patch * int64_t{merge.width};
   const float* inverse_norm = merge.inverse_norm.get() + image.patch;
@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(threads, 2) assign(const Merge merge) {
   const auto row_of = [&](int n) { return thread / Shared::pieces_per_row + Shared::rows_apart * n; };
   const auto patch_of = [&](int n, int tile) {  // -1: none
     const int row = row_of(n);
-    if (row < tokens) return first + row < image.patches ? first + row : -1;
-    const int centre = tile * centres + row - tokens;
+    if (row < patches) return first + row < image.patches ? first + row : -1;
+    const int centre = tile * centres + row - patches;
     return centre < image.keep ? kept[centre] : -1;
   };
 
@@ -141,9 +141,9 @@ __global__ void __launch_bounds__(threads, 2) assign(const Merge merge) {
     float scale[pieces];
 #pragma unroll
     for (int n = 0; n < pieces; n++) {
-      const int patch = patch_of(n, tile), centre = row_of(n) - tokens;
+      const int patch = patch_of(n, tile), centre = row_of(n) - patches;
       scale[n] = patch < 0 ? 0 : inverse_norm[patch] * length;
-      if (centre >= 0 && patch >= first && patch < first + tokens) shared.own[patch - first] = tile * centres + centre;
+      if (centre >= 0 && patch >= first && patch < first + patches) shared.own[patch - first] = tile * centres + centre;
     }
     float total[columns][4] = {}, sum[columns][4] = {};
 
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(threads, 2) assign(const Merge merge) {
         for (int y = 0; y < columns; y++) {
           uint32_t b[4];  // eight centres: hi from the addresses of the first sixteen lanes, lo from the others'
           const uint16_t* b_plane = lane < 16 ? hi_plane : lo_plane;
-          ptx::load_matrices(b, b_plane + (tokens + across + 8 * y + lane % 8) * plane_ld + k + 8 * b_chunk(lane));
+          ptx::load_matrices(b, b_plane + (patches + across + 8 * y + lane % 8) * plane_ld + k + 8 * b_chunk(lane));
           const uint32_t b_hi[2] = {b[0], b[1]}, b_lo[2] = {b[2], b[3]};
           multiply<Precision::fp32>(sum[y], a_hi, a_lo, b_hi, b_lo);
         }
@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(threads, 2) assign(const Merge merge) {
     if (segment == 0 && pair == 0) shared.nearest[within % Shared::warps_across][down + group + 8 * half] = best[half];
   }
   __syncthreads();
-  if (thread >= tokens || first + thread >= image.patches) return;
+  if (thread >= patches || first + thread >= image.patches) return;
   Nearest nearest = shared.nearest[0][thread];
 #pragma unroll
   for (int w = 1; w < Shared::warps_across; w++) nearest = nearer(nearest, shared.nearest[w][thread]);
@@ -380,11 +380,11 @@ Plan plan_of(const Extent& extent) {
   return {false, splits(16, 16)};
 }
 
-template <int tokens, int centres, int segments>
+template <int patches, int centres, int segments>
 void launch_assign(Queue& queue, const Merge& merge, int splits) {
-  const dim3 grid(blocks_of(merge.extent.max_patches, tokens), static_cast<unsigned>(merge.extent.images),
+  const dim3 grid(blocks_of(merge.extent.max_patches, patches), static_cast<unsigned>(merge.extent.images),
                   static_cast<unsigned>(splits));
-  launch(queue, assign<tokens, centres, segments>, grid, threads, sizeof(Tile<tokens, centres, segments>), merge);
+  launch(queue, assign<patches, centres, segments>, grid, threads, sizeof(Tile<patches, centres, segments>), merge);
 }
 
 }  // namespace

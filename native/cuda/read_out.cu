@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(max_row_threads) mean_kernel(FoldedReadOut e, 
 
 }  // namespace
 
-int64_t embed_scratch(const Extent& extent, int projection_dim, bool class_token) {
+int64_t folded_read_out_scratch(const Extent& extent, int projection_dim, bool class_token) {
   return class_token ? 0 : extent.images * blocks_per_image(extent) * projection_dim;
 }
 

@@ -6,12 +6,12 @@
 //   3. sum over heads
 //
 // The class token's row:  A_s[j] = 1 / H sum_h 2^(score_hj - shift_h) / total_h
-//   1. score_hj, and over each 32 tokens the largest and the sum of weights (folded_saliency.cu: without the keys)
+//   1. score_hj, and over each 32 rows the largest and the sum of weights (folded_saliency.cu: without the keys)
 //   2. shift_h and total_h from those, sum over heads
 //
 // Exponentials are of 2, in float32; scale has log2 e in it.
 #include "kernel_run.h"
-#include "token_scores.cuh"
+#include "class_scores.cuh"
 
 namespace desap::cuda {
 
@@ -242,16 +242,16 @@ __global__ void __launch_bounds__(mean_threads) mean_of_rows(Saliency saliency, 
 // ---- The class token's row ------------------------------------------------------------------------------------------
 
 template <Precision precision>
-__global__ void __launch_bounds__(token_threads) class_token_scores(Saliency saliency, TokenScores to) {
+__global__ void __launch_bounds__(score_threads) class_token_scores(Saliency saliency, ClassScores to) {
   ptx::wait_for_predecessor();
   ptx::release_successor();
   stamp(saliency.stamp);
   const Image& image = saliency.images[blockIdx.z];
-  const int first = static_cast<int>(blockIdx.x) * token_tile;
+  const int first = static_cast<int>(blockIdx.x) * row_tile;
   if (first >= image.rows) return;
   const int lane = static_cast<int>(threadIdx.x) % warp_size, warp = static_cast<int>(threadIdx.x) / warp_size;
   const int64_t row = static_cast<int64_t>(image.row) + (first + lane < image.rows ? first + lane : 0);
-  for (int head = warp; head < saliency.heads; head += token_warps) {
+  for (int head = warp; head < saliency.heads; head += score_warps) {
     float sum = 0;
     for (int c = head * saliency.padded_size; c < (head + 1) * saliency.padded_size; c += chunk_size) {
       float q[8], k[8];
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(token_threads) class_token_scores(Saliency sal
   }
 }
 
-__global__ void __launch_bounds__(mean_threads) mean_of_heads(TokenScores scores) {
+__global__ void __launch_bounds__(mean_threads) mean_of_heads(ClassScores scores) {
   ptx::wait_for_predecessor();
   ptx::release_successor();
   const Image& image = scores.images[blockIdx.y];
@@ -272,7 +272,7 @@ __global__ void __launch_bounds__(mean_threads) mean_of_heads(TokenScores scores
   if (first >= image.rows) return;
   float2* softmax = &ptx::shared<float2>();   // per head (shift, 1 / total)
   const int thread = static_cast<int>(threadIdx.x), lane = thread % warp_size;
-  const int tiles = (image.rows + token_tile - 1) / token_tile;
+  const int tiles = (image.rows + row_tile - 1) / row_tile;
   for (int head = thread / warp_size; head < scores.heads; head += mean_threads / warp_size) {
     const float2* of_tile = scores.tiles_of(static_cast<int>(blockIdx.y), head);
     float shift = -INFINITY, total = 0;
@@ -283,13 +283,13 @@ __global__ void __launch_bounds__(mean_threads) mean_of_heads(TokenScores scores
     if (lane == 0) softmax[head] = make_float2(shift, 1 / total);
   }
   __syncthreads();
-  const int token = first + thread;
-  if (token == 0 || token >= image.rows) return;
+  const int row = first + thread;
+  if (row == 0 || row >= image.rows) return;
   float sum = 0;
   for (int head = 0; head < scores.heads; head++) {
-    sum = fmaf(ptx::exp2(scores.score[head * scores.rows + image.row + token] - softmax[head].x), softmax[head].y, sum);
+    sum = fmaf(ptx::exp2(scores.score[head * scores.rows + image.row + row] - softmax[head].x), softmax[head].y, sum);
   }
-  scores.saliency.get()[image.patch + token - 1] = sum / static_cast<float>(scores.heads);
+  scores.saliency.get()[image.patch + row - 1] = sum / static_cast<float>(scores.heads);
 }
 
 // ---- Launches -------------------------------------------------------------------------------------------------------
@@ -298,9 +298,9 @@ template <Precision precision>
 void saliency(Queue& queue, const Saliency& s) {
   const unsigned heads = static_cast<unsigned>(s.heads), images = static_cast<unsigned>(s.extent.images);
   if (s.class_token) {
-    const TokenScores scores = token_scores(s.images, s.extent, s.heads, s.scratch, s.saliency);
+    const ClassScores scores = class_scores(s.images, s.extent, s.heads, s.scratch, s.saliency);
     const dim3 grid(static_cast<unsigned>(scores.tiles), 1, images);
-    launch(queue, class_token_scores<precision>, grid, token_threads, 0, s, scores);
+    launch(queue, class_token_scores<precision>, grid, score_threads, 0, s, scores);
     return launch_mean_of_heads(queue, s.extent, scores);
   }
   float2* softmaxes = reinterpret_cast<float2*>(s.scratch);
@@ -314,13 +314,13 @@ void saliency(Queue& queue, const Saliency& s) {
 
 }  // namespace
 
-void launch_mean_of_heads(Queue& queue, const Extent& extent, const TokenScores& scores) {
+void launch_mean_of_heads(Queue& queue, const Extent& extent, const ClassScores& scores) {
   const dim3 grid(blocks_of(extent.max_rows, mean_threads), static_cast<unsigned>(extent.images));
   launch(queue, mean_of_heads, grid, mean_threads, static_cast<size_t>(scores.heads) * sizeof(float2), scores);
 }
 
 int64_t saliency_scratch(const Extent& extent, int heads, bool class_token) {
-  return class_token ? token_floats(extent, heads) : 3 * heads * extent.rows;
+  return class_token ? class_floats(extent, heads) : 3 * heads * extent.rows;
 }
 
 void saliency(Queue& queue, Precision precision, const Saliency& s) {

@@ -30,7 +30,8 @@ import { type DeviceOptions, openDevice } from './open.js';
 
 /**
  * Each kernel alone, on caller-made tensors. Matrices are row-major float32 or float16 (see {@link TensorLike}); a
- * leading extent of 1 is ignored. Symbols: N tokens, P patches, D width, H heads, E shared width, T text tokens, K kept.
+ * leading extent of 1 is ignored. Symbols: N rows of an image (its patches and, first, a class token where there is one), P patches,
+ * D width, H heads, E shared width, T text tokens, K kept patches.
  *
  * Every kernel throws (or rejects with) a `DesapError`: `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, `ERR_DETACHED`,
  * `ERR_NOT_FINITE` where the kernel says so, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`; on a GPU also `ERR_VALUE` for heads wider

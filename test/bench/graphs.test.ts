@@ -4,11 +4,11 @@ import { GRAPH_NAMES, headGraph } from '../../bench/head/graphs.js';
 import { Pruner } from '../../src/index.js';
 import { normalTensor, randomHead, relativeError, values } from '../support.js';
 
-const SHAPE = { tokens: 38, text: 5, keep: 9 };
+const SHAPE = { rows: 38, text: 5, keep: 9 };
 const HEAD = randomHead(4, { width: 32, heads: 4, projectionDim: 24 });
 
 test.each(GRAPH_NAMES)('the %s graph computes the head', async (name) => {
-  const [hidden, text] = [normalTensor(1, SHAPE.tokens, HEAD.width), normalTensor(2, SHAPE.text, HEAD.projectionDim)];
+  const [hidden, text] = [normalTensor(1, SHAPE.rows, HEAD.width), normalTensor(2, SHAPE.text, HEAD.projectionDim)];
   using reference = await Pruner.load(HEAD, { device: 'reference' });
   const want = reference.pruneSync(hidden, text, { keep: SHAPE.keep, maps: true });
   const session = await InferenceSession.create(headGraph(name, HEAD, SHAPE));

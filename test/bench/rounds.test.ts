@@ -54,8 +54,8 @@ test('medians, percentiles and ratios pair by pair', () => {
 });
 
 test('the work of the head at the shape of LLaVA-1.5 is 4.84 GFLOP, without a class token more', () => {
-  const llava = { tokens: 577, width: 1024, heads: 16, projectionDim: 768, text: 30, keep: 64, classToken: true };
+  const llava = { rows: 577, width: 1024, heads: 16, projectionDim: 768, text: 30, keep: 64, classToken: true };
   expect(headWork(llava) / 1e9).toBeCloseTo(4.84, 2);
-  const qwen = { tokens: 4096, width: 1280, heads: 16, projectionDim: 1280, text: 30, keep: 455, classToken: false };
+  const qwen = { rows: 4096, width: 1280, heads: 16, projectionDim: 1280, text: 30, keep: 455, classToken: false };
   expect(headWork(qwen) / 1e9).toBeCloseTo(166.7, 1);
 });

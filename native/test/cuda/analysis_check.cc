@@ -27,7 +27,7 @@ DESAP_CASE(analysis_from_parts_in_place) {
 DESAP_CASE(analysis_from_too_many_parts) {
   const Parts many(65537, 1, 1);
   std::shared_ptr<Analysis> analysis;
-  check(is(Analysis::from(machine.one(), many.parts(true), &analysis), Code::unsupported, "tokens", -1), "65537 patches");
+  check(is(Analysis::from(machine.one(), many.parts(true), &analysis), Code::unsupported, "rows", -1), "65537 patches");
 }
 
 }  // namespace

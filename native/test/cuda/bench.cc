@@ -247,7 +247,7 @@ class Pipeline {
   struct Set {
     const cuda::Image* images;
     cuda::Operand normal, projected, context;
-    float *squares, *read_out, *embed_scratch, *saliency_scratch, *features, *inverse_norm, *embeddings, *global,
+    float *squares, *read_out, *read_out_scratch, *saliency_scratch, *features, *inverse_norm, *embeddings, *global,
         *saliency;
     float *text, *unit_text, *align_scratch, *task, *tokens;
     uint8_t *merge_scratch, *source;
@@ -323,7 +323,7 @@ class Pipeline {
     read.slices = weights_.squared / 64;
     read.projected = {set.read_out, extent_.rows, s_.projection_dim, s_.projection_dim};
     read.shift = weights_.shift();
-    read.scratch = set.embed_scratch;
+    read.scratch = set.read_out_scratch;
     read.embeddings = set.embeddings;
     read.global = set.global;
     read.fault = set.fault;
@@ -461,7 +461,7 @@ class Pipeline {
     set.context = operand(cuda::padded_width(weights_.inner));
     set.squares = pool_.take<float>(rows * (weights_.squared / 64));
     set.read_out = pool_.take<float>(rows * s_.projection_dim);
-    set.embed_scratch = pool_.take<float>(cuda::embed_scratch(extent_, projection_dim(), s_.class_token));
+    set.read_out_scratch = pool_.take<float>(cuda::folded_read_out_scratch(extent_, projection_dim(), s_.class_token));
     set.saliency_scratch =
         pool_.take<float>(s_.class_token ? cuda::folded_saliency_scratch(extent_, heads(), weights_.projection.all().in)
                                          : cuda::saliency_scratch(extent_, heads(), false));

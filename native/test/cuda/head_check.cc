@@ -257,7 +257,7 @@ DESAP_CASE(head_unsupported) {
   head = new_head(machine.one(), good);
   const HiddenStates many{nullptr, false, 65537, nullptr};
   std::shared_ptr<Analysis> analysis;
-  check(is(head->analyze(machine.one(), &many, 1, Encoding::qq, nullptr, &analysis), Code::unsupported, "tokens", -1) && !analysis, "65537 tokens");
+  check(is(head->analyze(machine.one(), &many, 1, Encoding::qq, nullptr, &analysis), Code::unsupported, "rows", -1) && !analysis, "65537 rows");
 }
 
 const HeadShape small_head{33, 128, 2, 72, true, 7, 9};

@@ -13,7 +13,7 @@ Embedded folded_read_out(Queue& queue, const Batch& batch, bool class_token, con
   const DeviceArray<cuda::Image> images(batch.images);
   const DeviceArray<float> device_squares(squares), device_shift(shift);
   const DeviceRows device_projected(projected, rows, width, 4);
-  const DeviceArray<float> scratch(cuda::embed_scratch(batch.extent, static_cast<int>(width), class_token));
+  const DeviceArray<float> scratch(cuda::folded_read_out_scratch(batch.extent, static_cast<int>(width), class_token));
   const DeviceArray<float> embeddings(rows * width), global(batch.extent.images * width);
   const DeviceFault fault;
   cuda::FoldedReadOut e{};
@@ -36,7 +36,7 @@ Embedded folded_read_out(Queue& queue, const Batch& batch, bool class_token, con
   return {embeddings.read(), global.read(), fault.read()};
 }
 
-DESAP_CUDA_CASE(embed) {
+DESAP_CUDA_CASE(folded_read_out_rows) {
   Random random(10);
   const std::vector<int> tokens = {3, 700, 1, 40};
   for (int64_t width : {16, 20, 33, 200, 768, 1030}) {

@@ -1,17 +1,17 @@
-// The class token's saliency in two steps, the first of which there is twice: from the keys (saliency.cu) and without them
-// (folded_saliency.cu).
+// The class token's scores of all rows, from which its saliency is made. There are two ways to the scores: from the keys
+// (saliency.cu) and without them (folded_saliency.cu).
 #pragma once
 
 #include "scores.cuh"
 
 namespace desap::cuda {
 
-constexpr int token_tile = 32;    // tokens of a block that makes scores: one a lane
-constexpr int token_warps = 8, token_threads = token_warps * warp_size;
+constexpr int row_tile = 32;    // rows of a block that makes scores: one a lane
+constexpr int score_warps = 8, score_threads = score_warps * warp_size;
 
-// What both ways to the scores leave: score[h, row], and of each tile of 32 tokens the largest score and the sum of
+// What both ways to the scores leave: score[h, row], and of each tile of 32 rows the largest score and the sum of
 // weights against it, tile[image, h, tile].
-struct TokenScores {
+struct ClassScores {
   const Image* images;
   int heads, tiles;
   int64_t rows;
@@ -24,24 +24,24 @@ struct TokenScores {
   }
 };
 
-inline int tiles_of(const Extent& extent) { return static_cast<int>(blocks_of(extent.max_rows, token_tile)); }
-inline int64_t token_floats(const Extent& extent, int heads) {
+inline int tiles_of(const Extent& extent) { return static_cast<int>(blocks_of(extent.max_rows, row_tile)); }
+inline int64_t class_floats(const Extent& extent, int heads) {
   return heads * (extent.rows + extent.images * int64_t{2} * tiles_of(extent));
 }
-// `scratch` has token_floats floats.
-inline TokenScores token_scores(const Image* images, const Extent& extent, int heads, float* scratch,
+// `scratch` has class_floats floats.
+inline ClassScores class_scores(const Image* images, const Extent& extent, int heads, float* scratch,
                          const Relocatable<float>& saliency) {
   float* score = scratch + int64_t{2} * extent.images * heads * tiles_of(extent);
   return {images, heads, tiles_of(extent), extent.rows, score, reinterpret_cast<float2*>(scratch), saliency};
 }
 
-// A warp hands over the scores of one head, a token a lane.
-__device__ __forceinline__ void put(const TokenScores& to, const Image& image, int head, int lane, float score) {
-  const int tile = static_cast<int>(blockIdx.x), token = tile * token_tile + lane;
-  const bool exists = token < image.rows;
+// A warp hands over the scores of one head, a row a lane.
+__device__ __forceinline__ void put(const ClassScores& to, const Image& image, int head, int lane, float score) {
+  const int tile = static_cast<int>(blockIdx.x), row = tile * row_tile + lane;
+  const bool exists = row < image.rows;
   const float top = reduce_warp(exists ? score : -INFINITY, Largest());
   const float sum = reduce_warp(exists ? ptx::exp2(score - top) : 0.0f, Sum());
-  if (exists) to.score[head * to.rows + image.row + token] = score;
+  if (exists) to.score[head * to.rows + image.row + row] = score;
   if (lane == 0) to.tiles_of(static_cast<int>(blockIdx.z), head)[tile] = make_float2(top, sum);
 }
 
@@ -63,6 +63,6 @@ __device__ __forceinline__ void read(const ConstOperand& x, int64_t offset, floa
 }
 
 // A_s from the scores, in saliency.cu.
-void launch_mean_of_heads(Queue&, const Extent&, const TokenScores&);
+void launch_mean_of_heads(Queue&, const Extent&, const ClassScores&);
 
 }  // namespace desap::cuda
