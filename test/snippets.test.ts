@@ -10,7 +10,7 @@ import { makeWorkplace, sized, WORKPLACE } from './snippets/workplace.js';
 import { EMULATED, ROOT } from './support.js';
 
 const docs = readdirSync(join(ROOT, 'docs')).filter((name) => name.endsWith('.md'));
-const PAPERS = ['README.md', 'tools/export/README.md', ...docs.map((name) => `docs/${name}`)];
+const PAPERS = ['README.md', 'test/exports/README.md', 'tools/export/README.md', ...docs.map((name) => `docs/${name}`)];
 const blocks = PAPERS.flatMap((paper) => blocksOf(paper, readFileSync(join(ROOT, paper), 'utf8')));
 
 /** How a block of code begins that does not say so. */

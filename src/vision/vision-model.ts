@@ -2,7 +2,7 @@ import type { Tensor } from 'onnxruntime-common';
 import type { PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
 
 /**
- * A vision-language model's view of images, with pruning: one file implements it for each family of models. Pipelines over plain
+ * A vision-language model's view of images, with pruning: each family of models implements it. Pipelines over plain
  * onnxruntime and `attach` work with this alone, and know no family.
  */
 export interface VisionModel extends AsyncDisposable {
