@@ -2,7 +2,7 @@ import { types } from 'node:util';
 import { DesapError, invalid, mismatch } from './errors.js';
 import { writeWhole } from './files.js';
 import { formatSafeTensors, parseSafeTensors, readSafeTensors, type SafeTensors, toFloat32 } from './safetensors.js';
-import { object } from './tensor.js';
+import { nonEmpty, object } from './tensor.js';
 
 /** A linear layer y = x W^T + b: `weight` is [out, in] row-major, `bias` is [out]. */
 export interface LinearWeights {
@@ -171,5 +171,5 @@ export function formatHead(head: HeadWeights): Uint8Array {
 
 /** Writes a head file, whole or not at all. */
 export async function saveHead(head: HeadWeights, path: string): Promise<void> {
-  await writeWhole(path, formatHead(head));
+  await writeWhole(nonEmpty('path', path, 'where to write the head'), formatHead(head));
 }

@@ -1,5 +1,13 @@
 import { afterAll, describe, expect, it } from 'vitest';
-import { type DesapErrorCode, HostBuffer, loadHead, openBackend, type PruneOptions, Pruner } from '../src/index.js';
+import {
+  type DesapErrorCode,
+  HostBuffer,
+  loadHead,
+  openBackend,
+  type PruneOptions,
+  Pruner,
+  saveHead,
+} from '../src/index.js';
 import { float32, floatToHalf, Tensor, type TensorLike } from '../src/tensor.js';
 import { devicesUnderTest, normalTensor, randomHead, values } from './support.js';
 
@@ -267,6 +275,11 @@ describe('bad sources and flags', () => {
     await expect(loadHead(source as never)).rejects.toMatchObject(refused);
   });
 
+  it('a path for a head that is none', async () => {
+    const refused = failure('ERR_VALUE', /^path: got 5, wanted where to write/);
+    await expect(saveHead(head, 5 as never)).rejects.toMatchObject(refused);
+  });
+
   it('a flag of a buffer that is none', () => {
     expect(() => HostBuffer.allocate(64, { pinned: 'no' as never })).toThrow(
       expect.objectContaining(failure('ERR_VALUE', /^pinned: got 'no', wanted true or false/)),
@@ -281,6 +294,7 @@ describe('bad devices', () => {
   it.each<[Record<string, unknown>, DesapErrorCode, RegExp]>([
     [{ device: 'gpu' }, 'ERR_VALUE', /^device: got 'gpu', wanted 'auto' \| 'cpu'/],
     [{ device: 'cuda:99' }, 'ERR_DEVICE_UNAVAILABLE', /^cuda:99: /],
+    [{ device: 5 }, 'ERR_VALUE', /^device: got 5, wanted 'auto' \| /],
     [{ device: 'cuda:x' }, 'ERR_VALUE', /^device: got 'cuda:x'/],
     [
       { device: 'reference', precision: 'half' },

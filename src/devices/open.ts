@@ -1,7 +1,7 @@
 import { types } from 'node:util';
 import { alternatives, DesapError, invalid } from '../errors.js';
 import { type OptionNames, options } from '../options.js';
-import { oneOf } from '../tensor.js';
+import { nonEmpty, oneOf } from '../tensor.js';
 import { warnOnce } from '../warn.js';
 import type { CudaDevice } from './addon.js';
 import { createCpuDriver, loadCpuAddon } from './cpu.js';
@@ -83,6 +83,9 @@ export function deviceOptions({ device, precision, threads, isa }: DeviceOptions
   return { device, precision, threads, isa };
 }
 
+/** Devices, for messages. */
+const DEVICES = alternatives(['auto', 'cpu', 'cuda', 'cuda:<index>', 'reference']);
+
 /** Former words for a precision. */
 const RENAMED: Readonly<Record<string, Precision>> = { strict: 'fp32', fast: 'fp16' };
 
@@ -142,6 +145,7 @@ export function openDevice(given: DeviceOptions): OpenedDevice {
     passedOver: ({ code, message }) => (code === 'ERR_DEVICE_UNAVAILABLE' && isa === undefined ? message : null),
   };
   const reference: Candidate = { open: createReferenceDriver, passedOver: () => null };
+  nonEmpty('device', device, DEVICES);
   const index = /^cuda:(\d+)$/.exec(device)?.[1];
   if (index !== undefined) return openFirst([cuda(Number(index))]);
   switch (device) {
@@ -154,7 +158,7 @@ export function openDevice(given: DeviceOptions): OpenedDevice {
     case 'reference':
       return openFirst([reference]);
   }
-  throw invalid('ERR_VALUE', 'device', device, alternatives(['auto', 'cpu', 'cuda', 'cuda:<index>', 'reference']));
+  throw invalid('ERR_VALUE', 'device', device, DEVICES);
 }
 
 /** Opens the first candidate that opens; `passed` says why those before it were not taken. */

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { isFile, readJson } from '../files.js';
-import { Tensor } from '../tensor.js';
+import { object, Tensor } from '../tensor.js';
 import type { ImageProcessorConfig } from './image/config.js';
 import type { RgbImage } from './image/extent.js';
 import { compose } from './image/layout.js';
@@ -61,9 +61,12 @@ export class ImageProcessor {
   /**
    * Rescales and normalises an image, in float32 as Hugging Face does: `pixel_values` [1, 3, H, W]. Where the configuration has a
    * `pad_size`, zeros fill it up to the right and below.
-   * @throws DesapError `ERR_VALUE` for an image that is larger than `pad_size`
+   * @throws DesapError `ERR_VALUE` for an image that is larger than `pad_size`; `ERR_SHAPE` for one whose bytes contradict its size
    */
-  normalize({ data, width, height }: RgbImage): Tensor {
+  normalize(image: RgbImage): Tensor {
+    const { data, width, height } = object('image', image, 'an image, as rgb gives it');
+    if (data?.length !== 3 * width * height)
+      throw mismatch('ERR_SHAPE', 'image.data', `${data?.length} bytes for ${width} x ${height} pixels`, '3 a pixel');
     const { scale, normalize, pad } = this.recipe;
     const extent = pad ?? { width, height };
     if (extent.width < width || extent.height < height)

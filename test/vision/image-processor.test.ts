@@ -152,6 +152,15 @@ describe('ImageProcessor', () => {
     });
   });
 
+  it('normalises images only', () => {
+    const refused = (message: RegExp) =>
+      expect.objectContaining({ name: 'DesapError', message: expect.stringMatching(message) });
+    expect(() => processor.normalize(null as never)).toThrow(refused(/^image: got null, wanted an image/));
+    expect(() => processor.normalize({ data: new Uint8Array(5), width: 1, height: 2 })).toThrow(
+      refused(/^image\.data: got 5 bytes for 1 x 2 pixels, wanted 3 a pixel/),
+    );
+  });
+
   it('ignores fields that change nothing', async () => {
     const config = JSON.parse(await readFile(join(FOLDER, 'preprocessor_config.json'), 'utf8'));
     const more = { image_grid_pinpoints: [], do_image_splitting: false, crop_pct: null, patch_size: 14, device: 'cpu' };
