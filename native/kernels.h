@@ -68,7 +68,7 @@ Status saliency(Context&, ConstMatrix q, ConstMatrix k, int64_t heads, bool clas
 Status unit_rows(Context&, ConstMatrix x, Matrix y);
 
 // Read-out, eq. 2 to A_d: attention = out(context); embeddings = unit_rows(visual_projection(layer_norm(attention))).
-// context, attention: [N, D]; embeddings: [N, E].
+// context, attention: [N, D]; embeddings: [N, E]. not_finite("x", row) as layer_norm and unit_rows.
 struct ReadOut {
   const Linear* out;
   const float* post_norm_weight;

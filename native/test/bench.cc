@@ -42,7 +42,7 @@ void require(const Status& status) {
   std::exit(1);
 }
 
-constexpr int64_t tokens = 577, width = 1024, heads = 16, projection_dim = 768, text_tokens = 30, keep = 64;
+constexpr int64_t rows = 577, width = 1024, heads = 16, projection_dim = 768, text_tokens = 30, keep = 64;
 
 void run(Isa isa, int threads, int rounds) {
   Context* context = nullptr;
@@ -50,19 +50,19 @@ void run(Isa isa, int threads, int rounds) {
   Random random(1);
   const float spread = 1.0f / 32;  // 1 / sqrt(D): activations keep their size
   const Floats w = random.floats(width * width, spread), b = random.floats(width, 0.1f), p = random.floats(projection_dim * width, spread);
-  const Floats ones(width, 1.0f), x = random.floats(tokens * width), text = random.floats(text_tokens * projection_dim);
+  const Floats ones(width, 1.0f), x = random.floats(rows * width), text = random.floats(text_tokens * projection_dim);
 
   Linear* packed = nullptr;
   require(linear_pack(*context, {w.data(), width, width, width}, b.data(), &packed));
-  Rows a(x, tokens, width, 16), q(tokens, width, 16), y(tokens, width, 16);
+  Rows a(x, rows, width, 16), q(rows, width, 16), y(rows, width, 16);
   require(linear(*context, a, *packed, q));
 
   const HeadWeights weights{ones.data(), b.data(), w.data(), b.data(), w.data(), b.data(), w.data(), b.data(), w.data(), b.data(), ones.data(), b.data(), p.data()};
   std::shared_ptr<Head> head;
   require(Head::create(*context, {width, heads, projection_dim, true, 1e-5f}, weights, &head));
-  const HiddenStates image{x.data(), false, tokens, std::make_shared<int>(0)};
-  const int64_t patches = tokens - 1;
-  Floats kept(keep * width), task(patches), map(tokens);
+  const HiddenStates image{x.data(), false, rows, std::make_shared<int>(0)};
+  const int64_t patches = rows - 1;
+  Floats kept(keep * width), task(patches), map(rows);
   Ints indices(keep), assignment(patches), counts_(keep);
   std::vector<uint8_t> source(keep);
 
@@ -86,7 +86,7 @@ void run(Isa isa, int threads, int rounds) {
     for (int s = 0; s < 3; s++) prunes[s].add(more[s]);
   }
 
-  const double linear_flops = 2.0 * tokens * width * width / 1e6, attention_flops = 4.0 * tokens * tokens * width / 1e6;
+  const double linear_flops = 2.0 * rows * width * width / 1e6, attention_flops = 4.0 * rows * rows * width / 1e6;
   std::printf("%s, %d thread%s: multiply-add peak %.1f GFLOP/s%s\n", isa_name(isa), threads, threads > 1 ? "s" : "", peaks.median(),
               isa == Isa::scalar ? " (of the baseline's 4 lanes)" : "");
   std::printf("  linear     %7.2f ms  %6.1f GFLOP/s  (best %.2f ms, %.1f)\n", linears.median(), linear_flops / linears.median(), linears.best(), linear_flops / linears.best());

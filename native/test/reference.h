@@ -112,13 +112,13 @@ struct Aligned {
   double cancellation;  // how much larger the terms of the scores are than the scores: so much more of their rounding shows
 };
 
-inline Aligned align(const Array& visual, const Array& text, const Array& query, const Array& global, Alignment alignment,
+inline Aligned align(const Array& visual, const Array& text, const Array& end_of_text, const Array& global, Alignment alignment,
                      double lambda) {
   const int64_t patches = visual.rows, text_tokens = text.rows;
   Aligned r{Doubles(static_cast<size_t>(patches)), Array(patches, text_tokens), Array(patches, text_tokens), Array(patches, text_tokens), 1};
   Doubles alpha, beta;
   const auto clamp = [&](double x) { return alignment == Alignment::fcma_clamped ? std::max(x, 0.0) : x; };
-  for (int64_t i = 0; i < patches; i++) alpha.push_back(clamp(dot(visual, i, query, 0)));
+  for (int64_t i = 0; i < patches; i++) alpha.push_back(clamp(dot(visual, i, end_of_text, 0)));
   for (int64_t j = 0; j < text_tokens; j++) beta.push_back(clamp(dot(text, j, global, 0)));
   for (int64_t i = 0; i < patches; i++) {
     for (int64_t j = 0; j < text_tokens; j++) r.similarity.at(i, j) = dot(visual, i, text, j);

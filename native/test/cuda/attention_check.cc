@@ -83,7 +83,7 @@ DESAP_CUDA_CASE(attention_values) {
   for (Precision precision : precisions) {
     for (const AttentionShape& shape : shapes) {
       const std::string what = case_of(precision, shape.heads, shape.size);
-      const Input input(queue, precision, shape.tokens, shape.heads, shape.size, 1, shape.qq);
+      const Input input(queue, precision, shape.row_counts, shape.heads, shape.size, 1, shape.qq);
       const auto y = input.attend(queue);
       const Doubles expected = input.expected(queue, [&](const Array& q, const Array& k, const Array& v) {
         return reference::attention(q, k, v, shape.heads).data;
@@ -126,16 +126,16 @@ DESAP_CUDA_CASE(attention_extremes) {
 }
 
 DESAP_CUDA_CASE(attention_batches) {
-  const Tokens tokens = {33, 1, 97, 64};
+  const RowCounts row_counts = {33, 1, 97, 64};
   for (Precision precision : precisions) {
     for (int size : {40, 80}) {
       const std::string what = case_of(precision, 2, size);
-      const Input input(queue, precision, tokens, 2, size, 1, true);
+      const Input input(queue, precision, row_counts, 2, size, 1, true);
       const Bits together = input.attend(queue)->hi.read();
       int64_t first = 0;
       for (int i = 0; i < 4; i++) {
         const auto alone = input.attend(queue, i);
-        const int64_t count = tokens[static_cast<size_t>(i)] * alone->ld;
+        const int64_t count = row_counts[static_cast<size_t>(i)] * alone->ld;
         Bits expected(together.size(), 0xffff);   // nothing of the other images is written
         std::copy_n(together.begin() + first, count, expected.begin() + first);
         check(same_bits(alone->hi.read(), expected), what + ": alone");
@@ -147,16 +147,16 @@ DESAP_CUDA_CASE(attention_batches) {
 }
 
 DESAP_CUDA_CASE(attention_not_finite) {
-  const Tokens tokens = {40, 70};
+  const RowCounts row_counts = {40, 70};
   const int heads = 2, size = 32, columns = heads * size;
   for (Precision precision : precisions) {
-    const Floats clean = Input(queue, precision, tokens, heads, size, 1, false).attend(queue)->read(queue);
+    const Floats clean = Input(queue, precision, row_counts, heads, size, 1, false).attend(queue)->read(queue);
     // NaN in row 45 of q, k or v, of head 1: row 5 of the second image.
     for (int which = 0; which < 3; which++) {
       const Change put = [&](Floats& q, Floats& k, Floats& v) {
         (which == 0 ? q : which == 1 ? k : v)[45 * columns + 35] = NAN;
       };
-      const Input input(queue, precision, tokens, heads, size, 1, false, false, put);
+      const Input input(queue, precision, row_counts, heads, size, 1, false, false, put);
       const Floats y = input.attend(queue)->read(queue);
       bool right = true;
       for (int i = 0; i < 110; i++) {
@@ -175,21 +175,21 @@ DESAP_CASE(attention_large) {
   const int64_t large[][3] = {{577, 16, 64}, {1025, 16, 64}, {4096, 16, 80}, {16384, 4, 128}, {16384, 3, 72}},
                 tiny[][3] = {{65, 2, 64}};
   for (const auto& sizes : large) {
-    const auto [tokens, heads, size] = machine.small() ? tiny[0] : sizes;
+    const auto [rows, heads, size] = machine.small() ? tiny[0] : sizes;
     const int64_t width = heads * size;
-    Random random(static_cast<uint64_t>(tokens + size));
-    const Floats q = random.floats(tokens * width), k = random.floats(tokens * width),
-                 v = random.floats(tokens * width);
-    const std::string what = shape({tokens, size});
-    const auto matrix = [&, tokens = tokens](const Floats& x) { return ConstMatrix{x.data(), tokens, width, width}; };
-    const Floats y = machine.same<float>(what, [&, tokens = tokens, heads = heads](Context& context) {
-      Rows result(tokens, width);
+    Random random(static_cast<uint64_t>(rows + size));
+    const Floats q = random.floats(rows * width), k = random.floats(rows * width),
+                 v = random.floats(rows * width);
+    const std::string what = shape({rows, size});
+    const auto matrix = [&, rows = rows](const Floats& x) { return ConstMatrix{x.data(), rows, width, width}; };
+    const Floats y = machine.same<float>(what, [&, rows = rows, heads = heads](Context& context) {
+      Rows result(rows, width);
       check(attention(context, matrix(q), matrix(k), matrix(v), heads, result).good(), "status");
       return result.dense();
     });
-    const std::vector<int64_t> some = sample(tokens, random);
+    const std::vector<int64_t> some = sample(rows, random);
     const Array queries(rows_of(q, width, some), static_cast<int64_t>(some.size()), width);
-    const Array expected = reference::attention(queries, {k, tokens, width}, {v, tokens, width}, heads);
+    const Array expected = reference::attention(queries, {k, rows, width}, {v, rows, width}, heads);
     check_close(rows_of(y, width, some), expected.data, machine.tolerance(5e-6), what);
     if (machine.small()) break;
   }

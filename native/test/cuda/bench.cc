@@ -535,13 +535,13 @@ void bench_device(Results& results, const cuda::DeviceInfo& device, Precision pr
     const char* name;
     void (Pipeline::*stage)(const Pipeline::Set&);
     double flops;  // multiply-adds of the tensor cores times 2, as the kernel does them; fp32 does each three times
-  } stages[] = {{"text unit rows", &Pipeline::text, 0},
+  } stages[] = {{"unit_rows of text", &Pipeline::text, 0},
                 {"normalize", &Pipeline::normalize, 0},
-                {"linear q v", &Pipeline::project, (shape.class_token ? 4 : 6) * n * d * d},
+                {"linear q, v", &Pipeline::project, (shape.class_token ? 4 : 6) * n * d * d},
                 {"attention", &Pipeline::attention, 2 * inner},
-                {"saliency", &Pipeline::saliency, shape.class_token ? 0 : 2 * inner},
-                {"linear read-out", &Pipeline::read_out, 2 * n * d * (d + e)},
-                {"folded read-out", &Pipeline::folded_read_out, 0},
+                {shape.class_token ? "folded_saliency" : "saliency", &Pipeline::saliency, shape.class_token ? 0 : 2 * inner},
+                {"linear_squares", &Pipeline::read_out, 2 * n * d * (d + e)},
+                {"folded_read_out", &Pipeline::folded_read_out, 0},
                 {"align", &Pipeline::align, 0},
                 {"select", &Pipeline::select, 0},
                 {"merge", &Pipeline::merge, 2 * n * static_cast<double>(shape.keep) * d}};

@@ -6,10 +6,10 @@ namespace {
 
 // x^ [rows, width] and the weights of the keys [heads * padded, width], each row with its power of two.
 struct FoldedInput {
-  FoldedInput(Queue& queue, Precision precision_, const Tokens& tokens_, int heads_, int size_, int width,
+  FoldedInput(Queue& queue, Precision precision_, const RowCounts& row_counts_, int heads_, int size_, int width,
               const std::function<void(Floats& q)>& change = nullptr)
-      : precision(precision_), tokens(tokens_), heads(heads_), size(size_), padded(cuda::padded_head_size(size)),
-        batch(tokens, true), scale(scales(heads, size)), device_scale(scale) {
+      : precision(precision_), row_counts(row_counts_), heads(heads_), size(size_), padded(cuda::padded_head_size(size)),
+        batch(row_counts, true), scale(scales(heads, size)), device_scale(scale) {
     Random random(data_seed + static_cast<uint64_t>(heads * 1000 + size));
     const int64_t rows = batch.extent.rows;
     Floats queries = random.floats(rows * heads * size, 0.1f);
@@ -27,7 +27,7 @@ struct FoldedInput {
   }
 
   Floats run(Queue& queue, int one = -1) const {
-    const cuda::Extent extent = batch.extent_of(one, tokens);
+    const cuda::Extent extent = batch.extent_of(one, row_counts);
     const int in = static_cast<int>(weight->ld);
     const DeviceArray<float> scratch(cuda::folded_saliency_scratch(extent, heads, in)), result(extent.patches);
     cuda::FoldedSaliency saliency{};
@@ -54,7 +54,7 @@ struct FoldedInput {
     }
     Doubles all;
     int64_t first = 0;
-    for (int rows : tokens) {
+    for (int rows : row_counts) {
       const Array image_k = rows_of(all_k, first, rows);
       const Doubles of_image = reference::saliency(rows_of(all_q, first, rows), image_k, heads, true);
       all.insert(all.end(), of_image.begin(), of_image.end());
@@ -64,7 +64,7 @@ struct FoldedInput {
   }
 
   Precision precision;
-  Tokens tokens;
+  RowCounts row_counts;
   int heads, size, padded;
   DeviceBatch batch;
   Floats scale, key_scale;
@@ -80,7 +80,7 @@ double folded_tolerance(Precision precision) {
 
 DESAP_CUDA_CASE(folded_saliency_values) {
   struct FoldedShape {
-    Tokens tokens;
+    RowCounts row_counts;
     int heads, size, width;
   };
   const FoldedShape shapes[] = {
@@ -95,13 +95,13 @@ DESAP_CUDA_CASE(folded_saliency_values) {
   for (Precision precision : precisions) {
     for (const FoldedShape& shape : shapes) {
       const std::string what = case_of(precision, shape.heads, shape.size);
-      const FoldedInput input(queue, precision, shape.tokens, shape.heads, shape.size, shape.width);
+      const FoldedInput input(queue, precision, shape.row_counts, shape.heads, shape.size, shape.width);
       const Floats together = input.run(queue);
       check_close(together, input.expected(queue), folded_tolerance(precision), what);
       check(repeats([&] { return input.run(queue); }), what + ": runs differ");
       int64_t first = 0;
-      for (size_t i = 0; i < shape.tokens.size(); i++) {
-        const int64_t count = shape.tokens[i] - 1;
+      for (size_t i = 0; i < shape.row_counts.size(); i++) {
+        const int64_t count = shape.row_counts[i] - 1;
         const Floats alone = input.run(queue, static_cast<int>(i));
         check(same_bits(part(alone, first, count), part(together, first, count)), what + ": alone");
         first += count;

@@ -56,7 +56,7 @@ DESAP_CASE(head_against_float64) {
   const HeadShape shapes[] = {{17, 48, 3, 40, true, 5, 4},  {33, 128, 2, 72, true, 3, 6}, {21, 80, 1, 24, true, 7, 5}, {19, 60, 3, 33, false, 4, 5},
                               {34, 128, 1, 64, false, 1, 8}, {2, 32, 1, 16, true, 2, 1},   {1, 72, 3, 20, false, 2, 1}, {49, 288, 3, 65, true, 18, 9}};
   for (const HeadShape& shape : shapes) {
-    const std::string what = std::to_string(shape.rows) + " tokens, " + std::to_string(shape.heads) + " heads of " + std::to_string(shape.width / shape.heads);
+    const std::string what = std::to_string(shape.rows) + " rows, " + std::to_string(shape.heads) + " heads of " + std::to_string(shape.width / shape.heads);
     const RandomWeights weights(shape);
     for (Encoding encoding : encodings) check_head(machine, weights, shape, encoding, what + ", encoding " + std::to_string(static_cast<int>(encoding)));
   }
@@ -158,17 +158,17 @@ DESAP_CASE(head_graphs_replay) {
   if (!head) return;
   std::vector<std::vector<uint8_t>> first;
   for (int round = 0; round < 3; round++) {
-    for (int64_t tokens = 3; tokens <= 20; tokens++) {
+    for (int64_t rows = 3; rows <= 20; rows++) {
       std::vector<HiddenStates> states = images.states();
       const std::vector<PruneRequest> requests = images.requests();
       Answers answers(shape, 1), other(shape, 1);
-      states[0].rows = states[1].rows = tokens;
+      states[0].rows = states[1].rows = rows;
       const auto prune = [&](size_t i, Answers& to) {
         return head->prune(machine.one(), &states[i], 1, Encoding::qq, &requests[i], to.outputs().data(), nullptr, nullptr).good();
       };
       check(prune(1, other) && prune(0, answers), "prune");
       if (round == 0) first.push_back(answers.bytes());
-      check(answers.bytes() == first[static_cast<size_t>(tokens - 3)], "round " + std::to_string(round) + ", " + std::to_string(tokens) + " tokens");
+      check(answers.bytes() == first[static_cast<size_t>(rows - 3)], "round " + std::to_string(round) + ", " + std::to_string(rows) + " rows");
       check(answers.bytes() != other.bytes(), "other data give other results");
     }
   }
@@ -289,7 +289,7 @@ DESAP_CASE(head_large) {
     shapes[2].class_token = false;
   }
   for (const HeadShape& shape : shapes) {
-    const std::string what = std::to_string(shape.rows) + " tokens, " + std::to_string(shape.text_tokens) + " text_tokens";
+    const std::string what = std::to_string(shape.rows) + " rows, " + std::to_string(shape.text_tokens) + " text tokens";
     const RandomWeights weights(shape);
     const RandomImages images(shape, 1);
     const HeadReference expected = head_reference(weights, shape, images.image(0), images.text.data(), Encoding::qq);

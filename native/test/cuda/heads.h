@@ -11,7 +11,7 @@
 
 namespace desap::test {
 
-using Tokens = std::vector<int>;  // of each image
+using RowCounts = std::vector<int>;  // of each image
 
 constexpr double log2_e = 1.4426950408889634;
 
@@ -71,14 +71,14 @@ struct Heads {
 
 // Images of so many rows, whose records are on the device.
 struct DeviceBatch : Batch {
-  DeviceBatch(const Tokens& tokens, bool class_token)
-      : Batch(of_rows(tokens, class_token)), device(std::make_unique<DeviceArray<cuda::Image>>(images)) {}
+  DeviceBatch(const RowCounts& row_counts, bool class_token)
+      : Batch(of_rows(row_counts, class_token)), device(std::make_unique<DeviceArray<cuda::Image>>(images)) {}
   // Image `one` alone, or all for -1.
   const cuda::Image* records(int one = -1) const { return device->get() + std::max(one, 0); }
-  cuda::Extent extent_of(int one, const Tokens& tokens) const {
+  cuda::Extent extent_of(int one, const RowCounts& row_counts) const {
     cuda::Extent of_one = extent;
     of_one.images = 1;
-    if (one >= 0) of_one.max_rows = tokens[static_cast<size_t>(one)];
+    if (one >= 0) of_one.max_rows = row_counts[static_cast<size_t>(one)];
     return one < 0 ? extent : of_one;
   }
   std::unique_ptr<DeviceArray<cuda::Image>> device;
@@ -130,9 +130,9 @@ using Change = std::function<void(Floats& q, Floats& k, Floats& v)>;
 
 // q, k and v of some images; k is q in the qq form.
 struct Input {
-  Input(Queue& queue, Precision precision, const Tokens& tokens_, int heads_, int size_, float spread, bool qq,
+  Input(Queue& queue, Precision precision, const RowCounts& row_counts_, int heads_, int size_, float spread, bool qq,
         bool class_token = false, const Change& change = nullptr)
-      : tokens(tokens_), heads(heads_), size(size_), batch(tokens, class_token), scale(scales(heads, size)),
+      : row_counts(row_counts_), heads(heads_), size(size_), batch(row_counts, class_token), scale(scales(heads, size)),
         device_scale(scale) {
     Random random(data_seed + static_cast<uint64_t>(heads * 1000 + size));
     const int64_t rows = batch.extent.rows, count = rows * heads * size;
@@ -147,7 +147,7 @@ struct Input {
   // Of image `one` alone, or of all for -1. `spacious`: as if there were far larger images, so that blocks are larger.
   std::unique_ptr<Heads> attend(Queue& queue, int one = -1, bool spacious = false) const {
     auto y = std::make_unique<Heads>(q->precision, q->rows, heads, size);
-    cuda::Extent extent = batch.extent_of(one, tokens);
+    cuda::Extent extent = batch.extent_of(one, row_counts);
     if (spacious) extent.max_rows = 300 * 128 / heads;
     cuda::Attention attention{};
     attention.images = batch.records(one);
@@ -164,7 +164,7 @@ struct Input {
   }
   // The patches begin 4 used from the start. Once by a pointer, once by a slot.
   Floats saliency(Queue& queue, bool class_token, int one = -1) const {
-    const cuda::Extent extent = batch.extent_of(one, tokens);
+    const cuda::Extent extent = batch.extent_of(one, row_counts);
     const DeviceArray<float> scratch(cuda::saliency_scratch(extent, heads, class_token)), result(extent.patches + 4);
     const DeviceArray<char*> slot(std::vector<char*>{reinterpret_cast<char*>(result.get())});
     cuda::Relocatable<float> to(result.get() + 4);
@@ -189,7 +189,7 @@ struct Input {
     const Array all_q = scaled(q->array(queue), heads, scale), all_k = keys().array(queue), all_v = v->array(queue);
     Doubles all;
     int64_t first = 0;
-    for (int rows : tokens) {
+    for (int rows : row_counts) {
       const Array image_k = rows_of(all_k, first, rows), image_v = rows_of(all_v, first, rows);
       const Doubles of_image = compute(rows_of(all_q, first, rows), image_k, image_v);
       all.insert(all.end(), of_image.begin(), of_image.end());
@@ -198,7 +198,7 @@ struct Input {
     return all;
   }
 
-  Tokens tokens;
+  RowCounts row_counts;
   int heads, size;
   DeviceBatch batch;
   Floats scale;
@@ -218,7 +218,7 @@ inline bool nan_from(const Floats& x, int first) {
 }
 
 struct AttentionShape {
-  Tokens tokens;
+  RowCounts row_counts;
   int heads, size;
   bool qq;
 };

@@ -83,8 +83,8 @@ Normalized normalize(Queue& queue, Precision precision, Batch batch, bool class_
 }
 
 template <class T>
-void check_normalize(Queue& queue, Precision precision, bool class_token, const std::vector<T>& hidden, const Floats& x, const std::vector<int>& tokens, int64_t width) {
-  const Batch batch = Batch::of_rows(tokens, class_token);
+void check_normalize(Queue& queue, Precision precision, bool class_token, const std::vector<T>& hidden, const Floats& x, const std::vector<int>& row_counts, int64_t width) {
+  const Batch batch = Batch::of_rows(row_counts, class_token);
   const int64_t rows = batch.extent.rows, ld = cuda::padded_width(width);
   const std::string what = std::string(name_of(precision)) + (sizeof(T) == 2 ? " half" : "") + " width " + std::to_string(width);
   const Normalized actual = normalize(queue, precision, batch, class_token, hidden, width, 0);
@@ -134,7 +134,7 @@ void check_normalize(Queue& queue, Precision precision, bool class_token, const 
 
 DESAP_CUDA_CASE(normalize) {
   Random random(5);
-  const std::vector<int> tokens = {2, 17, 5, 3};
+  const std::vector<int> row_counts = {2, 17, 5, 3};
   for (int64_t width : row_widths) {
     const bool class_token = width % 3 != 0;
     Bits half;
@@ -148,22 +148,22 @@ DESAP_CUDA_CASE(normalize) {
     }
     for (Precision precision : precisions) {
       if (precision != Precision::fp32 && width > 1024) continue;
-      check_normalize(queue, precision, class_token, x, x, tokens, width);
-      check_normalize(queue, precision, class_token, half, from_half, tokens, width);
+      check_normalize(queue, precision, class_token, x, x, row_counts, width);
+      check_normalize(queue, precision, class_token, half, from_half, row_counts, width);
     }
   }
   for (float bad : {NAN, INFINITY, 1e20f}) {
     for (int at : {7, 20}) {
       Floats x = random.floats(27 * 32);
       x[static_cast<size_t>(at * 32 + 5)] = bad, x[26 * 32] = bad;
-      check(normalize(queue, Precision::fp16, Batch::of_rows(tokens, true), true, x, 32, 0).fault == at, "not finite: " + std::to_string(bad));
+      check(normalize(queue, Precision::fp16, Batch::of_rows(row_counts, true), true, x, 32, 0).fault == at, "not finite: " + std::to_string(bad));
     }
   }
   // A norm beyond float32 while the variance is not: at fault where the merge needs the norm. Row 2 is a class token,
   // row 3 not.
   Floats x(27 * 32, 1);
   for (size_t i = 2 * 32; i < 4 * 32; i++) x[i] = 0x1p64f;
-  check(normalize(queue, Precision::fp16, Batch::of_rows(tokens, true), true, x, 32, 0).fault == 3, "overflow of a norm");
+  check(normalize(queue, Precision::fp16, Batch::of_rows(row_counts, true), true, x, 32, 0).fault == 3, "overflow of a norm");
 }
 
 }  // namespace

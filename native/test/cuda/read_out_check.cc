@@ -38,11 +38,11 @@ Embedded folded_read_out(Queue& queue, const Batch& batch, bool class_token, con
 
 DESAP_CUDA_CASE(folded_read_out_rows) {
   Random random(10);
-  const std::vector<int> tokens = {3, 700, 1, 40};
+  const std::vector<int> row_counts = {3, 700, 1, 40};
   for (int64_t width : {16, 20, 33, 200, 768, 1030}) {
     for (bool class_token : {true, false}) {
       const int slices = width == 768 ? 40 : 3;
-      const Batch batch = Batch::of_rows(tokens, class_token);
+      const Batch batch = Batch::of_rows(row_counts, class_token);
       const int64_t rows = batch.extent.rows;
       Floats squares = random.floats(rows * slices), projected = random.floats(rows * width, 5);
       for (float& s : squares) s = s * s + 0.5f;

@@ -17,15 +17,15 @@ DESAP_CUDA_CASE(saliency_values) {
     for (const AttentionShape& shape : shapes) {
       for (bool class_token : {false, true}) {
         const std::string what = case_of(precision, shape.heads, shape.size) + (class_token ? ", class token" : "");
-        const Input input(queue, precision, shape.tokens, shape.heads, shape.size, 1, shape.qq, class_token);
+        const Input input(queue, precision, shape.row_counts, shape.heads, shape.size, 1, shape.qq, class_token);
         const Floats together = input.saliency(queue, class_token);
         const Doubles expected = input.expected(queue, [&](const Array& q, const Array& k, const Array&) {
           return reference::saliency(q, k, shape.heads, class_token);
         });
         check_close(part(together, 4, input.batch.extent.patches), expected, saliency_tolerance, what);
         int64_t first = 4;
-        for (size_t i = 0; i < shape.tokens.size() && shape.tokens.size() > 1; i++) {
-          const int64_t count = shape.tokens[i] - class_token;
+        for (size_t i = 0; i < shape.row_counts.size() && shape.row_counts.size() > 1; i++) {
+          const int64_t count = shape.row_counts[i] - class_token;
           const Floats alone = input.saliency(queue, class_token, static_cast<int>(i));
           Floats left = DeviceArray<float>(input.batch.extent.patches + 4).read();   // nothing else is written
           std::copy_n(together.begin() + first, count, left.begin() + first);
