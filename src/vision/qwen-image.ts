@@ -96,8 +96,8 @@ function narrowed(rows: Float32Array, from: number, to: number): Float32Array {
 }
 
 /**
- * The mean of the rows [P, W] that are assigned to each kept token: [K, W]. The merge kernel means the columns that it compares; packed
- * features have further ones, which follow the same assignment.
+ * The mean of the rows [P, W] that are assigned to each kept token: [K, W]. The merge kernel averages the columns that it compares;
+ * packed features have further ones, which no kernel sees.
  */
 function meanRows(rows: Float32Array, width: number, assignment: Int32Array, counts: Int32Array): Float32Array {
   const sums = new Float64Array(counts.length * width);
