@@ -7,7 +7,7 @@ const backends = backendsUnderTest();
 afterAll(() => backends.forEach(([, backend]) => void backend.dispose()));
 
 describe.each(backends)('attention on %s', (_, backend) => {
-  it('weighs the values of two tokens by softmax(q q / sqrt(dh))', () => {
+  it('weighs the values of two rows by softmax(q q / sqrt(dh))', () => {
     const q = float32(Float32Array.of(1, 0), [2, 1]);
     const v = float32(Float32Array.of(10, 20), [2, 1]);
     const share = Math.E / (Math.E + 1);
@@ -24,7 +24,7 @@ describe.each(backends)('attention on %s', (_, backend) => {
     [145, 2, 64],
     [257, 2, 40],
     [700, 1, 64],
-  ])('agrees with float64 for %i tokens, %i heads of %i', async (n, heads, dh) => {
+  ])('agrees with float64 for %i rows, %i heads of %i', async (n, heads, dh) => {
     const [q, k, v] = [1, 2, 3].map((seed) => normalTensor(seed, n, heads * dh));
     const of = (x: typeof q) => ({ data: values(x), rows: n, cols: heads * dh });
     const qq = values(await backend.attention({ q, k: q, v, heads }));

@@ -11,7 +11,7 @@ describe.each(backends)('readOut on %s', (_, backend) => {
     [1, 32, 16],
     [17, 48, 20],
     [65, 128, 96],
-  ])('agrees with float64 for %i tokens, width %i to %i', async (rows, width, projectionDim) => {
+  ])('agrees with float64 for %i rows, width %i to %i', async (rows, width, projectionDim) => {
     const { out, postNorm, visualProjection } = randomHead(3, { width, heads: 1, projectionDim });
     const context = normalTensor(1, rows, width);
     const want = readOut({ data: values(context), rows, cols: width }, out, postNorm, 1e-5, {

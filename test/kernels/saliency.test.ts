@@ -26,7 +26,7 @@ describe.each(backends)('saliency on %s', (_, backend) => {
     [65, 3, 20],
     [145, 4, 32],
     [600, 1, 64],
-  ])('agrees with float64 for %i tokens, %i heads of %i', async (n, heads, dh) => {
+  ])('agrees with float64 for %i rows, %i heads of %i', async (n, heads, dh) => {
     const [q, k] = [normalTensor(1, n, heads * dh), normalTensor(2, n, heads * dh)];
     const of = (x: typeof q) => ({ data: values(x), rows: n, cols: heads * dh });
     for (const classToken of [true, false]) {
