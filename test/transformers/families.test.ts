@@ -61,11 +61,11 @@ describe.each(QWEN_FAMILIES)('%s', (family) => {
 
 describe('families that are not taken are refused by their type', () => {
   it.each([
-    ['idefics3', 'idefics3'],
-    ['gemma3', 'gemma3'],
-    ['paligemma', 'paligemma'],
-    ['lfm2_vl', 'lfm2_vl with a SigLIP tower'],
-    ['llava_onevision', 'llava_onevision with a SigLIP tower: it has no class token, and no CLIP folder fits'],
+    ['idefics3', "'idefics3'"],
+    ['gemma3', "'gemma3'"],
+    ['paligemma', "'paligemma'"],
+    ['lfm2_vl', "'lfm2_vl' with a SigLIP tower"],
+    ['llava_onevision', "'llava_onevision' with a SigLIP tower: it has no class token, and no CLIP folder fits"],
   ])('%s', async (family, message) => {
     const { model } = await load(ROOT, family);
     const attached = attach(model, { model: join(ROOT, family), clip: 'models/tiny-clip', keep: 4 });

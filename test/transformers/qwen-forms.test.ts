@@ -128,7 +128,7 @@ describe('what is refused, with the operator in the way', () => {
     [
       'attention of a kind that is not read',
       (graph) => graph.retype('Softmax', 'SparseAttention'),
-      /attention of the last block .*found SparseAttention "val_619"/,
+      /attention of the last block .*found SparseAttention 'val_619'/,
     ],
     [
       'an attention that is causal',
@@ -136,12 +136,12 @@ describe('what is refused, with the operator in the way', () => {
         const { q, k, v, context } = graph.sites()[2];
         graph.replace(context, () => graph.add('Attention', [q, k, v], { is_causal: { i: 1 } }));
       },
-      /found Attention "scaled_dot_product_attention_2", a causal one/,
+      /found Attention 'scaled_dot_product_attention_2', a causal one/,
     ],
     [
       'keys without a rotation',
       (graph) => graph.skip('add_22', 'getitem_7'),
-      /the rotation of the keys of the last attention; found Gemm "linear_12"/,
+      /the rotation of the keys of the last attention; found Gemm 'linear_12'/,
     ],
     [
       'queries that are scaled before they are turned',
@@ -156,12 +156,12 @@ describe('what is refused, with the operator in the way', () => {
     [
       'no output projection',
       (graph) => graph.retype('Gemm', 'MyProjection', 'linear_13'),
-      /output projection of the last attention; found MyProjection "linear_13"/,
+      /output projection of the last attention; found MyProjection 'linear_13'/,
     ],
     [
       'a merger that is none',
       (graph) => graph.retype('Gemm', 'MyMerger', 'linear_16'),
-      /merger of two linear layers .*deepstack.*; found MyMerger "linear_16"/,
+      /merger of two linear layers .*deepstack.*; found MyMerger 'linear_16'/,
     ],
     [
       'a Loop that does something else',
