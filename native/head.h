@@ -85,17 +85,18 @@ class Analysis;
 
 class Head {
  public:
+  // unsupported, out_of_memory.
   static Status create(Context&, const HeadConfig&, const HeadWeights&, std::shared_ptr<Head>*);
   ~Head();
   const HeadConfig& config() const;
 
   // One analysis per image; the images may differ in size. `copies` is null or has an entry per image.
-  // not_finite("hidden", row) with the image, out_of_memory. All or nothing.
+  // not_finite("hidden", row) with the image, the first at fault; out_of_memory, unsupported. All or nothing.
   Status analyze(Context&, const HiddenStates* images, int64_t count, Encoding, const Intermediates* copies,
                  std::shared_ptr<Analysis>* analyses) const;
 
-  // Analyses and prunes each image for its own request, in one go: nothing is kept. Errors of both, with the image; what
-  // the outputs of the other images hold then is not defined.
+  // Analyses and prunes each image for its own request, in one go: nothing is kept. Errors of both, with the image, the first at
+  // fault; what the outputs of the other images hold then is not defined.
   Status prune(Context&, const HiddenStates* images, int64_t count, Encoding, const PruneRequest*, const PruneOutput*,
                AnalyzeTimings*, PruneTimings*) const;
 

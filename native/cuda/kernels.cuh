@@ -69,6 +69,10 @@ void to_operand(Queue&, Precision, ConstMatrix x, int heads, int padded_size, co
 void from_operand(Queue&, Precision, ConstOperand x, int heads, int padded_size, const int* exponent, const float* scale,
                   Matrix y);
 
+// The kernels of rows hold one in the registers of a block: layer_norm, normalize, unit_rows, folded_read_out and unit_mean take rows
+// of up to so many elements.
+constexpr int64_t widest_row = 16384;
+
 // ---- layer_norm.cu ----------------------------------------------------------------------------------------------------
 
 void layer_norm(Queue&, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y, int* fault);
