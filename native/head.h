@@ -66,7 +66,7 @@ struct PruneRequest {
   Alignment alignment;
   float lambda;
   const float* saliency;         // [P] map that replaces the analysis' own; null: its own
-  bool merge;                    // false: kept rows as they are; assignment -1 for dropped patches, counts 1
+  bool merge;                    // false: kept rows as they are, which have to be finite; assignment -1 for dropped patches, counts 1
   ConstMatrix features;          // [P, F] rows to merge; data null: the hidden states' patch rows
 };
 
@@ -128,7 +128,7 @@ class Analysis {
   const AnalyzeTimings& timings() const;
 
   // An analysis from parts, all of them finite. Everything but held float32 features is copied.
-  // not_finite("patchEmbeddings" | "global" | "saliency" | "features", row), out_of_memory.
+  // not_finite("patchEmbeddings" | "global" | "saliency" | "features", row), the first of them in this order; out_of_memory, unsupported.
   static Status from(Context&, const AnalysisParts&, std::shared_ptr<Analysis>*);
 
   // not_finite("text" | "endOfText" | "saliency" | "features", row), out_of_memory. Nothing is written on failure.

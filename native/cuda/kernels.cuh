@@ -242,7 +242,8 @@ void select(Queue&, const Select&);
 void inverse_norms(Queue&, ConstMatrix x, float* inverse_norm, int* fault);
 
 // Nearest-centre merge per image, always with split operands (a flipped assignment is no rounding error), whatever the
-// precision of the rest. merge false: kept rows as they are, assignment -1 for the others, counts 1.
+// precision of the rest. merge false: kept rows as they are, assignment -1 for the others, counts 1. fault: the first kept row of the
+// batch's patches that is not finite; with merge true, inverse_norms has told.
 struct Merge {
   const Image* images;
   Extent extent;
@@ -255,6 +256,7 @@ struct Merge {
   int* assignment;                          // [P]
   int* counts;                              // [kept]
   uint8_t* scratch;                         // merge_scratch(...) bytes
+  int* fault;
   Stamp assign_stamp, stamp;
 };
 int64_t merge_scratch(const Extent&);
