@@ -66,7 +66,7 @@ struct PruneRequest {
   Alignment alignment;
   float lambda;
   const float* saliency;         // [P] map that replaces the analysis' own; null: its own
-  bool merge;                    // false: kept rows as they are; assignment -1 for dropped patches, counts 1
+  bool merge;                    // false: kept rows as they are, which have to be finite; assignment -1 for dropped patches, counts 1
   ConstMatrix features;          // [P, F] rows to merge; data null: the hidden states' patch rows
 };
 
@@ -85,17 +85,18 @@ class Analysis;
 
 class Head {
  public:
+  // unsupported, out_of_memory.
   static Status create(Context&, const HeadConfig&, const HeadWeights&, std::shared_ptr<Head>*);
   ~Head();
   const HeadConfig& config() const;
 
   // One analysis per image; the images may differ in size. `copies` is null or has an entry per image.
-  // not_finite("hidden", row) with the image, out_of_memory. All or nothing.
+  // not_finite("hidden", row) with the image, the first at fault; out_of_memory, unsupported. All or nothing.
   Status analyze(Context&, const HiddenStates* images, int64_t count, Encoding, const Intermediates* copies,
                  std::shared_ptr<Analysis>* analyses) const;
 
-  // Analyses and prunes each image for its own request, in one go: nothing is kept. Errors of both, with the image; what
-  // the outputs of the other images hold then is not defined.
+  // Analyses and prunes each image for its own request, in one go: nothing is kept. Errors of both, with the image, the first at
+  // fault; what the outputs of the other images hold then is not defined.
   Status prune(Context&, const HiddenStates* images, int64_t count, Encoding, const PruneRequest*, const PruneOutput*,
                AnalyzeTimings*, PruneTimings*) const;
 
@@ -127,7 +128,7 @@ class Analysis {
   const AnalyzeTimings& timings() const;
 
   // An analysis from parts, all of them finite. Everything but held float32 features is copied.
-  // not_finite("patchEmbeddings" | "global" | "saliency" | "features", row), out_of_memory.
+  // not_finite("patchEmbeddings" | "global" | "saliency" | "features", row), the first of them in this order; out_of_memory, unsupported.
   static Status from(Context&, const AnalysisParts&, std::shared_ptr<Analysis>*);
 
   // not_finite("text" | "endOfText" | "saliency" | "features", row), out_of_memory. Nothing is written on failure.

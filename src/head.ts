@@ -155,6 +155,22 @@ export async function loadHead(source: string | Uint8Array | ArrayBuffer): Promi
   return headFromSafeTensors(parseSafeTensors(bytes, 'head'), 'head');
 }
 
+/** The head in memory of its own. */
+export function copyHead(head: HeadWeights): HeadWeights {
+  const copy = ({ weight, bias }: LinearWeights) => ({ weight: weight.slice(), bias: bias.slice() });
+  const { width, heads, projectionDim, classToken, epsilon, ln1, q, k, v, out, postNorm, visualProjection } = head;
+  return {
+    ...{ width, heads, projectionDim, classToken, epsilon },
+    ln1: copy(ln1),
+    q: copy(q),
+    k: copy(k),
+    v: copy(v),
+    out: copy(out),
+    postNorm: copy(postNorm),
+    visualProjection: visualProjection.slice(),
+  };
+}
+
 /** The bytes of a head file. */
 export function formatHead(head: HeadWeights): Uint8Array {
   const { width, projectionDim } = checkHead(head);

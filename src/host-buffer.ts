@@ -5,7 +5,7 @@ import { typed } from './devices/native-error.js';
 import { DISPOSE } from './dispose-symbols.js';
 import { alternatives, DesapError, invalid } from './errors.js';
 import { options } from './options.js';
-import { assertAlive, boolean, Tensor } from './tensor.js';
+import { assertAlive, boolean, type FloatData, Tensor } from './tensor.js';
 
 /** Element types of a {@link HostBuffer}'s tensors. */
 export type HostType = 'float32' | 'float16';
@@ -20,6 +20,14 @@ export interface HostBufferOptions {
 }
 
 const BYTES = { float32: 4, float16: 2 } as const;
+
+/** The memory of every buffer that asynchronous calls read in place. */
+const IN_PLACE = new WeakSet<ArrayBufferLike>();
+
+/** Whether asynchronous calls read the data in place: whether it is a {@link HostBuffer}'s. */
+export function readInPlace(data: FloatData): boolean {
+  return IN_PLACE.has(data.buffer);
+}
 
 /**
  * Memory that asynchronous calls read in place. Other memory they have to copy first, because a script can take it away
@@ -82,6 +90,7 @@ export class HostBuffer implements Disposable {
         : new DesapError('ERR_DEVICE_UNAVAILABLE', 'pinned: got true, and this engine allows no external memory');
     }
     this.arrayBuffer = this.#native.arrayBuffer;
+    if (this.inPlace) IN_PLACE.add(this.arrayBuffer);
     this.address = addon.addressOf(new Uint8Array(this.arrayBuffer));
   }
 

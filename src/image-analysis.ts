@@ -4,10 +4,11 @@ import { type Backend, driverOf } from './devices/kernel-api.js';
 import { typed } from './devices/native-error.js';
 import { type DeviceOptions, openWith } from './devices/open.js';
 import { DISPOSE } from './dispose-symbols.js';
+import { readInPlace } from './host-buffer.js';
 import { type OptionNames, options } from './options.js';
 import { PRUNE_OPTIONS, type PruneOptions, pruneRequest, type Text } from './prune-request.js';
 import { type PruneResult, pruneResult } from './prune-result.js';
-import { assertAlive, float32, matrix, type Tensor, type TensorLike, vector } from './tensor.js';
+import { assertAlive, type FloatMatrix, float32, matrix, type Tensor, type TensorLike, vector } from './tensor.js';
 
 /** What another encoder says of an image. P patches, E the width that image and text share, F the width of the features. */
 export interface AnalysisParts {
@@ -27,12 +28,15 @@ const PARTS: OptionNames<AnalysisParts> = { patchEmbeddings: true, global: true,
 export class ImageAnalysis implements Disposable {
   #alive = true;
   readonly #analysis: DriverAnalysis;
-  readonly #device: Driver | null;
+  // Always held: a device that nobody holds is collected, and prunes no more.
+  readonly #device: Driver;
+  readonly #ownsDevice: boolean;
 
-  /** @internal `device`: one that belongs to the analysis alone, or null */
-  constructor(analysis: DriverAnalysis, device: Driver | null) {
+  /** @internal `ownsDevice`: the device belongs to the analysis alone, and is freed with it */
+  constructor(analysis: DriverAnalysis, device: Driver, ownsDevice: boolean) {
     this.#analysis = analysis;
     this.#device = device;
+    this.#ownsDevice = ownsDevice;
   }
 
   /**
@@ -41,7 +45,8 @@ export class ImageAnalysis implements Disposable {
    * @param where an open device (`openBackend`, or `backend` of a pruner), or the options of one that the analysis opens for
    *   itself, and frees with itself
    * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, `ERR_DETACHED`, `ERR_NOT_FINITE` for the parts; for the device those of
-   *   `openBackend`; `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`
+   *   `openBackend`; `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`. A GPU that cannot take the parts (P beyond 65536, E beyond 16384:
+   *   `ERR_VALUE`), has no room for them or fails is passed over by the device `auto`
    */
   static async from(parts: AnalysisParts, where: DeviceOptions | Backend = {}): Promise<ImageAnalysis> {
     return ImageAnalysis.#from(parts, where, false);
@@ -54,10 +59,12 @@ export class ImageAnalysis implements Disposable {
 
   static #from(parts: AnalysisParts, where: DeviceOptions | Backend, sync: boolean): MaybePromise<ImageAnalysis> {
     const checked = checkParts(parts);
-    const create = (driver: Driver) => typed(() => driver.createAnalysis(checked, sync));
+    const create = (driver: Driver, parts: DriverParts) => typed(() => driver.createAnalysis(parts, sync));
     const open = driverOf(where);
-    if (open) return after(create(open), (analysis) => new ImageAnalysis(analysis, null));
-    return after(openWith(where as DeviceOptions, create), ({ made, driver }) => new ImageAnalysis(made, driver));
+    if (open) return after(create(open, checked), (analysis) => new ImageAnalysis(analysis, open, false));
+    const read = (again: boolean) => (again && !sync ? keptParts(checked) : checked);
+    const opened = openWith('where', where as DeviceOptions, read, create);
+    return after(opened, ({ made, driver }) => new ImageAnalysis(made, driver, true));
   }
 
   /** N, rows of the hidden states; of an analysis from parts: P. */
@@ -131,7 +138,7 @@ export class ImageAnalysis implements Disposable {
     if (!this.#alive) return;
     this.#alive = false;
     this.#analysis.dispose();
-    this.#device?.dispose();
+    if (this.#ownsDevice) this.#device.dispose();
   }
 
   [DISPOSE](): void {
@@ -147,5 +154,16 @@ function checkParts(given: AnalysisParts): DriverParts {
     global: global === undefined ? null : vector('global', global, embeddings.cols),
     saliency: vector('saliency', saliency, embeddings.rows),
     features: matrix('features', features, { rows: embeddings.rows }),
+  };
+}
+
+/** The parts as they are now, which the caller may change: a copy of all but the features of a `HostBuffer`. */
+function keptParts({ patchEmbeddings, global, saliency, features }: DriverParts): DriverParts {
+  const copy = (matrix: FloatMatrix) => ({ ...matrix, data: matrix.data.slice() });
+  return {
+    patchEmbeddings: copy(patchEmbeddings),
+    global: global === null ? null : global.slice(),
+    saliency: saliency.slice(),
+    features: readInPlace(features.data) ? features : copy(features),
   };
 }

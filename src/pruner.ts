@@ -5,7 +5,7 @@ import { typed } from './devices/native-error.js';
 import { type DeviceOptions, openWith } from './devices/open.js';
 import { DISPOSE } from './dispose-symbols.js';
 import { type DesapError, invalid, mismatch, notFinite } from './errors.js';
-import { checkHead, type HeadWeights, loadHead } from './head.js';
+import { checkHead, copyHead, type HeadWeights, loadHead } from './head.js';
 import { ImageAnalysis } from './image-analysis.js';
 import { ENCODINGS, type Encoding } from './kernels/kernels.js';
 import { type OptionNames, options } from './options.js';
@@ -62,8 +62,8 @@ export class Pruner implements Disposable {
    *
    * @param source path or bytes of a `.safetensors` head (see `desap extract`), or the weights themselves
    * @throws DesapError `ERR_FILE`, `ERR_SHAPE`, `ERR_VALUE`, `ERR_NOT_FINITE` for the head; `ERR_DEVICE_UNAVAILABLE` with the
-   *   reason for the device; `ERR_OUT_OF_MEMORY`. A GPU that cannot take the head (heads wider than 128: `ERR_VALUE`), has no
-   *   room for it or fails is passed over by the device `auto`
+   *   reason for the device; `ERR_OUT_OF_MEMORY`. A GPU that cannot take the head (heads wider than 128, D or E beyond
+   *   16384: `ERR_VALUE`), has no room for it or fails is passed over by the device `auto`
    */
   static async load(
     source: string | Uint8Array | ArrayBuffer | HeadWeights,
@@ -74,7 +74,12 @@ export class Pruner implements Disposable {
       ? await loadHead(source)
       : checkHead(object('source', source, "a head: its file's path or bytes, or its weights"));
     const { width, heads, projectionDim, classToken } = weights;
-    const { made, driver, fallback } = await openWith(options, (open) => typed(() => open.createHead(weights)));
+    const { made, driver, fallback } = await openWith(
+      'options',
+      options,
+      (again) => (again && !isFile ? copyHead(weights) : weights),
+      (open, head) => typed(() => open.createHead(head)),
+    );
     return new Pruner(driver, made, { width, heads, projectionDim, classToken }, createBackend(driver, fallback));
   }
 
@@ -220,7 +225,7 @@ export class Pruner implements Disposable {
       intermediates: boolean('intermediates', choice.intermediates ?? false),
     };
     const analyses = typed(() => this.#head.analyze(images, request, sync));
-    return after(analyses, (all) => all.map((analysis) => new ImageAnalysis(analysis, null)));
+    return after(analyses, (all) => all.map((analysis) => new ImageAnalysis(analysis, this.#driver, false)));
   }
 
   #images(hidden: TensorLike | readonly TensorLike[]): FloatMatrix[] {

@@ -207,6 +207,22 @@ describe.each(
     await usable();
   });
 
+  it('names the first image at fault, of whatever kind the others are', async () => {
+    const bad = spoilt(hidden, 3 * 32, Number.NaN);
+    const half = (tensor: Tensor) => ({ data: Uint16Array.from(values(tensor), floatToHalf), dims: tensor.dims });
+    const images = [half(hidden), bad, half(bad)];
+    const texts = [null, text, null] as unknown as Tensor[];
+    const options = { keep: 3, taskShare: 0 };
+    const named = failure('ERR_NOT_FINITE', /^hidden\[1\]: got NaN.*row 3/);
+    await expect(pruner.analyzeBatch(images)).rejects.toMatchObject(named);
+    await expect(pruner.pruneBatch(images, text, { keep: 3 })).rejects.toMatchObject(named);
+    await expect(pruner.pruneBatch([hidden, bad, bad], texts, options)).rejects.toMatchObject(named);
+    await expect(pruner.pruneBatch([hidden, hidden, bad], texts, options)).rejects.toMatchObject(
+      failure('ERR_NOT_FINITE', /^hidden\[2\]: got NaN.*row 3/),
+    );
+    await usable();
+  });
+
   it('names the image and the text of a batch that is pruned', async () => {
     const bad = spoilt(hidden, 3 * 32, Number.NaN);
     const badText = spoilt(text, 2 * 16, Number.NaN);

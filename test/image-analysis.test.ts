@@ -1,8 +1,14 @@
 /** An analysis from parts prunes as the head's own does that has the same parts; and pruning without a text. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { afterAll, describe, expect, it } from 'vitest';
 import { type DeviceOptions, HostBuffer, ImageAnalysis, openBackend, Pruner } from '../src/index.js';
 import { float32, floatToHalf } from '../src/tensor.js';
 import { devicesUnderTest, normal, normalTensor, randomHead, relativeError, values } from './support.js';
+
+setFlagsFromString('--expose-gc');
+const gc = runInNewContext('gc') as () => void;
 
 const SHAPE = { width: 48, heads: 4, projectionDim: 40 };
 const [PATCHES, TEXT] = [60, 7];
@@ -111,6 +117,62 @@ describe.each(devicesUnderTest())('an analysis from parts on %s', (_, options) =
       from({ ...given, saliency: given.saliency.map((s, i) => (i === 5 ? Number.POSITIVE_INFINITY : s)) }),
     ).rejects.toThrow(/^saliency: got NaN, Inf .* in row 5/);
   });
+
+  it('names the first part that is not finite: patchEmbeddings, global, saliency, features', async () => {
+    const given = parts();
+    for (const [name, data] of [
+      ['features', values(given.features)],
+      ['saliency', given.saliency],
+      ['global', given.global],
+      ['patchEmbeddings', values(given.patchEmbeddings)],
+    ] as const) {
+      data[0] = Number.NaN;
+      await expect(ImageAnalysis.from(given, backend)).rejects.toThrow(new RegExp(`^${name}: got NaN`));
+    }
+  });
+
+  it('returns no row that is not finite, merged or not', async () => {
+    using image = await ImageAnalysis.from(parts(), backend);
+    const choice = { keep: 9, merge: false };
+    const { indices } = await image.prune(text, choice);
+    const features = normalTensor(7, PATCHES, 6);
+    const prune = () => image.prune(text, { ...choice, features });
+    for (let i = 0; i < PATCHES; i++) if (!indices.includes(i)) values(features)[i * 6] = Number.NaN;
+    values(features)[indices[0] * 6] = 1e25;
+    expect(values((await prune()).tokens)[0]).toBe(Math.fround(1e25));
+    values(features)[indices[4] * 6 + 5] = Number.NEGATIVE_INFINITY;
+    const named = new RegExp(`^features: got NaN, Inf .* in row ${indices[4]}`);
+    await expect(prune()).rejects.toThrow(named);
+    expect(() => image.pruneSync(text, { ...choice, features })).toThrow(named);
+  });
+
+  it('keeps its device as long as itself', async () => {
+    const analyses = await (async () => {
+      const pruner = await Pruner.load(randomHead(5, SHAPE), options);
+      return [
+        await ImageAnalysis.from(parts(), openBackend(options)),
+        ImageAnalysis.fromSync(parts(), openBackend(options)),
+        await pruner.analyze(normalTensor(6, PATCHES + 1, SHAPE.width)),
+      ];
+    })();
+    for (let i = 0; i < 5; i++) {
+      gc();
+      await sleep(5);
+    }
+    for (const image of analyses) expect((await image.prune(text, { keep: 4 })).indices).toHaveLength(4);
+  });
+
+  it('prunes no more once its device is disposed; its maps can be read', async () => {
+    const pruner = await Pruner.load(randomHead(5, SHAPE), options);
+    const image = await pruner.analyze(normalTensor(6, PATCHES + 1, SHAPE.width));
+    const made = await ImageAnalysis.from(parts(), pruner.backend);
+    pruner.dispose();
+    for (const one of [image, made]) {
+      await expect(one.prune(text, { keep: 4 })).rejects.toMatchObject({ code: 'ERR_DISPOSED' });
+      expect(() => one.pruneSync(text, { keep: 4 })).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED' }));
+      expect(one.saliency()).toHaveLength(PATCHES);
+    }
+  });
 });
 
 describe('an analysis from parts', () => {
@@ -171,8 +233,14 @@ describe('an analysis from parts', () => {
 
   it('refuses unknown options of the device', () =>
     expect(() => ImageAnalysis.fromSync(parts(), { devise: 'cpu' } as DeviceOptions)).toThrow(
-      /^options: got the unknown option 'devise'/,
+      /^where: got the unknown option 'devise'/,
     ));
+
+  it.each([null, 'cpu'])('refuses %o in place of a device', async (where) => {
+    const message = new RegExp(`^where: got ${where === null ? 'null' : "'cpu'"}, wanted an object of options`);
+    await expect(ImageAnalysis.from(parts(), where as never)).rejects.toThrow(message);
+    expect(() => ImageAnalysis.fromSync(parts(), where as never)).toThrow(message);
+  });
 
   it('asks for a text unless taskShare is 0', () => {
     using image = ImageAnalysis.fromSync(parts(), cpu);

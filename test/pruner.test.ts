@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { DesapError, type PruneOptions, type PruneResult, Pruner } from '../src/index.js';
+import { DesapError, formatHead, type PruneOptions, type PruneResult, Pruner } from '../src/index.js';
 import { float32, floatToHalf, halfToFloat, Tensor } from '../src/tensor.js';
 import { devicesUnderTest, embeddings, normal, normalTensor, randomHead, relativeError, values } from './support.js';
 
@@ -188,6 +188,21 @@ describe.each(devicesUnderTest())('Pruner on %s', (_, options) => {
     const before = await image.prune(text, { keep: 9 });
     values(mine).fill(7);
     expect((await image.prune(text, { keep: 9 })).tokens.data).toEqual(before.tokens.data);
+  });
+
+  it('has read its weights when the loading returns', async () => {
+    const weights = randomHead(8, shape);
+    const hidden = normalTensor(2, 17, shape.width);
+    const saliency = async (loading: Promise<Pruner>) => {
+      using pruner = await loading;
+      return pruner.analyzeSync(hidden).saliency();
+    };
+    const want = await saliency(Pruner.load(weights, options));
+    const bytes = formatHead(weights);
+    const loadings = [Pruner.load(bytes, options), Pruner.load(weights, options)];
+    bytes.fill(0);
+    weights.q.weight.fill(0);
+    for (const loading of loadings) expect(await saliency(loading)).toEqual(want);
   });
 
   it('works without a class token', async () => {

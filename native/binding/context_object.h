@@ -13,7 +13,8 @@ class ContextObject : public Napi::ObjectWrap<ContextObject> {
  public:
   static Napi::Function define(Napi::Env);
   explicit ContextObject(const Napi::CallbackInfo&);
-  // Heads, analyses and jobs hold the executor too: whichever goes last frees it.
+  // As dispose(): work in flight ends first, nothing new begins. Heads and analyses hold the executor, and read through it; who
+  // wants to compute with them holds this object too.
   ~ContextObject() override;
 
  private:

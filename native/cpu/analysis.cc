@@ -2,6 +2,7 @@
 #include "analysis.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <new>
 #include <utility>
@@ -82,16 +83,16 @@ Status Analysis::from(Context& context, const AnalysisParts& parts, std::shared_
   state->timings = {};
   const int64_t patches = state->patches, size = state->projection_dim;
   DESAP_TRY(state->allocate(nullptr));
-  for (int64_t i = 0; i < patches; i++) {
-    if (!std::isfinite(parts.saliency[i])) return {Code::not_finite, "saliency", i};
-  }
-  std::copy_n(parts.saliency, patches, state->saliency);
   DESAP_TRY(rename(unit_rows(context, parts.patch_embeddings, {state->embeddings, patches, size, size}), "patchEmbeddings"));
   if (parts.global) {
     DESAP_TRY(rename(unit_rows(context, {parts.global, 1, size, size}, {state->global, 1, size, size}), "global"));
   } else {
     DESAP_TRY(state->average(context));
   }
+  for (int64_t i = 0; i < patches; i++) {
+    if (!std::isfinite(parts.saliency[i])) return {Code::not_finite, "saliency", i};
+  }
+  std::copy_n(parts.saliency, patches, state->saliency);
   const float* features = nullptr;
   DESAP_TRY(state->keep_features(context, parts.features, parts.half, parts.hold, &features));
   DESAP_TRY(rename(context.kernels->inverse_norms(context, {features, patches, parts.width, parts.width}, state->norms), "features"));
@@ -115,14 +116,24 @@ Status unit_text(Context& context, const PruneRequest& request, Matrix unit) {
   return {};
 }
 
+bool all_finite(const float* x, int64_t size) {
+  bool finite = true;  // without a way out of the loop, which the compiler then makes a vector's
+  for (int64_t i = 0; i < size; i++) finite &= std::fabs(x[i]) <= FLT_MAX;
+  return finite;
+}
+
 // The kept rows as they are. A dropped patch belongs to no token.
-void keep_rows(ConstMatrix features, const int32_t* kept, int64_t keep, const PruneOutput& output) {
+Status keep_rows(ConstMatrix features, const int32_t* kept, int64_t keep, const PruneOutput& output) {
+  for (int64_t i = 0; i < keep; i++) {
+    if (!all_finite(features.row(kept[i]), features.cols)) return {Code::not_finite, "features", kept[i]};
+  }
   std::fill_n(output.assignment, features.rows, -1);
   std::fill_n(output.counts, keep, 1);
   for (int64_t i = 0; i < keep; i++) {
     copy_rows({features.row(kept[i]), 1, features.cols, features.cols}, output.tokens + i * features.cols);
     output.assignment[kept[i]] = static_cast<int32_t>(i);
   }
+  return {};
 }
 
 template <class T>
@@ -160,10 +171,7 @@ Status Analysis::State::select(Context& context, Scratch& scratch, const PruneRe
 Status Analysis::State::merge(Context& context, const PruneRequest& request, const int32_t* kept, const PruneOutput& output) const {
   const bool given = request.features.data != nullptr;
   const ConstMatrix merged = given ? request.features : ConstMatrix{features, patches, width, width};
-  if (!request.merge) {
-    keep_rows(merged, kept, request.keep, output);
-    return {};
-  }
+  if (!request.merge) return keep_rows(merged, kept, request.keep, output);
   return context.kernels->merge(context, merged, given ? nullptr : inverse_norms(), kept, request.keep,
                                 {output.tokens, request.keep, merged.cols, merged.cols}, output.assignment, output.counts);
 }

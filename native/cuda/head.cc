@@ -38,10 +38,26 @@ std::vector<std::vector<int64_t>> groups_of(int64_t count, const Same& same) {
   return groups;
 }
 
-// A status that speaks of a group's image speaks of the caller's.
-Status of_image(Status status, const std::vector<int64_t>& group, int64_t count) {
-  if (status.image >= 0) status.image = count > 1 ? group[static_cast<size_t>(status.image)] : -1;
+// Where there is one image, an error does not say which.
+Status alone(Status status) {
+  status.image = -1;
   return status;
+}
+
+// Runs group by group. An image at fault does not end the call before the groups that may hold an earlier one: the first of all
+// images at fault is told.
+template <class Run>
+Status run_groups(const std::vector<std::vector<int64_t>>& groups, int64_t count, const Run& run) {
+  Status first;
+  for (const std::vector<int64_t>& group : groups) {
+    if (!first.good() && group[0] > first.image) continue;
+    Status status = run(group);
+    if (status.good()) continue;
+    if (status.image < 0) return status;
+    status.image = group[static_cast<size_t>(status.image)];
+    if (first.good() || status.image < first.image) first = status;
+  }
+  return count == 1 ? alone(first) : first;
 }
 
 }  // namespace
@@ -114,6 +130,7 @@ Status Analysis::from(Context& context, const AnalysisParts& parts, std::shared_
   const auto fill = [&](KernelRun& run) -> Status {
     const ConstMatrix& embeddings = parts.patch_embeddings;
     const int64_t patches = embeddings.rows, size = embeddings.cols, elements = patches * parts.width;
+    if (size > cuda::widest_row) return {Code::unsupported, "patchEmbeddings of more than 16384 columns"};
     state->config.width = parts.width;
     state->config.heads = 1;
     state->config.projection_dim = size;
@@ -179,7 +196,8 @@ Status Head::analyze(Context&, const HiddenStates* images, int64_t count, Encodi
   StreamLock stream(*state_->engine);
   DESAP_TRY(stream.take());
   const auto given = [&](int64_t i) { return GivenImage{images + i}; };
-  for (const auto& group : groups_of(count, [&](int64_t a, int64_t b) { return HeadRun::same_kind(given(a), given(b)); })) {
+  const auto same = [&](int64_t a, int64_t b) { return HeadRun::same_kind(given(a), given(b)); };
+  const auto analyze_group = [&](const std::vector<int64_t>& group) -> Status {
     HeadRun run(*stream, state_->engine->precision, config, state_.get());
     std::vector<Intermediates> wanted;
     for (int64_t i : group) {
@@ -192,7 +210,7 @@ Status Head::analyze(Context&, const HiddenStates* images, int64_t count, Encodi
     const auto block = std::make_shared<DeviceBuffer>();
     DESAP_TRY(stream->gpu->status(block->allocate(stream->gpu, run.analysis_bytes()), "device memory"));
     const Arrays kept = run.analysis_of(block->data(), 0);
-    DESAP_TRY(of_image(run.execute(&kept), group, count));
+    DESAP_TRY(run.execute(&kept));
     if (any) DESAP_TRY(run.read_intermediates(wanted));
     for (size_t i = 0; i < group.size(); i++) {
       const HiddenStates& hidden = images[group[i]];
@@ -208,7 +226,9 @@ Status Head::analyze(Context&, const HiddenStates* images, int64_t count, Encodi
       state->timings = run.analyze_timings(number);
       results[static_cast<size_t>(group[i])].reset(new Analysis(std::move(state)));
     }
-  }
+    return {};
+  };
+  DESAP_TRY(run_groups(groups_of(count, same), count, analyze_group));
   std::move(results.begin(), results.end(), analyses);
   return {};
 } catch (const std::bad_alloc&) {
@@ -223,19 +243,21 @@ Status Head::prune(Context&, const HiddenStates* images, int64_t count, Encoding
   StreamLock stream(*state_->engine);
   DESAP_TRY(stream.take());
   const auto given = [&](int64_t i) { return GivenImage{images + i, requests + i, outputs + i}; };
-  for (const auto& group : groups_of(count, [&](int64_t a, int64_t b) { return HeadRun::same_kind(given(a), given(b)); })) {
+  const auto same = [&](int64_t a, int64_t b) { return HeadRun::same_kind(given(a), given(b)); };
+  const auto prune_group = [&](const std::vector<int64_t>& group) -> Status {
     HeadRun run(*stream, state_->engine->precision, state_->config, state_.get());
     run.analyze(encoding, false);
     for (int64_t i : group) DESAP_TRY(run.add(images[i].rows, given(i)));
-    DESAP_TRY(of_image(run.execute(nullptr), group, count));
+    DESAP_TRY(run.execute(nullptr));
     for (size_t i = 0; i < group.size(); i++) {
       const int64_t number = static_cast<int64_t>(i), original = group[i];
       run.deliver(number);
       if (analyze_timings) analyze_timings[original] = run.analyze_timings(number);
       if (prune_timings) prune_timings[original] = run.prune_timings(number);
     }
-  }
-  return {};
+    return {};
+  };
+  return run_groups(groups_of(count, same), count, prune_group);
 } catch (const std::bad_alloc&) {
   return {Code::out_of_memory, "prune"};
 }
@@ -246,7 +268,7 @@ Status Analysis::prune(Context&, const PruneRequest& request, const PruneOutput&
   DESAP_TRY(stream.take());
   HeadRun run(*stream, state_->engine->precision, state_->config, nullptr);
   DESAP_TRY(run.add(state_->rows, {nullptr, &request, &output}));
-  DESAP_TRY(of_image(run.execute(&state_->arrays), {0}, 1));
+  DESAP_TRY(alone(run.execute(&state_->arrays)));
   if (output.saliency && !request.saliency)
     DESAP_TRY(State::read(*stream, state_->arrays.saliency, patches(), output.saliency));
   run.deliver(0);

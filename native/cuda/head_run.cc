@@ -460,6 +460,7 @@ void HeadRun::enqueue_prune() {
   to_tokens.assignment = device<int>(place_.assignment);
   to_tokens.counts = device<int>(place_.counts);
   to_tokens.scratch = device<uint8_t>(place_.merge_scratch);
+  to_tokens.fault = &report()->features;
   to_tokens.assign_stamp = stamp(at_merge);
   cuda::merge(queue, to_tokens);
 }

@@ -69,6 +69,10 @@ void to_operand(Queue&, Precision, ConstMatrix x, int heads, int padded_size, co
 void from_operand(Queue&, Precision, ConstOperand x, int heads, int padded_size, const int* exponent, const float* scale,
                   Matrix y);
 
+// The kernels of rows hold one in the registers of a block: layer_norm, normalize, unit_rows, folded_read_out and unit_mean take rows
+// of up to so many elements.
+constexpr int64_t widest_row = 16384;
+
 // ---- layer_norm.cu ----------------------------------------------------------------------------------------------------
 
 void layer_norm(Queue&, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y, int* fault);
@@ -239,7 +243,8 @@ void select(Queue&, const Select&);
 void inverse_norms(Queue&, ConstMatrix x, float* inverse_norm, int* fault);
 
 // Nearest-centre merge per image, always with split operands (a flipped assignment is no rounding error), whatever the
-// precision of the rest. merge false: kept rows as they are, assignment -1 for the others, counts 1.
+// precision of the rest. merge false: kept rows as they are, assignment -1 for the others, counts 1. fault: the first kept row of the
+// batch's patches that is not finite; with merge true, inverse_norms has told.
 struct Merge {
   const Image* images;
   Extent extent;
@@ -252,6 +257,7 @@ struct Merge {
   int* assignment;                          // [P]
   int* counts;                              // [kept]
   uint8_t* scratch;                         // merge_scratch(...) bytes
+  int* fault;
   Stamp assign_stamp, stamp;
 };
 int64_t merge_scratch(const Extent&);

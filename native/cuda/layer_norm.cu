@@ -101,6 +101,7 @@ using cuda::KernelRun;
 using cuda::with_run;
 
 Status layer_norm(Context& context, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y) {
+  if (x.cols > cuda::widest_row) return {Code::unsupported, "x of more than 16384 columns"};
   return with_run(context, "layer_norm", [&](KernelRun& run) -> Status {
     const Matrix rows = run.upload(x);
     const auto vector = [&](const float* given, float otherwise) {

@@ -353,8 +353,10 @@ __global__ void __launch_bounds__(threads) gather(const Merge merge) {
   const int* kept = merge.indices + image.kept;
   const int64_t token = image.kept + centre;
   if (column < merge.width) {
-    const float* row = merge.features.get() + (image.patch + kept[centre]) * int64_t{merge.width};
-    merge.tokens[token * merge.width + column] = row[column];
+    const int patch = image.patch + kept[centre];
+    const float value = merge.features.get()[patch * int64_t{merge.width} + column];
+    if (!(fabsf(value) < INFINITY)) atomicMin(merge.fault, patch);
+    merge.tokens[token * merge.width + column] = value;
   }
   if (blockIdx.y != 0) return;
   if (thread == 0) merge.counts[token] = 1;

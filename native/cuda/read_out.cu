@@ -109,6 +109,8 @@ using cuda::KernelRun;
 using cuda::with_run;
 
 Status read_out(Context& context, ConstMatrix context_rows, const ReadOut& weights, Matrix attention, Matrix embeddings) {
+  if (attention.cols > cuda::widest_row) return {Code::unsupported, "context of more than 16384 columns"};
+  if (embeddings.cols > cuda::widest_row) return {Code::unsupported, "visualProjection of more than 16384 rows"};
   return with_run(context, "read_out", [&](KernelRun& run) -> Status {
     const Matrix in = run.upload(context_rows), attended = run.matrix(attention.rows, attention.cols);
     const Matrix normal = run.matrix(attention.rows, attention.cols), out = run.matrix(embeddings.rows, embeddings.cols);

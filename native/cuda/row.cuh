@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "kernels.cuh"
 #include "multiply.cuh"
 #include "reduce.cuh"
 
@@ -17,9 +18,9 @@ struct Row {
   float value[vectors][4];
 };
 
-// Threads for rows of `width` elements: a warp for each 1024. Up to 16384 fit; a launch for wider rows fails.
+// Threads for rows of `width` elements, at most widest_row: a warp for each 1024.
 constexpr int row_threads(int64_t width) { return static_cast<int>((width + 1023) / 1024) * 32; }
-constexpr int max_row_threads = 512;
+constexpr int max_row_threads = row_threads(widest_row);
 struct RowScratch {
   float sum[max_row_threads / warp_size];
 };

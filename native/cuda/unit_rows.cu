@@ -45,6 +45,7 @@ using cuda::KernelRun;
 using cuda::with_run;
 
 Status unit_rows(Context& context, ConstMatrix x, Matrix y) {
+  if (x.cols > cuda::widest_row) return {Code::unsupported, "x of more than 16384 columns"};
   return with_run(context, "unit_rows", [&](KernelRun& run) -> Status {
     const Matrix rows = run.upload(x);
     int* fault = run.fault();

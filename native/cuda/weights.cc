@@ -114,6 +114,8 @@ Status PackedHead::pack(Stream& stream, Precision precision, const HeadConfig& c
   heads = config.heads;
   padded_size = padded_head_size(static_cast<int>(std::min<int64_t>(size, largest_head_size + 1)));
   if (padded_size < 0) return {Code::unsupported, "head size"};
+  if (width > widest_row) return {Code::unsupported, "width beyond 16384"};
+  if (outputs > widest_row) return {Code::unsupported, "projectionDim beyond 16384"};
   inner = heads * padded_size;
   squared = static_cast<int>(padded_width(width));
 

@@ -1,4 +1,6 @@
 // An analysis from parts, and a pruning without a text.
+#include <algorithm>
+
 #include "random_parts.h"
 #include "reference_head.h"
 
@@ -107,6 +109,44 @@ DESAP_CASE(analysis_from_parts_not_finite) {
   fails("saliency", 9, [](Parts& p) { p.saliency[9] = p.saliency[20] = NAN; });
   fails("saliency", 32, [](Parts& p) { p.saliency[32] = INFINITY; });
   fails("features", 11, [](Parts& p) { p.features[11 * 40] = p.features[20 * 40] = -INFINITY; });
+  // Of several the first in the order of the parts.
+  fails("saliency", 9, [](Parts& p) { p.features[0] = p.saliency[9] = NAN; });
+  fails("global", 0, [](Parts& p) { p.features[0] = p.saliency[9] = p.global[5] = NAN; });
+  fails("patchEmbeddings", 7, [](Parts& p) { p.features[0] = p.saliency[9] = p.global[5] = p.embeddings[7 * 24] = NAN; });
+}
+
+// Rows that are kept as they are have to be finite, and no more: their squares may leave float32.
+DESAP_CASE(analysis_keeps_finite_rows) {
+  const auto block = std::make_shared<Floats>(33 * 40);
+  Parts given(33, 24, 40);
+  *block = given.features;
+  AnalysisParts parts = given.parts(true, block);
+  parts.features = block->data();
+  std::shared_ptr<Analysis> analysis;
+  if (!check(Analysis::from(machine.one(), parts, &analysis).good(), "from")) return;
+  PruneRequest request = given.request(8, 4);
+  request.merge = false;
+  Answers answers({33, 40, 1, 24, false, 5, 8}, 1);
+  const auto pruned = [&] { return analysis->prune(machine.one(), request, answers.outputs()[0], nullptr); };
+  check(pruned().good(), "finite");
+  const Ints kept(answers.indices.begin(), answers.indices.end());
+  const auto row = [&](Floats& features, size_t k) { return features.data() + kept[k] * 40; };
+  Floats others = given.features;
+  request.features = {others.data(), 33, 40, 40};
+  for (int64_t i = 0; i < 33; i++) {
+    if (std::find(kept.begin(), kept.end(), i) == kept.end()) others[static_cast<size_t>(i * 40)] = NAN;
+  }
+  check(pruned().good(), "rows that are dropped");
+  row(others, 0)[39] = 1e25f;
+  check(pruned().good() && answers.tokens[39] == 1e25f, "large");
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    row(others, 5)[39] = row(others, 3)[0] = bad;
+    check(is(pruned(), Code::not_finite, "features", kept[3]), "the first row at fault");
+  }
+  // The analysis' own, where they are the caller's memory: a GPU has a copy.
+  request.features = {nullptr, 0, 0, 0};
+  row(*block, 2)[1] = NAN;
+  if (analysis->features() == block->data()) check(is(pruned(), Code::not_finite, "features", kept[2]), "its own");
 }
 
 }  // namespace

@@ -34,8 +34,9 @@ import { type DeviceOptions, openDevice } from './open.js';
  * D width, H heads, E shared width, T text tokens, K kept patches.
  *
  * Every kernel throws (or rejects with) a `DesapError`: `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, `ERR_DETACHED`,
- * `ERR_NOT_FINITE` where the kernel says so, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`; on a GPU also `ERR_VALUE` for heads wider
- * than it takes (128), `ERR_DEVICE_FAILED` and `ERR_DEVICE_LOST`.
+ * `ERR_NOT_FINITE` where the kernel says so, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`; on a GPU also `ERR_VALUE` for what it does
+ * not take (heads wider than 128; rows of more than 16384 elements in layerNorm, unitRows and readOut), `ERR_DEVICE_FAILED`
+ * and `ERR_DEVICE_LOST`.
  */
 export interface Kernels {
   /** Layer norm over rows, biased variance. x: [N, D]; weight, bias: [D]; gives [N, D]. Fails on NaN and Inf. */

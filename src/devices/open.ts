@@ -94,8 +94,11 @@ export interface OpenedDevice {
   readonly driver: Driver;
   /** Why `auto` passed over faster ones. */
   readonly fallback: string | null;
-  /** Frees this device, which threw `error`, and opens the next of `auto`; throws `error` where that is no way out. */
-  instead(error: unknown): OpenedDevice;
+  /**
+   * Opens the next of `auto` after this one, which is freed, could not make something; throws `error` where that is no way out. Null:
+   * what this device cannot make, none makes.
+   */
+  readonly instead: ((error: unknown) => OpenedDevice) | null;
 }
 
 /** What was made on a device, and the device. */
@@ -105,35 +108,54 @@ export interface Made<T> {
   readonly fallback: string | null;
 }
 
-/** Opens a device and makes something on it. Where a device cannot make it, `auto` goes on to the next. */
-export function openWith<T>(given: DeviceOptions, make: (driver: Driver) => MaybePromise<T>): MaybePromise<Made<T>> {
-  const attempt = (device: OpenedDevice): MaybePromise<Made<T>> => {
-    const next = (error: unknown) => attempt(device.instead(error));
-    const { driver, fallback } = device;
+/**
+ * Opens a device and makes something on it. Where a device cannot make it, `auto` goes on to the next.
+ *
+ * @param argument what the caller knows the options by
+ * @param read what it is made of. `again`: a later attempt may read that, after the call has returned
+ */
+export function openWith<I, T>(
+  argument: string,
+  given: DeviceOptions,
+  read: (again: boolean) => I,
+  make: (driver: Driver, input: I) => MaybePromise<T>,
+): MaybePromise<Made<T>> {
+  const first = openDevice(given, argument);
+  const input = read(first.instead !== null);
+  const attempt = ({ driver, fallback, instead }: OpenedDevice): MaybePromise<Made<T>> => {
+    const next = (error: unknown) => {
+      if (instead) return attempt(instead(error));
+      driver.dispose();
+      throw error;
+    };
     try {
-      const made = make(driver);
+      const made = make(driver, input);
       if (types.isPromise(made)) return made.then((value) => ({ made: value as T, driver, fallback }), next);
       return { made: made as T, driver, fallback };
     } catch (error) {
       return next(error);
     }
   };
-  return attempt(openDevice(given));
+  return attempt(first);
 }
 
 interface Candidate {
   open(): Driver;
   /** Why `auto` passes it over after this error; null: it does not. */
   passedOver(error: DesapError): string | null;
+  /** Whether it can fail at what others can make. */
+  readonly limited: boolean;
 }
 
-export function openDevice(given: DeviceOptions): OpenedDevice {
-  const { device = 'auto', precision = 'fp32', threads, isa } = options('options', given, DEVICE_OPTIONS);
+/** @param argument what the caller knows the options by */
+export function openDevice(given: DeviceOptions, argument = 'options'): OpenedDevice {
+  const { device = 'auto', precision = 'fp32', threads, isa } = options(argument, given, DEVICE_OPTIONS);
   if (Object.hasOwn(RENAMED, precision))
     throw invalid('ERR_VALUE', 'precision', precision, `'${RENAMED[precision]}', its name now`);
   oneOf('precision', precision, PRECISIONS);
   const cuda = (index?: number): Candidate => ({
     open: () => createCudaDriver({ device: index, precision }),
+    limited: true,
     // Out of memory, a head that the GPU cannot take, or no GPU at all: the CPU may do.
     passedOver: ({ code, message }) => {
       if (code === 'ERR_INTERNAL') return null;
@@ -142,9 +164,10 @@ export function openDevice(given: DeviceOptions): OpenedDevice {
   });
   const cpu: Candidate = {
     open: () => createCpuDriver({ threads, isa, precision }),
+    limited: false,
     passedOver: ({ code, message }) => (code === 'ERR_DEVICE_UNAVAILABLE' && isa === undefined ? message : null),
   };
-  const reference: Candidate = { open: createReferenceDriver, passedOver: () => null };
+  const reference: Candidate = { open: createReferenceDriver, limited: false, passedOver: () => null };
   nonEmpty('device', device, DEVICES);
   const index = /^cuda:(\d+)$/.exec(device)?.[1];
   if (index !== undefined) return openFirst([cuda(Number(index))]);
@@ -174,10 +197,11 @@ function openFirst([candidate, ...others]: readonly Candidate[], passed: readonl
   } catch (error) {
     return next(error);
   }
-  const instead = (error: unknown) => {
+  const another = (error: unknown) => {
     driver.dispose();
     return next(error);
   };
+  const instead = candidate.limited && others.length > 0 ? another : null;
   const fallback = passed.join('; ') || null;
   if (fallback && driver.device === 'reference')
     warnOnce(

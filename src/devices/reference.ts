@@ -3,7 +3,7 @@
  * against. It computes on the calling thread, also when called asynchronously.
  */
 import { naming, notFinite } from '../errors.js';
-import type { HeadWeights, LinearWeights } from '../head.js';
+import { copyHead, type HeadWeights, type LinearWeights } from '../head.js';
 import { type AlignResult, align } from '../kernels/align.js';
 import { attention } from '../kernels/attention.js';
 import type { AlignmentMatrices, KernelArguments, KernelName, KernelResults } from '../kernels/kernels.js';
@@ -85,10 +85,13 @@ export function createReferenceDriver(): Driver {
       use();
       return settle(sync, () => KERNELS[kernel](args));
     },
-    createHead: async (weights) => new ReferenceHead(weights),
+    createHead: async (weights) => {
+      use();
+      return new ReferenceHead(copyHead(weights), use);
+    },
     createAnalysis: (parts, sync) => {
       use();
-      return settle(sync, () => fromParts(parts));
+      return settle(sync, () => fromParts(parts, use));
     },
     dispose: () => {
       alive = false;
@@ -108,9 +111,14 @@ class Clock {
 }
 
 class ReferenceHead implements DriverHead {
-  constructor(private readonly weights: HeadWeights) {}
+  /** `use` fails once the device is disposed. */
+  constructor(
+    private readonly weights: HeadWeights,
+    private readonly use: () => void,
+  ) {}
 
   analyze(images: readonly FloatMatrix[], request: AnalyzeRequest, sync: boolean): MaybePromise<DriverAnalysis[]> {
+    this.use();
     return settle(sync, () =>
       images.map((hidden, index) => this.#one(hidden, request, images.length > 1 ? index : undefined)),
     );
@@ -122,6 +130,7 @@ class ReferenceHead implements DriverHead {
     requests: readonly PruneRequest[],
     sync: boolean,
   ): MaybePromise<PruneOutput[]> {
+    this.use();
     return settle(sync, () =>
       images.map((hidden, index) => {
         const image = images.length > 1 ? index : undefined;
@@ -157,7 +166,7 @@ class ReferenceHead implements DriverHead {
       : null;
     const skipped = Number(classToken);
     const patchEmbeddings = rows(read.embeddings, skipped, X.rows);
-    return new ReferenceAnalysis({
+    const known = {
       rows: X.rows,
       patchEmbeddings,
       global: classToken ? row(read.embeddings, 0) : meanDirection(patchEmbeddings),
@@ -166,7 +175,8 @@ class ReferenceHead implements DriverHead {
       half: hidden.half,
       intermediates,
       timings,
-    });
+    };
+    return new ReferenceAnalysis(known, this.use);
   }
 
   dispose() {}
@@ -186,22 +196,24 @@ interface Known {
 }
 
 /** An analysis of parts that another encoder made. */
-function fromParts({ patchEmbeddings, global, saliency, features }: DriverParts): ReferenceAnalysis {
+function fromParts({ patchEmbeddings, global, saliency, features }: DriverParts, use: () => void): ReferenceAnalysis {
   const unit = naming('patchEmbeddings', () => unitRows(widen(patchEmbeddings)));
+  const whole = global === null ? meanDirection(unit) : naming('global', () => unitVector(global));
   const bad = saliency.findIndex((score) => !Number.isFinite(score));
   if (bad >= 0) throw notFinite('saliency', bad);
   const wide = widen(features);
   naming('features', () => unitRows(wide));
-  return new ReferenceAnalysis({
+  const known = {
     rows: unit.rows,
     patchEmbeddings: unit,
-    global: global === null ? meanDirection(unit) : naming('global', () => unitVector(global)),
+    global: whole,
     saliency: saliency.slice(),
     features: wide,
     half: features.half,
     intermediates: null,
     timings: { normalize: 0, project: 0, attention: 0, saliency: 0, readOut: 0 },
-  });
+  };
+  return new ReferenceAnalysis(known, use);
 }
 
 class ReferenceAnalysis implements DriverAnalysis {
@@ -212,7 +224,10 @@ class ReferenceAnalysis implements DriverAnalysis {
   readonly projectionDim: number;
   readonly timings: DriverAnalysis['timings'];
 
-  constructor(private readonly known: Known) {
+  constructor(
+    private readonly known: Known,
+    private readonly use: () => void,
+  ) {
     this.rows = known.rows;
     this.patches = known.features.rows;
     this.width = known.features.cols;
@@ -227,6 +242,7 @@ class ReferenceAnalysis implements DriverAnalysis {
   dispose() {}
 
   prune(request: PruneRequest, sync: boolean): MaybePromise<PruneOutput> {
+    this.use();
     return settle(sync, () => this.ask(request));
   }
 

@@ -140,6 +140,59 @@ describe('auto', () => {
     expect(pruner.pruneSync(normalTensor(2, 17, 136), text, { keep }).indices).toHaveLength(keep);
   });
 
+  it('takes the CPU for rows that the GPU does not take', async () => {
+    const wide = randomHead(4, { width: 32, heads: 2, projectionDim: 16385 });
+    const message = /\(projectionDim beyond 16384\)/;
+    await expect(Pruner.load(wide, CUDA)).rejects.toEqual(failure('ERR_VALUE', message));
+    using backend = desap.openBackend(CUDA);
+    const rows = normalTensor(2, 2, 16385);
+    const parts = { patchEmbeddings: rows, saliency: normal(3, 2), features: normalTensor(4, 2, 16385) };
+    await expect(desap.ImageAnalysis.from(parts, backend)).rejects.toEqual(
+      failure('ERR_VALUE', /\(patchEmbeddings of more than 16384 columns\)/),
+    );
+    expect(() => backend.sync.unitRows({ x: rows })).toThrow(failure('ERR_VALUE', /\(x of more than 16384 columns\)/));
+    for (const make of [desap.ImageAnalysis.from, desap.ImageAnalysis.fromSync]) {
+      using image = await make(parts);
+      expect(image.pruneSync(normalTensor(5, 3, 16385), { keep: 1 }).indices).toHaveLength(1);
+    }
+  });
+
+  it('gives the next device what the call was given, whatever became of it', async () => {
+    const patches = 65537; // more than a GPU takes
+    const parts = () => ({
+      patchEmbeddings: normalTensor(2, patches, 2),
+      global: normal(3, 2),
+      saliency: normal(4, patches),
+      features: normalTensor(5, patches, 2),
+    });
+    const ask = (image: desap.ImageAnalysis) => {
+      const { tokens, indices } = image.pruneSync(normalTensor(6, 3, 2), { keep });
+      image.dispose();
+      return [tokens.data, indices];
+    };
+    await expect(desap.ImageAnalysis.from(parts(), CUDA)).rejects.toEqual(failure('ERR_VALUE', /\(tokens\)/));
+    const want = ask(desap.ImageAnalysis.fromSync(parts(), { device: 'cpu' }));
+    const given = parts();
+    const making = desap.ImageAnalysis.from(given);
+    for (const data of [given.patchEmbeddings.data, given.global, given.saliency, given.features.data])
+      (data as Float32Array).fill(7);
+    expect(ask(await making)).toEqual(want);
+    using buffer = HostBuffer.forTensor('float32', [patches, 2]);
+    buffer.float32().set(values(parts().features));
+    expect(
+      ask(await desap.ImageAnalysis.from({ ...parts(), features: buffer.tensor('float32', [patches, 2]) })),
+    ).toEqual(want);
+
+    pretend('memory 1000');
+    const weights = randomHead(1, { width: 32, heads: 2, projectionDim: 16 });
+    const loading = Pruner.load(weights);
+    weights.q.weight.fill(0);
+    using pruner = await loading;
+    expect(pruner.device).toBe('cpu');
+    using cpu = await Pruner.load(head, { device: 'cpu' });
+    expect(pruner.analyzeSync(hidden).saliency()).toEqual(cpu.analyzeSync(hidden).saliency());
+  });
+
   it('does not hide a wrong option', async () => {
     await expect(Pruner.load(head, { precision: 'exact' as never })).rejects.toEqual(failure('ERR_VALUE'));
   });

@@ -25,6 +25,7 @@ Floats run_inverse_norms(cuda::Queue& queue, const Floats& x, int64_t rows, int6
 struct MergeResult {
   Floats tokens;
   Ints assignment, counts;
+  int fault;
 };
 
 MergeResult run_merge(cuda::Queue& queue, const Batch& batch, const Floats& x, int64_t cols, const Ints& kept,
@@ -45,11 +46,13 @@ MergeResult run_merge(cuda::Queue& queue, const Batch& batch, const Floats& x, i
   m.assignment = assignment.get();
   m.counts = counts.get();
   DeviceArray<uint8_t> scratch(cuda::merge_scratch(batch.extent));
+  DeviceArray<int> fault(Ints{INT_MAX});
   m.scratch = scratch.get();
+  m.fault = fault.get();
   cuda::merge(queue, m);
   finish(queue);
   scratch.read();  // its guards
-  return {tokens.read(), assignment.read(), counts.read()};
+  return {tokens.read(), assignment.read(), counts.read(), fault.read()[0]};
 }
 
 // The kernel's own arithmetic: added up in ascending order in float32, then divided.
@@ -216,6 +219,22 @@ DESAP_CUDA_CASE(merge_kept_rows_stay_as_they_are) {
     }
     check(same_bits(actual.tokens, tokens) && actual.assignment == assignment, "without merging, " + std::to_string(k));
     check(actual.counts == Ints(static_cast<size_t>(k), 1), "counts without merging");
+    check(actual.fault == INT_MAX, "finite without merging");
+  }
+}
+
+DESAP_CUDA_CASE(merge_tells_of_kept_rows_that_are_not_finite) {
+  const int64_t cols = 270;
+  const Batch batch({{40, 1, 3}, {30, 1, 2}});
+  const Ints kept = {2, 9, 39, 4, 20};
+  Floats x = Random(8).floats(batch.extent.patches * cols);
+  x[5] = x[static_cast<size_t>(40 * cols)] = NAN;  // dropped
+  x[static_cast<size_t>(9 * cols)] = 1e25f;
+  check(run_merge(queue, batch, x, cols, kept, false).fault == INT_MAX, "dropped rows and large ones");
+  for (float bad : {NAN, infinity, -infinity}) {
+    Floats y = x;
+    y[static_cast<size_t>(60 * cols)] = y[static_cast<size_t>(44 * cols + cols - 1)] = bad;
+    check(run_merge(queue, batch, y, cols, kept, false).fault == 44, "the first patch at fault");
   }
 }
 
