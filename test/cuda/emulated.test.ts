@@ -170,7 +170,7 @@ describe('auto', () => {
       image.dispose();
       return [tokens.data, indices];
     };
-    await expect(desap.ImageAnalysis.from(parts(), CUDA)).rejects.toEqual(failure('ERR_VALUE', /\(tokens\)/));
+    await expect(desap.ImageAnalysis.from(parts(), CUDA)).rejects.toEqual(failure('ERR_VALUE', /\(rows\)/));
     const want = ask(desap.ImageAnalysis.fromSync(parts(), { device: 'cpu' }));
     const given = parts();
     const making = desap.ImageAnalysis.from(given);
