@@ -145,7 +145,7 @@ export function headFromSafeTensors(file: SafeTensors, name = 'head'): HeadWeigh
 /**
  * Reads a head file.
  * @param source its path or its bytes
- * @throws DesapError `ERR_FILE`, `ERR_VALUE`; see also {@link checkHead}
+ * @throws DesapError `ERR_FILE`, `ERR_VALUE`, `ERR_SHAPE`, `ERR_NOT_FINITE`
  */
 export async function loadHead(source: string | Uint8Array | ArrayBuffer): Promise<HeadWeights> {
   if (typeof source === 'string') return headFromSafeTensors(await readSafeTensors(source), source);
