@@ -64,9 +64,7 @@ export async function confirmHead(
   head: HeadWeights,
   given?: ConfirmOptions,
 ): Promise<HeadConfirmation> {
-  const { pixelValues, session } = options('options', given, NAMES);
-  checkOrt(ort);
-  checkSession(session);
+  const { pixelValues, session } = checked(ort, given);
   const tower = readTower(visionModel, 'visionModel');
   const pixels = pixelTensor(ort, pixelValues ?? trialPixels(tower));
   const values = await headValues(ort, tower, head, pixels, session);
@@ -86,9 +84,7 @@ export async function confirmTower(
   clipVisionModel: ModelSource,
   given?: ConfirmOptions,
 ): Promise<TowerConfirmation> {
-  const { pixelValues, session } = options('options', given, NAMES);
-  checkOrt(ort);
-  checkSession(session);
+  const { pixelValues, session } = checked(ort, given);
   const llava = readTower(llavaVisionEncoder, 'llavaVisionEncoder');
   const clip = readTower(clipVisionModel, 'clipVisionModel');
   const pixels = pixelTensor(ort, pixelValues ?? trialPixels(clip));
@@ -119,6 +115,14 @@ export async function confirmBoth(
   compareHead(clip, head, wanted);
   const got = await runOpen(llava, pixels);
   compareTowers(llava.structure, got[HIDDEN_STATES], clip, wanted[HIDDEN_STATES]);
+}
+
+/** What a caller gave beside the files. */
+function checked(ort: OrtModule, given: ConfirmOptions | undefined): ConfirmOptions {
+  const own = options('options', given, NAMES);
+  checkOrt(ort);
+  checkSession(own.session);
+  return own;
 }
 
 /** The values of a CLIP vision model that a head is compared with. */
