@@ -46,6 +46,10 @@ Status convert_to_half(Context&, const float* x, int64_t size, uint16_t* y);
 // x, y: [N, D]; weight, bias: [D], or both null for 1 and 0. y may be x. not_finite("x", row) where a row's statistics are not finite.
 Status layer_norm(Context&, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y);
 
+// y_i = x_i / sqrt(mean(x_i^2) + epsilon) * weight, row by row: the norm without a mean (Qwen2.5-VL's towers).
+// x, y: [N, D]; weight: [D], or null for 1. y may be x. not_finite("x", row) where a row's mean square is not finite.
+Status rms_norm(Context&, ConstMatrix x, const float* weight, float epsilon, Matrix y);
+
 // A weight matrix [out, in] with its optional bias [out], in the layout that `linear` reads fastest.
 struct Linear;
 Status linear_pack(Context&, ConstMatrix weight, const float* bias, Linear** linear);  // bias may be null
@@ -59,10 +63,21 @@ Status linear(Context&, ConstMatrix x, const Linear& weight, Matrix y);
 // One pass over the keys with a running maximum: no N x N buffer.
 Status attention(Context&, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y);
 
-// Visual saliency, eq. 4: A_s = mean over heads of softmax(Q K^T / sqrt(dh)).
+// Rotary position embedding: rot(x) = x cos + turn(x) sin for the columns of each head, turn([a, b]) = [-b, a] by halves.
+// cos, sin: [N, dh], the same for every head; both null: no rotation. dh is even where they are given.
+struct Rotary {
+  const float* cos;
+  const float* sin;
+};
+
+// Visual saliency, eq. 4: A_s = mean over heads of softmax(rot(Q) rot(K)^T / sqrt(dh)).
 // With class_token: row 0, columns 1..N-1; saliency: [N - 1].
 // Without: mean over the rows (the attention that each key receives); saliency: [N]; two passes, no N x N buffer.
-Status saliency(Context&, ConstMatrix q, ConstMatrix k, int64_t heads, bool class_token, float* saliency);
+Status saliency(Context&, ConstMatrix q, ConstMatrix k, int64_t heads, bool class_token, Rotary, float* saliency);
+
+// means[u] = mean of scores[i] over the entries with unit[i] = u: the score of a visual token that several patches go into.
+// scores: [size]; unit: [size], each in [0, units), every unit at least once; means: [units]. Sums in ascending order of i.
+Status pool(Context&, const float* scores, const int32_t* unit, int64_t size, int64_t units, float* means);
 
 // y_i = x_i / max(|x_i|, 1e-12). y may be x. not_finite("x", row).
 Status unit_rows(Context&, ConstMatrix x, Matrix y);
@@ -77,6 +92,23 @@ struct ReadOut {
   const Linear* visual_projection;
 };
 Status read_out(Context&, ConstMatrix context, const ReadOut&, Matrix attention, Matrix embeddings);
+
+// SigLIP's read-out. Row i goes through the pooling head as a sequence of one row: its softmax over one key is 1, so the probe drops out
+// (the value path of the head). The whole head over all rows gives the global vector, and its probe's attention is a saliency.
+//   h = layer_norm(attention; post_norm), z_i = w_o (w_v h_i + b_v) + b_o, embeddings_i = unit(z_i + mlp(layer_norm(z_i; norm)))
+//   p = softmax(w_q probe . w_k h / sqrt(dh)) per head; saliency = mean over heads of p; y = w_o (sum_j p_j w_v h_j) + b_o,
+//   global = unit(y + mlp(layer_norm(y; norm)));  mlp(x) = fc2 gelu_tanh(fc1 x)
+// attention: [N, D]; embeddings: [N, D]; global: [D]; saliency: [N]. not_finite("x", row).
+struct SiglipReadOut {
+  const float *post_norm_weight, *post_norm_bias;  // [D]
+  const float* query;                              // [D]: w_q probe + b_q
+  const Linear *key, *value, *out;                 // [D, D]
+  const float *norm_weight, *norm_bias;            // [D]
+  const Linear *fc1, *fc2;                         // [F, D], [D, F]
+  int64_t heads;
+  float epsilon;                                   // of both norms
+};
+Status siglip_read_out(Context&, ConstMatrix attention, const SiglipReadOut&, Matrix embeddings, float* global, float* saliency);
 
 // Fine-grained cross-modal alignment, eq. 3. All rows are unit rows.
 //   m = visual text^T, alpha = visual end_of_text, beta = text global

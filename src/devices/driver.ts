@@ -3,6 +3,7 @@
  * Arguments are already checked (shapes, types, ranges); what only the data can tell (NaN, Inf) the driver reports.
  */
 import { types } from 'node:util';
+import type { BlockWeights } from '../block-weights.js';
 import type { HeadWeights } from '../head.js';
 import type { Alignment, Encoding, KernelArguments, KernelName, KernelResults } from '../kernels/kernels.js';
 import type { FloatData, FloatMatrix } from '../tensor.js';
@@ -30,6 +31,8 @@ export interface Driver {
   run<K extends KernelName>(kernel: K, args: KernelArguments[K], sync: boolean): MaybePromise<KernelResults[K]>;
   /** Packs a head's weights, which it copies first, without blocking the event loop. */
   createHead(weights: HeadWeights): Promise<DriverHead>;
+  /** Packs the weights of a block head, as {@link Driver.createHead} does. */
+  createBlock(weights: BlockWeights): Promise<DriverBlock>;
   /** An analysis that another encoder made the parts of. */
   createAnalysis(parts: DriverParts, sync: boolean): MaybePromise<DriverAnalysis>;
   /** Frees threads and memory once the work in flight has ended. */
@@ -53,6 +56,40 @@ export interface AnalyzeRequest {
   readonly encoding: Encoding;
   /** Also keep the attention's context (eq. 2) and its output projection. */
   readonly intermediates: boolean;
+}
+
+export interface DriverBlock {
+  /** One output per sequence; sequences may differ in their number of rows. */
+  analyze(images: readonly BlockStates[], encoding: Encoding, sync: boolean): MaybePromise<BlockOutput[]>;
+  dispose(): void;
+}
+
+/** One sequence; BlockStates of native/block.h. N rows, without padding. */
+export interface BlockStates {
+  /** [N, D]. */
+  readonly hidden: FloatMatrix;
+  /** [N, dh] each, or null. */
+  readonly rotary: { readonly cos: Float32Array; readonly sin: Float32Array } | null;
+  /** [N] the visual token of each patch, every one from 0 to `units` - 1 at least once; null: each patch is one. */
+  readonly unit: Int32Array | null;
+  readonly units: number;
+  /** [N, D]: where the attention is written, memory of a `HostBuffer` unless the call is synchronous; null: it is not computed. */
+  readonly attention: Float32Array | null;
+}
+
+/** BlockOutput of native/block.h. */
+export interface BlockOutput {
+  /** [N]. */
+  readonly saliency: Float32Array;
+  /** [units]; null without units. */
+  readonly unitSaliency: Float32Array | null;
+  /** With SigLIP's read-out: [N, D], [D] and [N]. */
+  readonly siglip: {
+    readonly embeddings: Float32Array;
+    readonly global: Float32Array;
+    readonly probeSaliency: Float32Array;
+  } | null;
+  readonly timings: AnalyzeTimings;
 }
 
 /** The parts of an analysis; AnalysisParts of native/head.h. */

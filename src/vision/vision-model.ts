@@ -39,24 +39,53 @@ export interface VisionModel extends AsyncDisposable {
 
 /** What an image processor makes of the images of one call. A family takes those that its encoder takes. */
 export interface VisionInputs {
-  /** LLaVA: [images, 3, H, W]; Qwen-VL: [patches of all images, C]. float32 or float16. */
-  readonly pixelValues: TensorLike;
+  /**
+   * LLaVA and other families without tiles: [images, 3, H, W]; Idefics3 and LLaVA-NeXT: [images, tiles, 3, H, W]; LFM2-VL: [tiles, patches,
+   * C]; Qwen-VL: [patches of all images, C]. float32 or float16. May be left out where there are videos.
+   */
+  readonly pixelValues?: TensorLike;
   /** Qwen-VL: frames, rows and columns of patches of each image, [images, 3] int64. */
   readonly imageGridThw?: TensorLike;
+  /** Idefics3: [images, tiles, H, W] bool, false throughout for tiles of padding; LFM2-VL: [tiles, patches] int64. */
+  readonly pixelAttentionMask?: TensorLike;
+  /** LFM2-VL: rows and columns of patches of each tile, [tiles, 2] int64. */
+  readonly spatialShapes?: TensorLike;
+  /** LLaVA-NeXT: height and width of each image before it was cut into tiles, [images, 2] int64. */
+  readonly imageSizes?: TensorLike;
+  /** Videos, as `pixelValues` has images. Qwen-VL: [patches of all videos, C]; Video-LLaVA: [videos, frames, 3, H, W]. */
+  readonly pixelValuesVideos?: TensorLike;
+  /** Qwen-VL: as `imageGridThw`, of the videos. */
+  readonly videoGridThw?: TensorLike;
+  /** How many tiles each image has, where the other inputs do not say it: Idefics3 and LFM2-VL with several images. */
+  readonly tileCounts?: readonly number[];
 }
 
 /** What a caller knows the inputs by. */
 export type InputNames = { readonly [Input in keyof Required<VisionInputs>]: string };
 
 /** The names that {@link VisionInputs} has for them. */
-export const INPUT_NAMES: InputNames = { pixelValues: 'pixelValues', imageGridThw: 'imageGridThw' };
+export const INPUT_NAMES: InputNames = {
+  pixelValues: 'pixelValues',
+  imageGridThw: 'imageGridThw',
+  pixelAttentionMask: 'pixelAttentionMask',
+  spatialShapes: 'spatialShapes',
+  imageSizes: 'imageSizes',
+  pixelValuesVideos: 'pixelValuesVideos',
+  videoGridThw: 'videoGridThw',
+  tileCounts: 'tileCounts',
+};
 
 /** A text, or its embeddings; null with `taskShare: 0`, which needs none. */
 export type Question = string | TextEmbeddings | null;
 
 /** One encoded image, for many questions. */
 export interface EncodedImage extends Disposable {
-  /** P: the visual tokens that the prompt has for it. Each is one unit: a patch, or the patches that the connector joins. */
+  /** Images come first among those of a call, then videos. */
+  readonly medium: 'image' | 'video';
+  /**
+   * P: the visual tokens that the prompt has for it. Each is one unit (a patch, or the patches that the connector joins), or a marker
+   * that no patch goes into: a newline vector, a class row.
+   */
   readonly tokenCount: number;
   /** Where they stand: the tokens of one tile after the other, row by row. An image without tiles is one tile. */
   readonly tiles: readonly Tile[];
@@ -84,8 +113,23 @@ export interface Tile {
 /** How many visual tokens to keep: one of the two. */
 export type Budget = Pick<PruneOptions, 'keep' | 'keepRatio'>;
 
+/**
+ * What `keep` and `keepRatio` are of: of each tile (or frame), or of the whole image (or video), whose tokens are then shared over its
+ * tiles by what the question finds in them.
+ */
+export type Allocation = 'tile' | 'image';
+
 /** How to prune; see `PruneOptions`. Without `keep` and `keepRatio`, those hold that the model was opened with. */
-export type VisionPruneOptions = Omit<PruneOptions, 'features' | 'matrices'>;
+export interface VisionPruneOptions extends Omit<PruneOptions, 'features' | 'matrices'> {
+  /** Default: what the family's page says; it makes no difference for an image of one tile. */
+  allocation?: Allocation;
+}
+
+/**
+ * By which form text and image were matched. `clip`: the read-out of the CLIP that the encoder belongs to, the paper's own; `siglip`: SigLIP's
+ * value path; `llm`: the language model's embedding space. No accuracy is claimed for the last two.
+ */
+export type TaskForm = 'clip' | 'siglip' | 'llm';
 
 /**
  * Milliseconds: the encoder; what the image costs the pruner; encoding the question; pruning; the connector. Of images that were
@@ -103,7 +147,11 @@ export interface VisionTimings {
 
 /** What the language model gets of one image for one question. K kept tokens, W its width. */
 export interface PrunedFeatures extends Omit<PruneResult, 'tokens' | 'matrices' | 'timings'> {
-  /** [1, K, W], float32, for the image tokens of the prompt. */
+  /** [1, K, W], float32, for the image tokens of the prompt; K counts markers that stay. */
   readonly features: Tensor;
+  /** How many units of each tile were kept. */
+  readonly tileCounts: Int32Array;
+  /** How the question had a part in it; null with `taskShare: 0`. */
+  readonly task: { readonly form: TaskForm } | null;
   readonly timings: VisionTimings;
 }

@@ -1,0 +1,77 @@
+import type { InferenceSession } from 'onnxruntime-common';
+import type { ModelConfig } from './model-folder.js';
+import type { InputNames, Tile, VisionInputs } from './vision-model.js';
+
+/**
+ * What a family of vision encoders with a last block of its own has to say: how the inputs of a call are fed, and which rows of the
+ * encoder are which tile of which image. `BlockVision` does everything else, the same for all.
+ */
+export interface BlockFamily {
+  /** `VisionModel.family`. */
+  readonly name: string;
+  /**
+   * The runs of the encoder that the inputs of one call take.
+   *
+   * @param names what the caller knows the inputs by
+   * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, with the input's name
+   */
+  read(inputs: VisionInputs, names: InputNames, encoder: EncoderFacts): readonly EncoderRun[];
+  /** Inputs on which the file and what was read of it are compared. */
+  trials(session: InferenceSession, config: ModelConfig): VisionInputs[];
+  /** What else is wanted of a file whose features differ, behind a comma; empty where that is nothing. */
+  readonly premise: string;
+}
+
+/** What is known of an encoder before it runs. */
+export interface EncoderFacts {
+  readonly config: ModelConfig;
+  /** The file's inputs by name, with their TensorProto.DataType. */
+  readonly inputs: readonly { readonly name: string; readonly type: number }[];
+  /** Whether one run computes of several images what it computes of each alone. */
+  readonly several: (...inputs: readonly VisionInputs[]) => Promise<boolean>;
+}
+
+/** A tensor to feed: what `new ort.Tensor(type, data, dims)` takes. */
+export interface Feed {
+  readonly type: 'float32' | 'int64' | 'bool';
+  readonly data: Float32Array | BigInt64Array | Uint8Array;
+  readonly dims: readonly number[];
+}
+
+/** One run of the encoder. */
+export interface EncoderRun {
+  readonly feeds: Readonly<Record<string, Feed>>;
+  /**
+   * The tiles of the run, in the order of their rows, once it is known what came out.
+   * @param hidden dims of the hidden states: [B, N, D], or [N, D]; their rows are counted through
+   * @param features dims of the features: [.., M, W]; their rows are counted through
+   */
+  tiles(hidden: readonly number[], features: readonly number[]): readonly TileRows[];
+}
+
+/** One tile: a sequence of the encoder, whose attention stays within. */
+export interface TileRows extends Tile {
+  /** Which image of the call it belongs to. */
+  readonly image: number;
+  readonly medium: 'image' | 'video';
+  /** Its first row among all rows of the hidden states, and how many patches follow; rows behind are padding. */
+  readonly firstRow: number;
+  readonly patches: number;
+  /** For each patch its visual token within the tile, before the encoder's order is undone; null: each patch is one. */
+  readonly unit: Int32Array | null;
+  /** Its first row among all rows of the features, and how many visual tokens follow. */
+  readonly firstToken: number;
+  readonly tokens: number;
+}
+
+/**
+ * The visual token of each patch on a grid where squares of side x side patches make one, both row by row.
+ * @param rows of patches; a multiple of `side`, as `columns` is
+ */
+export function unitsOfGrid(rows: number, columns: number, side: number): Int32Array {
+  const across = columns / side;
+  return Int32Array.from({ length: rows * columns }, (_, patch) => {
+    const [row, column] = [Math.floor(patch / columns), patch % columns];
+    return Math.floor(row / side) * across + Math.floor(column / side);
+  });
+}
