@@ -43,6 +43,20 @@ export async function expectedOf(family: string): Promise<Expected> {
   return JSON.parse(await readFile(join(ROOT, family, 'expected.json'), 'utf8'));
 }
 
+/** One prompt, or a batch of them, with videos, and what Hugging Face says of it. */
+export interface VideoCase
+  extends Pick<Case, 'name' | 'input_ids' | 'attention_mask' | 'image_grid_thw' | 'positions'> {
+  readonly video_grid_thw: number[][];
+  /** Of Qwen2.5-VL. */
+  readonly second_per_grid_ts: number[] | null;
+  readonly rope_deltas: number[];
+  readonly ids: number[][];
+}
+
+export async function videosOf(family: string): Promise<VideoCase[]> {
+  return JSON.parse(await readFile(join(ROOT, 'videos', 'expected.json'), 'utf8')).families[family];
+}
+
 /** The image of a seed, as the formula in `expected.json` has it. */
 function image([seed, width, height]: Size): RawImage {
   const data = new Uint8Array(width * height * 3);
