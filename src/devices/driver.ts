@@ -6,6 +6,7 @@ import { types } from 'node:util';
 import type { BlockWeights } from '../block-weights.js';
 import type { HeadWeights } from '../head.js';
 import type { Alignment, Encoding, KernelArguments, KernelName, KernelResults } from '../kernels/kernels.js';
+import type { Rotary } from '../rotary-tables.js';
 import type { FloatData, FloatMatrix } from '../tensor.js';
 
 export type MaybePromise<T> = T | Promise<T>;
@@ -75,16 +76,21 @@ export interface BlockStates {
   /** [N, D]. */
   readonly hidden: FloatMatrix;
   /** [N, dh] each, or null. */
-  readonly rotary: { readonly cos: Float32Array; readonly sin: Float32Array } | null;
+  readonly rotary: Rotary | null;
   /** [N] the visual token of each patch, every one from 0 to `units` - 1 at least once; null: each patch is one. */
   readonly unit: Int32Array | null;
   readonly units: number;
-  /** [N, D]: where the attention is written, memory of a `HostBuffer` unless the call is synchronous; null: it is not computed. */
-  readonly attention: Float32Array | null;
+  /**
+   * [N, D]: where the attention is written, memory of a `HostBuffer` unless the call is synchronous; `own`: into memory that the output
+   * brings; null: it is not wanted.
+   */
+  readonly attention: Float32Array | 'own' | null;
 }
 
 /** BlockOutput of native/block.h. */
 export interface BlockOutput {
+  /** [N, D], where it was to be `own`; otherwise null. */
+  readonly attention: Float32Array | null;
   /** [N]. */
   readonly saliency: Float32Array;
   /** [units]; null without units. */
