@@ -33,8 +33,13 @@ export const IDEFICS3: BlockFamily = {
   trials(session: InferenceSession, { vision_config: vision = {} }: ModelConfig): VisionInputs[] {
     const stated = pixelExtents(session).slice(-2);
     const [height, width] = [0, 1].map((axis) => stated[axis] ?? vision.image_size ?? IMAGE_SIZE);
-    const dims = [1, 2, CHANNELS, height, width];
-    return [{ pixelValues: { data: waves(2 * CHANNELS * height * width), dims } }];
+    const area = height * width;
+    return [
+      {
+        pixelValues: { data: waves(2 * CHANNELS * area), dims: [1, 2, CHANNELS, height, width] },
+        pixelAttentionMask: { data: new Uint8Array(2 * area).fill(1), dims: [1, 2, height, width] },
+      },
+    ];
   },
 };
 

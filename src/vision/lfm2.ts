@@ -33,14 +33,18 @@ export const LFM2: BlockFamily = {
   trials(session: InferenceSession, { vision_config: vision = {}, downsample_factor: side = DOWNSAMPLE }: ModelConfig) {
     const channels = pixelExtents(session)[2] ?? CHANNELS * (vision.patch_size ?? PATCH) ** 2;
     // Two grids that are no squares, the smaller one with rows of padding.
-    const grids = [4 * side, 3 * side, 2 * side, 3 * side];
-    const patches = grids[0] * grids[1];
+    const grids = [
+      [4 * side, 3 * side],
+      [2 * side, 3 * side],
+    ] as const;
+    const patches = grids[0][0] * grids[0][1];
     const pixels = waves(2 * patches * channels);
-    pixels.fill(0, (patches + grids[2] * grids[3]) * channels);
+    pixels.fill(0, (patches + grids[1][0] * grids[1][1]) * channels);
     return [
       {
         pixelValues: { data: pixels, dims: [2, patches, channels] },
-        spatialShapes: { data: BigInt64Array.from(grids, BigInt), dims: [2, 2] },
+        pixelAttentionMask: { data: BigInt64Array.from(shown(grids, patches), BigInt), dims: [2, patches] },
+        spatialShapes: { data: BigInt64Array.from(grids.flat(), BigInt), dims: [2, 2] },
       },
     ];
   },
