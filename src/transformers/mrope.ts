@@ -37,7 +37,8 @@ interface Piece {
  * Text counts on all three axes; a piece of frames, rows and columns counts its own from where the text ended, and the text behind it
  * goes on behind the longer of its rows and columns.
  *
- * @returns positions [3 * rows * columns], 0 for padding; and for each sequence what decoding adds to its length in columns
+ * @returns positions [3 * rows * columns], 0 for padding; and for each sequence what decoding adds to its length in columns: it goes on
+ *   behind the last token, as `generate` of Hugging Face does, also where a video's last frame has a larger position
  * @throws DesapError `ERR_VALUE` for grids that are not those of the prompt's tokens
  */
 export function mropePositions(inputs: MropeInputs): { positions: BigInt64Array; deltas: BigInt64Array } {
@@ -61,18 +62,17 @@ export function mropePositions(inputs: MropeInputs): { positions: BigInt64Array;
   };
   const next = { image: 0, video: 0 };
   for (const [row, parts] of runs.entries()) {
-    let [start, largest] = [0, -1];
+    let start = 0;
     for (const { kind, places } of parts) {
       const piece = kind === 'text' ? null : pieces[kind][next[kind]++];
       if (kind !== 'text') requireTokens(kind, piece!.grid, merge, places.length);
       for (const [i, at] of places.entries()) {
         const place = piece === null ? [start + i, start + i, start + i] : placeOf(piece, merge, i, start);
-        largest = Math.max(largest, ...place);
         write(at, place);
       }
       start += piece === null ? places.length : Math.floor(Math.max(piece.grid[1], piece.grid[2]) / merge);
     }
-    deltas[row] = BigInt(largest + 1 - columns);
+    deltas[row] = BigInt(start - columns);
   }
   return { positions, deltas };
 }

@@ -5,7 +5,7 @@ import { type Analyzed, EncodedImageBase, type ImageOwner, type Kept, tokensOf }
 import { plainLayout } from './layout.js';
 import { meanRows } from './mean-rows.js';
 import { taskText } from './task-text.js';
-import type { Tile } from './vision-model.js';
+import type { EncodedImage, Tile } from './vision-model.js';
 import type { Part } from './whole-image.js';
 
 /** What the tower says of P visual tokens, in the grid's order. */
@@ -29,12 +29,13 @@ export class QwenImage extends EncodedImageBase {
     /** One for each frame. */
     tiles: readonly Tile[],
     milliseconds: number,
+    medium: EncodedImage['medium'],
   ) {
     const layout = plainLayout(
       tiles,
       tiles.map(({ rows, columns }) => rows * columns),
     );
-    super('QwenImage', vision, { layout, form: 'llm', isJoint: true, milliseconds });
+    super('QwenImage', vision, { layout, form: 'llm', isJoint: true, milliseconds, medium });
   }
 
   protected async makeAnalyses(parts: readonly Part[]): Promise<Analyzed> {

@@ -16,7 +16,7 @@ import { checkShared } from './model-options.js';
 import { Once } from './once.js';
 import { QuestionTable } from './question-table.js';
 import { type Encoded, QwenImage } from './qwen-image.js';
-import { asVideo, type Grid, imagesOf, type Patches, patchesOf, runsOf } from './qwen-inputs.js';
+import { asVideo, type Grid, type Patches, patchesOf, runsOf, visualsOf } from './qwen-inputs.js';
 import { allOrNone, atRest, openSession, runSession, TENTATIVE } from './session.js';
 import { floats, lastHalf, qwenTrials, waves } from './trial.js';
 import type { Budget, InputNames, Tile, VisionInputs } from './vision-model.js';
@@ -140,14 +140,14 @@ export class QwenVision extends VisionModelBase<QwenImage> {
   }
 
   protected async encodeImages(inputs: VisionInputs, names: InputNames): Promise<QwenImage[]> {
-    const images = imagesOf(inputs, names, this.merge);
+    const images = visualsOf(inputs, names, this.merge);
     const encoded = new Array<QwenImage>(images.length);
     for (const run of await this.#runs(images, names)) {
       const start = performance.now();
       const all = await this.#run(asVideo(run.map((i) => images[i])), names);
       const milliseconds = (performance.now() - start) / run.length;
       for (const [at, i] of run.entries())
-        encoded[i] = new QwenImage(this, share(all, at, run.length), this.#tiles(images[i].grid), milliseconds);
+        encoded[i] = new QwenImage(this, share(all, at, run.length), this.#tiles(images[i].grid), milliseconds, images[i].medium);
     }
     return encoded;
   }

@@ -49,8 +49,14 @@ export interface VideoCase
   readonly video_grid_thw: number[][];
   /** Of Qwen2.5-VL. */
   readonly second_per_grid_ts: number[] | null;
-  readonly rope_deltas: number[];
   readonly ids: number[][];
+}
+
+/** Pixels of images, or of videos, of these grids: float32 [patches, C]. */
+export function wavesOf(grids: readonly (readonly number[])[]): [data: Float32Array, dims: number[]] {
+  const channels = 96;
+  const patches = grids.reduce((sum, [t, h, w]) => sum + t * h * w, 0);
+  return [Float32Array.from({ length: patches * channels }, (_, i) => Math.sin(i * i)), [patches, channels]];
 }
 
 export async function videosOf(family: string): Promise<VideoCase[]> {

@@ -20,9 +20,8 @@ describe.each(QWEN_FAMILIES)('%s', async (family) => {
       seconds: given.second_per_grid_ts ?? undefined,
     });
     expect(Array.from(positions, Number)).toEqual(given.positions.flat(2));
-    // Hugging Face counts from the sequence's own length, generation here from that of the batch.
-    const padding = given.attention_mask.map((row) => row.filter((bit) => bit === 0).length);
-    expect(Array.from(deltas, Number)).toEqual(given.rope_deltas.map((delta, row) => delta - padding[row]));
+    // What is generated goes on behind the last token.
+    expect(Array.from(deltas, Number)).toEqual(given.positions[0].map((row) => row[columns - 1] + 1 - columns));
   });
 });
 
@@ -36,9 +35,24 @@ describe('grids that are not the prompt’s', () => {
       ...given,
     });
   it.each([
-    ['too few', [text, video, text, video], [[1, 2, 2]], /^video_grid_thw: got grids for 1, wanted grids for 2, as many/],
-    ['of other frames', [text, video, text, video], [[3, 2, 2]], /^video_grid_thw: got grids for 1, wanted grids for 2/],
-    ['of more tokens', [text, video, text], [[1, 2, 4]], /^video_grid_thw: got a grid of 2 tokens, wanted 1, as the prompt/],
+    [
+      'too few',
+      [text, video, text, video],
+      [[1, 2, 2]],
+      /^video_grid_thw: got grids for 1, wanted grids for 2, as many/,
+    ],
+    [
+      'of other frames',
+      [text, video, text, video],
+      [[3, 2, 2]],
+      /^video_grid_thw: got grids for 1, wanted grids for 2/,
+    ],
+    [
+      'of more tokens',
+      [text, video, text],
+      [[1, 2, 4]],
+      /^video_grid_thw: got a grid of 2 tokens, wanted 1, as the prompt/,
+    ],
   ] as const)('%s', (_, ids, grids, message) => {
     const error = expect.objectContaining({ code: 'ERR_VALUE', message: expect.stringMatching(message) });
     expect(prompt([...ids], { video: { token: video, grids } })).toThrow(error);
