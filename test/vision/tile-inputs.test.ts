@@ -1,6 +1,6 @@
 /** What Idefics3 and LFM2-VL make of their inputs, without an encoder. */
 import { describe, expect, it } from 'vitest';
-import type { BlockFamily, EncoderFacts } from '../../src/vision/block-family.js';
+import type { BlockFamily, EncoderFacts, EncoderRun } from '../../src/vision/block-family.js';
 import { IDEFICS3 } from '../../src/vision/idefics3.js';
 import { LFM2 } from '../../src/vision/lfm2.js';
 import { INPUT_NAMES } from '../../src/vision/vision-model.js';
@@ -28,7 +28,8 @@ const int64 = (dims: number[], ...values: number[]) => ({
   dims,
 });
 
-const read = (family: BlockFamily, facts: EncoderFacts, inputs: object) => family.read(inputs, INPUT_NAMES, facts);
+const read = (family: BlockFamily, facts: EncoderFacts, inputs: object) =>
+  family.read(inputs, INPUT_NAMES, facts) as readonly EncoderRun[];
 
 describe('Idefics3', () => {
   const facts = encoder(
