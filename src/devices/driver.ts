@@ -6,6 +6,7 @@ import { types } from 'node:util';
 import type { BlockWeights } from '../block-weights.js';
 import type { HeadWeights } from '../head.js';
 import type { Alignment, Encoding, KernelArguments, KernelName, KernelResults } from '../kernels/kernels.js';
+import type { Rotary } from '../rotary-tables.js';
 import type { FloatData, FloatMatrix } from '../tensor.js';
 
 export type MaybePromise<T> = T | Promise<T>;
@@ -35,6 +36,12 @@ export interface Driver {
   createBlock(weights: BlockWeights): Promise<DriverBlock>;
   /** An analysis that another encoder made the parts of. */
   createAnalysis(parts: DriverParts, sync: boolean): MaybePromise<DriverAnalysis>;
+  /** Prunes each of this driver's analyses for its own request, in one go; results in order. All or nothing: an error names the first image at fault. */
+  pruneAll(
+    analyses: readonly DriverAnalysis[],
+    requests: readonly PruneRequest[],
+    sync: boolean,
+  ): MaybePromise<PruneOutput[]>;
   /** Frees threads and memory once the work in flight has ended. */
   dispose(): void;
 }
@@ -69,16 +76,21 @@ export interface BlockStates {
   /** [N, D]. */
   readonly hidden: FloatMatrix;
   /** [N, dh] each, or null. */
-  readonly rotary: { readonly cos: Float32Array; readonly sin: Float32Array } | null;
+  readonly rotary: Rotary | null;
   /** [N] the visual token of each patch, every one from 0 to `units` - 1 at least once; null: each patch is one. */
   readonly unit: Int32Array | null;
   readonly units: number;
-  /** [N, D]: where the attention is written, memory of a `HostBuffer` unless the call is synchronous; null: it is not computed. */
-  readonly attention: Float32Array | null;
+  /**
+   * [N, D]: where the attention is written, memory of a `HostBuffer` unless the call is synchronous; `own`: into memory that the output
+   * brings; null: it is not wanted.
+   */
+  readonly attention: Float32Array | 'own' | null;
 }
 
 /** BlockOutput of native/block.h. */
 export interface BlockOutput {
+  /** [N, D], where it was to be `own`; otherwise null. */
+  readonly attention: Float32Array | null;
   /** [N]. */
   readonly saliency: Float32Array;
   /** [units]; null without units. */
@@ -144,7 +156,7 @@ export interface DriverAnalysis {
 
 /** What is asked about one image; PruneRequest of native/head.h. */
 export interface PruneRequest {
-  /** [T, E] float32, not normalised; null: no text, and `taskKeep` is 0. */
+  /** [T, E] float32, not normalised; null: no text, and `taskKeep` is 0 unless there is a `task`. */
   readonly text: FloatMatrix | null;
   /** Row of the text, or a vector of its own [E]. */
   readonly endOfText: number | Float32Array;
@@ -153,6 +165,8 @@ export interface PruneRequest {
   readonly taskKeep: number;
   readonly alignment: Alignment;
   readonly lambda: number;
+  /** [P] map in place of the one that the text would give, or null. */
+  readonly task: Float32Array | null;
   /** [P] map in place of the analysis' own, or null. */
   readonly saliency: Float32Array | null;
   readonly merge: boolean;
@@ -171,7 +185,7 @@ export interface PruneOutput {
   readonly source: Uint8Array;
   readonly assignment: Int32Array;
   readonly counts: Int32Array;
-  /** A_t, null without a text, and the map that chose the rest: [P] each, when asked for. */
+  /** The map that chose `taskKeep` tokens, null without a text and a `task`, and the one that chose the rest: [P] each, when asked for. */
   readonly maps: { readonly task: Float32Array | null; readonly saliency: Float32Array } | null;
   readonly matrices: KernelResults['align']['matrices'];
   readonly timings: AnalyzeTimings & PruneTimings;
