@@ -2,7 +2,8 @@ import type { CacheMap } from './cache-map.js';
 import { continued, nextPositions } from './continue.js';
 import type { HookedModel, ModelCache, ModelInputs, ModelTensor } from './model.js';
 import { type CallOptions, callOptions } from './options.js';
-import { type Attached, type Prefill, prefill } from './prefill.js';
+import { type Prefill, prefill } from './prefill.js';
+import type { Attached } from './prompt-images.js';
 import { behindDropped, requireGrids, withRotaryPositions } from './rotary.js';
 
 /** Own properties for a model instance that let it prune. */

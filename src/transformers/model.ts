@@ -9,7 +9,7 @@ import type { ModelConfig as VisionConfig } from '../vision/model-folder.js';
 export interface ModelTensor {
   readonly type: string;
   readonly dims: readonly number[];
-  readonly data: Float32Array | Uint16Array | BigInt64Array;
+  readonly data: Float32Array | Uint16Array | BigInt64Array | Uint8Array;
 }
 
 /** The Tensor class of the Transformers.js that the user's model came from. */
@@ -20,6 +20,10 @@ export interface ModelInputs {
   input_ids?: ModelTensor;
   attention_mask?: ModelTensor | null;
   pixel_values?: ModelTensor | null;
+  /** Tiles of padding, rows of padding: Idefics3, LFM2-VL. */
+  pixel_attention_mask?: ModelTensor | null;
+  /** LFM2-VL: the grid of each tile. */
+  spatial_shapes?: ModelTensor | null;
   image_grid_thw?: ModelTensor | null;
   video_grid_thw?: ModelTensor | null;
   position_ids?: ModelTensor | null;

@@ -63,7 +63,8 @@ export function visionInputs(inputs: FileInputs, feeds: Readonly<Record<string, 
 /** All visual tokens of the images of one call, one image after the other. */
 export interface AllFeatures {
   readonly data: Float32Array;
-  readonly images: number;
+  /** Tiles of all images: whole files give one matrix for each. */
+  readonly tiles: number;
   /** Visual tokens that the prompt has for them. */
   readonly tokens: number;
 }
@@ -81,7 +82,8 @@ export async function allFeatures(
     const data = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
     for (let i = 0, at = 0; i < parts.length; at += parts[i++].length) data.set(parts[i], at);
     const tokens = images.reduce((sum, image) => sum + image.tokenCount, 0);
-    return { data, images: images.length, tokens };
+    const tiles = images.reduce((sum, image) => sum + image.tiles.length, 0);
+    return { data, tiles, tokens };
   } finally {
     for (const image of images) image.dispose();
   }
