@@ -301,7 +301,8 @@ function checkInput(
     hidden: { ...all, rows, data: all.data.subarray(0, rows * width) },
     rotary: rotated ? rotaryTables({ cos, sin }, names, tables) : null,
     ...(unit === undefined ? { unit: null, units: rows } : unitsOf(`${prefix}unit`, unit, rows, all.rows)),
-    attention: attention ? destination(`${prefix}attention`, attention, [rows, width], sync) : (attention ?? 'own'),
+    attention:
+      attention === undefined ? 'own' : attention && destination(`${prefix}attention`, attention, [rows, width], sync),
   };
 }
 

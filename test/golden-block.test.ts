@@ -8,7 +8,11 @@ import { readSafeTensors } from '../src/safetensors.js';
 import { devicesUnderTest, provideCuda, relativeError } from './support.js';
 
 const FOLDER = join(import.meta.dirname, 'golden-block');
-const CASES = readdirSync(FOLDER).sort();
+const CASES = readdirSync(FOLDER)
+  .filter((file) => file.endsWith('.safetensors'))
+  .sort();
+
+it('has all fifteen cases', () => expect(CASES).toHaveLength(15));
 const readCase = async (file: string) => goldenBlock(await readSafeTensors(join(FOLDER, file)), file);
 
 async function agrees(file: string, device: Parameters<typeof BlockHead.load>[1], tolerance: number): Promise<void> {
@@ -21,4 +25,12 @@ async function agrees(file: string, device: Parameters<typeof BlockHead.load>[1]
 
 describe.each(devicesUnderTest())('cases of the last block on %s', (_, device) => {
   it.each(CASES)('%s', (file) => agrees(file, device, 1e-4));
+});
+
+/** What a GPU computes of the same cases when its caller accepts coarser arithmetic. */
+describe.each([
+  ['fp16', 4e-3],
+  ['bf16', 3e-2],
+] as const)(`cases of the last block on ${provideCuda()} %s`, (precision, tolerance) => {
+  it.each(CASES)('%s', (file) => agrees(file, { device: 'cuda', precision }, tolerance));
 });

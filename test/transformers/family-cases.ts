@@ -64,7 +64,7 @@ export async function videosOf(family: string): Promise<VideoCase[]> {
 }
 
 /** The image of a seed, as the formula in `expected.json` has it. */
-function image([seed, width, height]: Size): RawImage {
+export function image([seed, width, height]: Size): RawImage {
   const data = new Uint8Array(width * height * 3);
   const ramp = (at: number, size: number) => Math.floor((at * 255) / Math.max(1, size - 1));
   for (let y = 0; y < height; y++)
