@@ -3,7 +3,9 @@
 #include "../block.h"
 
 #include <algorithm>
+#include <cmath>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "kernel_run.h"
@@ -122,6 +124,15 @@ Kind kind_of(const BlockStates& image, int64_t head_size) {
   return {image.hidden.half, image.rotary.cos != nullptr, cuda::rotary_exponent(image.rotary, image.hidden.rows * head_size)};
 }
 
+Status check_rotary(const BlockStates& image, int64_t head_size) {
+  for (const auto& [what, table] : {std::pair{"cos", image.rotary.cos}, {"sin", image.rotary.sin}}) {
+    for (int64_t i = 0; table && i < image.hidden.rows * head_size; i++) {
+      if (!std::isfinite(table[i])) return {Code::not_finite, what, i / head_size};
+    }
+  }
+  return {};
+}
+
 // The first few sequences of a call, in one run.
 class BlockRun {
  public:
@@ -131,8 +142,8 @@ class BlockRun {
         any_{} {
     for (int64_t i = 0; i < count; i++) {
       const BlockOutput& o = outputs[i];
-      any_.read_out = any_.read_out || reads_out(o);
-      any_.attention = any_.attention || o.attention || reads_out(o);
+      any_.read_out = any_.read_out || o.embeddings;
+      any_.attention = any_.attention || o.attention || o.embeddings;
       any_.saliency = any_.saliency || o.saliency || o.unit_saliency;
     }
   }
@@ -161,7 +172,6 @@ class BlockRun {
  private:
   enum Stage { normalized, projected, attended_to, scored, read, stages };
 
-  static bool reads_out(const BlockOutput& o) { return o.embeddings || o.global || o.probe_saliency; }
   const cuda::Image& record(int64_t i) const { return records_[static_cast<size_t>(i)]; }
   void note(int stage) { cuda::note_time(run_.queue(), stamps_ + stage); }
 
@@ -278,7 +288,7 @@ class BlockRun {
 
   Status read_out(int64_t i, const Matrix& attended) {
     const BlockOutput& o = outputs_[i];
-    if (!reads_out(o)) return {};
+    if (!o.embeddings) return {};
     const KernelRun::Scope scope(run_);
     const int64_t rows = record(i).rows, width = config_.width;
     const Matrix embeddings = run_.matrix(rows + 1, width);  // and behind them the global vector
@@ -286,9 +296,9 @@ class BlockRun {
     const Status status = cuda::siglip_read_out(run_, {attended.row(record(i).row), rows, width, width}, pooled_, embeddings, probe);
     if (status.code == Code::not_finite) return {Code::not_finite, "hidden", status.where, i};
     DESAP_TRY(status);
-    if (o.embeddings) run_.download(embeddings.data, rows * width, o.embeddings);
-    if (o.global) run_.download(embeddings.row(rows), width, o.global);
-    if (o.probe_saliency) run_.download(probe, rows, o.probe_saliency);
+    run_.download(embeddings.data, rows * width, o.embeddings);
+    run_.download(embeddings.row(rows), width, o.global);
+    run_.download(probe, rows, o.probe_saliency);
     return run_.wait();
   }
 
@@ -349,22 +359,29 @@ class BlockRun {
 Status Block::analyze(Context&, const BlockStates* images, int64_t count, Encoding encoding, const BlockOutput* outputs,
                       BlockTimings* timings) const {
   Context own{state_->engine};
-  const int64_t head_size = state_->config.width / state_->config.heads;
+  const BlockConfig& config = state_->config;
+  const int64_t head_size = config.width / config.heads;
+  const auto of_image = [&](Status status, int64_t image) {
+    status.image = count > 1 ? image : -1;
+    return status;
+  };
   for (int64_t i = 0; i < count; i++) {
-    if (images[i].hidden.rows > most_rows) return {Code::unsupported, "rows", -1, count > 1 ? i : -1};
+    if (images[i].hidden.rows > most_rows) return of_image({Code::unsupported, "rows"}, i);
   }
   return cuda::with_run(own, "analyze", [&](KernelRun& run) -> Status {
     for (int64_t first = 0, last; first < count; first = last) {
+      const Status finite = check_rotary(images[first], head_size);
+      if (!finite.good()) return of_image(finite, first);
       const Kind kind = kind_of(images[first], head_size);
       int64_t rows = images[first].hidden.rows;
       for (last = first + 1; last < count && kind_of(images[last], head_size) == kind; last++) {
         rows += images[last].hidden.rows;
-        if (rows > rows_at_once) break;
+        if (rows > rows_at_once || !check_rotary(images[last], head_size).good()) break;
       }
       const KernelRun::Scope scope(run);
-      BlockRun part(run, state_->config, state_->weights, state_->pooled.weights(), kind, images + first, outputs + first, last - first);
-      Status status = part.execute(encoding, timings ? timings + first : nullptr);
-      if (status.image >= 0) status.image = count > 1 ? status.image + first : -1;
+      BlockRun part(run, config, state_->weights, state_->pooled.weights(), kind, images + first, outputs + first, last - first);
+      const Status status = part.execute(encoding, timings ? timings + first : nullptr);
+      if (status.image >= 0) return of_image(status, first + status.image);
       DESAP_TRY(status);
     }
     return {};
