@@ -14,7 +14,7 @@ DESAP_CASE(saliency_shapes) {
       const std::string what = shape({rows, heads, size}) + (class_token ? " of the class token" : " of all rows");
       const Floats s = machine.same<float>(what, [&](Context& context) {
         Floats out(static_cast<size_t>(class_token ? rows - 1 : rows) + 1, 7.0f);
-        check(saliency(context, Rows(q, rows, width, 3), Rows(k, rows, width, 2), heads, class_token, out.data()).good(), "status");
+        check(saliency(context, Rows(q, rows, width, 3), Rows(k, rows, width, 2), heads, class_token, {}, out.data()).good(), "status");
         check(out.back() == 7.0f, "nothing written past the end");
         out.pop_back();
         return out;
@@ -33,7 +33,7 @@ DESAP_CASE(saliency_large_scores) {
   for (int64_t d = 0; d < size; d++) q[static_cast<size_t>(290 * size + d)] = 35;  // the largest score arrives last
   const Array operand(q, rows, size);
   Floats s(static_cast<size_t>(rows));
-  saliency(machine.one(), Rows(q, rows, size), Rows(q, rows, size), 1, false, s.data());
+  saliency(machine.one(), Rows(q, rows, size), Rows(q, rows, size), 1, false, {}, s.data());
   check_close(s, reference::saliency(operand, operand, 1, false), machine.tolerance(1e-5), "column mean of them");
 }
 
@@ -45,7 +45,7 @@ DESAP_CASE(saliency_shows_the_exponential) {
   for (float x = -87.0f; x <= 0; x += machine.small() ? 0.91f : 0.0113f) {
     const Floats q = {1, 0}, k = {0, x};
     float p = -1;
-    saliency(machine.one(), Rows(q, 2, 1), Rows(k, 2, 1), 1, true, &p);
+    saliency(machine.one(), Rows(q, 2, 1), Rows(k, 2, 1), 1, true, {}, &p);
     const double expected = std::exp(static_cast<double>(x)) / (1 + std::exp(static_cast<double>(x)));
     error = std::fmax(error, std::fabs(p - expected) / expected / machine.tolerance(0x1p-22 + std::fabs(x) * 0x1.4p-24));
   }
@@ -53,7 +53,7 @@ DESAP_CASE(saliency_shows_the_exponential) {
   for (float x : {-87.5f, -100.0f, -104.0f, -1e4f, -3e38f}) {
     const Floats q = {1, 0}, k = {0, x};
     float p = -1;
-    saliency(machine.one(), Rows(q, 2, 1), Rows(k, 2, 1), 1, true, &p);
+    saliency(machine.one(), Rows(q, 2, 1), Rows(k, 2, 1), 1, true, {}, &p);
     check(p >= 0 && p < 0x1p-126f, "underflows");
   }
 }
