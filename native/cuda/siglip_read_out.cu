@@ -200,9 +200,9 @@ Status siglip_read_out(Context& context, ConstMatrix attention, const SiglipRead
   if (width > cuda::widest_row) return {Code::unsupported, "attention of more than 16384 columns"};
   return with_run(context, "siglip_read_out", [&](KernelRun& run) -> Status {
     SiglipReadOut on_device = weights;
-    for (const float* SiglipReadOut::* vector : {&SiglipReadOut::post_norm_weight, &SiglipReadOut::post_norm_bias, &SiglipReadOut::query,
-                                                 &SiglipReadOut::norm_weight, &SiglipReadOut::norm_bias}) {
-      on_device.*vector = run.upload(weights.*vector, width);
+    for (const float** vector : {&on_device.post_norm_weight, &on_device.post_norm_bias, &on_device.query, &on_device.norm_weight,
+                                 &on_device.norm_bias}) {
+      *vector = run.upload(*vector, width);
     }
     const Matrix all = run.matrix(rows + 1, width);
     float* probe = run.array<float>(rows);
