@@ -34,18 +34,5 @@ DESAP_CUDA_CASE(rms_norm) {
   }
 }
 
-DESAP_CASE(rms_norm_of_the_list) {
-  if (machine.tested_already()) return;
-  const Floats x = Random(8).floats(5 * 40), ones(40, 1);
-  Rows with(5, 40, 2), without(5, 40, 2);
-  check(rms_norm(machine.one(), Rows(x, 5, 40, 1), ones.data(), 1e-5f, with).good(), "with");
-  check(rms_norm(machine.one(), Rows(x, 5, 40, 1), nullptr, 1e-5f, without).good(), "without");
-  check(with.dense() == without.dense(), "without weights they count as 1");
-  check_close(with.dense(), rms_norm64({x, 5, 40}, ones, 1e-5f).data, 1e-6, "against float64");
-  Floats bad = x;
-  bad[3 * 40 + 5] = NAN;
-  check(is(rms_norm(machine.one(), Rows(bad, 5, 40), nullptr, 1e-5f, with), Code::not_finite, "x", 3), "a row that is not finite");
-}
-
 }  // namespace
 }  // namespace desap::test

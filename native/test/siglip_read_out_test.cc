@@ -1,6 +1,6 @@
-// siglip_read_out.cu against float64: rows by themselves, the global vector and the probe's attention.
-#include "../random_block.h"
-#include "operands.h"
+// siglip_read_out against float64: rows by themselves, the global vector and the probe's attention.
+#include "kernel_test.h"
+#include "random_block.h"
 
 namespace desap::test {
 namespace {

@@ -1,6 +1,5 @@
-// pool.cu against float64: units of one member and of many, in any order of the patches.
-#include "../random_block.h"
-#include "operands.h"
+// pool against float64: units of one member and of many, in any order of the patches.
+#include "kernel_test.h"
 
 namespace desap::test {
 namespace {
