@@ -136,9 +136,11 @@ export class BlockVision extends VisionModelBase<BlockImage> {
       const weights = await encoder.weights(ort);
       const head = opened(await BlockHead.load(weights, backend), (own) => own.dispose());
       const open = async (graph: EditedGraph) => opened(await openGraph(ort, graph, session), (one) => one.release());
-      const [tower, connector] = [await open(encoder.tower), await open(encoder.connector)];
-      const trials = (await blockTrials(family, tower, config)).map(({ run }) => run);
+      const connector = await open(encoder.connector);
+      const trials = async (one: InferenceSession) => (await blockTrials(family, one, config)).map(({ run }) => run);
       await confirmBlock(ort, encoder, { backend, weights, trials, connector, session });
+      // Now that the trial's session is closed: memory holds the weights once.
+      const tower = await open(encoder.tower);
       const own = { ...checked, model };
       const parts = { family, encoder, ort, head, tower, connector, encoding, config, options: own };
       const vision = new this(parts);
