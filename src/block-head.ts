@@ -8,13 +8,14 @@ import {
   type Driver,
   type DriverBlock,
   type MaybePromise,
+  orElse,
 } from './devices/driver.js';
 import { type Backend, createBackend, driverOf } from './devices/kernel-api.js';
 import { typed } from './devices/native-error.js';
 import { type DeviceOptions, openWith } from './devices/open.js';
 import { DISPOSE } from './dispose-symbols.js';
 import { invalid, mismatch, notFinite } from './errors.js';
-import { readInPlace } from './host-buffer.js';
+import { HostBuffer } from './host-buffer.js';
 import { ENCODINGS, type Encoding } from './kernels/kernels.js';
 import { type OptionNames, options } from './options.js';
 import { rotaryTables } from './rotary-tables.js';
@@ -46,8 +47,8 @@ export interface BlockInput {
    */
   readonly unit?: Units;
   /**
-   * Where the attention's rows are written, [valid, D]: float32 memory of a `HostBuffer`, or any memory in a synchronous call. Null: they
-   * are not wanted. Default: memory of the analysis' own.
+   * Where the attention's rows are written, [valid, D]: into memory of a `HostBuffer`, and any memory in a synchronous call, as they are
+   * computed; into other memory once they are. Null: they are not wanted. Default: a `HostBuffer` of the analysis' own.
    */
   readonly attention?: Float32Array | null;
 }
@@ -205,24 +206,32 @@ export class BlockHead implements Disposable {
   ): MaybePromise<BlockAnalysis[]> {
     assertAlive('BlockHead', this.#alive);
     const request = oneOf('encoding', encoding, ENCODINGS);
-    const states = inputs.map(([prefix, input]) => checkInput(prefix, input, this.block, sync));
+    const checked = inputs.map(([prefix, input]) => checkInput(prefix, input, this.block));
     refuseOverlaps(
-      states,
+      checked,
       inputs.map(([prefix]) => prefix),
     );
-    if (states.length === 0) return sync ? [] : Promise.resolve([]);
-    const renamed = (error: unknown): never => {
-      const { argument, row, image } = error as { argument?: string; row?: number; image?: number };
-      if (argument === undefined || row === undefined) throw error;
-      throw notFinite(`${inputs[image ?? 0][0]}${argument}`, row);
-    };
-    try {
+    if (checked.length === 0) return sync ? [] : Promise.resolve([]);
+    const places = checked.map(({ hidden, attention }) =>
+      attention === undefined ? this.#room([hidden.rows, hidden.cols]) : { data: attention, buffer: null },
+    );
+    const states = checked.map((input, b): BlockStates => ({ ...input, attention: places[b].data }));
+    const analyze = () => {
       const outputs = typed(() => this.#block.analyze(states, request, sync));
-      const made = after(outputs, (all) => all.map((output, b) => new BlockAnalysis(states[b], output)));
-      return types.isPromise(made) ? (made as Promise<BlockAnalysis[]>).catch(renamed) : made;
-    } catch (error) {
-      return renamed(error);
-    }
+      return after(outputs, (all) => all.map((output, b) => new BlockAnalysis(states[b], output, places[b].buffer)));
+    };
+    return orElse(analyze, (error) => {
+      for (const { buffer } of places) buffer?.dispose();
+      const { argument, row, image } = error as { argument?: string; row?: number; image?: number };
+      throw argument === undefined || row === undefined ? error : notFinite(`${inputs[image ?? 0][0]}${argument}`, row);
+    });
+  }
+
+  /** Room for the attention of one image. The reference does without native memory. */
+  #room(dims: readonly [rows: number, cols: number]): Place {
+    if (this.device === 'reference') return { data: new Float32Array(dims[0] * dims[1]), buffer: null };
+    const buffer = HostBuffer.forTensor('float32', dims, this.device.startsWith('cuda') ? {} : { pinned: false });
+    return { data: buffer.float32(), buffer };
   }
 
   /** Frees the block, and the device that it opened. Work in flight ends first. */
@@ -242,6 +251,7 @@ export class BlockHead implements Disposable {
 export class BlockAnalysis implements Disposable {
   #attention: Tensor | null;
   #alive = true;
+  readonly #buffer: HostBuffer | null;
   /** Rows that are patches. */
   readonly rows: number;
   /** A_s: the attention that each patch receives, [rows]. */
@@ -253,11 +263,11 @@ export class BlockAnalysis implements Disposable {
   /** Milliseconds per stage. */
   readonly timings: AnalyzeTimings;
 
-  /** @internal */
-  constructor({ hidden: { rows, cols }, attention }: BlockStates, output: BlockOutput) {
+  /** @internal `buffer`: where the attention was written, when it belongs to the analysis */
+  constructor({ hidden: { rows, cols }, attention }: BlockStates, output: BlockOutput, buffer: HostBuffer | null) {
     const { saliency, unitSaliency, siglip, timings } = output;
-    const place = attention === 'own' ? output.attention : attention;
-    this.#attention = place && float32(place, [rows, cols]);
+    this.#attention = attention && float32(attention, [rows, cols]);
+    this.#buffer = buffer;
     this.rows = rows;
     this.saliency = saliency;
     this.unitSaliency = unitSaliency;
@@ -275,10 +285,11 @@ export class BlockAnalysis implements Disposable {
     return this.#attention;
   }
 
-  /** Lets go of the attention's rows. */
+  /** Gives the attention's memory back, where it is the analysis' own. Safe to call again. */
   dispose(): void {
     this.#alive = false;
     this.#attention = null;
+    this.#buffer?.dispose();
   }
 
   [DISPOSE](): void {
@@ -286,12 +297,20 @@ export class BlockAnalysis implements Disposable {
   }
 }
 
+/** Where the attention of one image is written, and the buffer that was made for it. */
+interface Place {
+  readonly data: Float32Array | null;
+  readonly buffer: HostBuffer | null;
+}
+
+/** One image as its caller gave it; `attention` undefined: that is left to the head. */
+type Checked = Omit<BlockStates, 'attention'> & { readonly attention: Float32Array | null | undefined };
+
 function checkInput(
   prefix: string,
   { hidden, valid, cos, sin, unit, attention }: BlockInput,
   { width, heads }: Pick<BlockWeights, 'width' | 'heads'>,
-  sync: boolean,
-): BlockStates {
+): Checked {
   const all = matrix(`${prefix}hidden`, hidden, { cols: width });
   const rows = integer(`${prefix}valid`, valid ?? all.rows, 1, all.rows);
   const names = { cos: `${prefix}cos`, sin: `${prefix}sin` };
@@ -301,31 +320,23 @@ function checkInput(
     hidden: { ...all, rows, data: all.data.subarray(0, rows * width) },
     rotary: rotated ? rotaryTables({ cos, sin }, names, tables) : null,
     ...(unit === undefined ? { unit: null, units: rows } : unitsOf(`${prefix}unit`, unit, rows, all.rows)),
-    attention:
-      attention === undefined ? 'own' : attention && destination(`${prefix}attention`, attention, [rows, width], sync),
+    attention: attention && destination(`${prefix}attention`, attention, [rows, width]),
   };
 }
 
-function destination(argument: string, data: Float32Array, dims: readonly number[], sync: boolean): Float32Array {
+function destination(argument: string, data: Float32Array, dims: readonly number[]): Float32Array {
   if (!types.isFloat32Array(data)) throw invalid('ERR_DTYPE', argument, data, 'a Float32Array, or null');
   floatData(argument, { data, dims });
-  if (!sync && !readInPlace(data))
-    throw mismatch(
-      'ERR_VALUE',
-      argument,
-      'memory that a script can take away',
-      'memory of a HostBuffer, or analyzeSync',
-    );
   return data;
 }
 
 /** What is written may lie neither over what is read nor over what else is written. */
-function refuseOverlaps(states: readonly BlockStates[], prefixes: readonly string[]): void {
+function refuseOverlaps(states: readonly Checked[], prefixes: readonly string[]): void {
   states.forEach(({ attention }, b) => {
-    if (!ArrayBuffer.isView(attention)) return;
+    if (!attention) return;
     states.forEach((other, c) => {
-      const taken = [other.hidden.data, c < b ? other.attention : null];
-      if (taken.some((memory) => ArrayBuffer.isView(memory) && overlap(attention, memory)))
+      const taken = [other.hidden.data, c < b && other.attention];
+      if (taken.some((memory) => memory && overlap(attention, memory)))
         throw mismatch(
           'ERR_VALUE',
           `${prefixes[b]}attention`,

@@ -1,5 +1,4 @@
-import { types } from 'node:util';
-import type { MaybePromise, PruneRequest } from './devices/driver.js';
+import { type MaybePromise, orElse, type PruneRequest } from './devices/driver.js';
 import { describe, invalid, mismatch, notFinite } from './errors.js';
 import { ALIGNMENTS, type Alignment } from './kernels/kernels.js';
 import { type OptionNames, options } from './options.js';
@@ -170,14 +169,8 @@ export function isList<T>(given: T | readonly T[]): given is readonly T[] {
 
 /** Prunes several images for one text: what is wrong with it is wrong for no image in particular. */
 export function withSharedText<T>(prune: () => MaybePromise<T>): MaybePromise<T> {
-  const renamed = (error: unknown) => {
+  return orElse(prune, (error) => {
     const { argument, row } = error as { argument?: string; row?: number };
     throw (argument === 'text' || argument === 'endOfText') && row !== undefined ? notFinite(argument, row) : error;
-  };
-  try {
-    const results = prune();
-    return types.isPromise(results) ? (results as Promise<T>).catch(renamed) : results;
-  } catch (error) {
-    return renamed(error);
-  }
+  });
 }

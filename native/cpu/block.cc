@@ -5,6 +5,7 @@
 // back before it begins, and all of it before the read-out.
 #include "../block.h"
 
+#include <algorithm>
 #include <cmath>
 #include <new>
 #include <utility>
@@ -160,6 +161,7 @@ Status Block::Sequence::saliency() {
   if (attends_q) DESAP_TRY(project(block.w_q, q));
   if (attends_k) DESAP_TRY(project(block.w_k, k));
   if (!salient) return {};
+  DESAP_TRY(check_rotary(states.rotary, rows, width / heads));
   Scratch passing(context.arena);
   const Matrix queries = attends_q ? q : padded(passing, rows, width), keys = attends_k ? k : padded(passing, rows, width);
   float* scores = output.saliency ? output.saliency : passing.floats(rows);
@@ -167,7 +169,8 @@ Status Block::Sequence::saliency() {
   if (!attends_q) DESAP_TRY(project(block.w_q, queries));
   if (!attends_k) DESAP_TRY(project(block.w_k, keys));
   DESAP_TRY(desap::saliency(context, queries, keys, heads, false, states.rotary, scores));
-  if (output.unit_saliency) DESAP_TRY(pool(context, scores, states.unit, rows, states.units, output.unit_saliency));
+  if (output.unit_saliency && states.unit) DESAP_TRY(pool(context, scores, states.unit, rows, states.units, output.unit_saliency));
+  if (output.unit_saliency && !states.unit) std::copy_n(scores, rows, output.unit_saliency);
   times.saliency = watch.lap();
   return {};
 }
@@ -198,7 +201,6 @@ Status Block::State::read_out(Context& context, ConstMatrix attention, const Blo
 Status Block::State::analyze(Context& context, const BlockStates& states, Encoding encoding, const BlockOutput& output,
                              BlockTimings& times) const {
   const int64_t rows = states.hidden.rows, width = config.width;
-  DESAP_TRY(check_rotary(states.rotary, rows, width / config.heads));
   Scratch scratch(context.arena);
   const Matrix attention = output.attention ? Matrix{output.attention, rows, width, width} : padded(scratch, output.embeddings ? rows : 0, width);
   if (scratch.failed()) return out_of_memory("analyze");

@@ -1,5 +1,6 @@
 // saliency against float64.
 #include "kernel_test.h"
+#include "random_block.h"
 
 namespace desap::test {
 namespace {
@@ -22,6 +23,45 @@ DESAP_CASE(saliency_shapes) {
       check_close(s, reference::saliency({q, rows, width}, {k, rows, width}, heads, class_token), machine.tolerance(5e-6), what);
     }
   });
+}
+
+DESAP_CASE(saliency_rotated_shapes) {
+  for_attention_shapes(machine, [&](int64_t rows, int64_t heads, int64_t size) {
+    const int64_t width = heads * size;
+    const Floats q = Random(1).floats(rows * width), k = Random(2).floats(rows * width);
+    const RandomRotary rotary(rows, size, 3);
+    for (bool class_token : {true, false}) {
+      if (class_token && rows == 1) continue;
+      const std::string what = shape({rows, heads, size}) + (class_token ? " of the class token" : " of all rows");
+      const Floats s = machine.same<float>(what, [&](Context& context) {
+        Floats out(static_cast<size_t>(class_token ? rows - 1 : rows));
+        check(saliency(context, Rows(q, rows, width, 3), Rows(k, rows, width, 2), heads, class_token, rotary.tables(), out.data()).good(), "status");
+        return out;
+      });
+      const auto turned = [&](const Floats& x) { return rotate64({x, rows, width}, heads, rotary.tables()); };
+      check_close(s, reference::saliency(turned(q), turned(k), heads, class_token), machine.tolerance(5e-6), what);
+    }
+  });
+}
+
+// Tables of any magnitude.
+DESAP_CASE(saliency_rotated_by_any_magnitude) {
+  const int64_t rows = 41, heads = 3, size = 20, width = heads * size;
+  for (float gain : {1.0f, 0.01f, 3.0f, 1000.0f}) {
+    const float spread = gain > 1 ? 1 / gain : 1;
+    const Floats q = Random(1).floats(rows * width, spread), k = Random(2).floats(rows * width, spread);
+    const RandomRotary rotary(rows, size, 3, gain);
+    for (bool class_token : {false, true}) {
+      const std::string what = "tables of " + std::to_string(gain) + (class_token ? ", class token" : "");
+      const Floats s = machine.same<float>(what, [&](Context& context) {
+        Floats out(static_cast<size_t>(rows - class_token));
+        check(saliency(context, Rows(q, rows, width, 1), Rows(k, rows, width, 2), heads, class_token, rotary.tables(), out.data()).good(), "status");
+        return out;
+      });
+      const Doubles expected = reference::saliency(rotate64({q, rows, width}, heads, rotary.tables()), rotate64({k, rows, width}, heads, rotary.tables()), heads, class_token);
+      check_close(s, expected, machine.tolerance(5e-6), what);
+    }
+  }
 }
 
 // Scores up to 1e4, of integers that multiply exactly: see attention_large_scores.

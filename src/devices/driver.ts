@@ -16,6 +16,16 @@ export function after<T, R>(value: MaybePromise<T>, next: (value: T) => R): Mayb
   return types.isPromise(value) ? (value as Promise<T>).then(next) : next(value as T);
 }
 
+/** A value that is there, or will be; whether it fails at once or later, `failed` says with what. */
+export function orElse<T>(work: () => MaybePromise<T>, failed: (error: unknown) => never): MaybePromise<T> {
+  try {
+    const value = work();
+    return types.isPromise(value) ? (value as Promise<T>).catch(failed) : value;
+  } catch (error) {
+    return failed(error);
+  }
+}
+
 /** Arithmetic of the matrix products, from the finest to the coarsest. */
 export const PRECISIONS = ['fp32', 'fp16', 'bf16'] as const;
 /** One of them; `DeviceOptions.precision` tells what each means on a device. */
@@ -81,16 +91,14 @@ export interface BlockStates {
   readonly unit: Int32Array | null;
   readonly units: number;
   /**
-   * [N, D]: where the attention is written, memory of a `HostBuffer` unless the call is synchronous; `own`: into memory that the output
-   * brings; null: it is not wanted.
+   * [N, D]: where the attention is written: memory of a `HostBuffer`, and any memory in a synchronous call, as it is computed; other
+   * memory once it is. Null: it is not wanted.
    */
-  readonly attention: Float32Array | 'own' | null;
+  readonly attention: Float32Array | null;
 }
 
 /** BlockOutput of native/block.h. */
 export interface BlockOutput {
-  /** [N, D], where it was to be `own`; otherwise null. */
-  readonly attention: Float32Array | null;
   /** [N]. */
   readonly saliency: Float32Array;
   /** [units]; null without units. */

@@ -48,15 +48,14 @@ export class ReferenceBlock implements DriverBlock {
     // Neither operand is rotated: likeness of content, wherever it stands.
     const wanted = place !== null || this.#siglip !== null;
     const A = wanted ? dense(attention(...operands(encoding, q, k, v), v, heads), this.weights.out) : null;
-    if (A && place !== 'own') place?.set(A.data);
+    if (A) place?.set(A.data);
     const attended = clock.lap();
     const A_s = saliency(q, k, heads, false, rotary);
     const unitSaliency = unit && single(pool(A_s, unit, units));
     const salient = clock.lap();
     const siglip = A && this.#siglip && readOut(A, this.#siglip, image);
     const timings = { normalize, project, attention: attended, saliency: salient, readOut: clock.lap() };
-    const own = A && place === 'own' ? single(A.data) : null;
-    return { attention: own, saliency: single(A_s), unitSaliency, siglip, timings };
+    return { saliency: single(A_s), unitSaliency, siglip, timings };
   }
 
   #normalized(X: Matrix64): Matrix64 {

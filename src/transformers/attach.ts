@@ -111,7 +111,7 @@ async function openVision(
   const model = await family.openBeside({ ...files, config }, { ...opening, embedQuestion, ort });
   try {
     const { visionEncoder: file } = files;
-    const samples = await runTrials(plain, family.trials(plain, config), { file, ort });
+    const samples = await runTrials(plain, await family.trials(plain, config), { file, ort });
     const wanted = `those of the file that the model was loaded from${family.premise}`;
     await confirmFeatures(model, samples, { argument: 'options.model', file, wanted });
     const sample = samples[0].features;

@@ -4,6 +4,7 @@ import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError } from '../errors.js';
 import type { OrtModule } from '../onnx/edit.js';
 import { floatData, type TensorLike, widened } from '../tensor.js';
+import type { Feed } from './block-family.js';
 import { TENTATIVE } from './session.js';
 import { INPUT_NAMES, type InputNames, type VisionInputs, type VisionModel } from './vision-model.js';
 
@@ -88,10 +89,35 @@ export async function allFeatures(
   }
 }
 
-/** A trial image, and what a whole file computes of it. */
+/** Trial images, as a vision model takes them and as a whole file does. */
+export interface Trial {
+  readonly inputs: VisionInputs;
+  readonly feeds: Readonly<Record<string, Feed>>;
+}
+
+/** Trial images, and what a whole file computes of them. */
 export interface Sample {
   readonly trial: VisionInputs;
   readonly features: Tensor;
+}
+
+/**
+ * Trial images for a file whose inputs are told by {@link fileInputs}.
+ * @param name of the session, for messages
+ * @throws DesapError `ERR_GRAPH`
+ */
+export function fileTrials(session: InferenceSession, name: string, trials: readonly VisionInputs[]): Trial[] {
+  const inputs = Object.entries(fileInputs(session, name));
+  const feed = (tensor: TensorLike | undefined): [Feed] | [] => {
+    if (tensor === undefined) return [];
+    const { data, dims } = tensor;
+    const type = types.isFloat32Array(data) ? 'float32' : types.isBigInt64Array(data) ? 'int64' : 'bool';
+    return [{ type, data: data as Feed['data'], dims }];
+  };
+  return trials.map((given) => ({
+    inputs: given,
+    feeds: Object.fromEntries(inputs.flatMap(([name, part]) => feed(given[part]).map((own) => [name, own]))),
+  }));
 }
 
 /**
@@ -103,12 +129,14 @@ export interface Sample {
  */
 export async function runTrials(
   session: InferenceSession,
-  [first, ...others]: readonly VisionInputs[],
+  [first, ...others]: readonly Trial[],
   { file, ort }: { readonly file: string; readonly ort: OrtModule },
 ): Promise<[Sample, ...Sample[]]> {
-  const inputs = fileInputs(session, file);
-  const run = async (trial: VisionInputs) => {
-    const outputs = await session.run(feeds(inputs, trial, ort), TENTATIVE);
+  const run = async ({ inputs: trial, feeds }: Trial) => {
+    const fed = Object.entries(feeds).map(([name, { type, data, dims }]) => {
+      return [name, new ort.Tensor(type as 'float32', data as Float32Array, dims)];
+    });
+    const outputs = await session.run(Object.fromEntries(fed), TENTATIVE);
     return { trial, features: outputs[session.outputNames[0]] as Tensor };
   };
   const sample = await run(first).catch((cause: Error) => {
@@ -143,15 +171,6 @@ export async function confirmFeatures(
   what: Compared,
 ): Promise<void> {
   for (const sample of samples) await compare(vision, sample, what);
-}
-
-function feeds(inputs: FileInputs, trial: VisionInputs, ort: OrtModule): Record<string, Tensor> {
-  const tensor = (part: FileInputs[string]) => {
-    const { data, dims } = trial[part] as TensorLike;
-    const type = types.isFloat32Array(data) ? 'float32' : types.isBigInt64Array(data) ? 'int64' : 'bool';
-    return new ort.Tensor(type as 'float32', data as Float32Array, dims);
-  };
-  return Object.fromEntries(Object.entries(inputs).map(([name, part]) => [name, tensor(part)]));
 }
 
 /** Rows of pixels to a row of features. */

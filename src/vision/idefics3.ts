@@ -19,7 +19,7 @@ import type { InputNames, VisionInputs } from './vision-model.js';
  * Idefics3, SmolVLM, SmolVLM2: tiles of one size, the whole image among them and last. Each tile is a sequence by itself; squares of
  * patches are shuffled into one visual token. The processor fills a batch up with tiles of zeros, which the encoder drops.
  */
-export const IDEFICS3: BlockFamily = {
+export const IDEFICS3 = {
   name: 'idefics3',
   marks: { beforeLast: '<global-img>' },
   premise: ', a visual token for each square of patches',
@@ -49,7 +49,7 @@ export const IDEFICS3: BlockFamily = {
       },
     ];
   },
-};
+} satisfies BlockFamily;
 
 /** The default of Idefics3's config. */
 const IMAGE_SIZE = 224;

@@ -95,10 +95,10 @@ export abstract class EncodedImageBase implements EncodedImage {
     const { layout, form, milliseconds: vision } = this.about;
     const start = performance.now();
     const embeddings = await this.#embeddings(question, how.taskShare);
-    const text = embeddings && this.comparable(embeddings);
     const asked = performance.now();
     const parts = this.#parts(allocation);
-    const { analyses, milliseconds: analyze } = await this.#analyze(allocation, { task: text !== null });
+    const { analyses, milliseconds: analyze } = await this.#analyze(allocation, { task: embeddings !== null });
+    const text = embeddings && this.comparable(embeddings);
     const analyzed = performance.now();
     const map = saliency === undefined ? undefined : vector('saliency', saliency, layout.tokenCount);
     const requests = parts.map(({ places }) => ({

@@ -19,7 +19,7 @@ import type { InputNames, VisionInputs } from './vision-model.js';
  * LFM2-VL, LFM2.5-VL: tiles of any grid of patches, the thumbnail last, filled up with rows of padding to one length. Each tile is a
  * sequence by itself; squares of patches are joined into one visual token.
  */
-export const LFM2: BlockFamily = {
+export const LFM2 = {
   name: 'lfm2',
   marks: { afterLast: '<|image_end|>' },
   premise: ', a visual token for each square of patches, and padding left out',
@@ -51,7 +51,7 @@ export const LFM2: BlockFamily = {
       },
     ];
   },
-};
+} satisfies BlockFamily;
 
 /** The defaults of LFM2-VL's config. */
 const DOWNSAMPLE = 2;

@@ -28,8 +28,11 @@ export interface ModelConfig {
   readonly model_type?: string;
   /** LFM2-VL: rows, and columns, of patches that become one visual token. */
   readonly downsample_factor?: number;
+  /** nanoLLaVA and FastVLM: the name of the tower. */
+  readonly mm_vision_tower?: string;
   readonly vision_config?: {
     readonly model_type?: string;
+    readonly architecture?: string;
     readonly image_size?: number;
     readonly spatial_merge_size?: number;
     readonly patch_size?: number;

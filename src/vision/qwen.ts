@@ -9,7 +9,7 @@ import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { nonEmpty, object, oneOf } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
-import { confirmFeatures, runTrials, type Sample } from './file-features.js';
+import { confirmFeatures, fileTrials, runTrials, type Sample } from './file-features.js';
 import { VisionModelBase } from './model-base.js';
 import { DTYPES, type Dtype, folderOf, type ModelConfig, readConfig } from './model-folder.js';
 import { checkShared } from './model-options.js';
@@ -224,7 +224,7 @@ async function samplesOf(
 ): Promise<Sample[]> {
   const whole = await openSession(file, session, ort);
   try {
-    return await runTrials(whole, qwenTrials(whole, config), { file, ort });
+    return await runTrials(whole, fileTrials(whole, file, qwenTrials(whole, config)), { file, ort });
   } finally {
     await whole.release();
   }

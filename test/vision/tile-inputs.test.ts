@@ -1,6 +1,6 @@
 /** What Idefics3 and LFM2-VL make of their inputs, without an encoder. */
 import { describe, expect, it } from 'vitest';
-import type { BlockFamily, EncoderFacts } from '../../src/vision/block-family.js';
+import type { BlockFamily, EncoderFacts, EncoderRun } from '../../src/vision/block-family.js';
 import { IDEFICS3 } from '../../src/vision/idefics3.js';
 import { LFM2 } from '../../src/vision/lfm2.js';
 import { tileRuns } from '../../src/vision/tile-inputs.js';
@@ -29,7 +29,8 @@ const int64 = (dims: number[], ...values: number[]) => ({
   dims,
 });
 
-const read = (family: BlockFamily, facts: EncoderFacts, inputs: object) => family.read(inputs, INPUT_NAMES, facts);
+const read = (family: BlockFamily, facts: EncoderFacts, inputs: object) =>
+  family.read(inputs, INPUT_NAMES, facts) as readonly EncoderRun[];
 
 it('runs tiles of whole images together, twenty at most unless one image has more', () => {
   const runs = (...counts: number[]) =>
