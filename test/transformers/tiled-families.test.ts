@@ -3,6 +3,8 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   type DynamicCache,
+  Lfm2VlImageProcessor,
+  Lfm2VlProcessor,
   type PreTrainedModel,
   type Processor,
   type Tensor,
@@ -29,6 +31,8 @@ interface Case extends Omit<BaseCase, 'pruned' | 'frames' | 'positions' | 'image
     readonly ids: Readonly<Record<Positions, number[][]>>;
   }[];
 }
+/** The same with its inputs, or one whose ids are those of the loaded model before it is attached to. */
+type Ready = Pick<Case, 'name' | 'input_ids' | 'unpruned' | 'client_unpruned' | 'given_sets'> & { inputs: Inputs };
 interface Expected {
   readonly never_generated: number[];
   readonly max_new_tokens: number;
@@ -37,12 +41,28 @@ interface Expected {
 
 const POSITIONS: readonly Positions[] = ['compact', 'original'];
 
+const question = 'where is the red one?';
+
+/** Tiles with a thumbnail behind them, of other grids and with padding: the folder's own processor makes squares of all images. */
+async function lfm2Tiles({ tokenizer, image_processor }: Processor): Promise<Inputs[]> {
+  const config = { ...(image_processor as unknown as { config: object }).config, do_resize: false };
+  const components = { tokenizer, image_processor: new Lfm2VlImageProcessor(config) };
+  const process = new Lfm2VlProcessor({}, components as never, null as never) as unknown as (
+    ...given: unknown[]
+  ) => Promise<Inputs>;
+  const prompt = (images: number) =>
+    `<|im_start|>user\n${'<image>'.repeat(images)}${question}<|im_end|>\n<|im_start|>assistant\n`;
+  const one = await process(image([7, 96, 64]), prompt(1));
+  const several = [image([8, 20, 44]), image([9, 100, 60]), image([1, 1, 1])];
+  return [one, await process([several], prompt(3))];
+}
+
 const FAMILIES = [
-  { family: 'idefics3', marks: { beforeLast: 297n }, question: 'where is the red one?' },
-  { family: 'lfm2_vl', marks: { afterLast: 301n }, question: 'where is the red one?' },
+  { family: 'idefics3', marks: { beforeLast: 297n }, further: async (): Promise<Inputs[]> => [] },
+  { family: 'lfm2_vl', marks: { afterLast: 301n }, further: lfm2Tiles },
 ];
 
-describe.each(FAMILIES)('$family', ({ family, marks, question }) => {
+describe.each(FAMILIES)('$family', ({ family, marks, further }) => {
   const folder = join(ROOT, family);
   let expected: Expected;
   let model: PreTrainedModel;
@@ -52,6 +72,7 @@ describe.each(FAMILIES)('$family', ({ family, marks, question }) => {
   let detach: () => Promise<void>;
   let pruned: readonly PrunedImage[] = [];
   let prepared: Inputs[];
+  let cases: Ready[];
   let options: Parameters<PreTrainedModel['generate']>[0];
 
   beforeAll(async () => {
@@ -59,11 +80,19 @@ describe.each(FAMILIES)('$family', ({ family, marks, question }) => {
     imageToken = JSON.parse(await readFile(join(folder, 'config.json'), 'utf8')).image_token_id;
     ({ model, processor } = await load(ROOT, family));
     vision = await openVisionModel(folder);
-    prepared = [];
-    for (const given of expected.cases) prepared.push(await inputsOf(given));
     const { never_generated, max_new_tokens } = expected;
     const bad_words_ids = never_generated.map((id) => [id]);
     options = { max_new_tokens, suppress_tokens: never_generated, bad_words_ids } as typeof options;
+    prepared = [];
+    for (const given of expected.cases) prepared.push(await inputsOf(given));
+    cases = expected.cases.map((given, c) => ({ ...given, inputs: prepared[c] }));
+    for (const inputs of await further(processor)) {
+      // Of a single sequence the client's ids are Hugging Face's.
+      const unpruned = await generate(inputs);
+      const input_ids = inputs.input_ids.tolist().map((row: bigint[]) => row.map(Number));
+      const name = `further ${cases.length}`;
+      cases.push({ name, inputs, input_ids, unpruned, client_unpruned: unpruned, given_sets: [] });
+    }
   });
   beforeEach(async () => {
     detach = await attach(model, { model: folder, keep: 5, onPruned: (images) => (pruned = images) });
@@ -129,20 +158,19 @@ describe.each(FAMILIES)('$family', ({ family, marks, question }) => {
   }
 
   it('gives Hugging Face’s ids for all tokens, and the client’s before and after', async () => {
-    for (const [c, { name, unpruned, client_unpruned }] of expected.cases.entries()) {
-      const tokens = spansOf(prepared[c]).map(({ pieces }) => Math.max(...pieces.map((one) => one.length)));
+    for (const { name, inputs, unpruned, client_unpruned } of cases) {
+      const tokens = spansOf(inputs).map(({ pieces }) => Math.max(...pieces.map((one) => one.length)));
       for (const desap of [{ keep: tokens }, { keepRatio: 1 }, { keepRatio: 1, allocation: 'image' as const }])
-        expect(await generate(prepared[c], desap), name).toEqual(unpruned);
-      expect(await generate(prepared[c], { keep: 'all' }), name).toEqual(client_unpruned);
+        expect(await generate(inputs, desap), name).toEqual(unpruned);
+      expect(await generate(inputs, { keep: 'all' }), name).toEqual(client_unpruned);
     }
     await detach();
-    for (const [c, given] of expected.cases.entries())
-      expect(await generate(prepared[c]), given.name).toEqual(given.client_unpruned);
+    for (const { name, inputs, client_unpruned } of cases)
+      expect(await generate(inputs), name).toEqual(client_unpruned);
   });
 
   it.each(POSITIONS)('gives Hugging Face’s ids for given sets, positions %s', async (positions) => {
-    for (const [c, { name, given_sets }] of expected.cases.entries()) {
-      const inputs = prepared[c];
+    for (const { name, inputs, given_sets } of cases) {
       const spans = spansOf(inputs);
       const images = await vision.encode(plainInputs(inputs));
       for (const { rule, kept, ids: wanted } of given_sets)
@@ -173,8 +201,7 @@ describe.each(FAMILIES)('$family', ({ family, marks, question }) => {
   });
 
   it.each(POSITIONS)('gives what hand compaction gives, positions %s', async (positions) => {
-    for (const [c, { name, prompts }] of expected.cases.entries()) {
-      const inputs = prepared[c];
+    for (const { name, inputs, input_ids } of cases) {
       const spans = spansOf(inputs);
       for (const desap of [
         { keep: 1 },
@@ -190,7 +217,7 @@ describe.each(FAMILIES)('$family', ({ family, marks, question }) => {
         expect(pruned.map(({ task }) => task)).toEqual(
           kept.map(() => (desap.taskShare === 0 ? null : { form: 'llm' })),
         );
-        for (const [sequence] of prompts.entries()) {
+        for (const sequence of input_ids.keys()) {
           const own = kept.filter((_, i) => spans[i].sequence === sequence);
           expect(got[sequence], `${name}, ${JSON.stringify(desap)}`).toEqual(
             await byHand(inputs, sequence, own, positions),
@@ -202,7 +229,7 @@ describe.each(FAMILIES)('$family', ({ family, marks, question }) => {
   });
 
   it('keeps K of each tile, or of each image, or of a prompt', async () => {
-    for (const inputs of prepared) {
+    for (const { inputs } of cases) {
       const spans = spansOf(inputs);
       const total = (own: Int32Array) => own.reduce((sum, count) => sum + count, 0);
       await generate(inputs, { keep: 3 });
