@@ -12,6 +12,37 @@ export async function readBytes(path: string): Promise<Uint8Array> {
   }
 }
 
+/** A file of which parts are read. */
+export interface OpenFile {
+  /** Bytes. */
+  readonly size: number;
+  read(at: number, length: number): Promise<Uint8Array>;
+  close(): Promise<void>;
+}
+
+/** Opens a file to read parts of it. */
+export async function openBytes(path: string): Promise<OpenFile> {
+  const fail = (cause: Error): never => {
+    throw new DesapError('ERR_FILE', `${path}: cannot be read: ${cause.message}`, { cause });
+  };
+  const handle = await open(path).catch(fail);
+  const read = async (at: number, length: number) => {
+    const bytes = new Uint8Array(length);
+    for (let done = 0; done < length; ) {
+      const { bytesRead } = await handle.read(bytes, done, length - done, at + done).catch(fail);
+      if (bytesRead === 0)
+        throw new DesapError(
+          'ERR_FILE',
+          `${path}: got its end at byte ${at + done}, wanted ${length} bytes from ${at} on`,
+        );
+      done += bytesRead;
+    }
+    return bytes;
+  };
+  const { size } = await handle.stat();
+  return { size, read, close: () => handle.close() };
+}
+
 /** The text of a whole UTF-8 file. */
 export async function readText(path: string): Promise<string> {
   return new TextDecoder().decode(await readBytes(path));

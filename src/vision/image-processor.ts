@@ -35,10 +35,7 @@ export class ImageProcessor {
    * @throws DesapError `ERR_FILE` for a folder without these files; `ERR_VALUE` for an unsupported kind of processor, field or value
    */
   static async open(source: string | ImageProcessorConfig): Promise<ImageProcessor> {
-    const config = typeof source === 'string' ? await readConfig(source) : source;
-    if (typeof config !== 'object' || config === null)
-      throw invalid('ERR_VALUE', 'source', source, 'a model folder, or the fields of its preprocessor_config.json');
-    return new ImageProcessor(readRecipe(nested(config) ?? config));
+    return new ImageProcessor(readRecipe(await imageConfig(source)));
   }
 
   /**
@@ -90,6 +87,17 @@ export class ImageProcessor {
     }
     return new Tensor('float32', values, [1, 3, extent.height, extent.width]);
   }
+}
+
+/**
+ * The image processor's fields of a model folder, or of a configuration.
+ * @throws DesapError `ERR_FILE`, `ERR_VALUE`
+ */
+export async function imageConfig(source: string | ImageProcessorConfig): Promise<ImageProcessorConfig> {
+  const config = typeof source === 'string' ? await readConfig(source) : source;
+  if (typeof config !== 'object' || config === null)
+    throw invalid('ERR_VALUE', 'source', source, 'a model folder, or the fields of its preprocessor_config.json');
+  return nested(config) ?? config;
 }
 
 async function readConfig(folder: string): Promise<ImageProcessorConfig> {
