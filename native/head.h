@@ -58,13 +58,14 @@ struct AnalysisParts {
 };
 
 struct PruneRequest {
-  ConstMatrix text;              // [T, E], not normalised; data null: no text, and task_keep is 0
+  ConstMatrix text;              // [T, E], not normalised; data null: no text, and task_keep is 0 unless there is a task map
   const float* end_of_text;      // [E], not normalised; null: row `end_of_text_row` of text
   int64_t end_of_text_row;
   int64_t keep;                  // K, 1 <= K <= P
   int64_t task_keep;             // k1 = round-half-up(K * taskShare), 0 <= k1 <= K
   Alignment alignment;
   float lambda;
+  const float* task;             // [P] map that replaces the one that the text gives; null: A_t
   const float* saliency;         // [P] map that replaces the analysis' own; null: its own
   bool merge;                    // false: kept rows as they are, which have to be finite; assignment -1 for dropped patches, counts 1
   ConstMatrix features;          // [P, F] rows to merge; data null: the hidden states' patch rows
@@ -76,7 +77,7 @@ struct PruneOutput {
   uint8_t* source;               // [K] 0 task, 1 saliency
   int32_t* assignment;           // [P] position in indices
   int32_t* counts;               // [K]
-  float* task;                   // [P]; null where it is not wanted, or where there is no text
+  float* task;                   // [P] the map that chose task_keep: the request's, else A_t; null where it is not wanted, or where there is neither
   float* saliency;               // [P] the map that chose the rest: the request's, else A_s; or null
   AlignmentMatrices matrices;    // each null or [P, T]
 };
@@ -131,7 +132,7 @@ class Analysis {
   // not_finite("patchEmbeddings" | "global" | "saliency" | "features", row), the first of them in this order; out_of_memory, unsupported.
   static Status from(Context&, const AnalysisParts&, std::shared_ptr<Analysis>*);
 
-  // not_finite("text" | "endOfText" | "saliency" | "features", row), out_of_memory. Nothing is written on failure.
+  // not_finite("text" | "endOfText" | "task" | "saliency" | "features", row), out_of_memory. Nothing is written on failure.
   Status prune(Context&, const PruneRequest&, const PruneOutput&, PruneTimings*) const;
 
  private:

@@ -35,6 +35,12 @@ export interface Driver {
   createBlock(weights: BlockWeights): Promise<DriverBlock>;
   /** An analysis that another encoder made the parts of. */
   createAnalysis(parts: DriverParts, sync: boolean): MaybePromise<DriverAnalysis>;
+  /** Prunes each of this driver's analyses for its own request, in one go; results in order. All or nothing: an error names the first image at fault. */
+  pruneAll(
+    analyses: readonly DriverAnalysis[],
+    requests: readonly PruneRequest[],
+    sync: boolean,
+  ): MaybePromise<PruneOutput[]>;
   /** Frees threads and memory once the work in flight has ended. */
   dispose(): void;
 }
@@ -144,7 +150,7 @@ export interface DriverAnalysis {
 
 /** What is asked about one image; PruneRequest of native/head.h. */
 export interface PruneRequest {
-  /** [T, E] float32, not normalised; null: no text, and `taskKeep` is 0. */
+  /** [T, E] float32, not normalised; null: no text, and `taskKeep` is 0 unless there is a `task`. */
   readonly text: FloatMatrix | null;
   /** Row of the text, or a vector of its own [E]. */
   readonly endOfText: number | Float32Array;
@@ -153,6 +159,8 @@ export interface PruneRequest {
   readonly taskKeep: number;
   readonly alignment: Alignment;
   readonly lambda: number;
+  /** [P] map in place of the one that the text would give, or null. */
+  readonly task: Float32Array | null;
   /** [P] map in place of the analysis' own, or null. */
   readonly saliency: Float32Array | null;
   readonly merge: boolean;
@@ -171,7 +179,7 @@ export interface PruneOutput {
   readonly source: Uint8Array;
   readonly assignment: Int32Array;
   readonly counts: Int32Array;
-  /** A_t, null without a text, and the map that chose the rest: [P] each, when asked for. */
+  /** The map that chose `taskKeep` tokens, null without a text and a `task`, and the one that chose the rest: [P] each, when asked for. */
   readonly maps: { readonly task: Float32Array | null; readonly saliency: Float32Array } | null;
   readonly matrices: KernelResults['align']['matrices'];
   readonly timings: AnalyzeTimings & PruneTimings;

@@ -2,7 +2,13 @@ import { types } from 'node:util';
 import { mismatch } from '../errors.js';
 import type { TextEmbeddings } from '../index.js';
 import { floatToHalf } from '../tensor.js';
-import type { EncodedImage, InputNames, PrunedFeatures, VisionModel } from '../vision/vision-model.js';
+import {
+  type EncodedImage,
+  INPUT_NAMES,
+  type InputNames,
+  type PrunedFeatures,
+  type VisionModel,
+} from '../vision/vision-model.js';
 import { append, type CacheMap, dropped, pack, pickColumns } from './cache-map.js';
 import { type HookedModel, imageTokenId, type ModelInputs, type ModelTensor, type ModelTensorClass } from './model.js';
 import { amountOf, type CallOptions, entryOf, type PrunedImage, type Question } from './options.js';
@@ -22,7 +28,7 @@ export interface Prefill {
 }
 
 /** What callers of the model know its inputs by. */
-const NAMES: InputNames = { pixelValues: 'pixel_values', imageGridThw: 'image_grid_thw' };
+const NAMES: InputNames = { ...INPUT_NAMES, pixelValues: 'pixel_values', imageGridThw: 'image_grid_thw' };
 
 interface Image {
   readonly sequence: number;
@@ -115,7 +121,7 @@ async function pruneAll(
   for (const [i, { sequence, encoded }] of images.entries()) {
     if (!asked.has(sequence)) asked.set(sequence, await question(attached, inputs, sequence, options));
     const amount = amountOf(options, i, images.length);
-    const how = { ...(amount === 'all' ? { keep: encoded.tokenCount } : amount), taskShare, alignment, lambda, merge };
+    const how = { ...(amount === 'all' ? { keepRatio: 1 } : amount), taskShare, alignment, lambda, merge };
     kept.push(await encoded.prune(asked.get(sequence) ?? null, how));
   }
   options.onPruned?.(

@@ -1,6 +1,6 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import type { ModelConfig } from './model-folder.js';
-import type { InputNames, Tile, VisionInputs } from './vision-model.js';
+import type { ImageMarks, InputNames, Tile, VisionInputs } from './vision-model.js';
 
 /**
  * What a family of vision encoders with a last block of its own has to say: how the inputs of a call are fed, and which rows of the
@@ -18,6 +18,8 @@ export interface BlockFamily {
   read(inputs: VisionInputs, names: InputNames, encoder: EncoderFacts): readonly EncoderRun[];
   /** Inputs on which the file and what was read of it are compared. */
   trials(session: InferenceSession, config: ModelConfig): VisionInputs[];
+  /** `VisionModel.marks`; left out where the tokens of an image stand in one piece. */
+  readonly marks?: ImageMarks;
   /** What else is wanted of a file whose features differ, behind a comma; empty where that is nothing. */
   readonly premise: string;
 }
@@ -25,8 +27,12 @@ export interface BlockFamily {
 /** What is known of an encoder before it runs. */
 export interface EncoderFacts {
   readonly config: ModelConfig;
-  /** The file's inputs by name, with their TensorProto.DataType. */
-  readonly inputs: readonly { readonly name: string; readonly type: number }[];
+  /** The file's inputs by name, with their TensorProto.DataType, and their extents as far as the file says them. */
+  readonly inputs: readonly {
+    readonly name: string;
+    readonly type: number;
+    readonly dims: readonly (number | string)[] | null;
+  }[];
   /** Whether one run computes of several images what it computes of each alone. */
   readonly several: (...inputs: readonly VisionInputs[]) => Promise<boolean>;
 }

@@ -1,30 +1,62 @@
 /** What a vision encoder's file computes by itself, beside what a vision model makes of it. */
+import { types } from 'node:util';
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError } from '../errors.js';
 import type { OrtModule } from '../onnx/edit.js';
-import { floatData, widened } from '../tensor.js';
+import { floatData, type TensorLike, widened } from '../tensor.js';
 import { TENTATIVE } from './session.js';
-import type { InputNames, VisionInputs, VisionModel } from './vision-model.js';
+import { INPUT_NAMES, type InputNames, type VisionInputs, type VisionModel } from './vision-model.js';
 
-/** The inputs of a whole vision encoder, by their types: pixels are float32, a grid is int64. */
-export interface FileInputs {
-  readonly pixelValues: string;
-  readonly imageGridThw: string | undefined;
-}
+/** The inputs of a whole vision encoder by name, each with the one of {@link VisionInputs} that it takes. */
+export type FileInputs = Readonly<Record<string, Exclude<keyof VisionInputs, 'tileCounts'>>>;
+
+/** What Transformers.js calls them. */
+const CALLED: FileInputs = {
+  pixel_values: 'pixelValues',
+  image_grid_thw: 'imageGridThw',
+  grid_thw: 'imageGridThw',
+  pixel_attention_mask: 'pixelAttentionMask',
+  spatial_shapes: 'spatialShapes',
+  image_sizes: 'imageSizes',
+};
 
 /**
+ * By their types: pixels are the only floats, and what is alone with its type needs no name. Several of one type are told apart by what
+ * Transformers.js feeds them by.
+ *
  * @param name of the session, for messages
  * @throws DesapError `ERR_GRAPH` for further inputs, and for further outputs than the features
  */
 export function fileInputs({ inputNames, inputMetadata, outputNames }: InferenceSession, name: string): FileInputs {
   const of = (type: string) => inputMetadata.filter((input) => input.isTensor && input.type === type);
-  const [pixels, grid] = [of('float32'), of('int64')];
-  if (pixels.length === 1 && grid.length <= 1 && inputNames.length === 1 + grid.length && outputNames.length === 1)
-    return { pixelValues: pixels[0].name, imageGridThw: grid[0]?.name };
+  const [pixels, integers, masks] = [of('float32'), of('int64'), of('bool')];
+  const isAlone = integers.length === 1;
+  const inputs: [string, FileInputs[string] | undefined][] = [
+    ...pixels.map((input): [string, FileInputs[string]] => [input.name, 'pixelValues']),
+    ...masks.map((input): [string, FileInputs[string]] => [input.name, 'pixelAttentionMask']),
+    ...integers.map((input): [string, FileInputs[string] | undefined] => [
+      input.name,
+      CALLED[input.name] ?? (isAlone ? 'imageGridThw' : undefined),
+    ]),
+  ];
+  const parts = inputs.map(([, part]) => part);
+  const isKnown = inputs.length === inputNames.length && new Set(parts).size === parts.length;
+  if (pixels.length === 1 && isKnown && !parts.includes(undefined) && outputNames.length === 1)
+    return Object.fromEntries(inputs) as FileInputs;
   throw new DesapError(
     'ERR_GRAPH',
     `${name}: got the inputs ${inputNames.join(', ')} and the outputs ${outputNames.join(', ')}, wanted pixels in float32, for Qwen-VL their int64 grid, and image_features only (deepstack features are taken as further columns of these, not as outputs)`,
   );
+}
+
+/** What the caller of a whole file knows the inputs by. */
+export function namesOf(inputs: FileInputs): InputNames {
+  return { ...INPUT_NAMES, ...Object.fromEntries(Object.entries(inputs).map(([name, part]) => [part, name])) };
+}
+
+/** The feeds of a whole file as a vision model takes them. */
+export function visionInputs(inputs: FileInputs, feeds: Readonly<Record<string, Tensor>>): VisionInputs {
+  return Object.fromEntries(Object.entries(inputs).map(([name, part]) => [part, feeds[name]]));
 }
 
 /** All visual tokens of the images of one call, one image after the other. */
@@ -111,17 +143,18 @@ export async function confirmFeatures(
   for (const sample of samples) await compare(vision, sample, what);
 }
 
-function feeds({ pixelValues, imageGridThw }: FileInputs, trial: VisionInputs, ort: OrtModule): Record<string, Tensor> {
-  const { pixelValues: pixels, imageGridThw: grid } = trial;
-  return {
-    [pixelValues]: new ort.Tensor('float32', pixels.data as Float32Array, pixels.dims),
-    ...(imageGridThw && grid && { [imageGridThw]: new ort.Tensor('int64', grid.data as BigInt64Array, grid.dims) }),
+function feeds(inputs: FileInputs, trial: VisionInputs, ort: OrtModule): Record<string, Tensor> {
+  const tensor = (part: FileInputs[string]) => {
+    const { data, dims } = trial[part] as TensorLike;
+    const type = types.isFloat32Array(data) ? 'float32' : types.isBigInt64Array(data) ? 'int64' : 'bool';
+    return new ort.Tensor(type as 'float32', data as Float32Array, dims);
   };
+  return Object.fromEntries(Object.entries(inputs).map(([name, part]) => [name, tensor(part)]));
 }
 
 /** Rows of pixels to a row of features. */
 function unit({ trial, features: { dims } }: Sample): number {
-  return trial.pixelValues.dims[0] / dims[dims.length - 2];
+  return (trial.pixelValues as TensorLike).dims[0] / dims[dims.length - 2];
 }
 
 async function compare(

@@ -1,11 +1,12 @@
 import type { Tensor } from 'onnxruntime-common';
-import { mismatch, naming } from '../errors.js';
 import { type Backend, ImageAnalysis, type TextEmbeddings } from '../index.js';
-import { type NumberMatrix, sumOfRows } from '../kernels/numeric.js';
-import { unitRows } from '../kernels/unit-rows.js';
-import { float32, matrix, vector, widened } from '../tensor.js';
-import { type Analyzed, EncodedImageBase, type ImageOwner, type Kept } from './image-base.js';
+import { float32 } from '../tensor.js';
+import { type Analyzed, EncodedImageBase, type ImageOwner, type Kept, tokensOf } from './image-base.js';
+import { plainLayout } from './layout.js';
+import { meanRows } from './mean-rows.js';
+import { taskText } from './task-text.js';
 import type { Tile } from './vision-model.js';
+import type { Part } from './whole-image.js';
 
 /** What the tower says of P visual tokens, in the grid's order. */
 export interface Encoded {
@@ -25,47 +26,48 @@ export class QwenImage extends EncodedImageBase {
   constructor(
     private readonly vision: ImageOwner & { readonly backend: Backend },
     private readonly encoded: Encoded,
-    /** One tile for each frame. */
-    readonly tiles: readonly Tile[],
+    /** One for each frame. */
+    tiles: readonly Tile[],
     milliseconds: number,
   ) {
-    super('QwenImage', vision, milliseconds);
+    const layout = plainLayout(
+      tiles,
+      tiles.map(({ rows, columns }) => rows * columns),
+    );
+    super('QwenImage', vision, { layout, form: 'llm', isJoint: true, milliseconds });
   }
 
-  /** P, visual tokens. */
-  get tokenCount(): number {
-    return this.encoded.saliency.length;
-  }
-
-  protected async makeAnalysis(): Promise<Analyzed> {
+  protected async makeAnalyses(parts: readonly Part[]): Promise<Analyzed> {
     const { features, alike, rows, saliency } = this.encoded;
     const start = performance.now();
-    const parts = { patchEmbeddings: this.#tokens(rows), saliency, features: this.#tokens(alike ?? features) };
-    const analysis = await ImageAnalysis.from(parts, this.vision.backend);
-    return { analysis, milliseconds: performance.now() - start };
+    const analyses = parts.map(({ places }) => {
+      const of = (all: Float32Array) => {
+        const width = all.length / this.tokenCount;
+        const own = all.subarray(places[0] * width, (places[0] + places.length) * width);
+        return float32(own, [places.length, width]);
+      };
+      const own = { patchEmbeddings: of(rows), saliency: of(saliency).data as Float32Array };
+      return ImageAnalysis.from({ ...own, features: of(alike ?? features) }, this.vision.backend);
+    });
+    return { analyses: await Promise.all(analyses), milliseconds: performance.now() - start };
   }
 
-  /**
-   * Text rows as wide as the visual ones: where features are packed with further columns, the text has zeros there. Their end is the
-   * given one; else the mean of all rows, as an embedding of an end token would know nothing of the others.
-   */
-  protected override comparable({ embeddings, endOfText }: TextEmbeddings): TextEmbeddings {
-    const text = matrix('question', embeddings);
-    const width = Math.min(text.cols, this.encoded.rows.length / this.tokenCount);
-    const rows = narrowed(widened(text), text.cols, width);
-    const end = endOfText ?? meanDirection({ data: rows, rows: text.rows, cols: width });
-    return {
-      embeddings: float32(rows, [text.rows, width]),
-      endOfText: typeof end === 'number' ? end : narrowed(vector('endOfText', end), end.length, width),
-    };
+  protected override comparable(text: TextEmbeddings): TextEmbeddings {
+    return taskText(text, this.encoded.rows.length / this.tokenCount);
   }
 
   /** Packed features are compared by the last block's columns, and merged whole. */
-  protected async connect({ tokens, assignment, counts }: Kept): Promise<Tensor> {
+  protected async connect(kept: readonly Kept[]): Promise<Tensor> {
     const { features, alike } = this.encoded;
     const width = features.length / this.tokenCount;
-    const rows = alike ? meanRows(features, width, assignment, counts) : (tokens.data as Float32Array);
-    return float32(rows, [1, counts.length, width]);
+    let first = 0;
+    const whole = kept.map((part) => {
+      if (!alike) return part;
+      const own = features.subarray(first * width, (first += part.assignment.length) * width);
+      return { ...part, tokens: float32(meanRows(own, width, part), [part.counts.length, width]) };
+    });
+    const { data, dims } = tokensOf(whole);
+    return float32(data as Float32Array, [1, dims[0], width]);
   }
 
   protected async everything(): Promise<Tensor> {
@@ -73,35 +75,5 @@ export class QwenImage extends EncodedImageBase {
     return float32(features.slice(), [1, this.tokenCount, features.length / this.tokenCount]);
   }
 
-  #tokens(rows: Float32Array): Tensor {
-    return float32(rows, [this.tokenCount, rows.length / this.tokenCount]);
-  }
-
-  protected async free(): Promise<void> {
-    (await this.analyzed())?.analysis.dispose();
-  }
-}
-
-/** The sum of a text's rows, each at unit length: it has the direction of their mean, and is made a unit row itself. */
-function meanDirection(text: NumberMatrix): Float32Array {
-  return Float32Array.from(naming('question', () => sumOfRows(unitRows(text))));
-}
-
-/** The first columns of rows whose others are zeros. */
-function narrowed(rows: Float32Array, from: number, to: number): Float32Array {
-  if (from <= to) return rows;
-  if (rows.some((value, i) => i % from >= to && value !== 0))
-    throw mismatch('ERR_SHAPE', 'question', `${from} columns`, `${to}, or zeros in the columns behind`);
-  return rows.filter((_, i) => i % from < to);
-}
-
-/**
- * The mean of the rows [P, W] that are assigned to each kept token: [K, W]. The merge kernel averages the columns that it compares;
- * packed features have further ones, which no kernel sees.
- */
-function meanRows(rows: Float32Array, width: number, assignment: Int32Array, counts: Int32Array): Float32Array {
-  const sums = new Float64Array(counts.length * width);
-  for (const [token, k] of assignment.entries())
-    if (k >= 0) for (let c = 0; c < width; c++) sums[k * width + c] += rows[token * width + c];
-  return Float32Array.from(sums, (sum, i) => sum / counts[Math.floor(i / width)]);
+  protected free(): void {}
 }

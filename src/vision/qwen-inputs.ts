@@ -1,7 +1,7 @@
 import { types } from 'node:util';
 import { invalid, mismatch } from '../errors.js';
 import { options } from '../options.js';
-import { floatData, widened } from '../tensor.js';
+import { floatData, type TensorLike, widened } from '../tensor.js';
 import type { InputNames, VisionInputs } from './vision-model.js';
 
 /** Frames, rows and columns of patches. */
@@ -14,6 +14,8 @@ export interface Patches {
   readonly grid: Grid;
 }
 
+type Inputs = Pick<VisionInputs, 'pixelValues' | 'imageGridThw'>;
+
 /**
  * The images of one call.
  *
@@ -21,8 +23,8 @@ export interface Patches {
  * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`
  */
 export function imagesOf(inputs: VisionInputs, names: InputNames, merge: number): Patches[] {
-  const { pixelValues, imageGridThw } = options('inputs', inputs, { pixelValues: true, imageGridThw: true });
-  const pixels = floatData(names.pixelValues, pixelValues);
+  const { pixelValues, imageGridThw } = options<Inputs>('inputs', inputs, { pixelValues: true, imageGridThw: true });
+  const pixels = floatData(names.pixelValues, pixelValues as TensorLike);
   const [count, channels] = pixels.dims;
   if (pixels.dims.length !== 2)
     throw invalid('ERR_SHAPE', `${names.pixelValues}.dims`, pixels.dims, '[patches of all images, C]');
@@ -62,14 +64,15 @@ function gridsOf(tensor: VisionInputs['imageGridThw'], name: string, merge: numb
 const AT_ONCE = 4096;
 
 /**
- * Which images go into one run: those of equal grids, as the frames of one video, whose attention stays within each frame.
+ * Which images go into one run: those of equal grids, as the frames of one video, whose attention stays within each frame. One that is not
+ * finite goes alone: a mask that multiplies by zero does not keep NaN from the others.
  * @returns places in `images`
  */
 export function runsOf(images: readonly Patches[]): number[][] {
   const runs: number[][] = [];
   const open = new Map<string, number[]>();
-  for (const [i, { grid }] of images.entries()) {
-    const key = grid.join();
+  for (const [i, { grid, pixels }] of images.entries()) {
+    const key = pixels.every(Number.isFinite) ? grid.join() : `${grid.join()} of image ${i}`;
     const run = open.get(key);
     if (run && (run.length + 1) * patchesOf(grid) <= AT_ONCE) {
       run.push(i);

@@ -148,7 +148,7 @@ describe.each(QWEN_FAMILIES)('%s', (family) => {
     let at = 0;
     for (const [i, grid] of grids.entries()) {
       const patches = grid[0] * grid[1] * grid[2];
-      const data = (inputs.pixelValues.data as Float32Array).subarray(at * CHANNELS, (at += patches) * CHANNELS);
+      const data = (inputs.pixelValues!.data as Float32Array).subarray(at * CHANNELS, (at += patches) * CHANNELS);
       const { imageGridThw } = noise(grid);
       const [alone] = await several.encode({ pixelValues: { data, dims: [patches, CHANNELS] }, imageGridThw });
       expect(images[i].tokenCount).toBe(patches / 4);
