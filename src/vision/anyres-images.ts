@@ -1,6 +1,6 @@
 import { invalid, mismatch } from '../errors.js';
 import { object, Tensor } from '../tensor.js';
-import { bestSize, type ImageSize, type TileRule } from './anyres.js';
+import { bestSize, type ImageSize, PINPOINTS, type TileRule } from './anyres.js';
 import type { ImageProcessorConfig } from './image/config.js';
 import type { RgbImage } from './image/extent.js';
 import { readRecipe } from './image/recipe.js';
@@ -22,14 +22,6 @@ export interface AnyresImages {
   readonly imageSizes: Tensor;
 }
 
-/** What Hugging Face takes where a configuration has no sizes. */
-const PINPOINTS: TileRule['pinpoints'] = [
-  [336, 672],
-  [672, 336],
-  [672, 672],
-  [1008, 336],
-  [336, 1008],
-];
 const BLACK = [0, 0, 0] as const;
 const TYPE = /^LlavaNextImageProcessor(Fast|Pil)?$/;
 /** Many more than any model has: a list is gone through for each image. */

@@ -26,6 +26,15 @@ export interface TileRule {
   readonly side: number;
 }
 
+/** What Hugging Face takes where a configuration has no sizes. */
+export const PINPOINTS: TileRule['pinpoints'] = [
+  [336, 672],
+  [672, 336],
+  [672, 672],
+  [1008, 336],
+  [336, 1008],
+];
+
 /**
  * `model`: padding is cut off and rows end in a newline, as the model was trained; `paper`: every tile has all of its patches and there are
  * no newlines, as pruning papers count.

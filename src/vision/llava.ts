@@ -1,14 +1,11 @@
-import type { Tensor } from 'onnxruntime-common';
 import { DEVICE_OPTIONS } from '../devices/open.js';
 import { invalid } from '../errors.js';
-import type { Pruner, TensorLike, TextEmbeddings } from '../index.js';
+import type { TensorLike } from '../index.js';
 import { type OptionNames, options } from '../options.js';
 import { floatData, isTensor, widened } from '../tensor.js';
-import { checkQuestion } from './check-question.js';
-import { ClipEncoder, type ClipEncoderOptions, TOLERANCE } from './clip-encoder.js';
-import type { ClipText } from './clip-text.js';
+import { ClipEncoder, type ClipEncoderOptions } from './clip-encoder.js';
+import { ClipVisionModel } from './clip-model.js';
 import { LlavaImage } from './llava-image.js';
-import { VisionModelBase } from './model-base.js';
 import type { InputNames, VisionInputs } from './vision-model.js';
 
 /** Options of {@link LlavaVision.open}. */
@@ -35,12 +32,7 @@ const RENAMED = { clipFolder: 'clip' };
  * const { features, indices } = await vision.prune(pixelValues, 'is the fence wood or metal?', { keep: 64 });
  * ```
  */
-export class LlavaVision extends VisionModelBase<LlavaImage, TensorLike> {
-  private constructor(private readonly encoder: ClipEncoder) {
-    const { keep, keepRatio } = encoder.options;
-    super('LlavaVision', 'llava', TOLERANCE, { keep, keepRatio });
-  }
-
+export class LlavaVision extends ClipVisionModel<LlavaImage, TensorLike> {
   /**
    * Opens the encoder in two parts, takes the head out of the CLIP folder, and checks by numbers that both belong to one tower.
    *
@@ -50,37 +42,7 @@ export class LlavaVision extends VisionModelBase<LlavaImage, TensorLike> {
    */
   static async open(visionEncoder: string, given: LlavaVisionOptions): Promise<LlavaVision> {
     const checked = options('options', given, LLAVA_OPTIONS, RENAMED);
-    return new LlavaVision(await ClipEncoder.open(visionEncoder, checked));
-  }
-
-  /** The pruner, for single kernels and other text than a question. */
-  get pruner(): Pruner {
-    return this.encoder.pruner;
-  }
-
-  /** Whether the file itself leaves the class token out of its features, or has none. */
-  get dropsClassToken(): boolean {
-    return this.encoder.dropsClassToken;
-  }
-
-  /**
-   * The CLIP text tower.
-   * @throws DesapError `ERR_VALUE` when there is none: without a CLIP folder, or one without it
-   */
-  get text(): ClipText {
-    return this.encoder.text;
-  }
-
-  get device(): string {
-    return this.pruner.device;
-  }
-
-  get deviceDescription(): string {
-    return this.pruner.deviceDescription;
-  }
-
-  protected async encodeText(question: string): Promise<TextEmbeddings> {
-    return this.text.encode(checkQuestion(question));
+    return new LlavaVision('LlavaVision', 'llava', await ClipEncoder.open(visionEncoder, checked));
   }
 
   protected async encodeImages(inputs: VisionInputs | TensorLike, names: InputNames): Promise<LlavaImage[]> {
@@ -93,19 +55,6 @@ export class LlavaVision extends VisionModelBase<LlavaImage, TensorLike> {
     return encoded.map(
       ({ batch, index, milliseconds }) => new LlavaImage(this, batch, index, { extents, encoding, milliseconds }),
     );
-  }
-
-  /**
-   * The projector alone.
-   * @param rows [K, D] of any selection
-   * @returns features [1, K, W]
-   */
-  async project(rows: TensorLike): Promise<Tensor> {
-    return this.life.call(() => this.encoder.project(rows));
-  }
-
-  protected free(): Promise<void> {
-    return this.encoder.dispose();
   }
 }
 

@@ -1,4 +1,4 @@
-/** Greedy decoding over plain onnxruntime-node, as a user's own pipeline does it: a folder's embedding table and decoder, M-RoPE. */
+/** Greedy decoding over plain onnxruntime-node, as a user's own pipeline does it: a folder's embedding table and decoder. */
 import { join } from 'node:path';
 import * as ort from 'onnxruntime-node';
 
@@ -6,7 +6,7 @@ import * as ort from 'onnxruntime-node';
 export interface Prompt {
   /** [1, L]. */
   readonly inputIds: ort.Tensor;
-  /** [3, 1, L]. */
+  /** [1, L]; with M-RoPE [3, 1, L]. */
   readonly positionIds: ort.Tensor;
   readonly nextPosition: number;
   /** Rows for the image tokens, one image after the other: [1, K, W] each. */
@@ -48,7 +48,8 @@ export class PlainLoop {
       );
       embeds = await this.#embed(ids.slice(-1).map(BigInt));
       const next = BigInt(nextPosition + ids.length - 1);
-      positions = new ort.Tensor('int64', new BigInt64Array(3).fill(next), [3, 1, 1]);
+      const rows = positionIds.dims.slice(0, -2);
+      positions = new ort.Tensor('int64', new BigInt64Array(rows[0] ?? 1).fill(next), [...rows, 1, 1]);
     }
   }
 
