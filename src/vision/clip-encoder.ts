@@ -95,10 +95,15 @@ export class ClipEncoder {
    *
    * @param visionEncoder path of a `vision_encoder.onnx`
    * @param options whose names were checked
+   * @param how `tuned`: models of the family have towers that were trained further than that of the CLIP folder
    * @throws DesapError `ERR_FILE`; `ERR_GRAPH` when a file holds another kind of model; `ERR_HEAD_MISMATCH` when head and tower
    *   do not belong together; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`; `ERR_VALUE` for the options
    */
-  static async open(visionEncoder: string, options: ClipEncoderOptions): Promise<ClipEncoder> {
+  static async open(
+    visionEncoder: string,
+    options: ClipEncoderOptions,
+    how: { readonly tuned?: boolean } = {},
+  ): Promise<ClipEncoder> {
     nonEmpty('visionEncoder', visionEncoder, 'the path of a LLaVA vision_encoder.onnx');
     const { clip, pruner, longText = 'segment' } = options;
     checkShared(options);
@@ -125,7 +130,12 @@ export class ClipEncoder {
       const { head } = options;
       const weights = pruner
         ? null
-        : await towerHead(ort, visionEncoder, { structure, session: towerSession }, { clip: clip!, head, session });
+        : await towerHead(
+            ort,
+            visionEncoder,
+            { structure, session: towerSession },
+            { clip: clip!, head, session, ...how },
+          );
       const text = clip === undefined ? null : await findClipFile(clip, 'text');
       return new ClipEncoder(
         weights ? opened(await Pruner.load(weights, deviceOptions(options)), (own) => own.dispose()) : pruner!,

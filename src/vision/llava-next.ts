@@ -1,7 +1,7 @@
 import { DesapError, mismatch } from '../errors.js';
 import type { TensorLike } from '../index.js';
 import { type OptionNames, options } from '../options.js';
-import { integer, nonEmpty, oneOf } from '../tensor.js';
+import { integer, nonEmpty, oneOf, vector as vectorOf } from '../tensor.js';
 import { ANYRES, type Anyres, anyresLayout, NEWLINES, type Newline, PINPOINTS, type TileRule } from './anyres.js';
 import { checkPinpoints } from './anyres-images.js';
 import { sizesOf, type Tiled, tilesOf } from './anyres-inputs.js';
@@ -11,6 +11,7 @@ import { clipTile } from './clip-tile.js';
 import { LLAVA_OPTIONS } from './llava.js';
 import { folderOf, type ModelConfig, readConfig } from './model-folder.js';
 import { newlineVector } from './newline.js';
+import { allOrNone } from './session.js';
 import { TilesImage } from './tiles-image.js';
 import type { InputNames, VisionInputs } from './vision-model.js';
 
@@ -84,7 +85,11 @@ export class LlavaNextVision extends ClipVisionModel<TilesImage> {
     const own = anyres === 'model' ? await newlineVector(vector, folder) : null;
     if (own === null && anyres === 'model' && newline !== 'none')
       throw missingNewline(`, which no safetensors file in ${folder} has`);
-    return new LlavaNextVision(await ClipEncoder.open(visionEncoder, clip), { ...rule, anyres, newline, vector: own });
+    return allOrNone(async (opened) => {
+      const encoder = opened(await ClipEncoder.open(visionEncoder, clip, { tuned: true }), (one) => one.dispose());
+      if (own) vectorOf('newlineVector', own, await widthOf(encoder));
+      return new LlavaNextVision(encoder, { ...rule, anyres, newline, vector: own });
+    });
   }
 
   protected async encodeImages(inputs: VisionInputs, names: InputNames): Promise<TilesImage[]> {
@@ -127,6 +132,12 @@ export class LlavaNextVision extends ClipVisionModel<TilesImage> {
 function ruleOf({ image_grid_pinpoints: pinpoints, vision_config: vision }: ModelConfig): TileRule {
   const side = integer('config.vision_config.image_size', vision?.image_size ?? SIDE, 1, MAX_SIDE);
   return { side, pinpoints: checkPinpoints('config.image_grid_pinpoints', pinpoints ?? PINPOINTS, side) };
+}
+
+/** W, the width of the features. */
+async function widthOf(encoder: ClipEncoder): Promise<number> {
+  const { width } = encoder.pruner.head;
+  return (await encoder.project({ data: new Float32Array(width), dims: [1, width] })).dims[2];
 }
 
 function missingNewline(where: string): DesapError {
