@@ -16,12 +16,15 @@ export async function readBytes(path: string): Promise<Uint8Array> {
 export interface OpenFile {
   /** Bytes. */
   readonly size: number;
-  read(at: number, length: number): Promise<Uint8Array>;
-  close(): Promise<void>;
+  /** @throws DesapError `ERR_FILE` behind the end */
+  readonly read: (at: number, length: number) => Promise<Uint8Array>;
 }
 
-/** Opens a file to read parts of it. */
-export async function openBytes(path: string): Promise<OpenFile> {
+/**
+ * Reads parts of a file, which is closed again.
+ * @throws DesapError `ERR_FILE`
+ */
+export async function readPart<T>(path: string, use: (file: OpenFile) => Promise<T>): Promise<T> {
   const fail = (cause: Error): never => {
     throw new DesapError('ERR_FILE', `${path}: cannot be read: ${cause.message}`, { cause });
   };
@@ -30,17 +33,17 @@ export async function openBytes(path: string): Promise<OpenFile> {
     const bytes = new Uint8Array(length);
     for (let done = 0; done < length; ) {
       const { bytesRead } = await handle.read(bytes, done, length - done, at + done).catch(fail);
-      if (bytesRead === 0)
-        throw new DesapError(
-          'ERR_FILE',
-          `${path}: got its end at byte ${at + done}, wanted ${length} bytes from ${at} on`,
-        );
+      if (bytesRead === 0) fail(new Error(`it ends at byte ${at + done}, ${at + length} were wanted`));
       done += bytesRead;
     }
     return bytes;
   };
-  const { size } = await handle.stat();
-  return { size, read, close: () => handle.close() };
+  try {
+    const { size } = await handle.stat();
+    return await use({ size, read });
+  } finally {
+    await handle.close();
+  }
 }
 
 /** The text of a whole UTF-8 file. */

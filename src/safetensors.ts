@@ -1,5 +1,5 @@
 import { DesapError } from './errors.js';
-import { openBytes, readBytes } from './files.js';
+import { readBytes, readPart } from './files.js';
 import { halfToFloat } from './tensor.js';
 
 /** A tensor as a safetensors file stores it: its type name, shape and bytes (not copied). */
@@ -119,28 +119,32 @@ export async function readSafeTensors(path: string): Promise<SafeTensors> {
   return parseSafeTensors(await readBytes(path), path);
 }
 
+/** A safetensors file whose tensors are read one by one: checkpoints may be larger than memory. */
+export interface SafeTensorsFile {
+  /** Name and shape of each tensor. */
+  readonly shapes: ReadonlyMap<string, readonly number[]>;
+  /** @throws DesapError `ERR_FILE` for a name that is not there, and for a file that cannot be read */
+  read(name: string): Promise<StoredTensor>;
+}
+
 /**
- * Some tensors of a safetensors file, read without the others: checkpoints are larger than memory.
- *
- * @param wanted whether a tensor is read, by its name and shape
+ * Reads the header of a safetensors file; see {@link parseSafeTensors}.
  * @throws DesapError `ERR_FILE`
  */
-export async function readSomeTensors(
-  path: string,
-  wanted: (name: string, shape: readonly number[]) => boolean,
-): Promise<ReadonlyMap<string, StoredTensor>> {
-  const file = await openBytes(path);
-  try {
-    const length = headerLength(await file.read(0, Math.min(8, file.size)), file.size, path);
-    const { places } = parseHeader(await file.read(8, length), file.size - 8 - length, path);
-    const tensors = new Map<string, StoredTensor>();
-    for (const [name, { dtype, shape, begin, end }] of places)
-      if (wanted(name, shape))
-        tensors.set(name, { dtype, shape, bytes: await file.read(8 + length + begin, end - begin) });
-    return tensors;
-  } finally {
-    await file.close();
-  }
+export async function openSafeTensors(path: string): Promise<SafeTensorsFile> {
+  const { places, start } = await readPart(path, async ({ size, read }) => {
+    const length = headerLength(await read(0, Math.min(8, size)), size, path);
+    return { ...parseHeader(await read(8, length), size - 8 - length, path), start: 8 + length };
+  });
+  return {
+    shapes: new Map([...places].map(([name, { shape }]) => [name, shape])),
+    async read(name) {
+      const place = places.get(name);
+      if (!place) throw new DesapError('ERR_FILE', `${path}: looked for the tensor '${name}'; found none`);
+      const { dtype, shape, begin, end } = place;
+      return { dtype, shape, bytes: await readPart(path, ({ read }) => read(start + begin, end - begin)) };
+    },
+  };
 }
 
 /** The values of a floating-point tensor as float32 (F64 is rounded, F16 and BF16 are exact). */

@@ -95,14 +95,15 @@ export class ClipEncoder {
    *
    * @param visionEncoder path of a `vision_encoder.onnx`
    * @param options whose names were checked
-   * @param how `tuned`: models of the family have towers that were trained further than that of the CLIP folder
+   * @param how `tuned`: models of the family have towers that were trained further than that of the CLIP folder; `text: false`: its text
+   *   tower is not opened
    * @throws DesapError `ERR_FILE`; `ERR_GRAPH` when a file holds another kind of model; `ERR_HEAD_MISMATCH` when head and tower
    *   do not belong together; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`; `ERR_VALUE` for the options
    */
   static async open(
     visionEncoder: string,
     options: ClipEncoderOptions,
-    how: { readonly tuned?: boolean } = {},
+    { text: hasText = true, ...how }: { readonly tuned?: boolean; readonly text?: boolean } = {},
   ): Promise<ClipEncoder> {
     nonEmpty('visionEncoder', visionEncoder, 'the path of a LLaVA vision_encoder.onnx');
     const { clip, pruner, longText = 'segment' } = options;
@@ -136,7 +137,7 @@ export class ClipEncoder {
             { structure, session: towerSession },
             { clip: clip!, head, session, ...how },
           );
-      const text = clip === undefined ? null : await findClipFile(clip, 'text');
+      const text = clip === undefined || !hasText ? null : await findClipFile(clip, 'text');
       return new ClipEncoder(
         weights ? opened(await Pruner.load(weights, deviceOptions(options)), (own) => own.dispose()) : pruner!,
         weights !== null,
@@ -167,11 +168,12 @@ export class ClipEncoder {
    * @param pixels of all images, one after the other
    * @param dims [images, 3, H, W]
    * @param argument what the caller knows the pixels by
+   * @param together how many belong into one run, for towers whose images see each other
    */
-  async encode(pixels: Float32Array, dims: readonly number[], argument: string): Promise<Encoded[]> {
+  async encode(pixels: Float32Array, dims: readonly number[], argument: string, together?: number): Promise<Encoded[]> {
     const [count, ...extents] = dims;
     const size = pixels.length / count;
-    const atOnce = count > 1 && (await this.#takesSeveral(extents, argument)) ? AT_ONCE : 1;
+    const atOnce = together ?? (count > 1 && (await this.#takesSeveral(extents, argument)) ? AT_ONCE : 1);
     const images: Encoded[] = [];
     try {
       for (let at = 0; at < count; at += atOnce) {
@@ -186,6 +188,12 @@ export class ClipEncoder {
       for (const { batch } of images) void batch.release();
       throw error;
     }
+  }
+
+  /** [3, H, W] of the images that the tower takes; a square of 224 where it does not say it. */
+  extents(): number[] {
+    const stated = pixelExtents(this.tower);
+    return [3, 224, 224].map((extent, axis) => stated[axis + 1] ?? extent);
   }
 
   /** One run of the tower: hidden states in memory that the pruner reads in place. */

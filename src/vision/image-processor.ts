@@ -48,6 +48,24 @@ export class ImageProcessor {
   }
 
   /**
+   * Frames of a video, one after the other: `pixel_values_videos` [1, frames, 3, H, W], float32.
+   * @throws DesapError as {@link ImageProcessor.process}; `ERR_VALUE` for no frame, `ERR_SHAPE` for frames of several sizes
+   */
+  async video(frames: readonly ImageSource[]): Promise<Tensor> {
+    if (!Array.isArray(frames) || frames.length < 1)
+      throw invalid('ERR_VALUE', 'frames', frames, 'a list of at least one image');
+    const [first, ...others] = await Promise.all(frames.map((frame) => this.process(frame)));
+    const size = first.data.length;
+    const pixels = new Float32Array(frames.length * size);
+    [first, ...others].forEach(({ data, dims }, i) => {
+      if (dims.join() !== first.dims.join())
+        throw mismatch('ERR_SHAPE', `frames[${i}]`, `[${dims.join(', ')}]`, `[${first.dims.join(', ')}], as frames[0]`);
+      pixels.set(data as Float32Array, i * size);
+    });
+    return new Tensor('float32', pixels, [1, frames.length, ...first.dims.slice(1)]);
+  }
+
+  /**
    * The image as the encoder sees it, in bytes: upright, padded, resized and cropped, not yet normalised.
    * @throws as {@link ImageProcessor.process}
    */

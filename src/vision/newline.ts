@@ -2,13 +2,8 @@
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DesapError, mismatch } from '../errors.js';
-import { readSomeTensors, type StoredTensor, toFloat32 } from '../safetensors.js';
+import { openSafeTensors, toFloat32 } from '../safetensors.js';
 import { type TensorLike, vector } from '../tensor.js';
-
-/** Whether a tensor is one: Hugging Face and the original have it under names with this end. */
-function isNewline(name: string, shape: readonly number[]): boolean {
-  return name.endsWith('image_newline') && shape.length === 1;
-}
 
 /**
  * The newline vector of a model: the given one, or the tensor [W] whose name ends in `image_newline` in a safetensors file, or in those of
@@ -25,17 +20,17 @@ export async function newlineVector(
   if (given !== undefined && typeof given !== 'string') return vector('newlineVector', given).slice();
   const files = given === undefined ? await checkpoints(folder) : [given];
   for (const file of files) {
-    const [found, ...others] = await readSomeTensors(file, isNewline);
+    const { shapes, read } = await openSafeTensors(file);
+    // Hugging Face and the original have it under names with this end.
+    const [found, ...others] = [...shapes].filter(
+      ([name, { length }]) => name.endsWith('image_newline') && length === 1,
+    );
     if (others.length > 0)
       throw new DesapError('ERR_FILE', `${file}: looked for one tensor '...image_newline'; found ${others.length + 1}`);
-    if (found) return values(found, file);
+    if (found) return toFloat32(await read(found[0]), `${file}: tensor '${found[0]}'`);
   }
   if (given === undefined) return null;
   throw mismatch('ERR_VALUE', 'newlineVector', `${given}, a file without it`, "one with a tensor '...image_newline'");
-}
-
-function values([name, tensor]: readonly [string, StoredTensor], file: string): Float32Array {
-  return toFloat32(tensor, `${file}: tensor '${name}'`);
 }
 
 /** The safetensors files of a folder; none where it cannot be listed. */

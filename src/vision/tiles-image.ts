@@ -7,17 +7,14 @@ import type { TokenLayout } from './layout.js';
 import type { EncodedImage } from './vision-model.js';
 import type { Part } from './whole-image.js';
 
-/** What an image needs of its model. */
-interface Vision extends ImageOwner {
-  project(rows: TensorLike): Promise<Tensor>;
-}
-
 /** How an image was encoded. */
 interface About {
   readonly medium: EncodedImage['medium'];
   readonly layout: TokenLayout;
   /** One for each tile of the layout. */
   readonly tiles: readonly ClipTile[];
+  /** [K, D] of any rows to features [1, K, W]. */
+  readonly project: (rows: TensorLike) => Promise<Tensor>;
   /** Markers at these places as rows of the language model, one after the other. */
   readonly markers: (places: Int32Array) => Promise<Float32Array>;
   readonly milliseconds: number;
@@ -27,11 +24,11 @@ interface About {
 export class TilesImage extends EncodedImageBase {
   /** @internal */
   constructor(
-    private readonly vision: Vision,
+    owner: ImageOwner,
     private readonly how: About,
   ) {
     const { layout, medium, milliseconds } = how;
-    super('TilesImage', vision, { layout, form: 'clip', medium, milliseconds });
+    super('TilesImage', owner, { layout, form: 'clip', medium, milliseconds });
   }
 
   protected async makeAnalyses(parts: readonly Part[]): Promise<Analyzed> {
@@ -43,7 +40,7 @@ export class TilesImage extends EncodedImageBase {
   }
 
   protected connect(kept: readonly Kept[]): Promise<Tensor> {
-    return this.vision.project(tokensOf(kept));
+    return this.how.project(tokensOf(kept));
   }
 
   protected override markerFeatures(places: Int32Array): Promise<Float32Array> {
@@ -58,7 +55,7 @@ export class TilesImage extends EncodedImageBase {
     let width = newlines.length / Math.max(1, layout.markers.length);
     for (const [t, tile] of tiles.entries()) {
       if (layout.places[t].length === 0) continue;
-      const { data, dims } = await this.vision.project(tile.units());
+      const { data, dims } = await this.how.project(tile.units());
       width = dims[2];
       all ??= new Float32Array(layout.tokenCount * width);
       put(data as Float32Array, layout.places[t], all, width);
