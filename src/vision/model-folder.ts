@@ -26,6 +26,8 @@ export const DTYPES = Object.keys(SUFFIX) as Dtype[];
 /** What vision models read of a `config.json`. */
 export interface ModelConfig {
   readonly model_type?: string;
+  /** LLaVA-NeXT: sizes that an image may be brought to, [height, width] each. */
+  readonly image_grid_pinpoints?: readonly (readonly [height: number, width: number])[];
   /** LFM2-VL: rows, and columns, of patches that become one visual token. */
   readonly downsample_factor?: number;
   /** nanoLLaVA and FastVLM: the name of the tower. */

@@ -23,9 +23,9 @@ export interface Part {
   readonly places: Int32Array;
 }
 
-/** Parts of one tile each, or one of all tiles. */
+/** Parts of one tile each, or one of all tiles. A tile without units, all of which is padding, is part of none. */
 export function partsOf({ places }: TokenLayout, isJoint: boolean): Part[] {
-  const tiles = [...places.keys()];
+  const tiles = [...places.keys()].filter((tile) => places[tile].length > 0);
   if (!isJoint || tiles.length === 1) return tiles.map((tile) => ({ tiles: [tile], places: places[tile] }));
   return [{ tiles, places: Int32Array.from(places.flatMap((own) => [...own])) }];
 }
