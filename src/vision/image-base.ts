@@ -1,7 +1,7 @@
 import type { Tensor } from 'onnxruntime-common';
 import { DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
-import type { ImageAnalysis, PruneOptions, PruneResult, TextEmbeddings } from '../index.js';
+import { ImageAnalysis, type PruneOptions, type PruneResult, type TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
 import { type OptionNames, options } from '../options.js';
 import { PRUNE_OPTIONS, textEmbeddings } from '../prune-request.js';
@@ -277,12 +277,14 @@ function positive(map: Float32Array): number {
   return map.reduce((sum, value) => sum + Math.max(0, value), 0);
 }
 
-function pruneAll(
+/** All parts in one go. */
+async function pruneAll(
   analyses: readonly ImageAnalysis[],
   text: TextEmbeddings | null,
   requests: readonly PruneOptions[],
 ): Promise<PruneResult[]> {
-  return Promise.all(analyses.map((analysis, p) => analysis.prune(text, requests[p])));
+  if (analyses.length > 1) return ImageAnalysis.pruneBatch(analyses, text, requests);
+  return [await analyses[0].prune(text, requests[0])];
 }
 
 /** What the pruner is given is the encoder's, and not what the caller knows. */
@@ -295,5 +297,5 @@ function asEncoding(error: unknown): never {
 /** What is wrong with a text, under the name that the caller has for it. */
 function asQuestion(error: unknown): never {
   if (!(error instanceof DesapError) || !/^text\b/.test(error.message)) throw error;
-  throw new DesapError(error.code, error.message.replace('text', 'question'), { cause: error });
+  throw new DesapError(error.code, error.message.replace(/^text(\[\d+\])?/, 'question'), { cause: error });
 }
