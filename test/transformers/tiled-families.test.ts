@@ -348,4 +348,17 @@ describe.each(FAMILIES)('$family', ({ family, marks, further }) => {
     };
     await refused(short, 'ERR_SHAPE', /^input_ids: got 15 image tokens for tile 0 of image 0, wanted 16, of 4 rows/);
   });
+
+  it('refuses a decoder that puts the features in their places itself, as LFM3-VL’s does', async () => {
+    await detach();
+    const { inputNames } = model.sessions.decoder_model_merged;
+    const names = { value: [...inputNames, 'input_ids', 'image_features'] };
+    const decoder = Object.create(model.sessions.decoder_model_merged, { inputNames: names });
+    const sessions = { ...model.sessions, decoder_model_merged: decoder };
+    const merging = Object.assign(Object.create(model), { sessions }) as PreTrainedModel;
+    await expect(attach(merging, { model: folder, keep: 4 })).rejects.toMatchObject({
+      code: 'ERR_GRAPH',
+      message: /decoder_model_merged: got the inputs input_ids, image_features, wanted none that may hold one entry/,
+    });
+  });
 });
