@@ -137,6 +137,7 @@ function ownMethods(model: HookedModel): Hooks {
     generate: model.generate.bind(model),
     prepare_inputs_for_generation: model.prepare_inputs_for_generation.bind(model),
     _update_model_kwargs_for_generation: model._update_model_kwargs_for_generation.bind(model),
+    get_rope_index: model.get_rope_index?.bind(model),
   };
 }
 

@@ -1,7 +1,7 @@
 /** The images of a prompt: encoded, and with the columns that their tokens stand in. */
-import { mismatch } from '../errors.js';
+import { invalid, mismatch } from '../errors.js';
 import type { EncodedImage, InputNames, VisionInputs, VisionModel } from '../vision/vision-model.js';
-import { type HookedModel, imageTokenId, type ModelInputs, type ModelTensor } from './model.js';
+import { type HookedModel, imageTokenId, type ModelInputs, type ModelTensor, videoTokenId } from './model.js';
 import type { Questions } from './question/question.js';
 import { imageSpans, type Span } from './spans.js';
 
@@ -40,11 +40,15 @@ const NAMES: InputNames = {
 export async function promptImages(attached: Attached, inputs: ModelInputs): Promise<PromptImage[]> {
   const { model, vision } = attached;
   const ids = inputs.input_ids as ModelTensor;
-  const token = imageTokenId(model);
+  const [token, video] = [imageTokenId(model), videoTokenId(model)];
+  if (video !== null && !inputs.pixel_values_videos && (ids.data as BigInt64Array).includes(video))
+    throw invalid('ERR_VALUE', 'pixel_values_videos', inputs.pixel_values_videos, 'the frames of the prompt’s videos');
   const spans = await spansOf(attached, ids, token);
   const encoded = await vision.encode(visionInputs(inputs, spans), NAMES);
   try {
-    return spans === null ? inOrder(ids, token, encoded) : bySpans(spans, encoded);
+    const of = (medium: EncodedImage['medium']) => encoded.filter((one) => one.medium === medium);
+    const images = spans === null ? inOrder(ids, token, of('image')) : bySpans(spans, encoded);
+    return video === null ? images : [...images, ...inOrder(ids, video, of('video'))];
   } catch (error) {
     for (const image of encoded) image.dispose();
     throw error;
@@ -66,10 +70,12 @@ async function spansOf({ vision, questions }: Attached, ids: ModelTensor, token:
 
 function visionInputs(inputs: ModelInputs, spans: readonly Span[] | null): VisionInputs {
   return {
-    pixelValues: inputs.pixel_values as ModelTensor,
+    pixelValues: inputs.pixel_values ?? undefined,
     imageGridThw: inputs.image_grid_thw ?? undefined,
     pixelAttentionMask: inputs.pixel_attention_mask ?? undefined,
     spatialShapes: inputs.spatial_shapes ?? undefined,
+    pixelValuesVideos: inputs.pixel_values_videos ?? undefined,
+    videoGridThw: inputs.video_grid_thw ?? undefined,
     tileCounts: spans?.map(({ pieces }) => pieces.length),
   };
 }
@@ -87,7 +93,7 @@ function bySpans(spans: readonly Span[], encoded: readonly EncodedImage[]): Prom
   });
 }
 
-/** Gives each image its placeholders, which stand in the order of the images over the whole batch. */
+/** Gives each image (or video) its placeholders, which stand in their order over the whole batch; those of a video may be in pieces. */
 function inOrder(ids: ModelTensor, token: bigint, encoded: readonly EncodedImage[]): PromptImage[] {
   const [rows, columns] = ids.dims;
   const data = ids.data as BigInt64Array;
@@ -96,8 +102,8 @@ function inOrder(ids: ModelTensor, token: bigint, encoded: readonly EncodedImage
     mismatch(
       'ERR_SHAPE',
       'input_ids',
-      `${found} image tokens (id ${token}) in a sequence`,
-      `the tokens of its images: ${encoded.map(({ tokenCount }) => tokenCount).join(', ')}`,
+      `${found} visual tokens (id ${token}) in a sequence`,
+      `the tokens of its images or videos: ${encoded.map(({ tokenCount }) => tokenCount).join(', ')}`,
     );
   for (let sequence = 0; sequence < rows; sequence++) {
     const own: number[] = [];

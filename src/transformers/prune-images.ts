@@ -2,7 +2,7 @@
 import type { TextEmbeddings } from '../index.js';
 import { shared, wholeImage } from '../vision/allocation.js';
 import type { PrunedFeatures, VisionPruneOptions } from '../vision/vision-model.js';
-import { imageTokenId, type ModelInputs, type ModelTensor } from './model.js';
+import { imageTokenId, type ModelInputs, type ModelTensor, videoTokenId } from './model.js';
 import { amountOf, type CallOptions, entryOf, type PrunedImage, type Question } from './options.js';
 import type { Attached, PromptImage } from './prompt-images.js';
 
@@ -80,7 +80,7 @@ async function massOf({ encoded, text }: Asked, how: VisionPruneOptions): Promis
 
 /** The question of one sequence: the given one, or that of its last user turn. */
 async function question(
-  { model, vision, questions }: Attached,
+  attached: Attached,
   inputs: ModelInputs,
   sequence: number,
   options: CallOptions,
@@ -88,8 +88,20 @@ async function question(
   if (options.taskShare === 0) return null;
   const ids = inputs.input_ids as ModelTensor;
   let asked = entryOf('question', options.question, sequence, ids.dims[0]) as Question | undefined;
-  asked ??= (await questions()).read(unpadded(inputs, sequence), Number(imageTokenId(model)));
-  return typeof asked === 'string' ? vision.encodeQuestion(asked) : asked;
+  asked ??= await questionOf(attached, unpadded(inputs, sequence));
+  return typeof asked === 'string' ? attached.vision.encodeQuestion(asked) : asked;
+}
+
+/** The times that Qwen3-VL's processor writes in front of a video's frames. */
+const TIMES = /<\d+(\.\d+)? seconds>/g;
+
+async function questionOf({ model, questions }: Attached, ids: readonly number[]): Promise<string> {
+  const [image, video] = [imageTokenId(model), videoTokenId(model)].map(Number);
+  const read = (await questions()).read(
+    ids.map((id) => (id === video ? image : id)),
+    image,
+  );
+  return ids.includes(video) ? read.replace(TIMES, '').trim() : read;
 }
 
 /** The ids of one sequence that its mask does not hide. */

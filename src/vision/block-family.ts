@@ -20,6 +20,11 @@ export interface BlockFamily {
     names: InputNames,
     encoder: EncoderFacts,
   ): readonly EncoderRun[] | Promise<readonly EncoderRun[]>;
+  /**
+   * Left out where there is nothing to check.
+   * @throws DesapError `ERR_GRAPH` for an encoder that cannot be pruned, as its config says
+   */
+  check?(config: ModelConfig): void;
   /** Inputs on which the file and what was read of it are compared. */
   trials(session: InferenceSession, config: ModelConfig): VisionInputs[];
   /** `VisionModel.marks`; left out where the tokens of an image stand in one piece. */

@@ -63,8 +63,8 @@ const RENAMED = { modelDir: 'model' };
 
 const GRAPH = 'the vision encoder';
 
-/** What an open model is made of. */
-interface Parts extends BlockEngine {
+/** @internal What an open model is made of. */
+export interface BlockParts extends BlockEngine {
   readonly family: BlockFamily;
   readonly tower: InferenceSession;
   readonly config: ModelConfig;
@@ -81,16 +81,17 @@ interface Parts extends BlockEngine {
  * both sides' global vectors are normalised means. `taskShare: 0` leaves it out.
  */
 export class BlockVision extends VisionModelBase<BlockImage> {
-  readonly #parts: Parts;
+  readonly #parts: BlockParts;
   readonly #table = new Once<QuestionTable>();
   readonly #several = new Once<boolean>();
   /** Extents of the hidden states for the extents of each input so far. */
   readonly #hidden = new Map<string, readonly number[]>();
   readonly #facts: EncoderFacts;
 
-  private constructor(parts: Parts) {
+  /** @internal */
+  constructor(parts: BlockParts) {
     const { family, encoder, options } = parts;
-    super('BlockVision', family.name, encoder.tolerance, { keep: options.keep, keepRatio: options.keepRatio });
+    super(new.target.name, family.name, encoder.tolerance, { keep: options.keep, keepRatio: options.keepRatio });
     this.#parts = parts;
     this.#facts = {
       config: parts.config,
@@ -103,29 +104,21 @@ export class BlockVision extends VisionModelBase<BlockImage> {
    * Opens the encoder, and checks on trial images that its parts compute what the file by itself computes. The file runs first, and is
    * closed before the encoder is opened: memory holds the weights once.
    *
-   * @param visionEncoder path of a vision encoder
+   * @internal
+   * @param file path of a vision encoder
+   * @param isBeside whether the caller has an open session of the file to compare with: it does not run here then
    * @throws DesapError `ERR_FILE`; `ERR_GRAPH` when the encoder is not built as expected, with what was looked for;
    *   `ERR_HEAD_MISMATCH` when it was not read right; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`; `ERR_VALUE` for the options
    */
-  static async open(family: BlockFamily, visionEncoder: string, given: BlockVisionOptions = {}): Promise<BlockVision> {
-    return BlockVision.#open(family, visionEncoder, given, samplesOf);
-  }
-
-  /** @internal The same without the run of the file, for whoever has an open session of it to compare with. */
-  static async openBeside(
-    family: BlockFamily,
-    visionEncoder: string,
-    given: BlockVisionOptions = {},
-  ): Promise<BlockVision> {
-    return BlockVision.#open(family, visionEncoder, given, async () => []);
-  }
-
-  static async #open(
+  static async openAs<T extends BlockVision>(
+    this: new (
+      parts: BlockParts,
+    ) => T,
     family: BlockFamily,
     file: string,
-    given: BlockVisionOptions,
-    sample: typeof samplesOf,
-  ): Promise<BlockVision> {
+    given: BlockVisionOptions = {},
+    isBeside = false,
+  ): Promise<T> {
     nonEmpty('visionEncoder', file, 'the path of a vision_encoder.onnx');
     const checked = options('options', withoutClip(given), BLOCK_OPTIONS, RENAMED);
     const { model = folderOf(file), pruner } = checked;
@@ -135,19 +128,22 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     const ort = await ortModule(checked.ort);
     const session = atRest(checked.session);
     const config = checked.config ?? (await readConfig(model));
+    family.check?.(config);
     const encoder = readLastBlock(file);
     return allOrNone(async (opened) => {
       const backend = pruner?.backend ?? opened(await openBackend(deviceOptions(checked)), (own) => own.dispose());
-      const samples = await sample(family, file, config, { ort, session });
+      const samples = isBeside ? [] : await samplesOf(family, file, config, { ort, session });
       const weights = await encoder.weights(ort);
       const head = opened(await BlockHead.load(weights, backend), (own) => own.dispose());
       const open = async (graph: EditedGraph) => opened(await openGraph(ort, graph, session), (one) => one.release());
-      const [tower, connector] = [await open(encoder.tower), await open(encoder.connector)];
-      const trials = (await blockTrials(family, tower, config)).map(({ run }) => run);
+      const connector = await open(encoder.connector);
+      const trials = async (one: InferenceSession) => (await blockTrials(family, one, config)).map(({ run }) => run);
       await confirmBlock(ort, encoder, { backend, weights, trials, connector, session });
+      // Now that the trial's session is closed: memory holds the weights once.
+      const tower = await open(encoder.tower);
       const own = { ...checked, model };
       const parts = { family, encoder, ort, head, tower, connector, encoding, config, options: own };
-      const vision = new BlockVision(parts);
+      const vision = new this(parts);
       const wanted = `those of the file by itself${family.premise}`;
       await confirmFeatures(vision, samples, { argument: 'visionEncoder', file, wanted });
       return vision;

@@ -12,8 +12,9 @@ import { IDEFICS3 } from './idefics3.js';
 import { LFM2 } from './lfm2.js';
 import { LLAVA_OPTIONS, LlavaVision, type LlavaVisionOptions } from './llava.js';
 import type { ModelConfig, ModelFolder } from './model-folder.js';
-import { QWEN_PREMISE, QwenVision } from './qwen.js';
-import { llavaTrials, qwenTrials } from './trial.js';
+import { QwenVision } from './qwen.js';
+import { QWEN } from './qwen-family.js';
+import { llavaTrials } from './trial.js';
 import type { VisionModel } from './vision-model.js';
 
 /**
@@ -56,25 +57,18 @@ const LLAVA: Family = {
   premise: '',
 };
 
-const QWEN: Family = {
-  open: ({ visionEncoder, folder, config }, options) =>
-    QwenVision.open(visionEncoder, { ...options, model: folder, config }),
-  openBeside: ({ visionEncoder, folder, config }, options) =>
-    QwenVision.openBeside(visionEncoder, { ...options, model: folder, config }),
-  trials: (session, config) => fileTrials(session, FILE, qwenTrials(session, config)),
-  premise: QWEN_PREMISE,
-};
-
-function block(family: BlockFamily): Family {
+function block(family: BlockFamily, Vision = BlockVision): Family {
   return {
     open: ({ visionEncoder, folder, config }, options) =>
-      BlockVision.open(family, visionEncoder, { ...options, model: folder, config }),
+      Vision.openAs(family, visionEncoder, { ...options, model: folder, config }),
     openBeside: ({ visionEncoder, folder, config }, options) =>
-      BlockVision.openBeside(family, visionEncoder, { ...options, model: folder, config }),
+      Vision.openAs(family, visionEncoder, { ...options, model: folder, config }, true),
     trials: (session, config) => blockTrials(family, session, config),
     premise: family.premise,
   };
 }
+
+const OF_QWEN = block(QWEN, QwenVision);
 
 /** By `model_type`. Each encoder is read by its structure, and refused where that is another. */
 const FAMILIES: Readonly<Record<string, Family>> = {
@@ -87,12 +81,12 @@ const FAMILIES: Readonly<Record<string, Family>> = {
   idefics3: block(IDEFICS3),
   smolvlm: block(IDEFICS3),
   lfm2_vl: block(LFM2),
-  qwen2_vl: QWEN,
-  qwen2_5_vl: QWEN,
-  qwen3_vl: QWEN,
-  qwen3_vl_moe: QWEN,
-  qwen3_5: QWEN,
-  qwen3_5_moe: QWEN,
+  qwen2_vl: OF_QWEN,
+  qwen2_5_vl: OF_QWEN,
+  qwen3_vl: OF_QWEN,
+  qwen3_vl_moe: OF_QWEN,
+  qwen3_5: OF_QWEN,
+  qwen3_5_moe: OF_QWEN,
 };
 
 /** Families whose encoder has no last self-attention over patches, and what can be done for them all the same. */

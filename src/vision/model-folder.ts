@@ -37,6 +37,7 @@ export interface ModelConfig {
     readonly spatial_merge_size?: number;
     readonly patch_size?: number;
     readonly temporal_patch_size?: number;
+    readonly tokens_per_second?: number;
     readonly in_channels?: number;
     readonly in_chans?: number;
     readonly depth?: number;
