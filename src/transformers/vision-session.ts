@@ -53,10 +53,10 @@ export function standIn(
 }
 
 /** Features as a tensor of the type and the rank that another one has. */
-function inForm({ type, dims }: Tensor, { data, images }: AllFeatures, ort: OrtModule): Tensor {
+function inForm({ type, dims }: Tensor, { data, tiles }: AllFeatures, ort: OrtModule): Tensor {
   const width = dims[dims.length - 1];
   const rows = data.length / width;
-  const shape = dims.length === 3 ? [images, rows / images, width] : [rows, width];
+  const shape = dims.length === 3 ? [tiles, rows / tiles, width] : [rows, width];
   return type === 'float16'
     ? new ort.Tensor('float16', Uint16Array.from(data, floatToHalf), shape)
     : new ort.Tensor('float32', data, shape);

@@ -16,30 +16,37 @@ export function eachTile({ keep, keepRatio }: Budget, units: readonly number[]):
 }
 
 /**
- * K of a whole image, which has at least one unit for each of its tiles.
+ * K of a whole image, or of several, with at least one unit for each tile.
  *
- * @param units of each tile
- * @throws DesapError `ERR_VALUE` for more than the image has, and for fewer than it has tiles
+ * @param units of each tile, or of each image
+ * @param tiles how many there are
+ * @throws DesapError `ERR_VALUE` for more units than there are, and for fewer than tiles
  */
-export function wholeImage(budget: Budget, units: readonly number[]): number {
+export function wholeImage(budget: Budget, units: readonly number[], tiles = units.length): number {
   const total = keepCount(
     budget,
     units.reduce((sum, count) => sum + count, 0),
   );
-  if (total >= units.length) return total;
-  if (budget.keepRatio !== undefined) return units.length;
-  throw mismatch('ERR_VALUE', 'keep', `${total} for ${units.length} tiles`, 'at least one for each tile');
+  if (total >= tiles) return total;
+  if (budget.keepRatio !== undefined) return tiles;
+  throw mismatch('ERR_VALUE', 'keep', `${total} for ${tiles} tiles`, 'at least one for each tile');
 }
 
 /**
- * Shares K over tiles by their masses, the largest remainder first and ties to the lower tile. Each tile gets at least one, and at most
- * its units; what one cannot take goes to the others. Without any mass the units count.
+ * Shares K over tiles, or images, by their masses, the largest remainder first and ties to the lower one. Each gets at least its least,
+ * and at most its units; what one cannot take goes to the others. Without any mass the units count.
  *
- * @param total K, from the number of tiles to the sum of the units
+ * @param total K, from the sum of the least to that of the units
  * @param masses not negative
+ * @param least of each; default: one
  */
-export function shared(total: number, units: readonly number[], masses: readonly number[]): number[] {
-  const quotas = quotasOf(total, units, masses);
+export function shared(
+  total: number,
+  units: readonly number[],
+  masses: readonly number[],
+  least: readonly number[] = units.map(() => 1),
+): number[] {
+  const quotas = quotasOf(total, units, masses, least);
   const counts = quotas.map(Math.floor);
   const rest = total - counts.reduce((sum, count) => sum + count, 0);
   const byRemainder = [...quotas.keys()].sort((a, b) => quotas[b] - counts[b] - (quotas[a] - counts[a]) || a - b);
@@ -48,7 +55,12 @@ export function shared(total: number, units: readonly number[], masses: readonly
 }
 
 /** Shares in proportion to the masses, each within its bounds: those at the bound that is violated more are settled first. */
-function quotasOf(total: number, units: readonly number[], masses: readonly number[]): number[] {
+function quotasOf(
+  total: number,
+  units: readonly number[],
+  masses: readonly number[],
+  least: readonly number[],
+): number[] {
   const quotas = new Array<number>(units.length).fill(0);
   let open = [...units.keys()];
   for (let rest = total; open.length > 0; ) {
@@ -56,10 +68,12 @@ function quotasOf(total: number, units: readonly number[], masses: readonly numb
     const weights = sum(masses) > 0 ? masses : units;
     const scale = rest / sum(weights);
     for (const tile of open) quotas[tile] = weights[tile] * scale;
-    const bounded = (tile: number) => Math.min(Math.max(quotas[tile], 1), units[tile]);
+    const bounded = (tile: number) => Math.min(Math.max(quotas[tile], least[tile]), units[tile]);
     const excess = open.reduce((all, tile) => all + quotas[tile] - bounded(tile), 0);
     const settled = new Set(
-      open.filter((tile) => (excess === 0 ? true : excess > 0 ? quotas[tile] > units[tile] : quotas[tile] < 1)),
+      open.filter((tile) =>
+        excess === 0 ? true : excess > 0 ? quotas[tile] > units[tile] : quotas[tile] < least[tile],
+      ),
     );
     for (const tile of settled) {
       quotas[tile] = bounded(tile);

@@ -15,7 +15,16 @@ export interface BlockFamily {
    * @param names what the caller knows the inputs by
    * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, with the input's name
    */
-  read(inputs: VisionInputs, names: InputNames, encoder: EncoderFacts): readonly EncoderRun[];
+  read(
+    inputs: VisionInputs,
+    names: InputNames,
+    encoder: EncoderFacts,
+  ): readonly EncoderRun[] | Promise<readonly EncoderRun[]>;
+  /**
+   * Left out where there is nothing to check.
+   * @throws DesapError `ERR_GRAPH` for an encoder that cannot be pruned, as its config says
+   */
+  check?(config: ModelConfig): void;
   /** Inputs on which the file and what was read of it are compared. */
   trials(session: InferenceSession, config: ModelConfig): VisionInputs[];
   /** `VisionModel.marks`; left out where the tokens of an image stand in one piece. */
@@ -33,8 +42,14 @@ export interface EncoderFacts {
     readonly type: number;
     readonly dims: readonly (number | string)[] | null;
   }[];
-  /** Whether one run computes of several images what it computes of each alone. */
-  readonly several: (...inputs: readonly VisionInputs[]) => Promise<boolean>;
+  /**
+   * Whether one run computes of several images what it computes of each alone, by trial: some exports have the batch of their trial image
+   * in shapes, or let patches see those of all images. Asked once of an encoder.
+   *
+   * @param both a run of two images of one size
+   * @param alone a run of the second of them
+   */
+  several(both: EncoderRun, alone: EncoderRun): Promise<boolean>;
 }
 
 /** A tensor to feed: what `new ort.Tensor(type, data, dims)` takes. */
@@ -44,7 +59,7 @@ export interface Feed {
   readonly dims: readonly number[];
 }
 
-/** One run of the encoder. */
+/** One run of the encoder. The extents of what it is fed settle those of the hidden states. */
 export interface EncoderRun {
   readonly feeds: Readonly<Record<string, Feed>>;
   /**

@@ -4,6 +4,7 @@ import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError } from '../errors.js';
 import type { OrtModule } from '../onnx/edit.js';
 import { floatData, type TensorLike, widened } from '../tensor.js';
+import type { Feed } from './block-family.js';
 import { TENTATIVE } from './session.js';
 import { INPUT_NAMES, type InputNames, type VisionInputs, type VisionModel } from './vision-model.js';
 
@@ -62,7 +63,8 @@ export function visionInputs(inputs: FileInputs, feeds: Readonly<Record<string, 
 /** All visual tokens of the images of one call, one image after the other. */
 export interface AllFeatures {
   readonly data: Float32Array;
-  readonly images: number;
+  /** Tiles of all images: whole files give one matrix for each. */
+  readonly tiles: number;
   /** Visual tokens that the prompt has for them. */
   readonly tokens: number;
 }
@@ -80,16 +82,42 @@ export async function allFeatures(
     const data = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
     for (let i = 0, at = 0; i < parts.length; at += parts[i++].length) data.set(parts[i], at);
     const tokens = images.reduce((sum, image) => sum + image.tokenCount, 0);
-    return { data, images: images.length, tokens };
+    const tiles = images.reduce((sum, image) => sum + image.tiles.length, 0);
+    return { data, tiles, tokens };
   } finally {
     for (const image of images) image.dispose();
   }
 }
 
-/** A trial image, and what a whole file computes of it. */
+/** Trial images, as a vision model takes them and as a whole file does. */
+export interface Trial {
+  readonly inputs: VisionInputs;
+  readonly feeds: Readonly<Record<string, Feed>>;
+}
+
+/** Trial images, and what a whole file computes of them. */
 export interface Sample {
   readonly trial: VisionInputs;
   readonly features: Tensor;
+}
+
+/**
+ * Trial images for a file whose inputs are told by {@link fileInputs}.
+ * @param name of the session, for messages
+ * @throws DesapError `ERR_GRAPH`
+ */
+export function fileTrials(session: InferenceSession, name: string, trials: readonly VisionInputs[]): Trial[] {
+  const inputs = Object.entries(fileInputs(session, name));
+  const feed = (tensor: TensorLike | undefined): [Feed] | [] => {
+    if (tensor === undefined) return [];
+    const { data, dims } = tensor;
+    const type = types.isFloat32Array(data) ? 'float32' : types.isBigInt64Array(data) ? 'int64' : 'bool';
+    return [{ type, data: data as Feed['data'], dims }];
+  };
+  return trials.map((given) => ({
+    inputs: given,
+    feeds: Object.fromEntries(inputs.flatMap(([name, part]) => feed(given[part]).map((own) => [name, own]))),
+  }));
 }
 
 /**
@@ -101,12 +129,14 @@ export interface Sample {
  */
 export async function runTrials(
   session: InferenceSession,
-  [first, ...others]: readonly VisionInputs[],
+  [first, ...others]: readonly Trial[],
   { file, ort }: { readonly file: string; readonly ort: OrtModule },
 ): Promise<[Sample, ...Sample[]]> {
-  const inputs = fileInputs(session, file);
-  const run = async (trial: VisionInputs) => {
-    const outputs = await session.run(feeds(inputs, trial, ort), TENTATIVE);
+  const run = async ({ inputs: trial, feeds }: Trial) => {
+    const fed = Object.entries(feeds).map(([name, { type, data, dims }]) => {
+      return [name, new ort.Tensor(type as 'float32', data as Float32Array, dims)];
+    });
+    const outputs = await session.run(Object.fromEntries(fed), TENTATIVE);
     return { trial, features: outputs[session.outputNames[0]] as Tensor };
   };
   const sample = await run(first).catch((cause: Error) => {
@@ -141,15 +171,6 @@ export async function confirmFeatures(
   what: Compared,
 ): Promise<void> {
   for (const sample of samples) await compare(vision, sample, what);
-}
-
-function feeds(inputs: FileInputs, trial: VisionInputs, ort: OrtModule): Record<string, Tensor> {
-  const tensor = (part: FileInputs[string]) => {
-    const { data, dims } = trial[part] as TensorLike;
-    const type = types.isFloat32Array(data) ? 'float32' : types.isBigInt64Array(data) ? 'int64' : 'bool';
-    return new ort.Tensor(type as 'float32', data as Float32Array, dims);
-  };
-  return Object.fromEntries(Object.entries(inputs).map(([name, part]) => [name, tensor(part)]));
 }
 
 /** Rows of pixels to a row of features. */

@@ -11,7 +11,7 @@ import {
   unitsOfGrid,
 } from './block-family.js';
 import type { ModelConfig } from './model-folder.js';
-import { flagsFeed, imageOfTiles, integers, isFloat, rowsOf, sideOfUnit } from './tile-inputs.js';
+import { flagsFeed, imageOfTiles, integers, isFloat, rowsOf, sideOfUnit, tileRuns } from './tile-inputs.js';
 import { pixelExtents, waves } from './trial.js';
 import type { InputNames, VisionInputs } from './vision-model.js';
 
@@ -19,7 +19,7 @@ import type { InputNames, VisionInputs } from './vision-model.js';
  * Idefics3, SmolVLM, SmolVLM2: tiles of one size, the whole image among them and last. Each tile is a sequence by itself; squares of
  * patches are shuffled into one visual token. The processor fills a batch up with tiles of zeros, which the encoder drops.
  */
-export const IDEFICS3: BlockFamily = {
+export const IDEFICS3 = {
   name: 'idefics3',
   marks: { beforeLast: '<global-img>' },
   premise: ', a visual token for each square of patches',
@@ -28,15 +28,28 @@ export const IDEFICS3: BlockFamily = {
     const tiles = tilesOf(given, names);
     const own = { argument: names.tileCounts, of: names.pixelValues };
     const images = tileCounts === undefined ? tiles.rows : imageOfTiles(tileCounts, tiles.rows.length, own);
-    return [runOf(tiles, images, names, encoder)];
+    const size = CHANNELS * tiles.height * tiles.width;
+    return tileRuns(images).map(([first, end]) =>
+      runOf(
+        { ...tiles, pixels: tiles.pixels.subarray(first * size, end * size) },
+        images.slice(first, end),
+        names,
+        encoder,
+      ),
+    );
   },
   trials(session: InferenceSession, { vision_config: vision = {} }: ModelConfig): VisionInputs[] {
     const stated = pixelExtents(session).slice(-2);
     const [height, width] = [0, 1].map((axis) => stated[axis] ?? vision.image_size ?? IMAGE_SIZE);
-    const dims = [1, 2, CHANNELS, height, width];
-    return [{ pixelValues: { data: waves(2 * CHANNELS * height * width), dims } }];
+    const area = height * width;
+    return [
+      {
+        pixelValues: { data: waves(2 * CHANNELS * area), dims: [1, 2, CHANNELS, height, width] },
+        pixelAttentionMask: { data: new Uint8Array(2 * area).fill(1), dims: [1, 2, height, width] },
+      },
+    ];
   },
-};
+} satisfies BlockFamily;
 
 /** The default of Idefics3's config. */
 const IMAGE_SIZE = 224;
@@ -132,12 +145,12 @@ function hiddenTiles(
 }
 
 function runOf(
-  { pixels, rows, height, width }: Tiles,
+  { pixels, height, width }: Omit<Tiles, 'rows'>,
   images: readonly number[],
   names: InputNames,
   encoder: EncoderFacts,
 ): EncoderRun {
-  const count = rows.length;
+  const count = images.length;
   const [pixelInput, maskInput] = [true, false].map((pixels) =>
     encoder.inputs.find(({ type }) => isFloat(type) === pixels),
   );

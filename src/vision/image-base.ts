@@ -1,7 +1,7 @@
 import type { Tensor } from 'onnxruntime-common';
 import { DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
-import type { ImageAnalysis, PruneOptions, PruneResult, TextEmbeddings } from '../index.js';
+import { ImageAnalysis, type PruneOptions, type PruneResult, type TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
 import { type OptionNames, options } from '../options.js';
 import { PRUNE_OPTIONS, textEmbeddings } from '../prune-request.js';
@@ -95,10 +95,10 @@ export abstract class EncodedImageBase implements EncodedImage {
     const { layout, form, milliseconds: vision } = this.about;
     const start = performance.now();
     const embeddings = await this.#embeddings(question, how.taskShare);
-    const text = embeddings && this.comparable(embeddings);
     const asked = performance.now();
     const parts = this.#parts(allocation);
-    const { analyses, milliseconds: analyze } = await this.#analyze(allocation, { task: text !== null });
+    const { analyses, milliseconds: analyze } = await this.#analyze(allocation, { task: embeddings !== null });
+    const text = embeddings && this.comparable(embeddings);
     const analyzed = performance.now();
     const map = saliency === undefined ? undefined : vector('saliency', saliency, layout.tokenCount);
     const requests = parts.map(({ places }) => ({
@@ -277,12 +277,14 @@ function positive(map: Float32Array): number {
   return map.reduce((sum, value) => sum + Math.max(0, value), 0);
 }
 
-function pruneAll(
+/** All parts in one go. */
+async function pruneAll(
   analyses: readonly ImageAnalysis[],
   text: TextEmbeddings | null,
   requests: readonly PruneOptions[],
 ): Promise<PruneResult[]> {
-  return Promise.all(analyses.map((analysis, p) => analysis.prune(text, requests[p])));
+  if (analyses.length > 1) return ImageAnalysis.pruneBatch(analyses, text, requests);
+  return [await analyses[0].prune(text, requests[0])];
 }
 
 /** What the pruner is given is the encoder's, and not what the caller knows. */
@@ -295,5 +297,5 @@ function asEncoding(error: unknown): never {
 /** What is wrong with a text, under the name that the caller has for it. */
 function asQuestion(error: unknown): never {
   if (!(error instanceof DesapError) || !/^text\b/.test(error.message)) throw error;
-  throw new DesapError(error.code, error.message.replace('text', 'question'), { cause: error });
+  throw new DesapError(error.code, error.message.replace(/^text(\[\d+\])?/, 'question'), { cause: error });
 }

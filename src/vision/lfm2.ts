@@ -11,7 +11,7 @@ import {
   unitsOfGrid,
 } from './block-family.js';
 import type { ModelConfig } from './model-folder.js';
-import { flagsFeed, imageOfTiles, integers, isFloat, rowsOf } from './tile-inputs.js';
+import { flagsFeed, imageOfTiles, integers, isFloat, rowsOf, tileRuns } from './tile-inputs.js';
 import { pixelExtents, waves } from './trial.js';
 import type { InputNames, VisionInputs } from './vision-model.js';
 
@@ -19,7 +19,7 @@ import type { InputNames, VisionInputs } from './vision-model.js';
  * LFM2-VL, LFM2.5-VL: tiles of any grid of patches, the thumbnail last, filled up with rows of padding to one length. Each tile is a
  * sequence by itself; squares of patches are joined into one visual token.
  */
-export const LFM2: BlockFamily = {
+export const LFM2 = {
   name: 'lfm2',
   marks: { afterLast: '<|image_end|>' },
   premise: ', a visual token for each square of patches, and padding left out',
@@ -28,23 +28,30 @@ export const LFM2: BlockFamily = {
     const tiles = tilesOf(given, names, encoder.config.downsample_factor ?? DOWNSAMPLE);
     const count = tiles.grids.length;
     const own = { argument: names.tileCounts, of: names.pixelValues };
-    return [runOf(tiles, imageOfTiles(tileCounts ?? [count], count, own), names, encoder)];
+    const images = imageOfTiles(tileCounts ?? [count], count, own);
+    return tileRuns(images).map(([first, end]) =>
+      runOf(part(tiles, first, end), images.slice(first, end), names, encoder),
+    );
   },
   trials(session: InferenceSession, { vision_config: vision = {}, downsample_factor: side = DOWNSAMPLE }: ModelConfig) {
     const channels = pixelExtents(session)[2] ?? CHANNELS * (vision.patch_size ?? PATCH) ** 2;
     // Two grids that are no squares, the smaller one with rows of padding.
-    const grids = [4 * side, 3 * side, 2 * side, 3 * side];
-    const patches = grids[0] * grids[1];
+    const grids = [
+      [4 * side, 3 * side],
+      [2 * side, 3 * side],
+    ] as const;
+    const patches = grids[0][0] * grids[0][1];
     const pixels = waves(2 * patches * channels);
-    pixels.fill(0, (patches + grids[2] * grids[3]) * channels);
+    pixels.fill(0, (patches + grids[1][0] * grids[1][1]) * channels);
     return [
       {
         pixelValues: { data: pixels, dims: [2, patches, channels] },
-        spatialShapes: { data: BigInt64Array.from(grids, BigInt), dims: [2, 2] },
+        pixelAttentionMask: { data: BigInt64Array.from(shown(grids, patches), BigInt), dims: [2, patches] },
+        spatialShapes: { data: BigInt64Array.from(grids.flat(), BigInt), dims: [2, 2] },
       },
     ];
   },
-};
+} satisfies BlockFamily;
 
 /** The defaults of LFM2-VL's config. */
 const DOWNSAMPLE = 2;
@@ -89,6 +96,13 @@ function tilesOf(inputs: Inputs, names: InputNames, side: number): Tiles {
   });
   checkMask(inputs, dims, grids, names);
   return { pixels: widened(pixels), dims, grids, side };
+}
+
+/** Some of the tiles. */
+function part({ pixels, dims: [, length, channels], grids, side }: Tiles, first: number, end: number): Tiles {
+  const size = length * channels;
+  const dims = [end - first, length, channels];
+  return { pixels: pixels.subarray(first * size, end * size), dims, grids: grids.slice(first, end), side };
 }
 
 /** @throws DesapError `ERR_VALUE` for a mask that shows other patches than the grids */

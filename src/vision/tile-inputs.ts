@@ -47,6 +47,26 @@ export function imageOfTiles(
   return counts.flatMap((count, image) => new Array<number>(count).fill(image));
 }
 
+/** Tiles of one run: each has attention scores of its own, and memory for all of them at once. One image may have more. */
+const AT_ONCE = 20;
+
+/**
+ * Which tiles go into one run: those of whole images, which follow each other.
+ *
+ * @param images which image each tile belongs to, ascending
+ * @returns [first, end) of each run
+ */
+export function tileRuns(images: readonly number[]): [first: number, end: number][] {
+  const runs: [number, number][] = [];
+  for (let first = 0, end = 0; first < images.length; first = end) {
+    const imageEnd = () => images.lastIndexOf(images[end]) + 1;
+    do end = imageEnd();
+    while (end < images.length && imageEnd() - first <= AT_ONCE);
+    runs.push([first, end]);
+  }
+  return runs;
+}
+
 /** The extent of the squares of patches that become one visual token; null where these are no squares. */
 export function sideOfUnit(patches: number, tokens: number): number | null {
   const side = Math.round(Math.sqrt(patches / tokens));

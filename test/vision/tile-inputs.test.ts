@@ -1,8 +1,9 @@
 /** What Idefics3 and LFM2-VL make of their inputs, without an encoder. */
 import { describe, expect, it } from 'vitest';
-import type { BlockFamily, EncoderFacts } from '../../src/vision/block-family.js';
+import type { BlockFamily, EncoderFacts, EncoderRun } from '../../src/vision/block-family.js';
 import { IDEFICS3 } from '../../src/vision/idefics3.js';
 import { LFM2 } from '../../src/vision/lfm2.js';
+import { tileRuns } from '../../src/vision/tile-inputs.js';
 import { INPUT_NAMES } from '../../src/vision/vision-model.js';
 
 const FLOAT = 1;
@@ -28,7 +29,23 @@ const int64 = (dims: number[], ...values: number[]) => ({
   dims,
 });
 
-const read = (family: BlockFamily, facts: EncoderFacts, inputs: object) => family.read(inputs, INPUT_NAMES, facts);
+const read = (family: BlockFamily, facts: EncoderFacts, inputs: object) =>
+  family.read(inputs, INPUT_NAMES, facts) as readonly EncoderRun[];
+
+it('runs tiles of whole images together, twenty at most unless one image has more', () => {
+  const runs = (...counts: number[]) =>
+    tileRuns(counts.flatMap((count, image) => new Array<number>(count).fill(image)));
+  expect(runs(5)).toEqual([[0, 5]]);
+  expect(runs(13, 7, 1)).toEqual([
+    [0, 20],
+    [20, 21],
+  ]);
+  expect(runs(1, 40, 1, 1)).toEqual([
+    [0, 1],
+    [1, 41],
+    [41, 43],
+  ]);
+});
 
 describe('Idefics3', () => {
   const facts = encoder(
@@ -69,6 +86,15 @@ describe('Idefics3', () => {
     const tiles = run.tiles([5, 16, 8], [5, 16, 16]);
     expect(tiles.map(({ image }) => image)).toEqual([0, 0, 1, 2, 2]);
     expect(tiles[0].unit).toBeNull();
+  });
+
+  it('feeds images of many tiles in several runs', () => {
+    const pixelValues = filled([3, 12, 3, 4, 4]);
+    const runs = read(IDEFICS3, facts, { pixelValues });
+    expect(runs.map(({ feeds }) => feeds.pixels.dims[1])).toEqual([12, 12, 12]);
+    expect(runs.flatMap(({ feeds }) => [...feeds.pixels.data])).toEqual([...pixelValues.data]);
+    const tiles = runs[2].tiles([12, 16, 8], [12, 4, 16]);
+    expect(tiles[1]).toMatchObject({ image: 2, firstRow: 16, firstToken: 4 });
   });
 
   const pixelValues = filled([1, 2, 3, 4, 6]);
@@ -151,6 +177,14 @@ describe('LFM2-VL', () => {
       });
       expect(tiles[2]).toMatchObject({ rows: 2, columns: 1, firstRow: 32, patches: 8, firstToken: 7, tokens: 2 });
     }
+  });
+
+  it('feeds images of many tiles in several runs', () => {
+    const many = { pixelValues: filled([24, 4, 12]), spatialShapes: int64([24, 2], ...new Array(48).fill(2)) };
+    const runs = read(LFM2, facts, { ...many, tileCounts: [12, 12] });
+    expect(runs.map(({ feeds }) => feeds.shapes.dims[0])).toEqual([12, 12]);
+    expect(runs.flatMap(({ feeds }) => [...feeds.pixels.data])).toEqual([...many.pixelValues.data]);
+    expect(runs[1].tiles([12, 4, 8], [12, 32])[1]).toMatchObject({ image: 1, firstRow: 4, firstToken: 1 });
   });
 
   it('takes all tiles for one image where nothing else is said', () => {
