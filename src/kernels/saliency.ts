@@ -28,7 +28,7 @@ export function saliency(
 }
 
 /** rot(x) = x cos + turn(x) sin for the columns of each head; turn([a, b]) = [-b, a] by halves. cos, sin: [N, dh], dh even. */
-function rotated(x: NumberMatrix, heads: number, { cos, sin }: Rotary): Matrix64 {
+export function rotated(x: NumberMatrix, heads: number, { cos, sin }: Rotary): Matrix64 {
   const dh = x.cols / heads;
   const half = dh / 2;
   const y = matrix64(x.rows, x.cols);
