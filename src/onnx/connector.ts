@@ -6,7 +6,7 @@ import { DataType, isFloat } from './format/proto.js';
 import { renamed } from './format/write.js';
 import { MOVES, PASS } from './search/constants.js';
 import { ancestors, describeNode, type Graph } from './search/graph.js';
-import { type BlockEnd, derivedFrom, SKIP_NORMS } from './search/last-block.js';
+import { type BlockEnd, derivedFrom, outputsOf, SKIP_NORMS } from './search/last-block.js';
 import { beforePicks } from './search/read-out.js';
 import { hasPixels } from './search/rotary.js';
 
@@ -29,7 +29,7 @@ export interface Connector {
  * @throws DesapError `ERR_GRAPH` when the features hold more than the last block and cannot be told apart
  */
 export function readConnector(graph: Graph, end: BlockEnd, output: string): Connector {
-  const derived = derivedFrom(graph, end.value === null ? outputsOf(end.node) : [end.value, ...outputsOf(end.node)]);
+  const derived = derivedFrom(graph, outputsOf(end.node));
   const { value, orders } = lastColumns(graph, derived, output);
   const nodes = ancestors(graph, value).filter(
     (node) => node !== end.node && node.outputs.some((one) => derived.has(one)),
@@ -45,8 +45,6 @@ export function readConnector(graph: Graph, end: BlockEnd, output: string): Conn
       );
   return { value, orders, packed: value !== output, crossing };
 }
-
-const outputsOf = ({ outputs }: OnnxNode) => outputs.filter((value) => value !== '');
 
 function readerOf(nodes: readonly OnnxNode[], value: string): string {
   const node = nodes.find(({ inputs, captures }) => inputs.includes(value) || captures.includes(value));

@@ -1,11 +1,12 @@
 import type { BlockWeights } from '../block-weights.js';
 import { readBlockWeights } from './block-weights.js';
 import { type Connector, connectorGraph, inOrder, ordersBefore, readConnector } from './connector.js';
-import { cut, type EditedGraph, type OrtModule } from './edit.js';
+import { type Cut, cut, type EditedGraph, type OrtModule } from './edit.js';
 import { Builder } from './format/builder.js';
 import type { OnnxNode, OnnxValue } from './format/messages.js';
 import { type ModelSource, type OnnxModel, readModel } from './format/model.js';
-import { DataType } from './format/proto.js';
+import { DataType, isFloat } from './format/proto.js';
+import { renamed } from './format/write.js';
 import { rotaryTables } from './rotary-tables.js';
 import { ancestors, Graph } from './search/graph.js';
 import { attentionDepth } from './search/last-attention.js';
@@ -58,6 +59,8 @@ export interface BlockEncoder {
   readonly further: readonly string[];
   /** What the file's arithmetic rounds, relative to the largest magnitude. */
   readonly tolerance: number;
+  /** How far the file's last attention may lie from one in float32: weights that are read are not rounded again. */
+  readonly attentionTolerance: number;
 }
 
 /**
@@ -74,12 +77,14 @@ export function readLastBlock(source: ModelSource, argument = 'visionEncoder'): 
   const connector = readConnector(graph, end, output);
   const orders = ordersBefore(graph, connector);
   const crossing = connector.crossing.map((_, i) => `desap.crossing/${i}`);
+  const rounding = roundingOf(graph, linears, output);
   const further = model.outputs.map(({ name }) => name).filter((name) => name !== output);
 
   const builder = new Builder(model.opset);
+  const inputs = floatInputs(builder, graph, model.inputs);
   const handedOut = [...towerOutputs(builder, found, { connector, orders, output }), ...further];
   for (const [i, name] of crossing.entries()) builder.name(connector.crossing[i], name);
-  const tower = { outputs: [...handedOut, ...crossing], nodes: [...builder.nodes] };
+  const tower = { inputs, outputs: [...handedOut, ...crossing], nodes: [...builder.nodes] };
   const { out } = block;
   builder.float(out.laterBias === null ? out.output : builder.sum(out.output, out.laterBias), ATTENTION);
   const [first, ...others] = end.summands;
@@ -90,7 +95,7 @@ export function readLastBlock(source: ModelSource, argument = 'visionEncoder'): 
     weights: (ort) => readBlockWeights(ort, found),
     inputs: model.inputs,
     tower: cut(model, tower),
-    trial: cut(model, { outputs: [...tower.outputs, ATTENTION, BLOCK_OUTPUT], nodes: builder.nodes }),
+    trial: cut(model, { inputs, outputs: [...tower.outputs, ATTENTION, BLOCK_OUTPUT], nodes: builder.nodes }),
     connector: connectorGraph(graph, {
       end,
       connector,
@@ -102,7 +107,8 @@ export function readLastBlock(source: ModelSource, argument = 'visionEncoder'): 
     order: orders.length > 0,
     packed: connector.packed,
     further,
-    tolerance: TOLERANCE[roundingOf(graph, linears, output)],
+    tolerance: TOLERANCE[rounding],
+    attentionTolerance: ATTENTION_TOLERANCE[rounding],
   };
 }
 
@@ -123,6 +129,21 @@ function withPartsOf(model: OnnxModel, other: OnnxModel): OnnxModel {
   const written = new Set(model.nodes.flatMap(({ outputs }) => outputs));
   const further = other.nodes.filter(({ outputs }) => !outputs.some((output) => written.has(output)));
   return { ...model, nodes: [...model.nodes, ...further], initializers: other.initializers };
+}
+
+/**
+ * Lets an encoder take float32 under the names of its float16 inputs: behind each stands a Cast.
+ * @returns the inputs of such a cut
+ */
+function floatInputs(builder: Builder, graph: Graph, inputs: readonly OnnxValue[]): NonNullable<Cut['inputs']> {
+  return inputs
+    .filter(({ type }) => type !== DataType.float && isFloat(type))
+    .map(({ name, type }) => {
+      const narrow = builder.cast(name, type);
+      const readers = graph.consumers(name);
+      builder.include(readers.map((node) => renamed(node, (value) => (value === name ? narrow : value))));
+      return { name, type: DataType.float };
+    });
 }
 
 /** Writes what the tower hands out besides further outputs of the file and crossing values. */
@@ -155,6 +176,9 @@ function orderOf(builder: Builder, orders: readonly OnnxNode[]): string {
 
 /** Rounding of sums in another order: of float32, of float16, or of activations that are quantised at run time. */
 const TOLERANCE = { float32: 1e-3, float16: 1e-2, quantized: 5e-2 } as const;
+
+/** The same, between quantised activations and those that are not. */
+const ATTENTION_TOLERANCE = { ...TOLERANCE, quantized: 1e-1 } as const;
 
 function roundingOf(graph: Graph, linears: Linears, output: string): keyof typeof TOLERANCE {
   const nodes = ancestors(graph, output);

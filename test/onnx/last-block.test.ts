@@ -138,7 +138,9 @@ describe('what numbers refuse', () => {
     const weights = { ...(await encoder.weights(ort)), heads: 2 };
     await expect(confirmBlock(ort, encoder, { backend, weights, trials })).rejects.toMatchObject({
       code: 'ERR_HEAD_MISMATCH',
-      message: expect.stringMatching(/vision_encoder\.onnx: .*last block.* differ by .*wanted at most 0\.001/),
+      message: expect.stringMatching(
+        /vision_encoder\.onnx: got a last attention that differs .* by .*wanted at most 0\.001/,
+      ),
     });
   });
 

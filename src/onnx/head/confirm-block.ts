@@ -54,8 +54,8 @@ export interface BlockConfirmation {
   readonly attention: number;
   /** The features that the connector makes of the rows that end the block. */
   readonly features: number;
-  /** What was allowed. */
-  readonly tolerance: number;
+  /** What was allowed of both. */
+  readonly tolerance: { readonly attention: number; readonly features: number };
 }
 
 /** What matrix products of a device round besides. */
@@ -75,7 +75,10 @@ export async function confirmBlock(
   encoder: BlockEncoder,
   { backend, weights, trials, connector, session }: ConfirmBlockOptions,
 ): Promise<BlockConfirmation> {
-  const tolerance = Math.max(encoder.tolerance, ROUNDING[backend.precision]);
+  const tolerance = {
+    attention: Math.max(encoder.attentionTolerance, ROUNDING[backend.precision]),
+    features: encoder.tolerance,
+  };
   const whole = await openGraph(ort, encoder.trial, session);
   const behind = connector ?? (await openGraph(ort, encoder.connector, session));
   let [attention, features] = [0, 0];
@@ -94,18 +97,19 @@ export async function confirmBlock(
     await whole.release();
     if (connector === undefined) await behind.release();
   }
-  const fail = (what: string, error: number, why: string) =>
+  const wrong = (what: string, error: number, most: number) =>
     new DesapError(
       'ERR_HEAD_MISMATCH',
-      `${encoder.model.name}: got ${what} that differ${error > 0 ? ` by ${error.toExponential(1)} relative to the largest` : ''}, wanted at most ${tolerance}${why}`,
+      `${encoder.model.name}: got ${what} by ${error.toExponential(1)} relative to the largest, wanted at most ${most}`,
     );
-  if (!(attention <= tolerance))
-    throw fail(
-      'weights of the last block whose attention and that of the file',
+  if (!(attention <= tolerance.attention))
+    throw wrong(
+      'a last attention that differs from that of its weights over each whole image (patches may see windows only, or be rotated otherwise than by halves)',
       attention,
-      ': patches that see a part of their image only (windows), or a rotation that is not by halves, are not read',
+      tolerance.attention,
     );
-  if (!(features <= tolerance)) throw fail('a connector whose features and those of the file', features, '');
+  if (!(features <= tolerance.features))
+    throw wrong('features that differ from those of the connector alone', features, tolerance.features);
   return { attention, features, tolerance };
 }
 

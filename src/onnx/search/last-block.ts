@@ -99,13 +99,14 @@ function rotationOf(
 /** From the output projection to the sum that ends the block. */
 function endOf(graph: Graph, { out, input }: Block<Norm>): BlockEnd {
   const attended = nextSum(graph, out.output, (other) => hasPixels(graph, other));
-  const { value } = attended.end ?? { value: null };
-  if (value === null)
+  const { value, node } = attended.end ?? { value: null, node: null };
+  if (value === null || node === null)
     throw new DesapError(
       'ERR_GRAPH',
       `${graph.model.name}: looked for the sum of the last attention and the block's input '${input}'; found ${attended.found}`,
     );
-  const behind = derivedFrom(graph, [value]);
+  // A fused norm writes both the sum and its norm.
+  const behind = derivedFrom(graph, outputsOf(node));
   const { end, found } = nextSum(graph, value, (other) => behind.has(other));
   if (end !== null) return end;
   throw new DesapError(
@@ -145,6 +146,9 @@ function sumAt(node: OnnxNode): BlockEnd | null {
   const summands = [inputs[0], inputs[1], inputs[bias] ?? ''].filter((value) => value !== '');
   return { node, value: outputs[3] || null, summands };
 }
+
+/** The values that a node writes. */
+export const outputsOf = ({ outputs }: OnnxNode): string[] => outputs.filter((value) => value !== '');
 
 /** Everything that some values have a part in, these among it. */
 export function derivedFrom(graph: Graph, values: readonly string[]): ReadonlySet<string> {
