@@ -152,10 +152,9 @@ Matrix rows_of(const Matrix& x, int64_t first, int64_t count) { return {x.row(fi
 Status siglip_read_out(KernelRun& run, ConstMatrix attention, const SiglipReadOut& weights, Matrix embeddings, float* saliency) {
   const int64_t rows = attention.rows, width = attention.cols, hidden = width_of(*weights.fc1);
   Queue& queue = run.queue();
-  // Of the row behind the last one no row of the caller's is at fault.
   const auto check = [&](const int* fault, int64_t first) -> Status {
     Status status = run.check(fault, "x");
-    if (status.code == Code::not_finite) status.where = status.where + first < rows ? status.where + first : -1;
+    if (status.code == Code::not_finite) status.where += first;
     return status;
   };
   {
@@ -200,9 +199,9 @@ Status siglip_read_out(Context& context, ConstMatrix attention, const SiglipRead
   if (width > cuda::widest_row) return {Code::unsupported, "attention of more than 16384 columns"};
   return with_run(context, "siglip_read_out", [&](KernelRun& run) -> Status {
     SiglipReadOut on_device = weights;
-    for (const float* SiglipReadOut::* vector : {&SiglipReadOut::post_norm_weight, &SiglipReadOut::post_norm_bias, &SiglipReadOut::query,
-                                                 &SiglipReadOut::norm_weight, &SiglipReadOut::norm_bias}) {
-      on_device.*vector = run.upload(weights.*vector, width);
+    for (const float** vector : {&on_device.post_norm_weight, &on_device.post_norm_bias, &on_device.query, &on_device.norm_weight,
+                                 &on_device.norm_bias}) {
+      *vector = run.upload(*vector, width);
     }
     const Matrix all = run.matrix(rows + 1, width);
     float* probe = run.array<float>(rows);

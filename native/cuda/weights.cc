@@ -138,12 +138,11 @@ Status PackedAttention::pack(Stream& stream, Precision precision, int64_t width,
   // q, v, k in the order of Block.
   {
     HostLayer rows(3 * inner, width);
-    const std::vector<float> no_bias(static_cast<size_t>(width));
     const float* const matrices[][2] = {
         {weights.q_weight, weights.q_bias}, {weights.v_weight, weights.v_bias}, {weights.k_weight, weights.k_bias}};
     for (int block = 0; block < 3; block++) {
-      const FoldedLayer layer = fold_norm(matrices[block][0], matrices[block][1], weights.norm_weight,
-                                          weights.norm_bias ? weights.norm_bias : no_bias.data(), width, width);
+      const FoldedLayer layer =
+          fold_norm(matrices[block][0], matrices[block][1], weights.norm_weight, weights.norm_bias, width, width);
       for (int64_t h = 0; h < heads; h++) {
         double bound = 0;
         for (int64_t c = h * size_; c < (h + 1) * size_; c++) {

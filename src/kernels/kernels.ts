@@ -3,6 +3,7 @@
  * The same names stand in native/kernels.h, native/cpu, native/cuda, test and bench.
  */
 import type { LinearWeights } from '../head.js';
+import type { Rotary } from '../rotary-tables.js';
 import type { FloatMatrix } from '../tensor.js';
 
 /** Operands of the decoupled attention, Table 4(b) of the paper. */
@@ -18,9 +19,12 @@ export const ALIGNMENTS: readonly Alignment[] = ['fcma', 'fcma-clamped', 'mean']
 
 export interface KernelArguments {
   layerNorm: { x: FloatMatrix; weight: Float32Array; bias: Float32Array; epsilon: number };
+  rmsNorm: { x: FloatMatrix; weight: Float32Array; epsilon: number };
   linear: { x: FloatMatrix; weight: FloatMatrix; bias: Float32Array | null };
   attention: { q: FloatMatrix; k: FloatMatrix; v: FloatMatrix; heads: number };
-  saliency: { q: FloatMatrix; k: FloatMatrix; heads: number; classToken: boolean };
+  saliency: { q: FloatMatrix; k: FloatMatrix; heads: number; classToken: boolean; rotary: Rotary | null };
+  /** `unit`: each from 0 to `units` - 1, every one at least once. */
+  pool: { scores: Float32Array; unit: Int32Array; units: number };
   unitRows: { x: FloatMatrix };
   readOut: {
     context: FloatMatrix;
@@ -28,6 +32,20 @@ export interface KernelArguments {
     postNorm: LinearWeights;
     epsilon: number;
     visualProjection: FloatMatrix;
+  };
+  /** [D, D] each but fc1 [F, D] and fc2 [D, F]; query: [D], the probe behind its projection. */
+  siglipReadOut: {
+    attention: FloatMatrix;
+    postNorm: LinearWeights;
+    query: Float32Array;
+    key: LinearWeights;
+    value: LinearWeights;
+    out: LinearWeights;
+    norm: LinearWeights;
+    fc1: LinearWeights;
+    fc2: LinearWeights;
+    heads: number;
+    epsilon: number;
   };
   align: {
     visual: FloatMatrix;
@@ -52,11 +70,14 @@ export interface AlignmentMatrices {
 
 export interface KernelResults {
   layerNorm: Float32Array;
+  rmsNorm: Float32Array;
   linear: Float32Array;
   attention: Float32Array;
   saliency: Float32Array;
+  pool: Float32Array;
   unitRows: Float32Array;
   readOut: { attention: Float32Array; embeddings: Float32Array };
+  siglipReadOut: { embeddings: Float32Array; global: Float32Array; saliency: Float32Array };
   align: { task: Float32Array; matrices: AlignmentMatrices | null };
   topK: Int32Array;
   select: { indices: Int32Array; source: Uint8Array };

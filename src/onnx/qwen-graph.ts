@@ -8,7 +8,7 @@ import { DataType, isFloat } from './format/proto.js';
 import { renamed } from './format/write.js';
 import { type Merger, readMerger } from './qwen-merger.js';
 import { describeNode, Graph } from './search/graph.js';
-import { lastAttention, type Operand } from './search/last-attention.js';
+import { attentionAt, lastAttention, type Operand } from './search/last-attention.js';
 import { type Linear, Linears } from './search/linear.js';
 import { CARRIES, moved, rotatedBehind } from './search/rotary.js';
 
@@ -54,7 +54,9 @@ export function readQwenTower(path: string, unit: number): QwenTower {
     );
   const [pixels, grid] = inputsOf(model);
 
-  const { graph, attention } = lastAttention(read, readMerger(read, new Linears(read)).rows);
+  const found = lastAttention(read, readMerger(read, new Linears(read)).rows);
+  const { graph } = found;
+  const attention = { ...attentionAt(found), ...(graph === read ? {} : { isMasked: true }) };
   const linears = new Linears(graph);
   const merger = readMerger(graph, linears);
   const [q, k] = [

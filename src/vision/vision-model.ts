@@ -120,7 +120,7 @@ export type Budget = Pick<PruneOptions, 'keep' | 'keepRatio'>;
 export type Allocation = 'tile' | 'image';
 
 /** How to prune; see `PruneOptions`. Without `keep` and `keepRatio`, those hold that the model was opened with. */
-export interface VisionPruneOptions extends Omit<PruneOptions, 'features' | 'matrices'> {
+export interface VisionPruneOptions extends Omit<PruneOptions, 'task' | 'features' | 'matrices'> {
   /** Default: what the family's page says; it makes no difference for an image of one tile. */
   allocation?: Allocation;
 }

@@ -36,6 +36,12 @@ export class Builder {
     return this.add('Constant', [], { value: { t: tensor } });
   }
 
+  floats(...values: number[]): string {
+    const bytes = new Uint8Array(Float32Array.from(values).buffer);
+    const tensor = { name: '', type: DataType.float, dims: [values.length], data: { bytes } };
+    return this.add('Constant', [], { value: { t: tensor } });
+  }
+
   float(value: string, as?: string): string {
     return this.cast(value, DataType.float, as);
   }

@@ -2,7 +2,8 @@ import type { OnnxNode } from '../format/messages.js';
 import { MOVES } from './constants.js';
 import { describeNode, type Graph } from './graph.js';
 import { type Linear, type Linears, type Matrix, outputs, type Part, unquantized, type Vector } from './linear.js';
-import type { Norm, Norms } from './norm.js';
+import type { LayerNorm, Norm, Norms } from './norm.js';
+import { rotatedBy } from './rotary.js';
 import { slicesOf } from './slice.js';
 import {
   ahead,
@@ -24,13 +25,15 @@ export interface Projection {
   readonly quantized: boolean;
   /** The operator that multiplies. */
   readonly op: string;
+  /** The layer, and which of its outputs these are; null where an attention operator holds the weight itself. */
+  readonly layer: { readonly linear: Linear; readonly part: Part | null } | null;
 }
 
 /** One pre-norm self-attention layer: `x + out(attention(q, k, v of norm(x)))`. */
-export interface Block {
+export interface Block<N extends Norm = LayerNorm> {
   /** The hidden states that enter it. */
   readonly input: string;
-  readonly norm: Norm;
+  readonly norm: N;
   readonly q: Projection;
   readonly k: Projection;
   readonly v: Projection;
@@ -42,6 +45,8 @@ export interface Block {
   readonly scale: (headExtent: number) => number | null;
   /** Place in the graph: a later layer has a larger depth. */
   readonly depth: number;
+  /** Whether queries and keys are rotated. */
+  readonly rotary: boolean;
 }
 
 /** What a walk from an attention operand back to its projection met. */
@@ -51,6 +56,7 @@ interface Operand {
   readonly input: string;
   readonly factors: readonly Factor[];
   readonly heads: HeadShape;
+  readonly rotary: boolean;
 }
 
 /** What target shapes say about the heads: the extent of one, or extents one of which is their count. */
@@ -89,8 +95,9 @@ export function findBlocks(graph: Graph, linears: Linears, norms: Norms): BlockS
     const isCore = softmax === null ? node.op.endsWith('Attention') : isAttentionSoftmax(graph, softmax);
     if (!isCore) continue;
     cores++;
-    const block = readBlock(graph, linears, norms, softmax ?? node);
+    const block = readBlock(graph, linears, (value) => norms.behind(value), softmax ?? node);
     if (typeof block === 'string') refused.push(block);
+    else if (block.rotary) refused.push('its queries and keys are rotated');
     else blocks.push(block);
   }
   blocks.sort((a, b) => a.depth - b.depth);
@@ -100,8 +107,22 @@ export function findBlocks(graph: Graph, linears: Linears, norms: Norms): BlockS
 /** The fused operators that {@link fusedCore} reads. */
 const FUSED = new Set(['Attention', 'MultiHeadAttention', 'QAttention']);
 
-function readBlock(graph: Graph, linears: Linears, norms: Norms, at: Softmax | OnnxNode): Block | string {
-  if ('op' in at && !FUSED.has(at.op))
+/**
+ * Reads the layer around an attention.
+ *
+ * @param normBehind the norm whose result a value is, of a kind that the layer may have
+ * @param at the attention: its softmax, or one operator
+ * @param further operators that are read besides those that run everywhere
+ * @returns the layer, or why it is none
+ */
+export function readBlock<N extends Norm>(
+  graph: Graph,
+  linears: Linears,
+  normBehind: (value: string) => N | undefined,
+  at: Softmax | OnnxNode,
+  further: readonly string[] = [],
+): Block<N> | string {
+  if ('op' in at && !FUSED.has(at.op) && !further.includes(at.op))
     return `the operator ${at.op} is not one that is read: take an export that is not optimised for a GPU`;
   const core = 'op' in at ? fusedCore(graph, linears, at) : softmaxCore(graph, linears, at);
   if (typeof core === 'string') return core;
@@ -110,11 +131,12 @@ function readBlock(graph: Graph, linears: Linears, norms: Norms, at: Softmax | O
   const shared = graph.unmoved(q.input);
   if (shared !== graph.unmoved(k.input) || shared !== graph.unmoved(v.input))
     return 'its queries, keys and values project different values';
-  const norm = norms.behind(shared);
+  const norm = normBehind(shared);
   if (norm === undefined) return `what it projects is not the result of a layer norm${writtenBy(graph, shared)}`;
   // Its residual connection reads the same value, so even a fused norm hands it out.
   const { input } = norm;
   if (input === null) return 'what its layer norm normalises is used nowhere else';
+  if (q.rotary !== k.rotary || v.rotary) return 'not its queries and keys are rotated, but others';
   const out = linearAhead(graph, linears, core.context);
   if (out === null) return `no linear layer follows it${writtenBy(graph, core.context)}`;
   const width = norm.weight.dims[0];
@@ -130,6 +152,7 @@ function readBlock(graph: Graph, linears: Linears, norms: Norms, at: Softmax | O
     heads,
     scale,
     depth: graph.depth(out.output),
+    rotary: q.rotary || k.rotary,
   };
 }
 
@@ -173,19 +196,24 @@ function operandBehind(graph: Graph, linears: Linears, value: string): Operand |
   let heads = NO_SHAPE;
   let part: Part | Range | null = null;
   let bias: Vector | null = null;
+  let rotary = false;
   for (let at = value; ; ) {
     const linear = linears.behind(at);
     const source = graph.origin(at);
     const node = graph.producer(source);
     if (linear !== undefined) {
       const made = projection(linear, part, bias);
-      return made === null ? (node as OnnxNode) : { projection: made, input: linear.input, factors, heads };
+      return made === null ? (node as OnnxNode) : { projection: made, input: linear.input, factors, heads, rotary };
     }
     if (node === undefined) return null;
     const scaled = throughFactor(graph, node);
     const added = constantAdded(graph, node);
     const own = partOf(graph, node, source);
-    if (scaled !== null && bias === null) {
+    const plain = rotary || scaled !== null || added !== null ? null : rotatedBy(graph, node);
+    if (plain !== null) {
+      rotary = true;
+      at = plain;
+    } else if (scaled !== null && bias === null) {
       factors.push(scaled.factor);
       at = scaled.next;
     } else if (added !== null && bias === null) {
@@ -258,7 +286,8 @@ function projection(linear: Linear, picked: Part | Range | null, later: Vector |
     part = { index, count };
   }
   const bias = later ?? (linear.bias && { ...linear.bias, part });
-  return { weight: weight && { ...weight, part }, bias, alpha, beta: later === null ? beta : 1, quantized, op };
+  const own = weight && { ...weight, part };
+  return { weight: own, bias, alpha, beta: later === null ? beta : 1, quantized, op, layer: { linear, part } };
 }
 
 /** What a target shape says: [batch, tokens, H, dh], [batch, H, tokens, dh], [batch * H, tokens, dh], or with 3 for packed ones. */
@@ -303,7 +332,8 @@ function fusedCore(graph: Graph, linears: Linears, node: OnnxNode): Core | strin
   const heads = attributes.get('num_heads')?.i ?? attributes.get('q_num_heads')?.i ?? null;
   const own: Factor = { value: attributes.get('scale')?.f || null, divides: false };
   const shape: HeadShape = { counts: heads === null ? [] : [heads], extent: null };
-  if (node.domain !== '' && node.op !== 'MultiHeadAttention') {
+  const isApart = node.op === 'MultiHeadAttention' || node.op === 'PackedMultiHeadAttention';
+  if (node.domain !== '' && !isApart) {
     const quantized = node.op === 'QAttention';
     const sizes = attributes.get('qkv_hidden_sizes')?.ints;
     const weight = graph.tensor(inputs[1]);
@@ -315,10 +345,11 @@ function fusedCore(graph: Graph, linears: Linears, node: OnnxNode): Core | strin
       const packed: Matrix = { tensor: weight, order: 'in-out', part };
       const own = { weight: quantized ? null : packed, bias: bias && { tensor: bias, part } };
       return {
-        projection: { ...own, alpha: 1, beta: 1, quantized, op: node.op },
+        projection: { ...own, alpha: 1, beta: 1, quantized, op: node.op, layer: null },
         input: quantized ? unquantized(graph, inputs[0]) : inputs[0],
         factors: [],
         heads: shape,
+        rotary: attributes.get('do_rotary')?.i === 1,
       };
     });
     return { q, k, v, factors: [own], heads, context: node.outputs[0] };
@@ -326,7 +357,7 @@ function fusedCore(graph: Graph, linears: Linears, node: OnnxNode): Core | strin
   const operands = operandsBehind(graph, linears, inputs);
   if (typeof operands === 'string') return operands;
   const { q, k, v } = operands;
-  const tensor = node.op === 'MultiHeadAttention' && inputs[3] ? graph.tensor(inputs[3]) : null;
+  const tensor = isApart && inputs[3] ? graph.tensor(inputs[3]) : null;
   const biased = (operand: Operand, index: number): Operand =>
     tensor === null
       ? operand

@@ -77,6 +77,11 @@ export class Graph {
     return this.readers.get(value) ?? [];
   }
 
+  /** Whether a value is an input of the graph. */
+  isInput(value: string): boolean {
+    return this.model.inputs.some((input) => input.name === value);
+  }
+
   /** Whether no graph input has a part in a value. */
   isConstant(value: string): boolean {
     return this.fixed.has(value);
@@ -143,13 +148,28 @@ export class Graph {
       const node = this.producer(at);
       if (node === undefined) return DataType.float;
       if (node.op === 'Cast') return node.attributes.get('to')?.i ?? DataType.float;
-      if (node.op === 'Shape' || node.op === 'ArgMax') return DataType.int64;
+      if (COUNTS.has(node.op) || (node.op === 'TopK' && node.outputs[1] === at)) return DataType.int64;
+      if (ASKS.has(node.op)) return DataType.bool;
       if (node.op === 'MatMulInteger' || node.op === 'ConvInteger') return DataType.int32;
-      if (node.op === 'Constant') return this.tensor(at)?.type ?? DataType.float;
+      if (node.op === 'Constant') return this.tensor(at)?.type ?? typeOfNumbers(node);
+      if (node.op === 'ConstantOfShape') return node.attributes.get('value')?.t?.type ?? DataType.float;
       at = node.inputs[TYPED_BY[node.op] ?? 0];
     }
   }
 }
+
+/** The type of a constant that is written as plain numbers. */
+function typeOfNumbers({ attributes }: OnnxNode): number {
+  return attributes.has('value_int') || attributes.has('value_ints') ? DataType.int64 : DataType.float;
+}
+
+/** Operators whose result is of type int64, whatever they are given. */
+const COUNTS: ReadonlySet<string> = new Set(['Shape', 'Size', 'NonZero', 'ArgMax', 'ArgMin']);
+
+/** Operators whose result is of type bool. */
+const ASKS: ReadonlySet<string> = new Set([
+  ...['Equal', 'Less', 'LessOrEqual', 'Greater', 'GreaterOrEqual', 'And', 'Or', 'Xor', 'Not', 'IsNaN', 'IsInf'],
+]);
 
 /** The input that an operator's result has its type from: scales for quantised values, what is selected for a condition. */
 const TYPED_BY: Readonly<Record<string, number>> = {

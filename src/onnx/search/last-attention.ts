@@ -30,38 +30,51 @@ export interface Attention {
   readonly isMasked: boolean;
 }
 
-/** A graph, which may be another one than the given, and its last attention in front of a value. */
+/** A graph, which may be another one than the given, and the operator of its last attention in front of a value. */
 export interface LastAttention {
   readonly graph: Graph;
-  readonly attention: Attention;
+  readonly node: OnnxNode;
 }
 
 /**
- * Finds the last attention in front of a value: two products around a Softmax, `MultiHeadAttention` and `PackedMultiHeadAttention` of
- * com.microsoft, `Attention` of ONNX, or one of these in a Loop over segments, which is then written out.
+ * Finds the operator of the last attention in front of a value: a Softmax, or a fused operator. A Loop over segments around one is
+ * written out.
  *
- * @throws DesapError `ERR_GRAPH` with the operator in the way
+ * @throws DesapError `ERR_GRAPH` when there is none
  */
 export function lastAttention(graph: Graph, value: string): LastAttention {
-  const { model } = graph;
-  const attends = (node: OnnxNode) => node.op === 'Softmax' || /Attention$/.test(node.op);
-  const isCandidate = (node: OnnxNode) =>
-    attends(node) || (node.captures.length > 0 && bodyHas(model.name, node, attends));
-  const depth = (node: OnnxNode) => graph.depth(node.outputs[0]);
-  const node = ancestors(graph, value)
-    .filter(isCandidate)
-    .reduce<OnnxNode | null>((last, one) => (last !== null && depth(last) >= depth(one) ? last : one), null);
+  const node = lastCandidate(graph, value);
   if (node === null)
     throw new DesapError(
       'ERR_GRAPH',
-      `${model.name}: looked for the attention of the last block; found no Softmax and no fused one`,
+      `${graph.model.name}: looked for the attention of the last block; found no Softmax and no fused one`,
     );
-  if (node.op === 'Loop') {
-    const { graph: whole, attention } = lastAttention(new Graph(unrolled(graph, node)), value);
-    return { graph: whole, attention: { ...attention, isMasked: true } };
-  }
+  return node.op === 'Loop' ? lastAttention(new Graph(unrolled(graph, node)), value) : { graph, node };
+}
+
+/** How deep in the graph the last attention in front of a value lies; 0 without one. */
+export function attentionDepth(graph: Graph, value: string): number {
+  const node = lastCandidate(graph, value);
+  return node === null ? 0 : graph.depth(node.outputs[0]);
+}
+
+function lastCandidate(graph: Graph, value: string): OnnxNode | null {
+  const attends = (node: OnnxNode) => node.op === 'Softmax' || /Attention$/.test(node.op);
+  const depth = (node: OnnxNode) => graph.depth(node.outputs[0]);
+  return ancestors(graph, value)
+    .filter((node) => attends(node) || (node.captures.length > 0 && bodyHas(graph.model.name, node, attends)))
+    .reduce<OnnxNode | null>((last, one) => (last !== null && depth(last) >= depth(one) ? last : one), null);
+}
+
+/**
+ * Reads an attention of values that other operators make: two products around a Softmax, `MultiHeadAttention` and
+ * `PackedMultiHeadAttention` of com.microsoft, or `Attention` of ONNX.
+ *
+ * @throws DesapError `ERR_GRAPH` with the operator in the way
+ */
+export function attentionAt({ graph, node }: LastAttention): Attention {
   const read = node.domain === '' || node.domain === 'com.microsoft' ? READERS[`${node.domain}:${node.op}`] : undefined;
-  return { graph, attention: (read ?? refuse)(graph, node) };
+  return (read ?? refuse)(graph, node);
 }
 
 type Read = (graph: Graph, node: OnnxNode) => Attention;
@@ -141,17 +154,19 @@ function isProduct(graph: Graph, node: OnnxNode | undefined): boolean {
   return isOperator && node.inputs.every((input) => hasPixels(graph, input));
 }
 
-/** From the input of a Softmax back to the first node that is no scale, mask or move, and whether a mask was passed. */
+/**
+ * From the input of a Softmax back to the first node that is no scale, mask or move, and whether a mask was passed. Where the image has a
+ * part in a mask too, as it may drop tiles of zeros, the product is on one of the sides.
+ */
 function scoresBehind(graph: Graph, value: string): { node: OnnxNode | undefined; isMasked: boolean } {
-  let isMasked = false;
-  for (let at = value; ; ) {
-    const node = graph.producer(at);
-    const own = node?.inputs.filter((input) => hasPixels(graph, input)) ?? [];
-    const isPassed = node !== undefined && (SCALES_OR_MASKS.has(node.op) || CARRIES.has(node.op));
-    if (!isPassed || own.length !== 1) return { node, isMasked };
-    isMasked ||= node.op === 'Add' || node.op === 'Sub' || node.op === 'Where';
-    at = own[0];
-  }
+  const node = graph.producer(value);
+  const own = node?.inputs.filter((input) => hasPixels(graph, input)) ?? [];
+  const isPassed = node !== undefined && (SCALES_OR_MASKS.has(node.op) || CARRIES.has(node.op));
+  if (!isPassed || own.length === 0) return { node, isMasked: false };
+  const sides = own.map((input) => scoresBehind(graph, input));
+  const found = sides.length === 1 ? sides[0] : sides.find((side) => isProduct(graph, side.node));
+  const masks = node.op === 'Add' || node.op === 'Sub' || node.op === 'Where';
+  return found === undefined ? { node, isMasked: false } : { ...found, isMasked: found.isMasked || masks };
 }
 
 const SCALES_OR_MASKS = new Set(['Mul', 'Div', 'Add', 'Sub', 'Where']);

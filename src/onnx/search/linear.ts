@@ -26,6 +26,8 @@ export interface Linear {
   /** Value that it multiplies, and value that holds its result with the bias. */
   readonly input: string;
   readonly output: string;
+  /** The value in front of a bias that an operator behind adds; otherwise `output`. */
+  readonly product: string;
   /** The operator that multiplies. */
   readonly op: string;
   /** Null when the weight is quantised or computed at run time. */
@@ -77,9 +79,11 @@ export class Linears {
     const users = graph.users(output);
     if (users.length !== 1) return null;
     const { node, as } = users[0];
-    const isLater = node.op === 'SkipLayerNormalization' && Boolean(node.inputs[4]);
+    const place = LATER_BIAS[node.op];
+    const later = place === undefined ? '' : (node.inputs[place] ?? '');
+    const isLater = later !== '';
     if (node.op !== 'Add' && !isLater) return null;
-    const added = isLater ? node.inputs[4] : node.inputs[node.inputs[0] === as ? 1 : 0];
+    const added = isLater ? later : node.inputs[node.inputs[0] === as ? 1 : 0];
     const tensor = graph.tensor(added);
     if (tensor === null || tensor.dims.at(-1) !== elementCount(tensor)) return null;
     if (weight !== null && elementCount(tensor) !== outputs(weight)) return null;
@@ -87,6 +91,12 @@ export class Linears {
     return isLater ? { bias, output, laterBias: added } : { bias, output: node.outputs[0], laterBias: null };
   }
 }
+
+/** The input of a fused norm that holds the bias of the layer in front. */
+const LATER_BIAS: Readonly<Record<string, number | undefined>> = {
+  SkipLayerNormalization: 4,
+  SkipSimplifiedLayerNormalization: 3,
+};
 
 /** Rows of y that a weight makes. */
 export function outputs({ tensor, order, part }: Matrix): number {
@@ -101,7 +111,8 @@ export function inputs({ tensor, order }: Matrix): number {
 /** The product of a value with a constant matrix, or null when the node is something else. */
 function multiplication(graph: Graph, node: OnnxNode): Linear | null {
   const [a, b, c] = node.inputs;
-  const plain = { input: a, output: node.outputs[0], op: node.op, alpha: 1, beta: 1, bias: null, laterBias: null };
+  const made = (output: string) => ({ output, product: output });
+  const plain = { input: a, ...made(node.outputs[0]), op: node.op, alpha: 1, beta: 1, bias: null, laterBias: null };
   const number = (name: string, otherwise: number) => {
     const attribute = node.attributes.get(name);
     return attribute?.f ?? attribute?.i ?? otherwise;
@@ -138,7 +149,7 @@ function multiplication(graph: Graph, node: OnnxNode): Linear | null {
         ? {
             ...plain,
             input: unquantized(graph, a),
-            output: rescaled(graph, node.outputs[0]),
+            ...made(rescaled(graph, node.outputs[0])),
             weight: null,
             quantized: true,
           }

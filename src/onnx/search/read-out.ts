@@ -2,7 +2,7 @@ import type { OnnxNode } from '../format/messages.js';
 import { MOVES, PASS } from './constants.js';
 import type { Graph } from './graph.js';
 import type { Linear, Linears } from './linear.js';
-import type { Norm, Norms } from './norm.js';
+import type { LayerNorm, Norms } from './norm.js';
 import { throughFactor } from './softmax.js';
 
 /** Operators that pick rows, or take images apart. */
@@ -75,7 +75,7 @@ function dependsOnData(graph: Graph, value: string): boolean {
 
 /** The read-out of a CLIP tower: a projection of a norm of one picked row, the norm before or after the pick. */
 export interface ReadOut {
-  readonly norm: Norm;
+  readonly norm: LayerNorm;
   readonly projection: Linear;
   /** Operators that pick the row, the last one first. */
   readonly picks: readonly OnnxNode[];

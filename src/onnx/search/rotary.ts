@@ -51,7 +51,7 @@ export function rotatedBehind(graph: Graph, linears: Linears, operand: string, w
     } else if (factor) {
       at = factor;
     } else {
-      const plain = node && turnedBy(graph, node);
+      const plain = node && rotatedBy(graph, node);
       if (!plain) throw refuse(node, 'the rotation');
       const wrong = strangerBehind(graph, linears, plain);
       if (wrong !== null) throw refuse(wrong, 'a linear layer in front of the rotation');
@@ -82,7 +82,7 @@ function factorOf(graph: Graph, { op, inputs: [a, b] }: OnnxNode): string | null
  * The value whose rotary embedding a node ends: one operator, or sums of products with values that the image has no part in (cosines
  * and sines). All ways back must meet in that value. Null when they do not, or when nothing is multiplied.
  */
-function turnedBy(graph: Graph, node: OnnxNode): string | null {
+export function rotatedBy(graph: Graph, node: OnnxNode): string | null {
   if (node.op === 'RotaryEmbedding') return node.inputs[0];
   if (node.op !== 'Add' && node.op !== 'Sub' && node.op !== 'Concat') return null;
   const seen = ({ inputs }: OnnxNode) => inputs.filter((value) => hasPixels(graph, value));

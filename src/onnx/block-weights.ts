@@ -1,0 +1,139 @@
+import type { BlockWeights, OptionalBias } from '../block-weights.js';
+import { DesapError } from '../errors.js';
+import type { LinearWeights } from '../head.js';
+import { cut, type OrtModule, openGraph } from './edit.js';
+import { Builder } from './format/builder.js';
+import { DataType } from './format/proto.js';
+import { times, unscaled } from './linear-weights.js';
+import type { Projection } from './search/attention.js';
+import type { Graph } from './search/graph.js';
+import type { LastBlock } from './search/last-block.js';
+import type { Linear, Part } from './search/linear.js';
+import { readFloats, readMatrix, readVector } from './weights.js';
+
+/**
+ * The weights of the last block, float32. Those that lie in the file as floating-point numbers are read; a weight in any other form
+ * (quantised, or computed at run time) is what its layer makes of the rows of an identity matrix.
+ *
+ * @throws DesapError `ERR_GRAPH`, `ERR_FILE`
+ */
+export async function readBlockWeights(ort: OrtModule, { graph, block, heads }: LastBlock): Promise<BlockWeights> {
+  const { model } = graph;
+  const { norm, out } = block;
+  const width = norm.weight.dims[0];
+  const reader = new LayerReader(ort, graph, width);
+  const [q, k, v, o] = [
+    await reader.read('q', block.q),
+    await reader.read('k', block.k),
+    await reader.read('v', block.v),
+    await reader.read('out', { ...out, layer: { linear: out, part: null } }),
+  ];
+  const extent = width / heads;
+  // A scale that cannot be told is taken for 1/sqrt(dh): numbers decide.
+  const excess = (block.scale(extent) ?? extent ** -0.5) * Math.sqrt(extent);
+  const [plainQ, plainK] = unscaled(withBias(q), withBias(k), excess, extent);
+  const scaled = (layer: OptionalBias, plain: LinearWeights): OptionalBias =>
+    layer.bias === null ? { weight: plain.weight, bias: null } : plain;
+  return {
+    width,
+    heads,
+    norm: norm.kind,
+    epsilon: norm.epsilon,
+    norm1: {
+      weight: await readFloats(model, norm.weight),
+      bias: norm.bias === null ? null : await readFloats(model, norm.bias),
+    },
+    q: scaled(q, plainQ),
+    k: scaled(k, plainK),
+    v,
+    out: o,
+    siglip: null,
+  };
+}
+
+function withBias({ weight, bias }: OptionalBias): LinearWeights {
+  return { weight, bias: bias ?? new Float32Array() };
+}
+
+const PROBE = 'desap.probe';
+const PROBED = 'desap.probed';
+
+/** Reads layers of D inputs and D outputs; a packed one is probed once. */
+class LayerReader {
+  private readonly probed = new Map<Linear, Promise<LinearWeights>>();
+
+  constructor(
+    private readonly ort: OrtModule,
+    private readonly graph: Graph,
+    private readonly width: number,
+  ) {}
+
+  async read(name: string, projection: Projection): Promise<OptionalBias> {
+    const { weight: stored, bias: storedBias, alpha, beta, layer, op } = projection;
+    const { graph, width } = this;
+    const { model } = graph;
+    if (stored === null && layer === null)
+      throw new DesapError(
+        'ERR_GRAPH',
+        `${model.name}: the weight of ${name} (${op}) is quantised within the attention; take an export whose attention is not fused, or not quantised`,
+      );
+    const isWithin = stored === null && layer !== null && addsOwnBias(layer.linear);
+    const added = storedBias === null || isWithin ? null : times(await readVector(model, storedBias), beta);
+    const own =
+      stored !== null
+        ? { weight: times(await readMatrix(model, stored), alpha), bias: null }
+        : await this.probedPart(layer as NonNullable<Projection['layer']>);
+    if (own.weight.length !== width * width)
+      throw new DesapError(
+        'ERR_GRAPH',
+        `${model.name}: the weight of ${name} (${op}): got ${own.weight.length} elements, wanted [${width}, ${width}]`,
+      );
+    return { weight: own.weight, bias: own.bias === null ? added : sum(own.bias, added) };
+  }
+
+  private async probedPart({ linear, part }: { linear: Linear; part: Part | null }): Promise<OptionalBias> {
+    const found = this.probed.get(linear) ?? this.probe(linear);
+    this.probed.set(linear, found);
+    const { weight, bias } = await found;
+    const rows = bias.length / (part?.count ?? 1);
+    const first = (part?.index ?? 0) * rows;
+    const own = bias.slice(first, first + rows);
+    return {
+      weight: weight.slice(first * this.width, (first + rows) * this.width),
+      bias: own.every((value) => value === 0) ? null : own,
+    };
+  }
+
+  /** What the layer makes of zeros is its bias; what it makes of unit vectors besides are the columns of its weight. */
+  private async probe({ input, product }: Linear): Promise<LinearWeights> {
+    const { graph, ort, width } = this;
+    const builder = new Builder(graph.model.opset);
+    builder.cast(PROBE, graph.elementType(input), input);
+    builder.float(product, PROBED);
+    const inputs = [{ name: PROBE, type: DataType.float }];
+    const session = await openGraph(ort, cut(graph.model, { inputs, outputs: [PROBED], nodes: builder.nodes }));
+    const identity = new Float32Array((width + 1) * width);
+    for (let i = 0; i < width; i++) identity[(i + 1) * width + i] = 1;
+    try {
+      const results = await session.run({ [PROBE]: new ort.Tensor('float32', identity, [width + 1, width]) });
+      const values = results[PROBED].data as Float32Array;
+      const count = values.length / (width + 1);
+      const bias = values.slice(0, count);
+      const weight = new Float32Array(count * width);
+      for (let o = 0; o < count; o++)
+        for (let i = 0; i < width; i++) weight[o * width + i] = values[(i + 1) * count + o] - bias[o];
+      return { weight, bias };
+    } finally {
+      await session.release();
+    }
+  }
+}
+
+/** Whether the operator that multiplies adds the bias too. */
+function addsOwnBias({ bias, product, output, laterBias }: Linear): boolean {
+  return bias !== null && product === output && laterBias === null;
+}
+
+function sum(a: Float32Array, b: Float32Array | null): Float32Array {
+  return b === null ? a : a.map((value, i) => value + b[i]);
+}
