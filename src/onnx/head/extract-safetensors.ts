@@ -78,12 +78,12 @@ export async function headFromCheckpoint(path: string, config?: object, heads?: 
 }
 
 /** The tensors of one safetensors file, or of the shards that an index names. */
-interface Checkpoint {
+export interface Checkpoint {
   readonly names: readonly string[];
   read(name: string): Promise<StoredTensor>;
 }
 
-async function openCheckpoint(path: string): Promise<Checkpoint> {
+export async function openCheckpoint(path: string): Promise<Checkpoint> {
   if (!path.endsWith('.index.json')) {
     const { tensors } = await readSafeTensors(path);
     return { names: [...tensors.keys()], read: async (name) => found(path, name, tensors.get(name)) };
@@ -107,11 +107,11 @@ function found(path: string, name: string, tensor: StoredTensor | undefined): St
   return tensor;
 }
 
-async function configBeside(path: string): Promise<object> {
+export async function configBeside(path: string): Promise<object> {
   const file = join(dirname(path), 'config.json');
   return (await isFile(file)) ? readJson(file) : {};
 }
 
-function visionConfig(config: object): VisionConfig {
+export function visionConfig(config: object): VisionConfig {
   return (config as { vision_config?: VisionConfig }).vision_config ?? (config as VisionConfig);
 }
