@@ -11,7 +11,7 @@ import { AnyresImageProcessor } from '../../src/vision/anyres-images.js';
 import { type CompactOptions, compact, type VisionInputs } from '../../src/vision/index.js';
 import { LlavaNextVision, type LlavaNextVisionOptions } from '../../src/vision/llava-next.js';
 import { relativeError } from '../support.js';
-import { imageOf, type Size } from '../transformers/family-cases.js';
+import { image as imageOf, type Size } from '../transformers/family-cases.js';
 import { PlainLoop } from './plain-loop.js';
 
 const FOLDER = 'test/fixtures/families/llava_next';

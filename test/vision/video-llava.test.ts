@@ -6,7 +6,7 @@ import { Tensor } from '../../src/tensor.js';
 import { type CompactOptions, compact, type EncodedImage, ImageProcessor } from '../../src/vision/index.js';
 import { VideoLlavaVision, type VideoLlavaVisionOptions } from '../../src/vision/video-llava.js';
 import { relativeError } from '../support.js';
-import { imageOf, type Size } from '../transformers/family-cases.js';
+import { image as imageOf, type Size } from '../transformers/family-cases.js';
 import { PlainLoop } from './plain-loop.js';
 
 const FOLDER = 'test/fixtures/families/video_llava';
