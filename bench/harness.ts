@@ -46,6 +46,12 @@ export interface Result {
 /** The LLaVA-1.5 shape: CLIP ViT-L/14-336, 30 text tokens, 64 kept of 576. */
 export const LLAVA = { rows: 577, patches: 576, width: 1024, heads: 16, projectionDim: 768, text: 30, keep: 64 };
 
+/** One image of 448 x 448 in Qwen2.5-VL: 2 x 2 patches in each visual token. */
+export const QWEN = { patches: 1024, width: 1280, heads: 16, side: 2 };
+
+/** SigLIP so400m, 384 x 384. */
+export const SIGLIP = { patches: 729, width: 1152, heads: 16, mlpWidth: 4304 };
+
 const MIN_SAMPLE_MS = 20;
 
 /** Median and the 10th and 90th percentile. */

@@ -16,18 +16,24 @@ import head from './head.bench.js';
 import layerNorm from './layer-norm.bench.js';
 import linear from './linear.bench.js';
 import merge from './merge.bench.js';
+import pool from './pool.bench.js';
 import readOut from './read-out.bench.js';
+import rmsNorm from './rms-norm.bench.js';
 import saliency from './saliency.bench.js';
 import select from './select.bench.js';
+import siglipReadOut from './siglip-read-out.bench.js';
 import topK from './top-k.bench.js';
 import unitRows from './unit-rows.bench.js';
 
 const ALL: Record<string, () => Benchmark | Promise<Benchmark>> = {
   layerNorm,
+  rmsNorm,
   linear,
   attention,
   saliency,
+  pool,
   readOut,
+  siglipReadOut,
   unitRows,
   align,
   topK,

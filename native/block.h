@@ -46,17 +46,18 @@ struct BlockStates {
   int64_t units;        // of `unit`
 };
 
-// Null what is not wanted. Without `attention` (and a read-out) no attention is computed.
+// Null what is not wanted: of the read-out's three, which need one, all or none. Without `attention` and a read-out no attention is
+// computed. Outputs overlap neither each other nor the hidden states.
 struct BlockOutput {
   float* attention;       // [N, D], behind the output projection
   float* saliency;        // [N]
   float* unit_saliency;   // [units]
-  float* embeddings;      // [N, D] unit rows, with a read-out
-  float* global;          // [D] unit vector, with a read-out
-  float* probe_saliency;  // [N], with a read-out
+  float* embeddings;      // [N, D] unit rows
+  float* global;          // [D] unit vector
+  float* probe_saliency;  // [N]
 };
 
-struct BlockTimings { double normalize, project, attention, saliency, read_out; };
+using BlockTimings = AnalyzeTimings;
 
 class Block {
  public:
@@ -67,11 +68,13 @@ class Block {
 
   // One output and one timing (or null timings) per sequence; the sequences may differ in size. Memory is linear in N: four arrays
   // [N, D] beside the hidden states and the output, whatever H.
-  // not_finite("hidden", row) with the image, the first at fault; out_of_memory, unsupported.
+  // not_finite("hidden" | "cos" | "sin", row) with the image, the first at fault; out_of_memory, unsupported. What the outputs hold
+  // then is not defined.
   Status analyze(Context&, const BlockStates* images, int64_t count, Encoding, const BlockOutput* outputs, BlockTimings*) const;
 
  private:
   struct State;
+  struct Sequence;
   explicit Block(std::unique_ptr<State>);
   std::unique_ptr<State> state_;
 };

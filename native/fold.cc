@@ -251,7 +251,7 @@ FoldedLayer fold_norm(const float* weight, const float* bias, const float* gamma
     for (int64_t j = 0; j < in; j++) {
       const double element = weight[i * in + j];
       folded.weight[static_cast<size_t>(i * in + j)] = element * gamma[j];
-      sum += element * beta[j];
+      if (beta) sum += element * beta[j];
     }
     folded.bias[static_cast<size_t>(i)] = sum;
   }

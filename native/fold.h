@@ -14,7 +14,7 @@ struct FoldedLayer {
   std::vector<double> weight, bias;
 };
 FoldedLayer fold_norm(const float* weight, const float* bias, const float* gamma, const float* beta, int64_t out,
-                      int64_t in);  // bias may be null
+                      int64_t in);  // bias and beta may be null
 
 // X C, with C the centring projector: subtracts from every row the mean of its elements.
 void centre_rows(MatrixOf<double> x);

@@ -1,4 +1,9 @@
-import type { LinearWeights } from './head.js';
+import { types } from 'node:util';
+import { alternatives, DesapError, invalid, mismatch } from './errors.js';
+import { writeWhole } from './files.js';
+import { CONFIG_KEY, fileConfig, type LinearWeights } from './head.js';
+import { formatSafeTensors, parseSafeTensors, readSafeTensors, type SafeTensors, toFloat32 } from './safetensors.js';
+import { nonEmpty, object } from './tensor.js';
 
 /** A linear layer whose bias may be missing: `weight` [out, in] row-major, `bias` [out] or null. */
 export interface OptionalBias {
@@ -51,4 +56,210 @@ export interface BlockWeights {
   readonly out: OptionalBias;
   /** SigLIP's read-out; null: the rows behind `out` go into a connector outside. */
   readonly siglip: SiglipHead | null;
+}
+
+/** A layer of a block: its field, its name in files, and its extents; a norm has one. */
+interface Layer<Field extends string> {
+  readonly field: Field;
+  readonly key: string;
+  /** Of D and F: [out, in], or [D] of a norm. */
+  readonly shape: (d: number, f: number) => readonly number[];
+  readonly bias: 'always' | 'maybe';
+}
+
+const norm = (d: number) => [d];
+const square = (d: number) => [d, d];
+
+const LAYERS: readonly Layer<'norm1' | 'q' | 'k' | 'v' | 'out'>[] = [
+  { field: 'norm1', key: 'ln1', shape: norm, bias: 'maybe' },
+  { field: 'q', key: 'q', shape: square, bias: 'maybe' },
+  { field: 'k', key: 'k', shape: square, bias: 'maybe' },
+  { field: 'v', key: 'v', shape: square, bias: 'maybe' },
+  { field: 'out', key: 'out', shape: square, bias: 'maybe' },
+];
+const PACKED = 'qkv';
+
+const HEAD_LAYERS: readonly Layer<Exclude<keyof SiglipHead, 'mlpWidth' | 'probe'>>[] = [
+  { field: 'postNorm', key: 'post_ln', shape: norm, bias: 'always' },
+  { field: 'q', key: 'head_q', shape: square, bias: 'always' },
+  { field: 'k', key: 'head_k', shape: square, bias: 'always' },
+  { field: 'v', key: 'head_v', shape: square, bias: 'always' },
+  { field: 'out', key: 'head_out', shape: square, bias: 'always' },
+  { field: 'norm', key: 'head_ln', shape: norm, bias: 'always' },
+  { field: 'fc1', key: 'fc1', shape: (d, f) => [f, d], bias: 'always' },
+  { field: 'fc2', key: 'fc2', shape: (d, f) => [d, f], bias: 'always' },
+];
+
+const sizeOf = (shape: readonly number[]) => shape.reduce((product, extent) => product * extent, 1);
+
+/**
+ * Checks a block once, at the boundary: its numbers, the extents of its layers, and every value for NaN and Inf.
+ * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, `ERR_NOT_FINITE`
+ */
+export function checkBlock(block: BlockWeights, name = 'block'): BlockWeights {
+  const { width, heads, norm, epsilon, siglip } = object(name, block, 'the weights of a block');
+  positive(`${name}.width`, width);
+  positive(`${name}.heads`, heads);
+  if (width % heads !== 0) throw invalid('ERR_VALUE', `${name}.heads`, heads, `a divisor of the width ${width}`);
+  if (norm !== 'layer' && norm !== 'rms')
+    throw invalid('ERR_VALUE', `${name}.norm`, norm, alternatives(['layer', 'rms']));
+  if (!(epsilon > 0 && epsilon < 1)) throw invalid('ERR_VALUE', `${name}.epsilon`, epsilon, 'a number between 0 and 1');
+  for (const layer of LAYERS) checkLayer(`${name}.${layer.field}`, block[layer.field], layer, width, 0);
+  const { bias } = block.norm1;
+  if ((bias === null) !== (norm === 'rms'))
+    throw mismatch(
+      'ERR_VALUE',
+      `${name}.norm1.bias`,
+      bias === null ? 'none' : 'one',
+      norm === 'rms' ? "null, which the norm 'rms' has" : "a bias, which the norm 'layer' has",
+    );
+  if (siglip === null) return block;
+  const { mlpWidth, probe } = object(`${name}.siglip`, siglip, "SigLIP's pooling head, or null");
+  positive(`${name}.siglip.mlpWidth`, mlpWidth);
+  checkValues(`${name}.siglip.probe`, probe, width);
+  for (const layer of HEAD_LAYERS)
+    checkLayer(`${name}.siglip.${layer.field}`, siglip[layer.field], layer, width, mlpWidth);
+  return block;
+}
+
+function positive(name: string, value: number): void {
+  if (!Number.isSafeInteger(value) || value < 1) throw invalid('ERR_VALUE', name, value, 'a positive integer');
+}
+
+function checkLayer(name: string, given: OptionalBias, layer: Layer<string>, width: number, mlpWidth: number): void {
+  const { weight, bias } = object(name, given, '{ weight, bias }');
+  const shape = layer.shape(width, mlpWidth);
+  checkValues(`${name}.weight`, weight, sizeOf(shape));
+  if (bias !== null || layer.bias === 'always') checkValues(`${name}.bias`, bias, shape[0]);
+}
+
+function checkValues(name: string, data: Float32Array | null, length: number): void {
+  if (!types.isFloat32Array(data)) throw invalid('ERR_DTYPE', name, data, 'a Float32Array');
+  if (data.length !== length) throw mismatch('ERR_SHAPE', name, `${data.length} elements`, `${length} elements`);
+  const bad = data.findIndex((value) => !Number.isFinite(value));
+  if (bad >= 0) throw mismatch('ERR_NOT_FINITE', name, `${data[bad]} at element ${bad}`, 'finite weights');
+}
+
+/** What the metadata of a block file says in JSON. */
+interface BlockConfig {
+  kind?: string;
+  heads?: number;
+  norm?: BlockWeights['norm'];
+  eps?: number;
+  siglip?: boolean;
+  cls?: boolean;
+}
+
+/**
+ * A block from the content of a `.safetensors` file: tensors `ln1`, `q`, `k`, `v`, `out` (each `.weight` and, where there is one, `.bias`;
+ * `qkv` packed in place of q, k and v), and for SigLIP's head `probe` and `post_ln`, `head_q`, `head_k`, `head_v`, `head_out`,
+ * `head_ln`, `fc1`, `fc2`, in F32, F16 or BF16, with or without the prefix `weight.`; `kind: "block"`, `heads`, `norm`, `eps` and `siglip`
+ * as JSON in the metadata key `desap.head` or `config`.
+ * @throws DesapError `ERR_FILE` when a tensor or the configuration is missing; see also {@link checkBlock}
+ */
+export function blockFromSafeTensors(file: SafeTensors, name = 'block'): BlockWeights {
+  const config = fileConfig<BlockConfig>(file, name, 'a block file');
+  if (config.kind !== 'block') throw invalid('ERR_FILE', `${name}: config.kind`, config.kind, "'block'");
+  if (config.cls) throw invalid('ERR_FILE', `${name}: config.cls`, config.cls, 'false: a block has no class token');
+  const find = (key: string) => file.tensors.get(key) ?? file.tensors.get(`weight.${key}`);
+  const needed = (key: string) => {
+    const tensor = find(key);
+    if (tensor === undefined) throw new DesapError('ERR_FILE', `${name}: got no tensor '${key}', wanted a block file`);
+    return tensor;
+  };
+  const values = (key: string, shape: readonly number[]) => {
+    const tensor = needed(key);
+    if (tensor.shape.join() !== shape.join())
+      throw invalid('ERR_SHAPE', `${name}: tensor '${key}'`, tensor.shape, `[${shape.join(', ')}]`);
+    return toFloat32(tensor, `${name}: tensor '${key}'`);
+  };
+  const optional = (key: string, shape: readonly number[]) => (find(key) ? values(key, shape) : null);
+
+  const width = needed('ln1.weight').shape[0] ?? 0;
+  const mlpWidth = config.siglip ? (needed('fc1.weight').shape[0] ?? 0) : 0;
+  const read = ({ key, shape, bias }: Layer<string>) => {
+    const extents = shape(width, mlpWidth);
+    const rows = extents.slice(0, 1);
+    const weight = values(`${key}.weight`, extents);
+    return { weight, bias: bias === 'always' ? values(`${key}.bias`, rows) : optional(`${key}.bias`, rows) };
+  };
+  const packed = find(`${PACKED}.weight`) && {
+    weight: values(`${PACKED}.weight`, [3 * width, width]),
+    bias: optional(`${PACKED}.bias`, [3 * width]),
+  };
+  const layers = Object.fromEntries(
+    LAYERS.map((layer) => {
+      const part = ['q', 'k', 'v'].indexOf(layer.key);
+      return [layer.field, packed && part >= 0 ? partOf(packed, part) : read(layer)];
+    }),
+  ) as Pick<BlockWeights, 'norm1' | 'q' | 'k' | 'v' | 'out'>;
+  const head = config.siglip
+    ? {
+        mlpWidth,
+        probe: values('probe', [width]),
+        ...(Object.fromEntries(HEAD_LAYERS.map((layer) => [layer.field, read(layer)])) as unknown as Omit<
+          SiglipHead,
+          'mlpWidth' | 'probe'
+        >),
+      }
+    : null;
+  const { heads = Number.NaN, norm = 'layer', eps: epsilon = 1e-6 } = config;
+  return checkBlock({ width, heads, norm, epsilon, ...layers, siglip: head }, name);
+}
+
+/** One of the three layers of a packed projection. */
+function partOf({ weight, bias }: OptionalBias, part: number): OptionalBias {
+  const third = (data: Float32Array) => data.subarray((part * data.length) / 3, ((part + 1) * data.length) / 3);
+  return { weight: third(weight), bias: bias && third(bias) };
+}
+
+/**
+ * Reads a block file.
+ * @param source its path or its bytes
+ * @throws DesapError `ERR_FILE`, `ERR_VALUE`, `ERR_SHAPE`, `ERR_NOT_FINITE`
+ */
+export async function loadBlock(source: string | Uint8Array | ArrayBuffer): Promise<BlockWeights> {
+  if (typeof source === 'string') return blockFromSafeTensors(await readSafeTensors(source), source);
+  if (!types.isUint8Array(source) && !types.isAnyArrayBuffer(source))
+    throw invalid('ERR_VALUE', 'source', source, 'the path or the bytes of a block file');
+  const bytes = types.isUint8Array(source) ? source : new Uint8Array(source);
+  return blockFromSafeTensors(parseSafeTensors(bytes, 'block'), 'block');
+}
+
+/** The block in memory of its own. */
+export function copyBlock(block: BlockWeights): BlockWeights {
+  const copy = <B extends Float32Array | null>({ weight, bias }: { weight: Float32Array; bias: B }) => ({
+    weight: weight.slice(),
+    bias: (bias?.slice() ?? null) as B,
+  });
+  const layers = Object.fromEntries(LAYERS.map(({ field }) => [field, copy(block[field])]));
+  const siglip = block.siglip && {
+    ...block.siglip,
+    probe: block.siglip.probe.slice(),
+    ...Object.fromEntries(HEAD_LAYERS.map(({ field }) => [field, copy((block.siglip as SiglipHead)[field])])),
+  };
+  return { ...block, ...layers, siglip };
+}
+
+/** The bytes of a block file. */
+export function formatBlock(block: BlockWeights): Uint8Array {
+  const { width, heads, norm, epsilon, siglip } = checkBlock(block);
+  const tensors: Record<string, { data: Float32Array; shape: readonly number[] }> = {};
+  const add = ({ key, shape }: Layer<string>, { weight, bias }: OptionalBias) => {
+    const extents = shape(width, siglip?.mlpWidth ?? 0);
+    tensors[`${key}.weight`] = { data: weight, shape: extents };
+    if (bias) tensors[`${key}.bias`] = { data: bias, shape: extents.slice(0, 1) };
+  };
+  for (const layer of LAYERS) add(layer, block[layer.field]);
+  if (siglip) {
+    tensors.probe = { data: siglip.probe, shape: [width] };
+    for (const layer of HEAD_LAYERS) add(layer, siglip[layer.field]);
+  }
+  const config: BlockConfig = { kind: 'block', heads, norm, eps: epsilon, ...(siglip && { siglip: true }) };
+  return formatSafeTensors(tensors, { format: 'pt', [CONFIG_KEY]: JSON.stringify(config) });
+}
+
+/** Writes a block file, whole or not at all. */
+export async function saveBlock(block: BlockWeights, path: string): Promise<void> {
+  await writeWhole(nonEmpty('path', path, 'where to write the block'), formatBlock(block));
 }

@@ -65,6 +65,16 @@ export function notFinite(argument: string, row: number, image?: number): DesapE
   return Object.assign(error, { argument, row, image });
 }
 
+/** Runs a stage of one image of a call, which its data errors then name. */
+export function ofImage<T>(image: number | undefined, stage: () => T): T {
+  try {
+    return stage();
+  } catch (error) {
+    const { argument, row } = error as { argument?: string; row?: number };
+    throw argument === undefined || row === undefined ? error : notFinite(argument, row, image);
+  }
+}
+
 /** Names to choose from, as a message says them: 'a' | 'b'. */
 export function alternatives(names: readonly string[]): string {
   return names.map(describe).join(' | ');

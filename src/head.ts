@@ -47,8 +47,8 @@ const LAYERS = [
   ['postNorm', 'post_ln'],
 ] as const;
 
-/** Where a head's configuration lies in the metadata of its `.safetensors` file. */
-const METADATA_KEY = 'desap.head';
+/** Where the configuration of a head or a block lies in the metadata of its `.safetensors` file. */
+export const CONFIG_KEY = 'desap.head';
 
 /**
  * Checks a head once, at the boundary: extents against `width`, `heads` and `projectionDim`, and every value for NaN and Inf.
@@ -90,22 +90,16 @@ export function checkHead(head: HeadWeights, name = 'head'): HeadWeights {
  * @throws DesapError `ERR_FILE` when a tensor or the configuration is missing; see also {@link checkHead}
  */
 export function headFromSafeTensors(file: SafeTensors, name = 'head'): HeadWeights {
-  const json = file.metadata[METADATA_KEY] ?? file.metadata.config;
-  if (json === undefined)
+  const wanted = 'a head file (made by: desap extract)';
+  const config = fileConfig<{ kind?: string; heads?: number; cls?: boolean; epsilon?: number }>(file, name, wanted);
+  if (config.kind === 'block')
     throw new DesapError(
       'ERR_FILE',
-      `${name}: got a safetensors file without the metadata key '${METADATA_KEY}', wanted a head file (made by: desap extract)`,
+      `${name}: got the last block of an encoder, which BlockHead.load takes, wanted ${wanted}`,
     );
-  let config: { heads?: number; cls?: boolean; epsilon?: number };
-  try {
-    config = JSON.parse(json);
-  } catch (cause) {
-    throw new DesapError('ERR_FILE', `${name}: the metadata key '${METADATA_KEY}' is not JSON`, { cause });
-  }
   const find = (key: string) => {
     const tensor = file.tensors.get(key) ?? file.tensors.get(`weight.${key}`);
-    if (tensor === undefined)
-      throw new DesapError('ERR_FILE', `${name}: got no tensor '${key}', wanted a head file (made by: desap extract)`);
+    if (tensor === undefined) throw new DesapError('ERR_FILE', `${name}: got no tensor '${key}', wanted ${wanted}`);
     return tensor;
   };
   const values = (key: string, ...shape: number[]) => {
@@ -140,6 +134,24 @@ export function headFromSafeTensors(file: SafeTensors, name = 'head'): HeadWeigh
     },
     name,
   );
+}
+
+/**
+ * The configuration in the metadata of a head file or a block file, as JSON in the key `desap.head` or `config`.
+ * @throws DesapError `ERR_FILE`
+ */
+export function fileConfig<T extends object>(file: SafeTensors, name: string, wanted: string): T {
+  const json = file.metadata[CONFIG_KEY] ?? file.metadata.config;
+  if (json === undefined)
+    throw new DesapError(
+      'ERR_FILE',
+      `${name}: got a safetensors file without the metadata key '${CONFIG_KEY}', wanted ${wanted}`,
+    );
+  try {
+    return JSON.parse(json) as T;
+  } catch (cause) {
+    throw new DesapError('ERR_FILE', `${name}: the metadata key '${CONFIG_KEY}' is not JSON`, { cause });
+  }
 }
 
 /**
@@ -182,7 +194,7 @@ export function formatHead(head: HeadWeights): Uint8Array {
   }
   tensors['visual_projection.weight'] = { data: head.visualProjection, shape: [projectionDim, width] };
   const config = { heads: head.heads, cls: head.classToken, epsilon: head.epsilon };
-  return formatSafeTensors(tensors, { format: 'pt', [METADATA_KEY]: JSON.stringify(config) });
+  return formatSafeTensors(tensors, { format: 'pt', [CONFIG_KEY]: JSON.stringify(config) });
 }
 
 /** Writes a head file, whole or not at all. */

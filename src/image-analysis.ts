@@ -4,9 +4,10 @@ import { type Backend, driverOf } from './devices/kernel-api.js';
 import { typed } from './devices/native-error.js';
 import { type DeviceOptions, openWith } from './devices/open.js';
 import { DISPOSE } from './dispose-symbols.js';
+import { invalid, mismatch } from './errors.js';
 import { readInPlace } from './host-buffer.js';
 import { type OptionNames, options } from './options.js';
-import { PRUNE_OPTIONS, type PruneOptions, pruneRequest, type Text } from './prune-request.js';
+import { isList, PRUNE_OPTIONS, type PruneOptions, pruneRequest, type Text, withSharedText } from './prune-request.js';
 import { type PruneResult, pruneResult } from './prune-result.js';
 import { assertAlive, type FloatMatrix, float32, matrix, type Tensor, type TensorLike, vector } from './tensor.js';
 
@@ -121,6 +122,56 @@ export class ImageAnalysis implements Disposable {
     return this.#prune(text, options, true) as PruneResult;
   }
 
+  /**
+   * {@link ImageAnalysis.prune} for several images of one device in one go: the tiles of an image, the frames of a video, the images
+   * of a prompt. Each result is what `prune` gives for that image alone, to the bit.
+   *
+   * @param text one for all analyses, or a list with one for each
+   * @param options the same for all, or a list with those of each
+   * @throws DesapError as {@link ImageAnalysis.prune}, with the image; `ERR_SHAPE` for lists of different lengths; `ERR_VALUE` for analyses
+   *   of different devices; one bad image fails the call
+   */
+  static async pruneBatch(
+    analyses: readonly ImageAnalysis[],
+    text: Text | null | readonly (Text | null)[],
+    options: PruneOptions | readonly PruneOptions[],
+  ): Promise<PruneResult[]> {
+    return ImageAnalysis.#pruneAll(analyses, text, options, false);
+  }
+
+  /** {@link ImageAnalysis.pruneBatch}, on the calling thread. */
+  static pruneBatchSync(
+    analyses: readonly ImageAnalysis[],
+    text: Text | null | readonly (Text | null)[],
+    options: PruneOptions | readonly PruneOptions[],
+  ): PruneResult[] {
+    return ImageAnalysis.#pruneAll(analyses, text, options, true) as PruneResult[];
+  }
+
+  static #pruneAll(
+    analyses: readonly ImageAnalysis[],
+    text: Text | null | readonly (Text | null)[],
+    given: PruneOptions | readonly PruneOptions[],
+    sync: boolean,
+  ): MaybePromise<PruneResult[]> {
+    if (!isList(analyses)) throw invalid('ERR_VALUE', 'analyses', analyses, 'a list of ImageAnalysis');
+    const textOf = eachOf('text', text, analyses.length);
+    const optionsOf = eachOf('options', given, analyses.length);
+    const requests = analyses.map((image, b) => {
+      if (!(image instanceof ImageAnalysis)) throw invalid('ERR_VALUE', `analyses[${b}]`, image, 'an ImageAnalysis');
+      assertAlive(`analyses[${b}]`, image.#alive);
+      if (image.#device !== analyses[0].#device)
+        throw mismatch('ERR_VALUE', `analyses[${b}]`, `one of ${image.#device.device}`, 'analyses of one device');
+      const [argument, asked] = textOf(b);
+      return pruneRequest(argument, asked, options(...optionsOf(b), PRUNE_OPTIONS), image.#analysis);
+    });
+    if (analyses.length === 0) return sync ? [] : Promise.resolve([]);
+    const driven = analyses.map((image) => image.#analysis);
+    const prune = () => typed(() => analyses[0].#device.pruneAll(driven, requests, sync));
+    const outputs = isList(text) ? prune() : withSharedText(prune);
+    return after(outputs, (all) => all.map((output, b) => pruneResult(output, requests[b])));
+  }
+
   #prune(text: Text | null, given: PruneOptions, sync: boolean): MaybePromise<PruneResult> {
     const request = pruneRequest('text', text, options('options', given, PRUNE_OPTIONS), this.#analysis);
     assertAlive('ImageAnalysis', this.#alive);
@@ -144,6 +195,14 @@ export class ImageAnalysis implements Disposable {
   [DISPOSE](): void {
     this.dispose();
   }
+}
+
+/** The item of each of `count` images, and its name: one for all, or one for each. */
+function eachOf<T>(argument: string, given: T | readonly T[], count: number): (b: number) => [string, T] {
+  if (!isList(given)) return () => [argument, given];
+  if (given.length !== count)
+    throw mismatch('ERR_SHAPE', argument, `${given.length} of them`, `${count}, one for each analysis`);
+  return (b) => [`${argument}[${b}]`, given[b]];
 }
 
 function checkParts(given: AnalysisParts): DriverParts {

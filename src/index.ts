@@ -4,6 +4,10 @@
  * @module desap
  */
 
+export type { BlockInput, BlockOptions, SiglipReadOut } from './block-head.js';
+export { BlockAnalysis, BlockHead } from './block-head.js';
+export type { BlockWeights, OptionalBias, SiglipHead } from './block-weights.js';
+export { formatBlock, loadBlock, saveBlock } from './block-weights.js';
 export type { CudaDevice } from './devices/addon.js';
 export type { AnalyzeTimings, Precision, PruneTimings } from './devices/driver.js';
 export type { AsyncKernels, Backend, Kernels, MatrixTensors, Vector } from './devices/kernel-api.js';
@@ -24,3 +28,4 @@ export type { PruneResult } from './prune-result.js';
 export type { AnalyzeOptions, BatchOptions, OneGoOptions } from './pruner.js';
 export { Pruner } from './pruner.js';
 export type { TensorLike } from './tensor.js';
+export type { Units } from './units.js';

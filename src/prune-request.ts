@@ -1,5 +1,5 @@
-import type { PruneRequest } from './devices/driver.js';
-import { describe, invalid, mismatch } from './errors.js';
+import { type MaybePromise, orElse, type PruneRequest } from './devices/driver.js';
+import { describe, invalid, mismatch, notFinite } from './errors.js';
 import { ALIGNMENTS, type Alignment } from './kernels/kernels.js';
 import { type OptionNames, options } from './options.js';
 import {
@@ -39,6 +39,8 @@ export interface PruneOptions {
   lambda?: number;
   /** false returns the kept tokens as they are instead of merging the others into them; default true. */
   merge?: boolean;
+  /** A task map [P] in place of the one that the text gives: the text and its alignment have no say then, and it may be null. */
+  task?: Float32Array | TensorLike;
   /** A saliency map [P] in place of the analysis' own, for example of another layer. */
   saliency?: Float32Array | TensorLike;
   /** [P, F] rows to merge in place of the analysis' own, for example projected features. */
@@ -56,6 +58,7 @@ export const PRUNE_OPTIONS: OptionNames<PruneOptions> = {
   alignment: true,
   lambda: true,
   merge: true,
+  task: true,
   saliency: true,
   features: true,
   maps: true,
@@ -76,20 +79,24 @@ export function pruneRequest(
 ): PruneRequest {
   const keep = keepCount(given, patches);
   const { taskShare, ...how } = pruneChoices(given);
-  if (text === null && taskShare > 0)
+  const task = given.task === undefined ? null : vector('task', given.task, patches);
+  if (text === null && task === null && taskShare > 0)
     throw invalid('ERR_VALUE', argument, text, `the embeddings of a text, or taskShare: 0, which asks for none`);
   if (text === null && how.matrices) throw mismatch('ERR_VALUE', 'matrices', 'true without a text', 'false, or a text');
+  const asked = text && checkText(argument, text, projectionDim);
+  const aligned = task === null || how.matrices ? asked : null;
   return {
-    ...(text === null ? { text, endOfText: 0 } : checkText(argument, text, projectionDim)),
+    ...(aligned ?? { text: null, endOfText: 0 }),
     keep,
     taskKeep: shareOf(keep, taskShare),
+    task,
     saliency: given.saliency === undefined ? null : vector('saliency', given.saliency, patches),
     features: given.features === undefined ? null : matrix('features', given.features, { rows: patches }),
     ...how,
   };
 }
 
-type Choices = Omit<PruneOptions, 'keep' | 'keepRatio' | 'saliency' | 'features'>;
+type Choices = Omit<PruneOptions, 'keep' | 'keepRatio' | 'task' | 'saliency' | 'features'>;
 
 /**
  * The options that can be judged before there is an image, with their defaults.
@@ -154,4 +161,16 @@ export function keepCount({ keep, keepRatio }: PruneOptions, patches = Number.PO
 
 function singlePrecision(x: FloatMatrix): FloatMatrix {
   return x.half ? { ...x, data: widened(x), half: false } : x;
+}
+
+export function isList<T>(given: T | readonly T[]): given is readonly T[] {
+  return Array.isArray(given);
+}
+
+/** Prunes several images for one text: what is wrong with it is wrong for no image in particular. */
+export function withSharedText<T>(prune: () => MaybePromise<T>): MaybePromise<T> {
+  return orElse(prune, (error) => {
+    const { argument, row } = error as { argument?: string; row?: number };
+    throw (argument === 'text' || argument === 'endOfText') && row !== undefined ? notFinite(argument, row) : error;
+  });
 }

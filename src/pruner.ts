@@ -4,12 +4,12 @@ import { type Backend, createBackend } from './devices/kernel-api.js';
 import { typed } from './devices/native-error.js';
 import { type DeviceOptions, openWith } from './devices/open.js';
 import { DISPOSE } from './dispose-symbols.js';
-import { type DesapError, invalid, mismatch, notFinite } from './errors.js';
+import { invalid, mismatch } from './errors.js';
 import { checkHead, copyHead, type HeadWeights, loadHead } from './head.js';
 import { ImageAnalysis } from './image-analysis.js';
 import { ENCODINGS, type Encoding } from './kernels/kernels.js';
 import { type OptionNames, options } from './options.js';
-import { PRUNE_OPTIONS, type PruneOptions, pruneRequest, type Text } from './prune-request.js';
+import { isList, PRUNE_OPTIONS, type PruneOptions, pruneRequest, type Text, withSharedText } from './prune-request.js';
 import { type PruneResult, pruneResult } from './prune-result.js';
 import { assertAlive, boolean, type FloatMatrix, floatData, matrix, object, oneOf, type TensorLike } from './tensor.js';
 
@@ -25,7 +25,7 @@ export interface AnalyzeOptions {
 export type OneGoOptions = PruneOptions & Pick<AnalyzeOptions, 'encoding'>;
 
 /** Options of {@link Pruner.pruneBatch}, the same for each image. */
-export type BatchOptions = Omit<OneGoOptions, 'saliency' | 'features'>;
+export type BatchOptions = Omit<OneGoOptions, 'task' | 'saliency' | 'features'>;
 
 const ANALYZE_OPTIONS: OptionNames<AnalyzeOptions> = { encoding: true, intermediates: true };
 const ONE_GO_OPTIONS: OptionNames<OneGoOptions> = { ...PRUNE_OPTIONS, encoding: true };
@@ -175,7 +175,7 @@ export class Pruner implements Disposable {
     given: BatchOptions,
     sync: boolean,
   ): MaybePromise<PruneResult[]> {
-    for (const key of ['saliency', 'features'] as const)
+    for (const key of ['task', 'saliency', 'features'] as const)
       if (given && (given as PruneOptions)[key] !== undefined)
         throw mismatch(
           'ERR_VALUE',
@@ -184,16 +184,8 @@ export class Pruner implements Disposable {
           'none (analyze the images, and prune each with its own)',
         );
     const images = this.#images(hidden);
-    if (isList(text)) return this.#prune(images, text, given, sync);
-    const renamed = (error: unknown) => {
-      throw ofSharedText(error);
-    };
-    try {
-      const results = this.#prune(images, text, given, sync);
-      return types.isPromise(results) ? results.catch(renamed) : results;
-    } catch (error) {
-      return renamed(error);
-    }
+    const prune = () => this.#prune(images, text, given, sync);
+    return isList(text) ? prune() : withSharedText(prune);
   }
 
   #prune(
@@ -268,16 +260,6 @@ export class Pruner implements Disposable {
   [DISPOSE](): void {
     this.dispose();
   }
-}
-
-/** One text for all images: what is wrong with it is wrong for no image in particular. */
-function ofSharedText(error: unknown): unknown {
-  const { argument, row } = error as DesapError & { argument?: string; row?: number };
-  return (argument === 'text' || argument === 'endOfText') && row !== undefined ? notFinite(argument, row) : error;
-}
-
-function isList<T>(given: T | readonly T[]): given is readonly T[] {
-  return Array.isArray(given);
 }
 
 /** @throws DesapError `ERR_VALUE` */

@@ -33,6 +33,7 @@ const question = {
   taskKeep: 3,
   alignment: 'fcma',
   lambda: 0.1,
+  task: null,
   saliency: null,
   merge: true,
   features: null,

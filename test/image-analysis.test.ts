@@ -173,9 +173,105 @@ describe.each(devicesUnderTest())('an analysis from parts on %s', (_, options) =
       expect(one.saliency()).toHaveLength(PATCHES);
     }
   });
+
+  it('takes a task map in place of the one of a text', async () => {
+    using image = await ImageAnalysis.from(parts(), backend);
+    const task = normal(50, PATCHES);
+    const choice = { keep: 12, maps: true };
+    const got = await image.prune(null, { ...choice, task });
+    expect(got.maps!.task).toEqual(task);
+    const want = backend.sync.select({ task, saliency: image.saliency(), keep: 12, taskKeep: 6 });
+    expect([got.indices, got.source]).toEqual([want.indices, want.source]);
+    const beside = await image.prune(text, { ...choice, task, alignment: 'mean' });
+    expect([beside.indices, beside.maps!.task]).toEqual([got.indices, task]);
+    const asked = await image.prune(text, choice);
+    const again = await image.prune(null, { ...choice, task: asked.maps!.task! });
+    expect([again.indices, again.source, again.assignment]).toEqual([asked.indices, asked.source, asked.assignment]);
+    expect(again.tokens.data).toEqual(asked.tokens.data);
+    const matrices = await image.prune(text, { ...choice, task, matrices: true });
+    expect(matrices.matrices!.similarity.dims).toEqual([PATCHES, TEXT]);
+    expect(matrices.indices).toEqual(got.indices);
+  });
+
+  it('names a task map that is not finite, and one that does not fit', async () => {
+    using image = await ImageAnalysis.from(parts(), backend);
+    const task = normal(50, PATCHES);
+    task[7] = Number.NaN;
+    await expect(image.prune(null, { keep: 12, task })).rejects.toMatchObject({
+      code: 'ERR_NOT_FINITE',
+      message: expect.stringMatching(/^task: .* row 7/),
+    });
+    await expect(image.prune(null, { keep: 12, task: task.subarray(1) })).rejects.toThrow(/^task: got 59 elements/);
+    await expect(image.prune(null, { keep: 12, task, matrices: true })).rejects.toThrow(
+      /^matrices: got true without a text/,
+    );
+  });
+
+  it('prunes several in one go as each alone, to the bit', async () => {
+    using first = await ImageAnalysis.from(parts(), backend);
+    using second = await ImageAnalysis.from(parts(2, 33), backend);
+    const task = normal(50, 33);
+    const images = [first, second, first];
+    const texts = [text, null, { embeddings: normalTensor(9, 3, SHAPE.projectionDim) }];
+    const choices = [
+      { keep: 12, maps: true },
+      { keep: 5, task, merge: false },
+      { keepRatio: 1, alignment: 'mean' } as const,
+    ];
+    const plain = ({ timings: _, tokens, ...rest }: Awaited<ReturnType<ImageAnalysis['prune']>>) => ({
+      ...rest,
+      tokens: tokens.data,
+    });
+    const alone = await Promise.all(images.map((image, b) => image.prune(texts[b], choices[b])));
+    const all = await ImageAnalysis.pruneBatch(images, texts, choices);
+    expect(all.map(plain)).toEqual(alone.map(plain));
+    expect(ImageAnalysis.pruneBatchSync(images, texts, choices).map(plain)).toEqual(alone.map(plain));
+    const shared = await ImageAnalysis.pruneBatch(images, text, { keep: 5 });
+    for (const [b, image] of images.entries())
+      expect(plain(shared[b])).toEqual(plain(await image.prune(text, { keep: 5 })));
+    expect(await ImageAnalysis.pruneBatch([], text, { keep: 5 })).toEqual([]);
+  });
+
+  it('names which of several is at fault', async () => {
+    using first = await ImageAnalysis.from(parts(), backend);
+    using second = await ImageAnalysis.from(parts(2, 33), backend);
+    const bad = normalTensor(3, TEXT, SHAPE.projectionDim);
+    values(bad)[2 * SHAPE.projectionDim] = Number.NaN;
+    const batch = (...rest: [unknown, unknown]) =>
+      ImageAnalysis.pruneBatch([first, second], ...(rest as [null, { keep: number }]));
+    await expect(batch([text, bad], { keep: 5 })).rejects.toThrow(/^text\[1\]: got NaN.* row 2/);
+    await expect(batch(bad, { keep: 5 })).rejects.toThrow(/^text: got NaN.* row 2/);
+    const task = normal(50, 33);
+    task[4] = Number.NaN;
+    await expect(batch([text, null], [{ keep: 5 }, { keep: 5, task }])).rejects.toThrow(/^task\[1\]: got NaN.* row 4/);
+    await expect(batch([text], { keep: 5 })).rejects.toThrow(/^text: got 1 of them, wanted 2, one for each analysis/);
+    await expect(batch(text, [{ keep: 5 }])).rejects.toThrow(/^options: got 1 of them, wanted 2/);
+    await expect(batch(text, [{ keep: 5 }, { kept: 5 }])).rejects.toThrow(
+      /^options\[1\]: got the unknown option 'kept'/,
+    );
+    await expect(batch([text, null], { keep: 5 })).rejects.toThrow(
+      /^text\[1\]: got null, wanted the embeddings of a text/,
+    );
+  });
 });
 
 describe('an analysis from parts', () => {
+  it('is pruned with others of its device only, and while all live', async () => {
+    using here = ImageAnalysis.fromSync(parts(), { device: 'reference' });
+    const there = ImageAnalysis.fromSync(parts(), { device: 'cpu' });
+    const batch = (...analyses: unknown[]) => ImageAnalysis.pruneBatch(analyses as ImageAnalysis[], text, { keep: 5 });
+    await expect(batch(here, there)).rejects.toThrow(/^analyses\[1\]: got one of cpu, wanted analyses of one device/);
+    there.dispose();
+    await expect(batch(here, there)).rejects.toMatchObject({
+      code: 'ERR_DISPOSED',
+      message: expect.stringMatching(/^analyses\[1\]/),
+    });
+    await expect(batch(here, parts())).rejects.toThrow(/^analyses\[1\]: got Object, wanted an ImageAnalysis/);
+    await expect(ImageAnalysis.pruneBatch(here as never, text, { keep: 5 })).rejects.toThrow(
+      /^analyses: got ImageAnalysis, wanted a list/,
+    );
+  });
+
   const cpu: DeviceOptions = { device: 'cpu', threads: 2 };
 
   it('reads the features of a HostBuffer in place, and keeps them', async () => {

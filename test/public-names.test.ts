@@ -6,14 +6,19 @@ import { ROOT } from './support.js';
 
 const NAMES: Readonly<Record<string, readonly string[]>> = {
   desap: [
+    'BlockAnalysis',
+    'BlockHead',
     'DesapError',
     'HostBuffer',
     'ImageAnalysis',
     'Pruner',
     'devices',
+    'formatBlock',
     'formatHead',
+    'loadBlock',
     'loadHead',
     'openBackend',
+    'saveBlock',
     'saveHead',
   ],
   'desap/onnx': [

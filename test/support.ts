@@ -3,7 +3,14 @@ import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { loadAddon } from '../src/devices/cpu.js';
 import { findCudaAddon } from '../src/devices/cuda.js';
-import { type Backend, type DeviceOptions, devices, type ImageAnalysis, openBackend } from '../src/index.js';
+import {
+  type Backend,
+  type BlockWeights,
+  type DeviceOptions,
+  devices,
+  type ImageAnalysis,
+  openBackend,
+} from '../src/index.js';
 import { uniform } from '../src/onnx/head/pixels.js';
 import { float32, type Tensor } from '../src/tensor.js';
 
@@ -125,6 +132,49 @@ export function randomHead(
     out: layer(5),
     postNorm: norm(6),
     visualProjection: dense(7, projectionDim),
+  };
+}
+
+/** Random weights of a block, scaled like a trained encoder's; with `mlpWidth` SigLIP's head too. */
+export function randomBlock(
+  seed: number,
+  shape: { width: number; heads: number; norm: 'layer' | 'rms'; mlpWidth?: number; bias?: boolean },
+): BlockWeights {
+  const { width, heads, norm, mlpWidth, bias = true } = shape;
+  const dense = (s: number, rows = width, cols = width, scale = 1) => ({
+    weight: normal(seed * 100 + s, rows * cols, scale / Math.sqrt(cols)),
+    bias: normal(seed * 100 + s + 50, rows, 0.1),
+  });
+  const scaling = (s: number) => ({
+    weight: normal(seed * 100 + s, width, 0.1).map((x) => 1 + x),
+    bias: normal(seed * 100 + s + 50, width, 0.1),
+  });
+  const optional = (layer: ReturnType<typeof dense>) => (bias ? layer : { ...layer, bias: null });
+  return {
+    width,
+    heads,
+    norm,
+    epsilon: 1e-6,
+    norm1: norm === 'layer' ? scaling(1) : { ...scaling(1), bias: null },
+    q: optional(dense(2, width, width, 2)),
+    k: optional(dense(3, width, width, 2)),
+    v: optional(dense(4)),
+    out: optional(dense(5)),
+    siglip:
+      mlpWidth === undefined
+        ? null
+        : {
+            mlpWidth,
+            postNorm: scaling(6),
+            probe: normal(seed * 100 + 7, width),
+            q: dense(8),
+            k: dense(9),
+            v: dense(10),
+            out: dense(11),
+            norm: scaling(12),
+            fc1: dense(13, mlpWidth, width),
+            fc2: dense(14, width, mlpWidth),
+          },
   };
 }
 

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "analysis_object.h"
+#include "block_object.h"
 #include "context_object.h"
 #include "device.h"
 #include "environment.h"
@@ -74,6 +75,7 @@ Napi::Object load(Napi::Env env, Napi::Object exports) {
   environment->int32 = constructor("Int32Array");
   environment->uint8 = constructor("Uint8Array");
   environment->uint16 = constructor("Uint16Array");
+  environment->block = Napi::Persistent(BlockObject::define(env));
   environment->head = Napi::Persistent(HeadObject::define(env));
   environment->analysis = Napi::Persistent(AnalysisObject::define(env));
 

@@ -1,13 +1,13 @@
 #include "analysis_object.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "arguments.h"
 #include "environment.h"
 #include "errors.h"
 #include "outputs.h"
-#include "prune_job.h"
 #include "wrapped.h"
 
 namespace desap {
@@ -65,6 +65,18 @@ Napi::Value copy_of(Napi::Env env, const std::vector<float>& values) {
   });
 }
 
+// The one result of a pruning.
+class PruneOneJob : public PruneJob {
+ public:
+  using PruneJob::PruneJob;
+  Napi::Value finish(Napi::Env env, Napi::Object results) override {
+    return PruneJob::finish(env, results).As<Napi::Object>().Get(uint32_t{0});
+  }
+};
+
+// Marks the objects of this class: any object can claim its prototype.
+constexpr napi_type_tag type_tag = {0x3c1f5a0e77d94b26, 0x9e2b60c8a4d1f753};
+
 Napi::Value number(const Napi::CallbackInfo& info, int64_t value) {
   return Napi::Number::New(info.Env(), static_cast<double>(value));
 }
@@ -85,6 +97,39 @@ Napi::Value create_analysis_object(Napi::Env env, const std::shared_ptr<Executor
   return executor->execute(env, {std::move(job), Napi::Object::New(env)}, sync);
 }
 
+Napi::Value prune_analyses(Napi::Env env, const std::shared_ptr<Executor>& executor, const Napi::Value& values,
+                           const Napi::Value& requests, bool sync) {
+  executor->check_open();
+  if (!values.IsArray()) throw invalid("ERR_DTYPE", "analyses", "something else", "an array of analyses");
+  const Napi::Array list = values.As<Napi::Array>();
+  if (!requests.IsArray() || requests.As<Napi::Array>().Length() != list.Length())
+    throw invalid("ERR_SHAPE", "requests", "another number", std::to_string(list.Length()) + ", one per analysis");
+  std::vector<std::shared_ptr<const Analysis>> analyses;
+  std::vector<ImageShape> shapes;
+  std::vector<Napi::Value> asked;
+  for (uint32_t i = 0; i < list.Length(); i++) {
+    const AnalysisObject* const one = AnalysisObject::of(list.Get(i));
+    const std::string name = "analyses[" + std::to_string(i) + "]";
+    if (!one) throw invalid("ERR_DTYPE", name, "something else", "an analysis");
+    analyses.push_back(one->shared());
+    if (one->executor() != executor) throw invalid("ERR_VALUE", name, "an analysis of another device", "one of this device");
+    shapes.push_back(one->shape());
+    asked.push_back(requests.As<Napi::Array>().Get(i));
+  }
+  const Napi::Array results = Napi::Array::New(env, asked.size());
+  MemoryReader memory(env, sync ? Access::in_place : Access::held);
+  std::vector<Pruning> asked_of = prunings(env, asked, shapes, memory, results);
+  auto job = std::make_unique<PruneJob>(executor, std::move(analyses), std::move(asked_of));
+  return executor->execute(env, {std::move(job), results}, sync);
+}
+
+const AnalysisObject* AnalysisObject::of(const Napi::Value& value) {
+  bool ours = false;
+  void* object = nullptr;
+  if (!value.IsObject() || napi_check_object_type_tag(value.Env(), value, &type_tag, &ours) != napi_ok || !ours) return nullptr;
+  return napi_unwrap(value.Env(), value, &object) == napi_ok ? static_cast<AnalysisObject*>(object) : nullptr;
+}
+
 Napi::Function AnalysisObject::define(Napi::Env env) {
   return DefineClass(env, "Analysis",
                      {InstanceMethod<&AnalysisObject::prune>("prune"),
@@ -102,6 +147,7 @@ Napi::Function AnalysisObject::define(Napi::Env env) {
 }
 
 AnalysisObject::AnalysisObject(const Napi::CallbackInfo& info) : ObjectWrap(info), state_(constructed_from<State>(info)) {
+  NAPI_THROW_IF_FAILED_VOID(info.Env(), napi_type_tag_object(info.Env(), info.This(), &type_tag));
   const Analysis& analysis = *state_.analysis;
   rows_ = analysis.rows();
   patches_ = analysis.patches();
@@ -122,52 +168,51 @@ void AnalysisObject::release() {
   Napi::MemoryManagement::AdjustExternalMemory(Env(), -external_bytes_);
 }
 
-const Analysis& AnalysisObject::analysis() const {
+std::shared_ptr<const Analysis> AnalysisObject::shared() const {
   if (!state_.analysis) throw disposed("analysis");
-  return *state_.analysis;
+  return state_.analysis;
 }
 
 Napi::Value AnalysisObject::prune(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return guarded(env, [&] {
-    analysis();
     // Reading the arguments can run code that disposes this object.
-    const std::shared_ptr<const Analysis> analysis = state_.analysis;
+    const std::shared_ptr<const Analysis> analysis = shared();
     const std::shared_ptr<Executor> executor = state_.executor;
-    const ImageShape shape{patches_, width_, projection_dim_, state_.half};
+    const ImageShape mine = shape();
     executor->check_open();
     const bool sync = info[1].ToBoolean();
     const Napi::Array results = Napi::Array::New(env, 1);
     MemoryReader memory(env, sync ? Access::in_place : Access::held);
-    auto job = std::make_unique<PruneJob>(executor, analysis, prunings(env, {info[0]}, {shape}, memory, results));
+    auto job = std::make_unique<PruneOneJob>(executor, std::vector{analysis}, prunings(env, {info[0]}, {mine}, memory, results));
     return executor->execute(env, {std::move(job), results}, sync);
   });
 }
 
 Napi::Value AnalysisObject::patch_embeddings(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const Analysis& mine = analysis();
-    return copy_of(info.Env(), patches_ * projection_dim_, [&](float* out) { return mine.read_patch_embeddings(out); });
+    const std::shared_ptr<const Analysis> mine = shared();
+    return copy_of(info.Env(), patches_ * projection_dim_, [&](float* out) { return mine->read_patch_embeddings(out); });
   });
 }
 
 Napi::Value AnalysisObject::global(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const Analysis& mine = analysis();
-    return copy_of(info.Env(), projection_dim_, [&](float* out) { return mine.read_global(out); });
+    const std::shared_ptr<const Analysis> mine = shared();
+    return copy_of(info.Env(), projection_dim_, [&](float* out) { return mine->read_global(out); });
   });
 }
 
 Napi::Value AnalysisObject::saliency(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const Analysis& mine = analysis();
-    return copy_of(info.Env(), patches_, [&](float* out) { return mine.read_saliency(out); });
+    const std::shared_ptr<const Analysis> mine = shared();
+    return copy_of(info.Env(), patches_, [&](float* out) { return mine->read_saliency(out); });
   });
 }
 
 Napi::Value AnalysisObject::intermediates(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
-    analysis();
+    shared();
     if (state_.context.empty()) return info.Env().Null();
     Napi::Object copies = Napi::Object::New(info.Env());
     copies.Set("context", copy_of(info.Env(), state_.context));

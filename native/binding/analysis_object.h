@@ -7,11 +7,16 @@
 #include "../head.h"
 #include "executor.h"
 #include "js.h"
+#include "prune_job.h"
 
 namespace desap {
 
 // The analysis that is made of parts (AnalysisParts of src/devices/driver.ts), or a promise of it. Throws Fault.
 Napi::Value create_analysis_object(Napi::Env, const std::shared_ptr<Executor>&, const Napi::Value& parts, bool sync);
+
+// What each of the analyses, which are of this executor, gives for its own request, or a promise of that (PruneOutput[]). Throws Fault.
+Napi::Value prune_analyses(Napi::Env, const std::shared_ptr<Executor>&, const Napi::Value& analyses, const Napi::Value& requests,
+                           bool sync);
 
 class AnalysisObject : public Napi::ObjectWrap<AnalysisObject> {
  public:
@@ -28,6 +33,12 @@ class AnalysisObject : public Napi::ObjectWrap<AnalysisObject> {
   explicit AnalysisObject(const Napi::CallbackInfo&);
   ~AnalysisObject() override;
 
+  // The object behind a value; null where it is something else.
+  static const AnalysisObject* of(const Napi::Value&);
+  const std::shared_ptr<Executor>& executor() const { return state_.executor; }
+  std::shared_ptr<const Analysis> shared() const;  // throws Fault where it is disposed
+  ImageShape shape() const { return {patches_, width_, projection_dim_, state_.half}; }
+
  private:
   Napi::Value prune(const Napi::CallbackInfo&);
   Napi::Value patch_embeddings(const Napi::CallbackInfo&);
@@ -42,7 +53,6 @@ class AnalysisObject : public Napi::ObjectWrap<AnalysisObject> {
   Napi::Value timings(const Napi::CallbackInfo&);
   Napi::Value features_address(const Napi::CallbackInfo&);
 
-  const Analysis& analysis() const;
   void release();
 
   State state_;  // empty once disposed

@@ -103,6 +103,17 @@ MatrixArgument matrix_argument(const Napi::Value& value, const std::string& name
 
 bool missing(const Napi::Value& value) { return value.IsNull() || value.IsUndefined(); }
 
+int choice_in(const Napi::Value& value, const std::string& name, std::initializer_list<const char*> choices) {
+  const std::string given = value.IsString() ? value.As<Napi::String>().Utf8Value() : "";
+  std::string wanted;
+  int index = 0;
+  for (const char* choice : choices) {
+    if (given == choice) return index;
+    wanted += (index++ ? " | " : "") + quoted(choice);
+  }
+  throw invalid("ERR_VALUE", name, type_of(value), wanted);
+}
+
 }  // namespace
 
 Arguments::Arguments(const Napi::Value& object, const std::string& name) : name_(name) {
@@ -131,7 +142,17 @@ VectorArgument Arguments::vector_or_index(const char* key, int64_t size, int64_t
   return {};
 }
 
+RotaryArgument Arguments::rotary_or_null(const char* key) const {
+  const std::optional<Arguments> tables = object_or_null(key);
+  return tables ? RotaryArgument{tables->vector("cos"), tables->vector("sin")} : RotaryArgument{};
+}
+
 Arguments Arguments::object(const char* key) const { return Arguments(get(key), path(key)); }
+
+std::optional<Arguments> Arguments::object_or_null(const char* key) const {
+  const Napi::Value value = get(key);
+  return missing(value) ? std::nullopt : std::optional<Arguments>(Arguments(value, path(key)));
+}
 
 int64_t Arguments::integer(const char* key, int64_t low, int64_t high) const {
   return integer_in(get(key), path(key), low, high);
@@ -147,15 +168,7 @@ float Arguments::number(const char* key) const {
 bool Arguments::boolean(const char* key) const { return boolean_in(get(key), path(key)); }
 
 int Arguments::choice(const char* key, std::initializer_list<const char*> choices) const {
-  const Napi::Value value = get(key);
-  const std::string given = value.IsString() ? value.As<Napi::String>().Utf8Value() : "";
-  std::string wanted;
-  int index = 0;
-  for (const char* choice : choices) {
-    if (given == choice) return index;
-    wanted += (index++ ? " | " : "") + quoted(choice);
-  }
-  throw invalid("ERR_VALUE", path(key), type_of(value), wanted);
+  return choice_in(get(key), path(key), choices);
 }
 
 std::vector<MatrixArgument> matrix_arguments(const Napi::Value& value, const std::string& name) {
@@ -170,9 +183,9 @@ std::vector<MatrixArgument> matrix_arguments(const Napi::Value& value, const std
 Alignment alignment_of(const Arguments& arguments) {
   return static_cast<Alignment>(arguments.choice("alignment", {"fcma", "fcma-clamped", "mean"}));
 }
-Encoding encoding_of(const Arguments& arguments) {
-  return static_cast<Encoding>(arguments.choice("encoding", {"qq", "kk", "vv", "qk"}));
-}
+static constexpr std::initializer_list<const char*> encodings = {"qq", "kk", "vv", "qk"};
+Encoding encoding_of(const Arguments& arguments) { return static_cast<Encoding>(arguments.choice("encoding", encodings)); }
+Encoding encoding_of(const Napi::Value& value) { return static_cast<Encoding>(choice_in(value, "encoding", encodings)); }
 
 void expect_shape(const MatrixArgument& matrix, int64_t rows, int64_t cols) {
   if (matrix.rows == rows && matrix.cols == cols) return;
@@ -185,11 +198,33 @@ void expect_divides(const char* name, int64_t divisor, int64_t width) {
     throw invalid("ERR_VALUE", name, std::to_string(divisor), "a divisor of the width " + std::to_string(width));
 }
 
+void expect_halves(const std::string& name, int64_t head_size) {
+  if (head_size % 2 != 0)
+    throw invalid("ERR_VALUE", name, "tables for heads of the odd size " + std::to_string(head_size), "null");
+}
+
 int64_t length_of(const Napi::Value& value) {
   size_t length = 0;
   if (!value.IsTypedArray()) return -1;
   if (napi_get_typedarray_info(value.Env(), value, nullptr, &length, nullptr, nullptr, nullptr) != napi_ok) return -1;
   return static_cast<int64_t>(length);
+}
+
+Memory read_units(Napi::Env env, const VectorArgument& argument, int64_t size, int64_t units) {
+  const Memory memory = MemoryReader(env, Access::copied).read(argument.name, argument.data, napi_int32_array, size);
+  const int32_t* unit = static_cast<const int32_t*>(memory.data);
+  std::vector<bool> met(static_cast<size_t>(units));
+  for (int64_t i = 0; i < size; i++) {
+    if (unit[i] < 0 || unit[i] >= units)
+      throw invalid("ERR_VALUE", argument.name + "[" + std::to_string(i) + "]", std::to_string(unit[i]),
+                    "an integer from 0 to " + std::to_string(units - 1));
+    met[static_cast<size_t>(unit[i])] = true;
+  }
+  for (int64_t u = 0; u < units; u++) {
+    if (!met[static_cast<size_t>(u)])
+      throw invalid("ERR_VALUE", argument.name, "no " + std::to_string(u), "every unit below " + std::to_string(units));
+  }
+  return memory;
 }
 
 Memory MemoryReader::read(const std::string& name, const Napi::Value& data, napi_typedarray_type want, int64_t size) {
@@ -223,6 +258,22 @@ Status FloatInput::widen(Context& context) {
 
 ConstMatrix FloatInput::matrix() const {
   return {half_ ? widened_.get() : static_cast<const float*>(memory_.data), rows_, cols_, cols_};
+}
+
+VectorOutput::VectorOutput(MemoryReader& reader, const VectorArgument& argument, int64_t size) : name_(argument.name), size_(size) {
+  if (!argument.given()) return;
+  memory_ = reader.float32(argument.name, argument.data, size);
+  const void* const own = address_of(argument.name, argument.data, napi_float32_array, size);
+  if (memory_.data != own) target_ = Napi::Persistent(argument.data.As<Napi::Object>());
+}
+
+// Blocks and copies are nobody's constants.
+float* VectorOutput::data() const { return static_cast<float*>(const_cast<void*>(memory_.data)); }
+
+void VectorOutput::deliver() const {
+  if (target_.IsEmpty()) return;
+  const void* const target = address_of(name_, target_.Value(), napi_float32_array, size_);
+  std::memcpy(const_cast<void*>(target), memory_.data, static_cast<size_t>(size_) * sizeof(float));
 }
 
 }  // namespace desap

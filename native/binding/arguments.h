@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,12 @@ struct MatrixArgument {
   int64_t size() const { return rows * cols; }
 };
 
+// Rotary of kernels.h: both tables or none.
+struct RotaryArgument {
+  VectorArgument cos, sin;
+  bool given() const { return cos.given(); }
+};
+
 // One object argument; all methods throw Fault.
 class Arguments {
  public:
@@ -42,7 +49,9 @@ class Arguments {
   VectorArgument vector_or_null(const char* key) const;
   // A vector, or where a number is given its value in `index`, which is below `size`.
   VectorArgument vector_or_index(const char* key, int64_t size, int64_t* index) const;
+  RotaryArgument rotary_or_null(const char* key) const;
   Arguments object(const char* key) const;
+  std::optional<Arguments> object_or_null(const char* key) const;
 
   int64_t integer(const char* key, int64_t low, int64_t high) const;
   float number(const char* key) const;  // finite
@@ -61,10 +70,12 @@ class Arguments {
 std::vector<MatrixArgument> matrix_arguments(const Napi::Value&, const std::string& name);
 Alignment alignment_of(const Arguments&);
 Encoding encoding_of(const Arguments&);
+Encoding encoding_of(const Napi::Value&);
 
 // Fails with ERR_SHAPE, or with ERR_VALUE.
 void expect_shape(const MatrixArgument&, int64_t rows, int64_t cols);
 void expect_divides(const char* name, int64_t divisor, int64_t width);
+void expect_halves(const std::string& name, int64_t head_size);  // of heads that are rotated
 
 // Elements that a job reads.
 struct Memory {
@@ -103,6 +114,9 @@ class MemoryReader {
 // Elements of a typed array, -1 for anything else.
 int64_t length_of(const Napi::Value&);
 
+// The unit of each of `size` patches, a copy: each from 0 to units - 1, every one at least once.
+Memory read_units(Napi::Env, const VectorArgument&, int64_t size, int64_t units);
+
 // A matrix that a job reads as float32. Half precision is widened inside the job, off the JavaScript thread.
 class FloatInput {
  public:
@@ -130,6 +144,33 @@ class VectorInput {
 
  private:
   Memory memory_;
+};
+
+class RotaryInput {
+ public:
+  RotaryInput() = default;
+  RotaryInput(MemoryReader& reader, const RotaryArgument& argument, int64_t size)
+      : cos_(reader, argument.cos, size), sin_(reader, argument.sin, size) {}
+  Rotary rotary() const { return {cos_.data(), sin_.data()}; }
+
+ private:
+  VectorInput cos_, sin_;
+};
+
+// A vector of the caller's that a job writes: in place where that is safe (Access), else in memory of its own, copied at the end.
+class VectorOutput {
+ public:
+  VectorOutput() = default;
+  VectorOutput(MemoryReader&, const VectorArgument&, int64_t size);
+
+  float* data() const;  // null where it was not given
+  void deliver() const;  // on the JavaScript thread, after the job. Throws Fault.
+
+ private:
+  Memory memory_;
+  std::string name_;
+  Napi::ObjectReference target_;  // where memory_ is not the caller's
+  int64_t size_ = 0;
 };
 
 }  // namespace desap

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "analysis_object.h"
+#include "block_object.h"
 #include "device.h"
 #include "environment.h"
 #include "errors.h"
@@ -15,8 +16,9 @@ Napi::Function ContextObject::define(Napi::Env env) {
   return DefineClass(
       env, "Context",
       {InstanceMethod<&ContextObject::run>("run"), InstanceMethod<&ContextObject::create_head>("createHead"),
+       InstanceMethod<&ContextObject::create_block>("createBlock"),
        InstanceMethod<&ContextObject::create_analysis>("createAnalysis"),
-       InstanceMethod<&ContextObject::dispose>("dispose"), InstanceAccessor<&ContextObject::device>("device"),
+       InstanceMethod<&ContextObject::prune_all>("pruneAll"), InstanceMethod<&ContextObject::dispose>("dispose"), InstanceAccessor<&ContextObject::device>("device"),
        InstanceAccessor<&ContextObject::description>("deviceDescription"),
        InstanceAccessor<&ContextObject::precision>("precision")});
 }
@@ -49,11 +51,19 @@ Napi::Value ContextObject::create_head(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] { return create_head_object(info.Env(), executor_, info[0]); });
 }
 
+Napi::Value ContextObject::create_block(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] { return create_block_object(info.Env(), executor_, info[0]); });
+}
+
 Napi::Value ContextObject::create_analysis(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const bool sync = info[1].ToBoolean();
     return create_analysis_object(info.Env(), executor_, info[0], sync);
   });
+}
+
+Napi::Value ContextObject::prune_all(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] { return prune_analyses(info.Env(), executor_, info[0], info[1], info[2].ToBoolean()); });
 }
 
 void ContextObject::dispose(const Napi::CallbackInfo&) { executor_->close(); }

@@ -13,14 +13,16 @@ class ContextObject : public Napi::ObjectWrap<ContextObject> {
  public:
   static Napi::Function define(Napi::Env);
   explicit ContextObject(const Napi::CallbackInfo&);
-  // As dispose(): work in flight ends first, nothing new begins. Heads and analyses hold the executor, and read through it; who
+  // As dispose(): work in flight ends first, nothing new begins. Heads, blocks and analyses hold the executor, and read through it; who
   // wants to compute with them holds this object too.
   ~ContextObject() override;
 
  private:
   Napi::Value run(const Napi::CallbackInfo&);
   Napi::Value create_head(const Napi::CallbackInfo&);
+  Napi::Value create_block(const Napi::CallbackInfo&);
   Napi::Value create_analysis(const Napi::CallbackInfo&);
+  Napi::Value prune_all(const Napi::CallbackInfo&);
   void dispose(const Napi::CallbackInfo&);
   Napi::Value device(const Napi::CallbackInfo&);
   Napi::Value description(const Napi::CallbackInfo&);

@@ -14,7 +14,7 @@ struct Environment {
   static Environment& of(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
 
   const std::shared_ptr<HostPool> pool = std::make_shared<HostPool>();
-  Napi::FunctionReference head, analysis;                 // constructors of the wrappers
+  Napi::FunctionReference head, block, analysis;          // constructors of the wrappers
   Napi::FunctionReference float32, int32, uint8, uint16;  // typed array constructors, as they were at load time
   std::list<std::weak_ptr<Executor>> executors;
 

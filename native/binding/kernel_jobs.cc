@@ -1,5 +1,6 @@
 #include "kernel_jobs.h"
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -38,6 +39,20 @@ Prepared prepare_layer_norm(Napi::Env env, const Arguments& arguments, Access ac
                 const ConstMatrix in = x.matrix();
                 return layer_norm(context, in, weight.data(), bias.data(), epsilon, rows_of(y, in.rows, in.cols));
               });
+}
+
+Prepared prepare_rms_norm(Napi::Env env, const Arguments& arguments, Access access) {
+  const MatrixArgument x = arguments.matrix("x");
+  const VectorArgument weight = arguments.vector("weight");
+  const float epsilon = arguments.number("epsilon");
+  const Output<float> y = new_floats(env, x.size());
+  MemoryReader memory(env, access);
+  return job(y.value, [x = FloatInput(memory, x), weight = VectorInput(memory, weight, x.cols), epsilon,
+                       y = y.data](Context& context) mutable -> Status {
+    DESAP_TRY(x.widen(context));
+    const ConstMatrix in = x.matrix();
+    return rms_norm(context, in, weight.data(), epsilon, rows_of(y, in.rows, in.cols));
+  });
 }
 
 struct LinearFree {
@@ -90,18 +105,32 @@ Prepared prepare_saliency(Napi::Env env, const Arguments& arguments, Access acce
   const MatrixArgument q = arguments.matrix("q"), k = arguments.matrix("k");
   const int64_t heads = arguments.integer("heads", 1, q.cols);
   const bool class_token = arguments.boolean("classToken");
+  const RotaryArgument rotary = arguments.rotary_or_null("rotary");
   expect_divides("heads", heads, q.cols);
+  if (rotary.given()) expect_halves("rotary", q.cols / heads);
   expect_shape(k, q.rows, q.cols);
   if (class_token && q.rows < 2) throw invalid("ERR_SHAPE", "q", "1 row", "the class token and at least one patch");
   const Output<float> y = new_floats(env, q.rows - (class_token ? 1 : 0));
   MemoryReader memory(env, access);
   return job(y.value,
-              [q = FloatInput(memory, q), k = FloatInput(memory, k), heads, class_token,
-               y = y.data](Context& context) mutable -> Status {
+              [q = FloatInput(memory, q), k = FloatInput(memory, k),
+               rotary = RotaryInput(memory, rotary, q.rows * (q.cols / heads)), heads, class_token, y = y.data](Context& context) mutable -> Status {
                 DESAP_TRY(q.widen(context));
                 DESAP_TRY(k.widen(context));
-                return saliency(context, q.matrix(), k.matrix(), heads, class_token, y);
+                return saliency(context, q.matrix(), k.matrix(), heads, class_token, rotary.rotary(), y);
               });
+}
+
+Prepared prepare_pool(Napi::Env env, const Arguments& arguments, Access access) {
+  const VectorArgument scores = arguments.vector("scores"), unit = arguments.vector("unit");
+  const int64_t size = length_of(scores.data);
+  const int64_t units = arguments.integer("units", 1, size < 1 ? 1 : size);
+  const Output<float> means = new_floats(env, units);
+  MemoryReader memory(env, access);
+  const Memory index = read_units(env, unit, size < 0 ? 0 : size, units);
+  return job(means.value, [scores = VectorInput(memory, scores, size), index, size, units, means = means.data](Context& context) {
+    return pool(context, scores.data(), static_cast<const int32_t*>(index.data), size, units, means);
+  });
 }
 
 Prepared prepare_unit_rows(Napi::Env env, const Arguments& arguments, Access access) {
@@ -143,6 +172,60 @@ Prepared prepare_read_out(Napi::Env env, const Arguments& arguments, Access acce
         const int64_t rows = x.matrix().rows;
         return read_out(context, x.matrix(), weights, rows_of(attention, rows, width),
                         rows_of(embeddings, rows, projection.matrix().rows));
+      });
+}
+
+// The weight and the bias of a layer, as they are read and as they are held.
+struct LayerArgument {
+  LayerArgument(const Arguments& arguments, const char* key) {
+    const Arguments layer = arguments.object(key);
+    weight = layer.vector("weight");
+    bias = layer.vector("bias");
+  }
+  VectorArgument weight, bias;
+};
+struct LayerInput {
+  LayerInput(MemoryReader& memory, const LayerArgument& argument, int64_t rows, int64_t cols)
+      : weight(memory, argument.weight, rows * cols), bias(memory, argument.bias, rows), out(rows), in(cols) {}
+  VectorInput weight, bias;
+  int64_t out, in;
+};
+
+Status pack(Context& context, const LayerInput& layer, LinearPointer& linear) {
+  return pack(context, {layer.weight.data(), layer.out, layer.in, layer.in}, layer.bias.data(), linear);
+}
+
+Prepared prepare_siglip_read_out(Napi::Env env, const Arguments& arguments, Access access) {
+  const MatrixArgument attention = arguments.matrix("attention");
+  const LayerArgument post_norm(arguments, "postNorm"), key(arguments, "key"), value(arguments, "value"), out(arguments, "out"),
+      norm(arguments, "norm"), fc1(arguments, "fc1"), fc2(arguments, "fc2");
+  const VectorArgument query = arguments.vector("query");
+  const int64_t width = attention.cols, rows = attention.rows, heads = arguments.integer("heads", 1, width);
+  const float epsilon = arguments.number("epsilon");
+  expect_divides("heads", heads, width);
+  const int64_t inner = std::max<int64_t>(length_of(fc1.bias.data), 1);
+  const Output<float> embeddings = new_floats(env, attention.size()), global = new_floats(env, width), saliency = new_floats(env, rows);
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("embeddings", embeddings.value);
+  result.Set("global", global.value);
+  result.Set("saliency", saliency.value);
+  MemoryReader memory(env, access);
+  return job(
+      result,
+      [x = FloatInput(memory, attention), post_norm = LayerInput(memory, post_norm, width, 1), query = VectorInput(memory, query, width),
+       key = LayerInput(memory, key, width, width), value = LayerInput(memory, value, width, width),
+       out = LayerInput(memory, out, width, width), norm = LayerInput(memory, norm, width, 1), fc1 = LayerInput(memory, fc1, inner, width),
+       fc2 = LayerInput(memory, fc2, width, inner), heads, epsilon, embeddings = embeddings.data, global = global.data,
+       saliency = saliency.data](Context& context) mutable -> Status {
+        DESAP_TRY(x.widen(context));
+        LinearPointer packed[5];
+        const LayerInput* const layers[] = {&key, &value, &out, &fc1, &fc2};
+        for (int i = 0; i < 5; i++) DESAP_TRY(pack(context, *layers[i], packed[i]));
+        const SiglipReadOut head{post_norm.weight.data(), post_norm.bias.data(), query.data(),     packed[0].get(),
+                                 packed[1].get(),         packed[2].get(),       norm.weight.data(), norm.bias.data(),
+                                 packed[3].get(),         packed[4].get(),       heads,            epsilon};
+        const ConstMatrix rows_in = x.matrix();
+        return siglip_read_out(context, rows_in, head, rows_of(embeddings, rows_in.rows, rows_in.cols), global, saliency);
       });
 }
 
@@ -248,8 +331,9 @@ struct Entry {
 };
 
 const Entry kernels[] = {
-    {"layerNorm", prepare_layer_norm}, {"linear", prepare_linear},      {"attention", prepare_attention},
-    {"saliency", prepare_saliency},    {"unitRows", prepare_unit_rows}, {"readOut", prepare_read_out},
+    {"layerNorm", prepare_layer_norm}, {"rmsNorm", prepare_rms_norm},   {"linear", prepare_linear},
+    {"attention", prepare_attention},  {"saliency", prepare_saliency},  {"pool", prepare_pool},
+    {"unitRows", prepare_unit_rows},   {"readOut", prepare_read_out},   {"siglipReadOut", prepare_siglip_read_out},
     {"align", prepare_align},          {"topK", prepare_top_k},         {"select", prepare_select},
     {"merge", prepare_merge},
 };

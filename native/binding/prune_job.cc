@@ -11,7 +11,7 @@ namespace {
 // can take memory away, so no memory is looked at before the last property of the last request.
 struct Asked {
   MatrixArgument text, features;
-  VectorArgument end_of_text, saliency;
+  VectorArgument end_of_text, task, saliency;
   bool maps = false, matrices = false;
   Pruning pruning;
 };
@@ -27,9 +27,10 @@ Asked read_request(const Napi::Value& value, const ImageShape& image) {
   }
   asked.features = arguments.matrix_or_null("features");
   if (asked.features.given()) expect_shape(asked.features, image.patches, asked.features.cols);
+  asked.task = arguments.vector_or_null("task");
   asked.saliency = arguments.vector_or_null("saliency");
   request.keep = arguments.integer("keep", 1, image.patches);
-  request.task_keep = arguments.integer("taskKeep", 0, asked.text.given() ? request.keep : 0);
+  request.task_keep = arguments.integer("taskKeep", 0, asked.text.given() || asked.task.given() ? request.keep : 0);
   request.alignment = alignment_of(arguments);
   request.lambda = arguments.number("lambda");
   request.merge = arguments.boolean("merge");
@@ -63,7 +64,7 @@ Napi::Object allocate(Napi::Env env, const ImageShape& image, Asked& asked) {
   if (asked.maps) {
     Napi::Object maps = Napi::Object::New(env);
     maps.Set("task", env.Null());
-    if (asked.text.given()) output.task = add(maps, "task", new_floats(env, image.patches));
+    if (asked.text.given() || asked.task.given()) output.task = add(maps, "task", new_floats(env, image.patches));
     output.saliency = add(maps, "saliency", new_floats(env, image.patches));
     result.Set("maps", maps);
   }
@@ -77,6 +78,7 @@ Pruning hold(MemoryReader& memory, const ImageShape& image, Asked asked) {
   if (asked.text.given()) pruning.text = FloatInput(memory, asked.text);
   if (asked.features.given()) pruning.features = FloatInput(memory, asked.features);
   pruning.end_of_text = VectorInput(memory, asked.end_of_text, image.projection_dim);
+  pruning.task = VectorInput(memory, asked.task, image.patches);
   pruning.saliency = VectorInput(memory, asked.saliency, image.patches);
   return std::move(pruning);
 }
@@ -89,6 +91,7 @@ Status Pruning::widen(Context& context) {
     *matrix = input->matrix();
   }
   request.end_of_text = end_of_text.data();
+  request.task = task.data();
   request.saliency = saliency.data();
   if (half_tokens) {
     wide_tokens.reset(new float[static_cast<size_t>(tokens_size)]);
@@ -112,12 +115,11 @@ std::vector<Pruning> prunings(Napi::Env env, const std::vector<Napi::Value>& req
   return list;
 }
 
-PruneJob::PruneJob(std::shared_ptr<Executor> executor, std::shared_ptr<const Analysis> analysis, std::vector<Pruning> prunings)
-    : executor_(std::move(executor)),
-      analysis_(std::move(analysis)),
-      prunings_(std::move(prunings)),
-      analyze_timings_(1, analysis_->timings()),
-      prune_timings_(1) {}
+PruneJob::PruneJob(std::shared_ptr<Executor> executor, std::vector<std::shared_ptr<const Analysis>> analyses,
+                   std::vector<Pruning> prunings)
+    : executor_(std::move(executor)), analyses_(std::move(analyses)), prunings_(std::move(prunings)), prune_timings_(prunings_.size()) {
+  for (const auto& analysis : analyses_) analyze_timings_.push_back(analysis->timings());
+}
 
 PruneJob::PruneJob(std::shared_ptr<Executor> executor, std::shared_ptr<const Head> head, Encoding encoding,
                    std::vector<HiddenStates> images, std::vector<Pruning> prunings)
@@ -138,9 +140,12 @@ Status PruneJob::run(Context& context) {
     requests.push_back(pruning.request);
     outputs.push_back(pruning.output);
   }
-  if (analysis_) {
-    DESAP_TRY(analysis_->prune(context, requests[0], outputs[0], prune_timings_.data()));
-  } else {
+  for (size_t i = 0; i < analyses_.size(); i++) {
+    Status status = analyses_[i]->prune(context, requests[i], outputs[i], &prune_timings_[i]);
+    if (!status.good() && analyses_.size() > 1) status.image = static_cast<int64_t>(i);
+    DESAP_TRY(status);
+  }
+  if (head_) {
     DESAP_TRY(head_->prune(context, images_.data(), static_cast<int64_t>(images_.size()), encoding_, requests.data(),
                            outputs.data(), analyze_timings_.data(), prune_timings_.data()));
   }
@@ -155,7 +160,7 @@ Napi::Value PruneJob::finish(Napi::Env env, Napi::Object results) {
     set_timings(timings, prune_timings_[i]);
     results.Get(i).As<Napi::Object>().Set("timings", timings);
   }
-  return analysis_ ? results.Get(uint32_t{0}) : results;
+  return results;
 }
 
 void set_timings(Napi::Object object, const AnalyzeTimings& timings) {

@@ -1,4 +1,4 @@
-// The job that prunes: an image whose analysis exists, or images whose hidden states are analysed first.
+// The job that prunes: images whose analyses exist, or whose hidden states are analysed first.
 // PruneRequest and PruneOutput of src/devices/driver.ts.
 #pragma once
 
@@ -28,7 +28,7 @@ struct Pruning {
   PruneRequest request{};
   PruneOutput output{};
   FloatInput text, features;
-  VectorInput end_of_text, saliency;
+  VectorInput end_of_text, task, saliency;
   int64_t tokens_size = 0;
   uint16_t* half_tokens = nullptr;  // where the tokens go in place of output.tokens
   std::unique_ptr<float[]> wide_tokens;
@@ -40,7 +40,7 @@ std::vector<Pruning> prunings(Napi::Env, const std::vector<Napi::Value>& request
 
 class PruneJob : public Job {
  public:
-  PruneJob(std::shared_ptr<Executor>, std::shared_ptr<const Analysis>, std::vector<Pruning>);  // gives one result
+  PruneJob(std::shared_ptr<Executor>, std::vector<std::shared_ptr<const Analysis>>, std::vector<Pruning>);
   PruneJob(std::shared_ptr<Executor>, std::shared_ptr<const Head>, Encoding, std::vector<HiddenStates>, std::vector<Pruning>);
 
   Status run(Context&) override;
@@ -48,7 +48,7 @@ class PruneJob : public Job {
 
  private:
   const std::shared_ptr<Executor> executor_;
-  const std::shared_ptr<const Analysis> analysis_;  // or the next three
+  const std::vector<std::shared_ptr<const Analysis>> analyses_;  // or the next three
   const std::shared_ptr<const Head> head_;
   const Encoding encoding_ = Encoding::qq;
   const std::vector<HiddenStates> images_;

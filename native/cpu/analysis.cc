@@ -158,13 +158,15 @@ Status Analysis::State::align(Context& context, Scratch& scratch, const PruneReq
                       rotated.row(text_tokens), global, request.alignment, request.lambda, aligned->task, aligned->matrices);
 }
 
-Status Analysis::State::select(Context& context, Scratch& scratch, const PruneRequest& request, const float* task,
+Status Analysis::State::select(Context& context, Scratch& scratch, const PruneRequest& request, const float* computed,
                                Selected* selected) const {
-  *selected = {request.saliency ? request.saliency : saliency, scratch.ints(request.keep), scratch.bytes(request.keep)};
+  *selected = {request.task ? request.task : computed, request.saliency ? request.saliency : saliency, scratch.ints(request.keep),
+               scratch.bytes(request.keep)};
   if (scratch.failed()) return out_of_memory("prune");
-  Status status = desap::select(context, task, selected->saliency, patches, request.keep, request.task_keep, selected->indices,
-                                selected->source);
-  if (status.code == Code::not_finite && !std::strcmp(status.what, "task")) status.code = Code::internal;  // our own map
+  Status status = desap::select(context, selected->task, selected->saliency, patches, request.keep, request.task_keep,
+                                selected->indices, selected->source);
+  const bool our_own = !request.task && status.code == Code::not_finite && !std::strcmp(status.what, "task");
+  if (our_own) status.code = Code::internal;
   return status;
 }
 
@@ -194,7 +196,7 @@ Status Analysis::prune(Context& context, const PruneRequest& request, const Prun
   const int64_t patches = state_->patches, pairs = patches * request.text.rows;
   deliver(selected.indices, request.keep, output.indices);
   deliver(selected.source, request.keep, output.source);
-  deliver(aligned.task, patches, output.task);
+  deliver(selected.task, patches, output.task);
   deliver(selected.saliency, patches, output.saliency);
   deliver(aligned.matrices.similarity, pairs, output.matrices.similarity);
   if (request.alignment != Alignment::mean) {

@@ -9,6 +9,7 @@
 #include "../head.h"
 #include "dispatch.h"
 #include "memory.h"
+#include "weights.h"
 
 namespace desap {
 
@@ -32,6 +33,12 @@ inline Status rename(Status status, const char* what) {
   return status;
 }
 
+// Of a call for several images an error says which.
+inline Status of_image(Status status, int64_t image, int64_t count) {
+  if (!status.good() && count > 1) status.image = image;
+  return status;
+}
+
 inline Matrix padded(Scratch& scratch, int64_t rows, int64_t cols) {
   const int64_t ld = padded_ld(cols);
   return {scratch.floats(rows * ld), rows, cols, ld};
@@ -40,11 +47,6 @@ inline Matrix padded(Scratch& scratch, int64_t rows, int64_t cols) {
 inline void copy_rows(ConstMatrix x, float* y) {
   for (int64_t i = 0; i < x.rows; i++) std::memcpy(y + i * x.cols, x.row(i), static_cast<size_t>(x.cols) * sizeof(float));
 }
-
-struct LinearFree {
-  void operator()(Linear* linear) const { linear_free(linear); }
-};
-using LinearPointer = std::unique_ptr<Linear, LinearFree>;
 
 struct MemoryFree {
   void operator()(float* memory) const { free_memory(memory); }
@@ -59,10 +61,11 @@ struct Rotation {
 
 // What the stages of a pruning hand on, in scratch: a later one may still find an input at fault.
 struct Aligned {
-  float* task;                 // [P]
+  float* task;                 // [P], A_t
   AlignmentMatrices matrices;  // each null or [P, T]
 };
 struct Selected {
+  const float* task;      // [P], of the request or of its text; null without both
   const float* saliency;  // [P], of the request or of the analysis
   int32_t* indices;       // [K]
   uint8_t* source;        // [K]
@@ -94,7 +97,7 @@ struct Analysis::State {
 
   // The stages of a pruning.
   Status align(Context&, Scratch&, const PruneRequest&, const AlignmentMatrices& wanted, Aligned*) const;
-  Status select(Context&, Scratch&, const PruneRequest&, const float* task, Selected*) const;
+  Status select(Context&, Scratch&, const PruneRequest&, const float* computed, Selected*) const;
   Status merge(Context&, const PruneRequest&, const int32_t* kept, const PruneOutput&) const;
 
   float* patch_embeddings() const { return embeddings + (rows - patches) * projection_dim; }

@@ -22,7 +22,7 @@ Status ordinary_attention(Context& context, ConstMatrix q, ConstMatrix k, ConstM
   float* blocks = scratch.floats(context.pool.threads() * thread_size);
   if (scratch.failed()) return out_of_memory("attention");
 
-  pack_keys(context, k, 1, keys);
+  pack_keys(context, k, keys);
   context.pool.parallel_for(row_blocks, [&](int64_t b, int) {
     pack_columns(v, b * score_rows, min((b + 1) * score_rows, all_rows), values);
   });

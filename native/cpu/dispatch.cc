@@ -182,6 +182,10 @@ Status layer_norm(Context& context, ConstMatrix x, const float* weight, const fl
   return context.kernels->layer_norm(context, x, weight, bias, epsilon, y);
 }
 
+Status rms_norm(Context& context, ConstMatrix x, const float* weight, float epsilon, Matrix y) {
+  return context.kernels->rms_norm(context, x, weight, epsilon, y);
+}
+
 Status linear_pack(Context& context, ConstMatrix weight, const float* bias, Linear** linear) {
   return context.kernels->linear_pack(context, weight, bias, context.bfloat16, linear);
 }
@@ -204,8 +208,8 @@ Status attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, 
   return context.kernels->attention(context, q, k, v, heads, y);
 }
 
-Status saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t heads, bool class_token, float* saliency) {
-  return context.kernels->saliency(context, q, k, heads, class_token, saliency);
+Status saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t heads, bool class_token, Rotary rotary, float* saliency) {
+  return context.kernels->saliency(context, q, k, heads, class_token, rotary, saliency);
 }
 
 Status unit_rows(Context& context, ConstMatrix x, Matrix y) { return context.kernels->unit_rows(context, x, y); }

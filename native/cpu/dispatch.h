@@ -9,17 +9,23 @@
 
 namespace desap {
 
-// The kernels that use vectors. top_k and select are integer code, and read_out is a sequence of others: they need no entry.
+// The kernels that use vectors. top_k, select and pool do not, and the read-outs are sequences of others: they need no entry.
 struct Kernels {
   decltype(&desap::convert_half) convert_half;
   decltype(&desap::convert_to_half) convert_to_half;
   decltype(&desap::layer_norm) layer_norm;
+  decltype(&desap::rms_norm) rms_norm;
   Status (*normalize)(Context&, ConstMatrix x, float epsilon, Matrix y, float* inverse_norms);
   Status (*linear_pack)(Context&, ConstMatrix weight, const float* bias, bool bfloat16, Linear**);
   decltype(&desap::linear) linear;
   decltype(&desap::attention) attention;
   decltype(&desap::saliency) saliency;
   Status (*folded_saliency)(Context&, ConstMatrix x, const float* q, const float* k_weight, int64_t heads, float* saliency);
+  // Parts of siglip_read_out (pooling_head.h, saliency.h).
+  Status (*query_saliency)(Context&, const float* q, ConstMatrix k, int64_t heads, Rotary, int64_t first_row, Matrix scores,
+                           float* saliency);
+  Status (*weighted_row)(Context&, ConstMatrix shares, ConstMatrix v, int64_t heads, float* y);
+  Status (*gelu)(Context&, Matrix x);
   decltype(&desap::unit_rows) unit_rows;
   Status (*inverse_norms)(Context&, ConstMatrix x, float* y);
   Status (*folded_read_out)(Context&, ConstMatrix x, const RotatedReadOut&, float epsilon, Matrix y);

@@ -11,31 +11,6 @@
 #include "analysis.h"
 
 namespace desap {
-namespace {
-
-// Of a call for several images an error says which.
-Status of_image(Status status, int64_t image, int64_t count) {
-  if (!status.good() && count > 1) status.image = image;
-  return status;
-}
-
-Status pack(Context& context, const float* weight, const float* bias, int64_t out, int64_t in, LinearPointer& linear,
-            decltype(&linear_pack) pack_one = linear_pack) {
-  Linear* packed = nullptr;
-  DESAP_TRY(pack_one(context, {weight, out, in, in}, bias, &packed));
-  linear.reset(packed);
-  return {};
-}
-
-using Floats = std::vector<float>;
-
-struct Rounded {
-  explicit Rounded(const FoldedLayer& layer) : weight(layer.weight.begin(), layer.weight.end()), bias(layer.bias.begin(), layer.bias.end()) {}
-  Floats weight, bias;
-};
-
-}  // namespace
-
 // ------------------------------------------------------------------------------------------------------------- head
 
 // The first layer norm's weights are folded into the three projections; the rows that they read are only centred and scaled.
@@ -80,7 +55,7 @@ Status Head::create(Context& context, const HeadConfig& config, const HeadWeight
   auto rotation = std::make_shared<Rotation>();
   // Text and embeddings are turned in float32 at every precision.
   DESAP_TRY(pack(context, read_out.rotation.data(), nullptr, size, size, rotation->text, linear_pack_float32));
-  Floats back(read_out.rotation.size());
+  std::vector<float> back(read_out.rotation.size());
   for (int64_t i = 0; i < size; i++) {
     for (int64_t j = 0; j < size; j++) back[static_cast<size_t>(j * size + i)] = read_out.rotation[static_cast<size_t>(i * size + j)];
   }
@@ -144,7 +119,7 @@ Status Head::Image::project() {
 
 Status Head::Image::saliency() {
   const HeadConfig& config = head.config;
-  if (reads_k) return desap::saliency(context, q, k, config.heads, config.class_token, result.saliency);
+  if (reads_k) return desap::saliency(context, q, k, config.heads, config.class_token, {}, result.saliency);
   return context.kernels->folded_saliency(context, normal, q.data, head.k_weight.get(), config.heads, result.saliency);
 }
 

@@ -18,14 +18,8 @@ inline MatrixOf<T> head_columns(MatrixOf<T> x, int64_t heads, int64_t head) {
   return {x.data + head * size, x.rows, size, x.ld};
 }
 
-// Floats of the packed keys of one head.
-inline int64_t packed_keys_size(ConstMatrix k, int64_t heads) { return packed_size(k.cols / heads, k.rows); }
-
-inline void pack_keys(Context& context, ConstMatrix k, int64_t heads, float* keys) {
-  const int64_t panels = blocks_of(k.rows, panel_width), size = packed_keys_size(k, heads);
-  context.pool.parallel_for(heads * panels, [&](int64_t task, int) {
-    pack_rows(head_columns(k, heads, task / panels), task % panels, keys + task / panels * size);
-  });
+inline void pack_keys(Context& context, ConstMatrix k, float* keys) {
+  context.pool.parallel_for(blocks_of(k.rows, panel_width), [&](int64_t p, int) { pack_rows(k, p, keys); });
 }
 
 // scores[r][c] = q_(i + r) . k_(j + c), not scaled; `rows` queries of one head, `count` of its packed keys from j on,

@@ -289,7 +289,7 @@ Status attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, 
     const auto load = [&](ConstMatrix x) { return scaled(run, run.upload(x), count, padded_size); };
     const Scaled queries = load(q), keys = load(k), values = load(v);
     const float* scale = nullptr;
-    DESAP_TRY(score_scale(run, queries, keys, heads, q.cols / heads, &scale));
+    DESAP_TRY(score_scale(run, queries, keys, heads, q.cols / heads, 0, &scale));
     const OneImage image(run, q.rows, false, 0, 0, 0);
     const cuda::Operand attended = run.operand(q.rows, queries.operand.ld);
     const Matrix out = run.matrix(y.rows, y.cols);

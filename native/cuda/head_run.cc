@@ -31,11 +31,10 @@ HeadRun::HeadRun(Stream& stream, Precision precision, const HeadConfig& config, 
 bool HeadRun::same_kind(const GivenImage& a, const GivenImage& b) {
   if (a.hidden->half != b.hidden->half || !a.request != !b.request) return false;
   if (!a.request) return true;
-  const auto alone = [](const AlignmentMatrices& m) { return m.similarity || m.visual_alignment || m.text_alignment; };
   const auto own = [](const PruneRequest& request) { return request.features.data ? request.features.cols : -1; };
   const PruneRequest &p = *a.request, &q = *b.request;
-  return !alone(a.output->matrices) && !alone(b.output->matrices) && p.alignment == q.alignment && p.lambda == q.lambda &&
-         p.merge == q.merge && !p.text.data == !q.text.data && !p.saliency == !q.saliency && own(p) == own(q) &&
+  return !any(a.output->matrices) && !any(b.output->matrices) && p.alignment == q.alignment && p.lambda == q.lambda &&
+         p.merge == q.merge && !p.text.data == !q.text.data && !p.task == !q.task && !p.saliency == !q.saliency && own(p) == own(q) &&
          !a.output->saliency == !b.output->saliency;
 }
 
@@ -141,6 +140,7 @@ void HeadRun::plan_memory() {
   p.header = plan.take(sizeof(Header));
   p.images = plan.take(extent_.images * static_cast<int64_t>(sizeof(Image)));
   p.text = plan.take(text_rows_ * config_.projection_dim * 4);
+  p.own_task = plan.take(own_task() ? patches * 4 : 0);
   p.own_map = plan.take(own_map() ? patches * 4 : 0);
   p.own_features = plan.take(own_features() ? features * 4 : 0);
   p.report = plan.take(sizeof(Report));
@@ -189,7 +189,7 @@ void HeadRun::plan_memory() {
 GraphKey HeadRun::key() const {
   const AlignmentMatrices wanted = matrices();
   int64_t parts = 0;
-  for (const bool part : {head_ != nullptr, prunes(), half(), intermediates_, aligns(), merges(), own_map(), own_features(), wants_map(),
+  for (const bool part : {head_ != nullptr, prunes(), half(), intermediates_, aligns(), merges(), own_task(), own_map(), own_features(), wants_map(),
                           wanted.similarity != nullptr, wanted.visual_alignment != nullptr, wanted.text_alignment != nullptr}) {
     parts = parts << 1 | part;
   }
@@ -243,6 +243,7 @@ Status HeadRun::send(const Arrays* kept) {
     float* text = mirror<float>(place_.text) + image.text * size;
     for (int64_t j = 0; j < image.text_tokens; j++) copy(request.text.row(j), size, text + j * size);
     if (request.end_of_text) copy(request.end_of_text, size, text + image.text_tokens * size);
+    if (request.task) copy(request.task, image.patches, mirror<float>(place_.own_task) + image.patch);
     if (request.saliency) copy(request.saliency, image.patches, mirror<float>(place_.own_map) + image.patch);
     if (request.features.data) {
       const int64_t width = request.features.cols;
@@ -432,14 +433,14 @@ void HeadRun::enqueue_prune() {
     to_text.matrices.text_alignment = matrix(wanted.text_alignment, place_.text_alignment);
     to_text.stamp = stamp(at_align);
     align(queue, to_text);
-  } else {  // none of these is chosen
+  } else if (!own_task()) {  // none of these is chosen
     queue.note(cudaMemsetAsync(task, 0, static_cast<size_t>(extent_.patches) * sizeof(float), queue.stream));
     queue.follows_kernel = false;
   }
   Select to_keep{};
   to_keep.images = images;
   to_keep.extent = extent_;
-  to_keep.task = task;
+  to_keep.task = own_task() ? device<float>(place_.own_task) : task;
   to_keep.saliency = slot<const float>(&header()->map);
   to_keep.indices = indices;
   to_keep.source = device<uint8_t>(place_.source);
@@ -489,7 +490,7 @@ Status HeadRun::fault() const {
            Code::not_finite, "text");
   consider(report.text, [](const Image& image) { return image.text + image.text_tokens; },
            [](const Image& image) { return image.end_of_text == image.text + image.text_tokens ? 1 : 0; }, Code::not_finite, "endOfText");
-  consider(report.task, patch, patches, Code::internal, "task");
+  consider(report.task, patch, patches, own_task() ? Code::not_finite : Code::internal, "task");
   consider(report.saliency, patch, patches, Code::not_finite, "saliency");
   consider(report.features, patch, patches, Code::not_finite, "features");
   return first;
@@ -531,7 +532,7 @@ void HeadRun::deliver(int64_t i) const {
   copy(place_.source, image.kept, image.keep, output.source);
   copy(place_.assignment, image.patch, image.patches, output.assignment);
   copy(place_.counts, image.kept, image.keep, output.counts);
-  if (aligns()) copy(place_.task, image.patch, image.patches, output.task);
+  if (own_task() || aligns()) copy(own_task() ? place_.own_task : place_.task, image.patch, image.patches, output.task);
   if (wants_map()) copy(place_.map, image.patch, image.patches, output.saliency);
   if (own_map()) copy(place_.own_map, image.patch, image.patches, output.saliency);
   const AlignmentMatrices wanted = matrices();

@@ -97,7 +97,7 @@ class HeadRun {
   };
   // Sent: header to own_features. Sent and received: report. Received: the rest up to mirror_size.
   struct Places {
-    int64_t header, images, text, own_map, own_features, report;
+    int64_t header, images, text, own_task, own_map, own_features, report;
     int64_t indices, source, assignment, counts, task, map, tokens, similarity, visual_alignment, text_alignment, mirror_size;
     int64_t analysis, normal, projected, context, squares, read_out, read_out_scratch, saliency_scratch, intermediate;
     int64_t unit_text, own_inverse_norm, align_scratch, merge_scratch;
@@ -121,12 +121,15 @@ class HeadRun {
   // What is asked of the run: its first image's request. The others agree in all that `same_kind` compares.
   const PruneRequest& request() const { return *given_.front().request; }
   bool prunes() const { return given_.front().request; }
-  bool aligns() const { return prunes() && request().text.data; }
+  bool own_task() const { return prunes() && request().task; }
+  // A map of the caller's stands for the one that the text gives; its matrices may be wanted still.
+  bool aligns() const { return prunes() && request().text.data && (!own_task() || any(given_.front().output->matrices)); }
   bool merges() const { return prunes() && request().merge; }
   bool own_map() const { return prunes() && request().saliency; }
   bool own_features() const { return prunes() && request().features.data; }
   int64_t feature_width() const { return own_features() ? request().features.cols : config_.width; }
   bool half() const { return head_ && given_.front().hidden->half; }
+  static bool any(const AlignmentMatrices& m) { return m.similarity || m.visual_alignment || m.text_alignment; }
   bool wants_map() const;               // the saliency of an analysis that is not kept
   AlignmentMatrices matrices() const;  // null where not wanted
 

@@ -36,6 +36,18 @@ class KernelRun {
     return reinterpret_cast<T*>(blocks_.back().data());
   }
   Matrix matrix(int64_t rows, int64_t cols) { return {array<float>(rows * cols), rows, cols, cols}; }
+  // While it lives, arrays are its own: they go back when it ends. By then the run has waited for what works on them.
+  class Scope {
+   public:
+    explicit Scope(KernelRun& run) : run_(run), kept_(run.blocks_.size()) {}
+    ~Scope() { run_.blocks_.resize(kept_); }
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    KernelRun& run_;
+    const size_t kept_;
+  };
   Operand operand(int64_t rows, int64_t ld) {
     uint16_t* hi = array<uint16_t>(rows * ld);
     return {hi, precision() == Precision::fp32 ? array<uint16_t>(rows * ld) : nullptr, ld};
@@ -148,11 +160,22 @@ struct Scaled {
 };
 Scaled scaled(KernelRun&, ConstMatrix x, int heads, int padded_size);
 
-// The scores' scale of each head: log2 e / sqrt(dh), without the operands' own scales. `scale`: [heads].
-Status score_scale(KernelRun&, const Scaled& q, const Scaled& k, int64_t heads, int64_t size, const float** scale);
+// The scores' scale of each head: log2 e / sqrt(dh), without the operands' own scales and times 2^exponent. `scale`: [heads].
+Status score_scale(KernelRun&, const Scaled& q, const Scaled& k, int64_t heads, int64_t size, int exponent, const float** scale);
 
-// y = x W^T + b, all on the GPU. In linear.cu.
+// The smallest e >= 0 for which no element of a rotary table of `count` rows exceeds 1 in magnitude once it is divided by 2^e; 0 where
+// there is no table. A rotation has 0, so this is for tables that scale as well.
+int rotary_exponent(Rotary, int64_t count);
+// Sends a table to device memory, each element divided by 2^exponent.
+void send_rotary(KernelRun&, Rotary, int64_t count, int exponent, float* cos, float* sin);
+
+// y = x W^T + b, all on the GPU; waits for it. In linear.cu.
 Status multiply(KernelRun&, ConstMatrix x, const Linear&, Matrix y);
+// The rows of W.
+int64_t width_of(const Linear&);
+
+// `pool` with the map on the host. In pool.cu.
+void pool(KernelRun&, const float* scores, const int32_t* unit, int64_t size, int64_t units, float* means);
 
 // The padded size of heads of width / heads columns; -1: too large.
 int padded_head_size_of(int64_t width, int64_t heads);

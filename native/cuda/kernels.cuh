@@ -69,31 +69,37 @@ void to_operand(Queue&, Precision, ConstMatrix x, int heads, int padded_size, co
 void from_operand(Queue&, Precision, ConstOperand x, int heads, int padded_size, const int* exponent, const float* scale,
                   Matrix y);
 
-// The kernels of rows hold one in the registers of a block: layer_norm, normalize, unit_rows, folded_read_out and unit_mean take rows
-// of up to so many elements.
+// The kernels of rows hold one in the registers of a block: layer_norm, rms_norm, normalize, unit_rows, siglip_read_out,
+// folded_read_out and unit_mean take rows of up to so many elements.
 constexpr int64_t widest_row = 16384;
 
 // ---- layer_norm.cu ----------------------------------------------------------------------------------------------------
 
 void layer_norm(Queue&, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y, int* fault);
 
-// In place of layer_norm, in the head: without its affine part, which is folded into the weights. x^_i = (x_i - mean) /
-// sqrt(var + epsilon), written as an operand [rows, padded_width(D)]. On the way: features = the patch rows as float32
-// [P, D], and inverse_norm[p] = 1 / |patch row p| (0 for a zero row), which the merge needs. fault: the row of the batch.
+// In place of layer_norm or rms_norm, in the head and the block: without its affine part, which is folded into the weights.
+// x^_i = (x_i - mean) / sqrt(var + epsilon), or x_i / sqrt(mean square + epsilon), written as an operand
+// [rows, padded_width(D)]. On the way, where `features` is not null: features = the patch rows as float32 [P, D], and
+// inverse_norm[p] = 1 / |patch row p| (0 for a zero row), which the merge needs. fault: the row of the batch.
 struct Normalize {
   const Image* images;
   Extent extent;
   int width;             // D
   bool half;             // the hidden states are binary16
   bool class_token;
+  bool rms;              // rms_norm, else layer_norm
   float epsilon;
   Operand normal;                     // [rows, padded_width(D)]
-  Relocatable<float> features;        // [P, D]
+  Relocatable<float> features;        // [P, D], or null
   Relocatable<float> inverse_norm;    // [P]
   int* fault;
   Stamp stamp;
 };
 void normalize(Queue&, Precision, const Normalize&);
+
+// ---- rms_norm.cu ------------------------------------------------------------------------------------------------------
+
+void rms_norm(Queue&, ConstMatrix x, const float* weight, float epsilon, Matrix y, int* fault);
 
 // ---- unit_rows.cu -----------------------------------------------------------------------------------------------------
 
@@ -132,6 +138,12 @@ struct Attention {
   Stamp stamp;
 };
 void attention(Queue&, Precision, const Attention&);
+
+// ---- rotary.cu --------------------------------------------------------------------------------------------------------
+
+// x = x cos + turn(x) sin for the `size` columns of each head, as in ../kernels.h, in place. cos, sin: [rows, size] in device
+// memory, at most 1 in magnitude: then what fitted into the operand fits still (values of less than 2^14 for certain).
+void rotate(Queue&, Precision, Operand x, int64_t rows, int heads, int padded_size, int size, Rotary);
 
 // ---- saliency.cu, folded_saliency.cu ---------------------------------------------------------------------------------
 
@@ -194,6 +206,23 @@ int64_t folded_read_out_scratch(const Extent&, int projection_dim, bool class_to
 void folded_read_out(Queue&, const FoldedReadOut&);
 // Its last part, without a class token: global from embeddings.
 void unit_mean(Queue&, const FoldedReadOut&);
+
+// ---- siglip_read_out.cu -----------------------------------------------------------------------------------------------
+
+// As in ../kernels.h, but for one thing: `embeddings` has a row more than `attention`, the last one, which is the global vector.
+// The vectors of SiglipReadOut are in device memory. Waits for the GPU between its steps. not_finite("x", row).
+class KernelRun;
+Status siglip_read_out(KernelRun&, ConstMatrix attention, const SiglipReadOut&, Matrix embeddings, float* saliency);
+
+// ---- pool.cu ----------------------------------------------------------------------------------------------------------
+
+// means[u] = mean of scores[i] over the members i of unit u: member[begin[u]] .. member[begin[u + 1] - 1], ascending.
+void pool(Queue&, const float* scores, const int* begin, const int* member, int64_t units, float* means);
+
+// ---- stamp.cu ---------------------------------------------------------------------------------------------------------
+
+// Writes the time, after all that was enqueued.
+void note_time(Queue&, Stamp);
 
 // ---- align.cu ---------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
 // y_i = (x_i - mean(x_i)) / sqrt(var(x_i) + epsilon) * weight + bias
+// normalize: the same, or rms_norm, without the affine part
 //
 // A row in the registers of one block: mean, then the variance of the centred values (the one-pass formula E[x^2] -
 // mean^2 cancels when the mean is large), then the output.
@@ -16,11 +17,14 @@ struct Shared {
   RowScratch mean, variance, squares;
 };
 
-// x = (x - mean) / sqrt(var + epsilon). False where the statistics are not finite.
-__device__ __forceinline__ bool normalize_row(Row& row, int width, float epsilon, Shared& shared) {
+// x = (x - mean) / sqrt(var + epsilon), or of an rms norm x / sqrt(mean square + epsilon). False where the statistics are not
+// finite.
+__device__ __forceinline__ bool normalize_row(Row& row, int width, bool rms, float epsilon, Shared& shared) {
   const float size = static_cast<float>(width);
-  const float mean = sum_row(row, shared.mean) / size;
-  map_row(row, width, [&](float x, int) { return x - mean; });
+  if (!rms) {
+    const float mean = sum_row(row, shared.mean) / size;
+    map_row(row, width, [&](float x, int) { return x - mean; });
+  }
   const float variance = sum_squares(row, shared.variance) / size;
   const float scale = 1.0f / sqrtf(variance + epsilon);
   map_row(row, width, [&](float x, int) { return x * scale; });
@@ -36,7 +40,7 @@ __global__ void __launch_bounds__(max_row_threads)
   const int width = static_cast<int>(x.cols);
   Row row;
   load_row(row, x.data + i * x.ld, width);
-  if (!normalize_row(row, width, epsilon, shared)) {
+  if (!normalize_row(row, width, false, epsilon, shared)) {
     if (threadIdx.x == 0) atomicMin(fault, static_cast<int>(i));
     return;
   }
@@ -63,14 +67,15 @@ __global__ void __launch_bounds__(max_row_threads) normalize_kernel(Normalize n)
 
   bool finite = true;
   const int p = i - (n.class_token ? 1 : 0);
-  if (p >= 0) {
+  float* features = n.features.get();
+  if (p >= 0 && features) {
     const int64_t place = image.patch + p;
-    store_row(row, n.features.get() + place * n.width, n.width);
+    store_row(row, features + place * n.width, n.width);
     const float squares = sum_squares(row, shared.squares);
     finite = squares < infinity();
     if (threadIdx.x == 0) n.inverse_norm.get()[place] = squares > 0 ? 1.0f / sqrtf(squares) : 0;
   }
-  finite = normalize_row(row, n.width, n.epsilon, shared) && finite;
+  finite = normalize_row(row, n.width, n.rms, n.epsilon, shared) && finite;
   if (!finite && threadIdx.x == 0) atomicMin(n.fault, image.row + i);
   const int64_t to = (image.row + static_cast<int64_t>(i)) * n.normal.ld;
   store_row<precision>(row, {n.normal.hi + to, n.normal.lo + to, n.normal.ld});

@@ -332,7 +332,10 @@ Status linear_pack(Context& context, ConstMatrix weight, const float* bias, Line
 
 void linear_free(Linear* linear) { delete linear; }
 
+int64_t cuda::width_of(const Linear& linear) { return linear.layer.all().out; }
+
 Status cuda::multiply(KernelRun& run, ConstMatrix x, const Linear& linear, Matrix y) {
+  const KernelRun::Scope scope(run);
   const Scaled operand = scaled(run, x, 1, static_cast<int>(padded_width(x.cols)));
   int exponent = 0;
   DESAP_TRY(run.fetch(operand.exponent, &exponent));

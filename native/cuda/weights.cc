@@ -107,39 +107,54 @@ Weights PackedLayer::rows(int64_t begin, int64_t count) const {
           all_.in};
 }
 
-// ------------------------------------------------------------------------------------------------------------- head
+Status send(Stream& stream, const std::vector<float>& values, DeviceBuffer* to) {
+  const size_t bytes = values.size() * sizeof(float);
+  DESAP_TRY(stream.gpu->status(to->allocate(stream.gpu, static_cast<int64_t>(bytes)), "device memory"));
+  stream.queue.note(cudaMemcpyAsync(to->data(), values.data(), bytes, cudaMemcpyHostToDevice, stream.queue.stream));
+  return stream.finish();
+}
 
-Status PackedHead::pack(Stream& stream, Precision precision, const HeadConfig& config, const HeadWeights& weights) {
-  const int64_t width = config.width, size = width / config.heads, outputs = config.projection_dim;
-  heads = config.heads;
-  padded_size = padded_head_size(static_cast<int>(std::min<int64_t>(size, largest_head_size + 1)));
+// -------------------------------------------------------------------------------------------------------- attention
+
+namespace {
+
+// The output projection, centred or not, reads the context with v's scale, which its columns undo.
+void set_undone(HostLayer& layer, int64_t row, const double* w, double bias, const Doubles& undo) {
+  Doubles scaled(undo);
+  for (size_t c = 0; c < scaled.size(); c++) scaled[c] *= w[c];
+  layer.set(row, scaled.data(), bias, 0);
+}
+
+}  // namespace
+
+Status PackedAttention::pack(Stream& stream, Precision precision, int64_t width, int64_t heads, const AttentionWeights& weights) {
+  heads_ = heads;
+  size_ = width / heads;
+  padded_size = padded_head_size(static_cast<int>(std::min<int64_t>(size_, largest_head_size + 1)));
   if (padded_size < 0) return {Code::unsupported, "head size"};
   if (width > widest_row) return {Code::unsupported, "width beyond 16384"};
-  if (outputs > widest_row) return {Code::unsupported, "projectionDim beyond 16384"};
   inner = heads * padded_size;
-  squared = static_cast<int>(padded_width(width));
 
-  // q, v, k in the order of Block. exponents[block][head]: the power of two by which the head's outputs are scaled.
-  std::vector<int> exponents[3];
+  // q, v, k in the order of Block.
   {
     HostLayer rows(3 * inner, width);
     const float* const matrices[][2] = {
         {weights.q_weight, weights.q_bias}, {weights.v_weight, weights.v_bias}, {weights.k_weight, weights.k_bias}};
     for (int block = 0; block < 3; block++) {
       const FoldedLayer layer =
-          fold_norm(matrices[block][0], matrices[block][1], weights.ln1_weight, weights.ln1_bias, width, width);
+          fold_norm(matrices[block][0], matrices[block][1], weights.norm_weight, weights.norm_bias, width, width);
       for (int64_t h = 0; h < heads; h++) {
         double bound = 0;
-        for (int64_t c = h * size; c < (h + 1) * size; c++) {
+        for (int64_t c = h * size_; c < (h + 1) * size_; c++) {
           double square = 0;
           for (int64_t j = 0; j < width; j++) square += std::pow(layer.weight[static_cast<size_t>(c * width + j)], 2);
           const double offset = std::fabs(layer.bias[static_cast<size_t>(c)]);
           bound = std::max(bound, std::sqrt(static_cast<double>(width) * square) + offset);
         }
         const int exponent = exponent_for(bound, 14, 60);
-        exponents[block].push_back(exponent);
-        for (int64_t c = 0; c < size; c++) {
-          const int64_t from = h * size + c, to = block * inner + h * padded_size + c;
+        exponents_[block].push_back(exponent);
+        for (int64_t c = 0; c < size_; c++) {
+          const int64_t from = h * size_ + c, to = block * inner + h * padded_size + c;
           rows.set(to, layer.weight.data() + from * width, layer.bias[static_cast<size_t>(from)], exponent);
         }
       }
@@ -147,71 +162,74 @@ Status PackedHead::pack(Stream& stream, Precision precision, const HeadConfig& c
     DESAP_TRY(projection.pack(stream, precision, rows, true));
   }
 
-  // The output projection reads the context with v's scale, which its columns undo.
-  const float* out_bias = weights.out_bias;
-  Doubles undo(static_cast<size_t>(width));
-  for (int64_t c = 0; c < width; c++) {
-    undo[static_cast<size_t>(c)] = std::ldexp(1.0, -exponents[v][static_cast<size_t>(c / size)]);
-  }
-  const auto set = [&](HostLayer& layer, int64_t row, const double* w, double bias) {
-    Doubles scaled(w, w + width);
-    for (int64_t c = 0; c < width; c++) scaled[static_cast<size_t>(c)] *= undo[static_cast<size_t>(c)];
-    layer.set(row, scaled.data(), bias, 0);
-  };
-  const int head_count = static_cast<int>(heads);
+  for (int64_t c = 0; c < width; c++) undo.push_back(std::ldexp(1.0, -exponents_[v][static_cast<size_t>(c / size_)]));
   {
     HostLayer rows(width, width);
     for (int64_t i = 0; i < width; i++) {
       const Doubles row(weights.out_weight + i * width, weights.out_weight + (i + 1) * width);
-      set(rows, i, row.data(), out_bias[i]);
+      set_undone(rows, i, row.data(), weights.out_bias ? weights.out_bias[i] : 0, undo);
     }
-    DESAP_TRY(out.pack(stream, precision, rows, head_count, padded_size, true));
+    DESAP_TRY(out.pack(stream, precision, rows, static_cast<int>(heads), padded_size, true));
   }
+
+  // [9 pairs of blocks, heads], [heads]
+  std::vector<float> small;
+  for (const Block a : {q, v, k}) {
+    for (const Block b : {q, v, k}) {
+      const std::vector<float> scale = score_scales(a, b, 0);
+      small.insert(small.end(), scale.begin(), scale.end());
+    }
+  }
+  for (int exponent : exponents_[v]) small.push_back(static_cast<float>(std::ldexp(1.0, -exponent)));
+  return send(stream, small, &scales_);
+}
+
+std::vector<float> PackedAttention::score_scales(Block a, Block b, int exponent) const {
+  std::vector<float> scale;
+  for (size_t h = 0; h < static_cast<size_t>(heads_); h++) {
+    const double natural = log2_e / std::sqrt(static_cast<double>(size_));
+    scale.push_back(static_cast<float>(std::ldexp(natural, exponent - exponents_[a][h] - exponents_[b][h])));
+  }
+  return scale;
+}
+
+// ------------------------------------------------------------------------------------------------------------- head
+
+Status PackedHead::pack(Stream& stream, Precision precision, const HeadConfig& config, const HeadWeights& weights) {
+  const int64_t width = config.width, outputs = config.projection_dim;
+  if (outputs > widest_row) return {Code::unsupported, "projectionDim beyond 16384"};
+  const float* out_bias = weights.out_bias;
+  DESAP_TRY(PackedAttention::pack(stream, precision, width, config.heads,
+                                  {weights.ln1_weight, weights.ln1_bias, weights.q_weight, weights.q_bias, weights.k_weight,
+                                   weights.k_bias, weights.v_weight, weights.v_bias, weights.out_weight, out_bias}));
+  squared = static_cast<int>(padded_width(width));
 
   // M = W_vis diag(gamma) C; C W_o and M W_o, C b_o and M b_o; shift = W_vis beta.
   FoldedLayer visual =
       fold_norm(weights.visual_projection, nullptr, weights.post_norm_weight, weights.post_norm_bias, outputs, width);
   Doubles& projected = visual.weight;
   centre_rows({projected.data(), outputs, width, width});
-  {
-    HostLayer rows(squared + outputs, width);
-    Doubles mean(static_cast<size_t>(width)), row(static_cast<size_t>(width));
-    double mean_bias = 0;
-    for (int64_t i = 0; i < width; i++) {
-      const float* from = weights.out_weight + i * width;
-      mean_bias += static_cast<double>(out_bias[i]) / static_cast<double>(width);
-      for (int64_t c = 0; c < width; c++) mean[static_cast<size_t>(c)] += from[c] / static_cast<double>(width);
-    }
-    for (int64_t i = 0; i < width; i++) {
-      const float* from = weights.out_weight + i * width;
-      for (int64_t c = 0; c < width; c++) row[static_cast<size_t>(c)] = from[c] - mean[static_cast<size_t>(c)];
-      set(rows, i, row.data(), out_bias[i] - mean_bias);
-    }
-    const Doubles both = product(projected, weights.out_weight, outputs, width, width);
-    for (int64_t e = 0; e < outputs; e++) {
-      double bias = 0;
-      for (int64_t j = 0; j < width; j++) bias += projected[static_cast<size_t>(e * width + j)] * out_bias[j];
-      set(rows, squared + e, both.data() + e * width, bias);
-    }
-    DESAP_TRY(read_out.pack(stream, precision, rows, head_count, padded_size, true));
+  HostLayer rows(squared + outputs, width);
+  Doubles mean(static_cast<size_t>(width)), row(static_cast<size_t>(width));
+  double mean_bias = 0;
+  for (int64_t i = 0; i < width; i++) {
+    const float* from = weights.out_weight + i * width;
+    mean_bias += static_cast<double>(out_bias[i]) / static_cast<double>(width);
+    for (int64_t c = 0; c < width; c++) mean[static_cast<size_t>(c)] += from[c] / static_cast<double>(width);
   }
-
-  // [9 pairs of blocks, heads], [heads], [E]
-  std::vector<float> small;
-  for (int a = 0; a < 3; a++) {
-    for (int b = 0; b < 3; b++) {
-      for (size_t h = 0; h < exponents[a].size(); h++) {
-        const int exponent = -(exponents[a][h] + exponents[b][h]);
-        small.push_back(static_cast<float>(std::ldexp(log2_e / std::sqrt(static_cast<double>(size)), exponent)));
-      }
-    }
+  for (int64_t i = 0; i < width; i++) {
+    const float* from = weights.out_weight + i * width;
+    for (int64_t c = 0; c < width; c++) row[static_cast<size_t>(c)] = from[c] - mean[static_cast<size_t>(c)];
+    set_undone(rows, i, row.data(), out_bias[i] - mean_bias, undo);
   }
-  for (int exponent : exponents[v]) small.push_back(static_cast<float>(std::ldexp(1.0, -exponent)));
-  small.insert(small.end(), visual.bias.begin(), visual.bias.end());
-  const size_t bytes = small.size() * sizeof(float);
-  DESAP_TRY(stream.gpu->status(vectors.allocate(stream.gpu, static_cast<int64_t>(bytes)), "device memory"));
-  stream.queue.note(cudaMemcpyAsync(vectors.data(), small.data(), bytes, cudaMemcpyHostToDevice, stream.queue.stream));
-  return stream.finish();
+  const Doubles both = product(projected, weights.out_weight, outputs, width, width);
+  for (int64_t e = 0; e < outputs; e++) {
+    double bias = 0;
+    for (int64_t j = 0; j < width; j++) bias += projected[static_cast<size_t>(e * width + j)] * out_bias[j];
+    set_undone(rows, squared + e, both.data() + e * width, bias, undo);
+  }
+  DESAP_TRY(read_out.pack(stream, precision, rows, static_cast<int>(config.heads), padded_size, true));
+  return send(stream, std::vector<float>(visual.bias.begin(), visual.bias.end()), &shift_);
 }
 
 }  // namespace desap::cuda

@@ -42,9 +42,17 @@ class PackedLayer {
   Weights all_{};
 };
 
-// The head's weights as its graph reads them. dh' is the padded head size, H dh' the columns of q, k, v and the context.
-struct PackedHead {
-  Status pack(Stream&, Precision, const HeadConfig&, const HeadWeights&);
+// The attention's weights, of a head or of a block. Biases may be null.
+struct AttentionWeights {
+  const float *norm_weight, *norm_bias;                                    // [D]
+  const float *q_weight, *q_bias, *k_weight, *k_bias, *v_weight, *v_bias;  // [D, D], [D]
+  const float *out_weight, *out_bias;                                      // [D, D], [D]
+};
+
+// Behind `normalize`: projections, attention and output projection. dh' is the padded head size, H dh' the columns of q, k, v and
+// the context.
+struct PackedAttention {
+  Status pack(Stream&, Precision, int64_t width, int64_t heads, const AttentionWeights&);
 
   enum Block { q, v, k };
   // The rows of one block of the projection, whose output is [.., q v k].
@@ -53,21 +61,39 @@ struct PackedHead {
   const float* score_scale(Block a, Block b) const { return scales(a * 3 + b); }
   // Undoes the scale of the context, [heads].
   const float* context_scale() const { return scales(9); }
-  const float* shift() const { return scales(10); }  // W_vis beta_post, [E]
 
   int padded_size;        // dh'
   int64_t inner;          // H dh'
-  int squared;            // D rounded up to whole slices of 64: rows of the read-out's first part
   PackedLayer projection; // [3 H dh', D]
-  // [C W_o; W_vis diag(gamma) C W_o] with C = I - 1/D, the centring projector: from the context, the deviations of which
-  // the post norm takes the variance, and the projection of what it normalises.
-  PackedLayer read_out;
-  PackedLayer out;        // W_o alone, for those who ask for the attention's output: the centring above has lost its mean
+  PackedLayer out;        // W_o, which undoes the scale of the context
+  // On the host: the same scores' scale times 2^exponent, and what undoes the scale of the context, column by column [D].
+  std::vector<float> score_scales(Block a, Block b, int exponent) const;
+  std::vector<double> undo;
 
  private:
-  const float* scales(int64_t row) const { return reinterpret_cast<const float*>(vectors.data()) + row * heads; }
-  DeviceBuffer vectors;
-  int64_t heads;
+  const float* scales(int64_t row) const { return reinterpret_cast<const float*>(scales_.data()) + row * heads_; }
+  std::vector<int> exponents_[3];  // [block][head]: the power of two by which the head's outputs are scaled
+  DeviceBuffer scales_;
+  int64_t heads_, size_;
 };
+
+// The head's weights as its graph reads them.
+struct PackedHead : PackedAttention {
+  Status pack(Stream&, Precision, const HeadConfig&, const HeadWeights&);
+
+  const float* shift() const { return reinterpret_cast<const float*>(shift_.data()); }  // W_vis beta_post, [E]
+
+  int squared;            // D rounded up to whole slices of 64: rows of the read-out's first part
+  // [C W_o; W_vis diag(gamma) C W_o] with C = I - 1/D, the centring projector: from the context, the deviations of which
+  // the post norm takes the variance, and the projection of what it normalises. `out` is for those who ask for the attention's
+  // output: the centring has lost its mean.
+  PackedLayer read_out;
+
+ private:
+  DeviceBuffer shift_;
+};
+
+// Copies to the GPU; the memory is read by when this returns.
+Status send(Stream&, const std::vector<float>&, DeviceBuffer*);
 
 }  // namespace desap::cuda

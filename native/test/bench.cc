@@ -71,14 +71,14 @@ void run(Isa isa, int threads, int rounds) {
     if (i % 4 == 0) peaks.add(multiply_add_peak(isa, threads));
     linears.add(milliseconds([&] { require(linear(*context, a, *packed, y)); }));
     attentions.add(milliseconds([&] { require(attention(*context, q, q, y, heads, a)); }));
-    if (threads == 1 && i < 3) saliencies.add(milliseconds([&] { require(saliency(*context, q, q, heads, false, map.data())); }));
+    if (threads == 1 && i < 3) saliencies.add(milliseconds([&] { require(saliency(*context, q, q, heads, false, {}, map.data())); }));
     std::shared_ptr<Analysis> analysis;
     analyses.add(milliseconds([&] { require(head->analyze(*context, &image, 1, Encoding::qq, nullptr, &analysis)); }));
     const AnalyzeTimings& t = analysis->timings();
     const double parts[] = {t.normalize, t.project, t.attention, t.saliency, t.read_out};
     for (int s = 0; s < 5; s++) stages[s].add(parts[s]);
     PruneTimings u;
-    const PruneRequest request{{text.data(), text_tokens, projection_dim, projection_dim}, nullptr, text_tokens - 1, keep, keep / 2, Alignment::fcma, 0.1f, nullptr, true, {nullptr, 0, 0, 0}};
+    const PruneRequest request{{text.data(), text_tokens, projection_dim, projection_dim}, nullptr, text_tokens - 1, keep, keep / 2, Alignment::fcma, 0.1f, nullptr, nullptr, true, {nullptr, 0, 0, 0}};
     pruned.add(milliseconds([&] {
       require(analysis->prune(*context, request, {kept.data(), indices.data(), source.data(), assignment.data(), counts_.data(), task.data(), nullptr, {}}, &u));
     }));

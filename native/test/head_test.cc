@@ -47,7 +47,7 @@ struct Example {
                         : golden.config("clamp") == "true"    ? Alignment::fcma_clamped
                                                               : Alignment::fcma;
     request.lambda = lambda.empty() ? 0.1f : std::stof(lambda);
-    request.saliency = nullptr;
+    request.task = request.saliency = nullptr;
     request.merge = true;
     request.features = {nullptr, 0, 0, 0};
   }

@@ -68,6 +68,7 @@ struct RandomImages {
                       Alignment::fcma,
                       0.1f,
                       nullptr,
+                      nullptr,
                       true,
                       {nullptr, 0, 0, 0}});
     }

@@ -1,6 +1,7 @@
-import { alternatives, DesapError, describe } from '../errors.js';
-import { type Alignment, type Encoding, type HeadWeights, loadHead, type TensorLike } from '../index.js';
-import { readSafeTensors, type SafeTensors, type StoredTensor, toFloat32 } from '../safetensors.js';
+import { headFromSafeTensors } from '../head.js';
+import type { Alignment, Encoding, HeadWeights, TensorLike } from '../index.js';
+import { readSafeTensors, type SafeTensors } from '../safetensors.js';
+import { configOf, float32Tensor, float64Values, integerValues, storedTensor } from './golden-file.js';
 
 /** One case of the golden format: inputs, weights, options, and the value that every intermediate must have. */
 export interface GoldenCase {
@@ -39,27 +40,18 @@ const KEYS = new Map([
 ]);
 
 /**
- * Reads a `.safetensors` case: `input.*`, `weight.*`, `output.*` and the metadata key `config`.
+ * A case of a head from a `.safetensors` file: `input.*`, `weight.*`, `output.*` and the metadata key `config`.
  * @throws DesapError `ERR_FILE`, `ERR_DTYPE` when it is not one, or when its config has a key that is not known here
  */
-export async function readGoldenCase(path: string): Promise<GoldenCase> {
-  const file = await readSafeTensors(path);
-  const config = configOf(file, path);
-  const find = (name: string) => {
-    const tensor = file.tensors.get(name);
-    if (!tensor) throw new DesapError('ERR_FILE', `${path}: got no tensor ${name}, wanted a golden case`);
-    return tensor;
-  };
-  const float32 = (name: string): TensorLike => {
-    const tensor = find(name);
-    return { type: 'float32', data: toFloat32(tensor, name), dims: tensor.shape };
-  };
-  const values = (name: string) => float64(find(`output.${name}`), `${path}: output.${name}`);
-  const choices = (name: string) => integers(find(`output.${name}`), `${path}: output.${name}`);
+export function goldenCase(file: SafeTensors, path: string): GoldenCase {
+  const config = configOf<Config>(file, path, KEYS);
+  const find = (name: string) => storedTensor(file, name, path);
+  const values = (name: string) => float64Values(find(`output.${name}`), `${path}: output.${name}`);
+  const choices = (name: string) => integerValues(find(`output.${name}`), `${path}: output.${name}`);
   return {
-    head: await loadHead(path),
-    hidden: float32('input.hidden'),
-    text: float32('input.text'),
+    head: headFromSafeTensors(file, path),
+    hidden: float32Tensor(file, 'input.hidden', path),
+    text: float32Tensor(file, 'input.text', path),
     options: {
       keep: config.keep ?? Number.NaN,
       endOfText: config.eos ?? find('input.text').shape[0] - 1,
@@ -85,39 +77,7 @@ export async function readGoldenCase(path: string): Promise<GoldenCase> {
   };
 }
 
-function configOf({ metadata }: SafeTensors, path: string): Config {
-  const config = parsed(metadata.config);
-  if (config === null)
-    throw new DesapError('ERR_FILE', `${path}: got no metadata key 'config' in JSON, wanted a golden case`);
-  for (const [key, value] of Object.entries(config)) {
-    const type = KEYS.get(key);
-    if (type === undefined)
-      throw new DesapError(
-        'ERR_FILE',
-        `${path}: config: got the key '${key}', wanted ${alternatives([...KEYS.keys()])}`,
-      );
-    if (typeof value !== type)
-      throw new DesapError('ERR_FILE', `${path}: config.${key}: got ${describe(value)}, wanted a ${type}`);
-  }
-  return config;
-}
-
-/** The object that is written in JSON, or null: missing and malformed are the same to the user. */
-function parsed(json: string): object | null {
-  try {
-    const value: unknown = JSON.parse(json);
-    return typeof value === 'object' && !Array.isArray(value) ? value : null;
-  } catch {
-    return null;
-  }
-}
-
-function float64(tensor: StoredTensor, name: string): Float64Array {
-  if (tensor.dtype !== 'F64') return Float64Array.from(toFloat32(tensor, name));
-  return new Float64Array(tensor.bytes.slice().buffer);
-}
-
-function integers(tensor: StoredTensor, name: string): number[] {
-  if (tensor.dtype !== 'I64') throw new DesapError('ERR_DTYPE', `${name}: got ${tensor.dtype}, wanted I64`);
-  return Array.from(new BigInt64Array(tensor.bytes.slice().buffer), Number);
+/** Reads a case of a head; see {@link goldenCase}. */
+export async function readGoldenCase(path: string): Promise<GoldenCase> {
+  return goldenCase(await readSafeTensors(path), path);
 }

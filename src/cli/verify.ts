@@ -1,9 +1,12 @@
 import { Command } from 'commander';
 import { DesapError } from '../errors.js';
-import { type DeviceOptions, type HeadWeights, type ImageAnalysis, Pruner } from '../index.js';
+import { BlockHead, type DeviceOptions, type HeadWeights, type ImageAnalysis, Pruner } from '../index.js';
+import { readSafeTensors } from '../safetensors.js';
 import type { Tensor } from '../tensor.js';
 import { decide } from './decisions.js';
-import { type GoldenCase, readGoldenCase } from './golden-case.js';
+import { BLOCK_VALUES, computeBlock, type GoldenBlock, goldenBlock } from './golden-block.js';
+import { type GoldenCase, goldenCase } from './golden-case.js';
+import { isBlockCase } from './golden-file.js';
 import { print, printJson, withDevice } from './options.js';
 import { progress } from './progress.js';
 import { table } from './table.js';
@@ -37,6 +40,7 @@ export function verifyCommand(): Command {
     .addHelpText(
       'after',
       `
+A case is of a head, or of the last block of an encoder (config.kind "block"), of which every output that the file has is compared.
 A case agrees when context, attention, embedding and both maps are within the tolerance of the precision that the device computes
 in (fp32 ${TOLERANCES.fp32}, fp16 ${TOLERANCES.fp16}, bf16 ${TOLERANCES.bf16}) of the expected tensor's largest magnitude, the tokens within ${TOKENS}, and kept set, source,
 assignment and counts are identical. In fp16 and bf16, scores that are almost equal may change places: there, other decisions agree
@@ -69,16 +73,30 @@ Examples:
 
 async function verify(file: string, device: DeviceOptions): Promise<{ verdict: Verdict; used?: Used }> {
   try {
-    const golden = await readGoldenCase(file);
+    const content = await readSafeTensors(file);
+    if (isBlockCase(content)) {
+      const golden = goldenBlock(content, file);
+      using head = await BlockHead.load(golden.block, device);
+      return { verdict: { file, ...(await compareBlock(head, golden)) }, used: usedOf(head) };
+    }
+    const golden = goldenCase(content, file);
     using pruner = await Pruner.load(golden.head, device);
-    const { device: id, deviceDescription, precision } = pruner;
-    const used = { device: id, deviceDescription, precision };
-    return { verdict: { file, ...(await compare(pruner, golden)) }, used };
+    return { verdict: { file, ...(await compare(pruner, golden)) }, used: usedOf(pruner) };
   } catch (error) {
     // A device that is not there would fail every case for the same reason.
     if (!(error instanceof DesapError) || error.code === 'ERR_DEVICE_UNAVAILABLE') throw error;
     return { verdict: { file, ok: false, failure: error.message } };
   }
+}
+
+const usedOf = ({ device, deviceDescription, precision }: Used): Used => ({ device, deviceDescription, precision });
+
+async function compareBlock(head: BlockHead, golden: GoldenBlock): Promise<Omit<Verdict, 'file'>> {
+  const computed = await computeBlock(head, golden);
+  const errors = mapValues(golden.values as Record<string, Float64Array>, (values, name) =>
+    relativeError(computed[name as keyof typeof computed] ?? [], values),
+  );
+  return { ok: Object.values(errors).every((error) => error <= TOLERANCES[head.precision]), errors };
 }
 
 async function compare(pruner: Pruner, golden: GoldenCase): Promise<Omit<Verdict, 'file'>> {
@@ -137,19 +155,32 @@ function mapValues<K extends string, V, R>(record: Record<K, V>, map: (value: V,
 }
 
 function report(verdicts: readonly Verdict[], failed: number, used: Used | undefined): void {
-  const names = ['context', 'attention', 'embedding', 'task', 'saliency', 'tokens'];
-  const decisions = ['kept', 'source', 'assignment', 'count'];
-  const rows = verdicts
-    .filter(({ failure }) => failure === undefined)
-    .map(({ file, ok, errors, choices, follows }) => [
-      file,
-      ...names.map((name) => errors?.[name].toExponential(1) ?? ''),
-      ...decisions.map((name) => (choices?.[name] ? 'same' : follows ? 'follows' : 'DIFFERS')),
-      ok ? 'ok' : 'FAILED',
-    ]);
-  if (rows.length > 0) print(table(['case', ...names, ...decisions, ''], rows, [1, 2, 3, 4, 5, 6]));
+  const ran = verdicts.filter(({ failure }) => failure === undefined);
+  reportTable(
+    ran.filter(({ choices }) => choices),
+    ['context', 'attention', 'embedding', 'task', 'saliency', 'tokens'],
+    ['kept', 'source', 'assignment', 'count'],
+  );
+  reportTable(
+    ran.filter(({ choices }) => !choices),
+    BLOCK_VALUES,
+    [],
+  );
   for (const { file, failure } of verdicts) if (failure !== undefined) print(`${file}: FAILED: ${failure}`);
   print();
   const where = used && ` within ${TOLERANCES[used.precision]} (${used.precision}) on: ${used.deviceDescription}`;
   print(`${verdicts.length - failed} of ${verdicts.length} cases agree${where ?? ''}`);
+}
+
+/** @param names of values, whose errors are shown, and `decisions`, whether they are the expected ones */
+function reportTable(verdicts: readonly Verdict[], names: readonly string[], decisions: readonly string[]): void {
+  if (verdicts.length === 0) return;
+  const rows = verdicts.map(({ file, ok, errors, choices, follows }) => [
+    file,
+    ...names.map((name) => errors?.[name]?.toExponential(1) ?? ''),
+    ...decisions.map((name) => (choices?.[name] ? 'same' : follows ? 'follows' : 'DIFFERS')),
+    ok ? 'ok' : 'FAILED',
+  ]);
+  const numbers = names.map((_, column) => column + 1);
+  print(table(['case', ...names, ...decisions, ''], rows, numbers));
 }

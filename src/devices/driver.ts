@@ -6,6 +6,7 @@ import { types } from 'node:util';
 import type { BlockWeights } from '../block-weights.js';
 import type { HeadWeights } from '../head.js';
 import type { Alignment, Encoding, KernelArguments, KernelName, KernelResults } from '../kernels/kernels.js';
+import type { Rotary } from '../rotary-tables.js';
 import type { FloatData, FloatMatrix } from '../tensor.js';
 
 export type MaybePromise<T> = T | Promise<T>;
@@ -13,6 +14,16 @@ export type MaybePromise<T> = T | Promise<T>;
 /** What follows from a value that is there, or will be. */
 export function after<T, R>(value: MaybePromise<T>, next: (value: T) => R): MaybePromise<R> {
   return types.isPromise(value) ? (value as Promise<T>).then(next) : next(value as T);
+}
+
+/** A value that is there, or will be; whether it fails at once or later, `failed` says with what. */
+export function orElse<T>(work: () => MaybePromise<T>, failed: (error: unknown) => never): MaybePromise<T> {
+  try {
+    const value = work();
+    return types.isPromise(value) ? (value as Promise<T>).catch(failed) : value;
+  } catch (error) {
+    return failed(error);
+  }
 }
 
 /** Arithmetic of the matrix products, from the finest to the coarsest. */
@@ -75,11 +86,14 @@ export interface BlockStates {
   /** [N, D]. */
   readonly hidden: FloatMatrix;
   /** [N, dh] each, or null. */
-  readonly rotary: { readonly cos: Float32Array; readonly sin: Float32Array } | null;
+  readonly rotary: Rotary | null;
   /** [N] the visual token of each patch, every one from 0 to `units` - 1 at least once; null: each patch is one. */
   readonly unit: Int32Array | null;
   readonly units: number;
-  /** [N, D]: where the attention is written, memory of a `HostBuffer` unless the call is synchronous; null: it is not computed. */
+  /**
+   * [N, D]: where the attention is written: memory of a `HostBuffer`, and any memory in a synchronous call, as it is computed; other
+   * memory once it is. Null: it is not wanted.
+   */
   readonly attention: Float32Array | null;
 }
 

@@ -11,6 +11,7 @@ import {
   type KernelResults,
 } from '../kernels/kernels.js';
 import { type OptionNames, options } from '../options.js';
+import { type Rotary, rotaryTables } from '../rotary-tables.js';
 import {
   boolean,
   type FloatMatrix,
@@ -24,6 +25,7 @@ import {
   type TensorLike,
   vector,
 } from '../tensor.js';
+import { type Units, unitsOf } from '../units.js';
 import { after, type Driver, type Precision } from './driver.js';
 import { typed } from './native-error.js';
 import { type DeviceOptions, openDevice } from './open.js';
@@ -41,6 +43,8 @@ import { type DeviceOptions, openDevice } from './open.js';
 export interface Kernels {
   /** Layer norm over rows, biased variance. x: [N, D]; weight, bias: [D]; gives [N, D]. Fails on NaN and Inf. */
   layerNorm(args: { x: TensorLike; weight: Vector; bias: Vector; epsilon?: number }): Tensor;
+  /** Norm without a mean: x / sqrt(mean(x^2) + epsilon) * weight over rows. x: [N, D]; weight: [D]; gives [N, D]. Fails on NaN and Inf. */
+  rmsNorm(args: { x: TensorLike; weight: Vector; epsilon?: number }): Tensor;
   /** x W^T + b. x: [N, in]; weight: [out, in]; bias: [out]; gives [N, out]. */
   linear(args: { x: TensorLike; weight: TensorLike; bias?: Vector | null }): Tensor;
   /**
@@ -50,9 +54,21 @@ export interface Kernels {
   attention(args: { q: TensorLike; k: TensorLike; v: TensorLike; heads: number }): Tensor;
   /**
    * Visual saliency A_s, eq. 4. q, k: [N, D]. With a class token: its attention to the patches, [N - 1]. Without: the mean
-   * attention that each token receives, [N].
+   * attention that each token receives, [N]. With `rotary`, tables [N, D / H] of which D / H is even, q and k are turned first:
+   * rot(x) = x cos + turn(x) sin for the columns of each head, turn([a, b]) = [-b, a] by halves.
    */
-  saliency(args: { q: TensorLike; k: TensorLike; heads: number; classToken?: boolean }): Float32Array;
+  saliency(args: {
+    q: TensorLike;
+    k: TensorLike;
+    heads: number;
+    classToken?: boolean;
+    rotary?: { cos: TensorLike; sin: TensorLike } | null;
+  }): Float32Array;
+  /**
+   * The mean score of each visual token over the patches that go into it. scores: [N]; unit: [N] the token of each patch, each from 0
+   * on at least once; gives a mean for each token.
+   */
+  pool(args: { scores: Vector; unit: Units }): Float32Array;
   /** Rows divided by their L2 length (at least 1e-12). x: [N, E]; gives [N, E]. Fails on NaN and Inf. */
   unitRows(args: { x: TensorLike }): Tensor;
   /**
@@ -66,6 +82,27 @@ export interface Kernels {
     visualProjection: TensorLike;
     epsilon?: number;
   }): { attention: Tensor; embeddings: Tensor };
+  /**
+   * SigLIP's pooling head on rows and on their whole. h = layer norm of `attention`. Each row by itself through the value path, which is
+   * the head on a sequence of one row, gives `embeddings` [N, D]; the probe's attention over all rows gives `saliency` [N], and
+   * the head's output `global` [D]. Behind the attention follow `out` and x + fc2 gelu(fc1 norm(x)), with the GELU of tanh; embeddings
+   * and global are unit rows.
+   * attention: [N, D]; query: [D], the probe behind the head's query projection; key, value, out: weight [D, D]; fc1: weight
+   * [F, D]; fc2: weight [D, F]; epsilon of both norms, default 1e-6.
+   */
+  siglipReadOut(args: {
+    attention: TensorLike;
+    postNorm: { weight: Vector; bias: Vector };
+    query: Vector;
+    key: { weight: TensorLike; bias: Vector };
+    value: { weight: TensorLike; bias: Vector };
+    out: { weight: TensorLike; bias: Vector };
+    norm: { weight: Vector; bias: Vector };
+    fc1: { weight: TensorLike; bias: Vector };
+    fc2: { weight: TensorLike; bias: Vector };
+    heads: number;
+    epsilon?: number;
+  }): { embeddings: Tensor; global: Float32Array; saliency: Float32Array };
   /**
    * Fine-grained cross-modal alignment, eq. 3. visual: [P, E] and text: [T, E], both of unit rows; endOfText: the end-of-text
    * row [E] (default: the last row of text); global: the class token's row of A_d [E]. Gives A_t [P] and, with
@@ -177,12 +214,14 @@ const heads = (value: number, width: number): number => {
 const layer = <W>(name: string, given: { weight: W; bias: Vector }) =>
   options<typeof given>(name, object(name, given, '{ weight, bias }'), { weight: true, bias: true });
 
-const linearLayer = (name: string, given: { weight: TensorLike; bias: Vector }, width: number): LinearWeights => {
+const linearLayer = (
+  name: string,
+  given: { weight: TensorLike; bias: Vector },
+  { rows, cols }: { rows?: number; cols: number },
+): LinearWeights => {
   const { weight, bias } = layer(name, given);
-  return {
-    weight: single(`${name}.weight`, weight, { rows: width, cols: width }).data as Float32Array,
-    bias: vector(`${name}.bias`, bias, width),
-  };
+  const matrix = single(`${name}.weight`, weight, { rows, cols });
+  return { weight: matrix.data as Float32Array, bias: vector(`${name}.bias`, bias, matrix.rows) };
 };
 
 const norm = (name: string, given: { weight: Vector; bias: Vector }, width: number): LinearWeights => {
@@ -192,6 +231,13 @@ const norm = (name: string, given: { weight: Vector; bias: Vector }, width: numb
 
 const epsilonOf = (value = 1e-5): number => finite('epsilon', value, Number.MIN_VALUE, 1);
 
+const tables = (given: { cos: TensorLike; sin: TensorLike }, rows: number, cols: number): Rotary =>
+  rotaryTables(
+    options('rotary', object('rotary', given, '{ cos, sin }'), { cos: true, sin: true }),
+    { cos: 'rotary.cos', sin: 'rotary.sin' },
+    { rows, cols },
+  );
+
 const KERNELS: Checks = {
   layerNorm: {
     names: { x: true, weight: true, bias: true, epsilon: true },
@@ -199,6 +245,14 @@ const KERNELS: Checks = {
       const x = matrix('x', args.x);
       const [weight, bias] = [vector('weight', args.weight, x.cols), vector('bias', args.bias, x.cols)];
       return { x, weight, bias, epsilon: epsilonOf(args.epsilon) };
+    },
+    wrap: (y, { x }) => float32(y, [x.rows, x.cols]),
+  },
+  rmsNorm: {
+    names: { x: true, weight: true, epsilon: true },
+    check: (args) => {
+      const x = matrix('x', args.x);
+      return { x, weight: vector('weight', args.weight, x.cols), epsilon: epsilonOf(args.epsilon) };
     },
     wrap: (y, { x }) => float32(y, [x.rows, x.cols]),
   },
@@ -221,20 +275,26 @@ const KERNELS: Checks = {
     wrap: (y, { q }) => float32(y, [q.rows, q.cols]),
   },
   saliency: {
-    names: { q: true, k: true, heads: true, classToken: true },
+    names: { q: true, k: true, heads: true, classToken: true, rotary: true },
     check: (args) => {
       const q = matrix('q', args.q);
       const classToken = boolean('classToken', args.classToken ?? true);
       if (classToken && q.rows < 2)
         throw invalid('ERR_SHAPE', 'q.dims', args.q.dims, 'the class token and at least one patch');
-      return {
-        q,
-        k: matrix('k', args.k, { rows: q.rows, cols: q.cols }),
-        heads: heads(args.heads, q.cols),
-        classToken,
-      };
+      const k = matrix('k', args.k, { rows: q.rows, cols: q.cols });
+      const count = heads(args.heads, q.cols);
+      const rotary = args.rotary ? tables(args.rotary, q.rows, q.cols / count) : null;
+      return { q, k, heads: count, classToken, rotary };
     },
     wrap: (scores) => scores,
+  },
+  pool: {
+    names: { scores: true, unit: true },
+    check: (args) => {
+      const scores = vector('scores', args.scores);
+      return { scores, ...unitsOf('unit', args.unit, scores.length) };
+    },
+    wrap: (means) => means,
   },
   unitRows: {
     names: { x: true },
@@ -248,7 +308,7 @@ const KERNELS: Checks = {
       const width = context.cols;
       return {
         context,
-        out: linearLayer('out', args.out, width),
+        out: linearLayer('out', args.out, { rows: width, cols: width }),
         postNorm: norm('postNorm', args.postNorm, width),
         epsilon: epsilonOf(args.epsilon),
         visualProjection: single('visualProjection', args.visualProjection, { cols: width }),
@@ -257,6 +317,45 @@ const KERNELS: Checks = {
     wrap: ({ attention, embeddings }, { context, visualProjection }) => ({
       attention: float32(attention, [context.rows, context.cols]),
       embeddings: float32(embeddings, [context.rows, visualProjection.rows]),
+    }),
+  },
+  siglipReadOut: {
+    names: {
+      attention: true,
+      postNorm: true,
+      query: true,
+      key: true,
+      value: true,
+      out: true,
+      norm: true,
+      fc1: true,
+      fc2: true,
+      heads: true,
+      epsilon: true,
+    },
+    check: (args) => {
+      const attention = matrix('attention', args.attention);
+      const width = attention.cols;
+      const square = { rows: width, cols: width };
+      const fc1 = linearLayer('fc1', args.fc1, { cols: width });
+      return {
+        attention,
+        postNorm: norm('postNorm', args.postNorm, width),
+        query: vector('query', args.query, width),
+        key: linearLayer('key', args.key, square),
+        value: linearLayer('value', args.value, square),
+        out: linearLayer('out', args.out, square),
+        norm: norm('norm', args.norm, width),
+        fc1,
+        fc2: linearLayer('fc2', args.fc2, { rows: width, cols: fc1.bias.length }),
+        heads: heads(args.heads, width),
+        epsilon: epsilonOf(args.epsilon ?? 1e-6),
+      };
+    },
+    wrap: ({ embeddings, global, saliency }, { attention }) => ({
+      embeddings: float32(embeddings, [attention.rows, attention.cols]),
+      global,
+      saliency,
     }),
   },
   align: {

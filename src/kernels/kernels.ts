@@ -3,13 +3,8 @@
  * The same names stand in native/kernels.h, native/cpu, native/cuda, test and bench.
  */
 import type { LinearWeights } from '../head.js';
+import type { Rotary } from '../rotary-tables.js';
 import type { FloatMatrix } from '../tensor.js';
-
-/** Tables of a rotary position embedding, [N, dh] each. */
-export interface Rotary {
-  readonly cos: Float32Array;
-  readonly sin: Float32Array;
-}
 
 /** Operands of the decoupled attention, Table 4(b) of the paper. */
 export type Encoding = 'qq' | 'kk' | 'vv' | 'qk';

@@ -2,7 +2,7 @@
  * Visual saliency, eq. 4: A_s = mean over heads of softmax(rot(Q) rot(K)^T / sqrt(dh)). q, k: [N, D].
  * With a class token: its row (row 0), columns 1..N-1. Without: the mean over the rows, so the attention each key receives.
  */
-import type { Rotary } from './kernels.js';
+import type { Rotary } from '../rotary-tables.js';
 import { dot, type Matrix64, matrix64, type NumberMatrix, softmax } from './numeric.js';
 
 export function saliency(

@@ -111,7 +111,7 @@ async function openVision(
   const model = await family.openBeside({ ...files, config }, { ...opening, embedQuestion, ort });
   try {
     const { visionEncoder: file } = files;
-    const samples = await runTrials(plain, family.trials(plain, config), { file, ort });
+    const samples = await runTrials(plain, await family.trials(plain, config), { file, ort });
     const wanted = `those of the file that the model was loaded from${family.premise}`;
     await confirmFeatures(model, samples, { argument: 'options.model', file, wanted });
     const sample = samples[0].features;
@@ -137,6 +137,7 @@ function ownMethods(model: HookedModel): Hooks {
     generate: model.generate.bind(model),
     prepare_inputs_for_generation: model.prepare_inputs_for_generation.bind(model),
     _update_model_kwargs_for_generation: model._update_model_kwargs_for_generation.bind(model),
+    get_rope_index: model.get_rope_index?.bind(model),
   };
 }
 

@@ -3,26 +3,34 @@ import type { InferenceSession } from 'onnxruntime-common';
 import { alternatives, describe, invalid, mismatch } from '../errors.js';
 import type { Pruner } from '../index.js';
 import type { OptionNames } from '../options.js';
+import type { BlockFamily } from './block-family.js';
+import { blockTrials } from './block-trials.js';
+import { BLOCK_OPTIONS, BlockVision, type BlockVisionOptions } from './block-vision.js';
+import { fileTrials, type Trial } from './file-features.js';
+import { FLAT } from './flat.js';
+import { IDEFICS3 } from './idefics3.js';
+import { LFM2 } from './lfm2.js';
 import { LLAVA_OPTIONS, LlavaVision, type LlavaVisionOptions } from './llava.js';
 import type { ModelConfig, ModelFolder } from './model-folder.js';
-import { QWEN_OPTIONS, QWEN_PREMISE, QwenVision, type QwenVisionOptions } from './qwen.js';
-import { llavaTrials, qwenTrials } from './trial.js';
-import type { VisionInputs, VisionModel } from './vision-model.js';
+import { QwenVision } from './qwen.js';
+import { QWEN } from './qwen-family.js';
+import { llavaTrials } from './trial.js';
+import type { VisionModel } from './vision-model.js';
 
 /**
- * Options of every family. A family refuses those that mean nothing to it: `clip`, `head` and `longText` are LLaVA's, `embedQuestion` is
- * Qwen-VL's.
+ * Options of every family. A family refuses those that mean nothing to it: `clip`, `head` and `longText` are of towers that are CLIP's,
+ * `embedQuestion` of all others.
  */
-export interface VisionModelOptions extends LlavaVisionOptions, Omit<QwenVisionOptions, 'model' | 'config'> {
+export interface VisionModelOptions extends LlavaVisionOptions, Omit<BlockVisionOptions, 'model' | 'config'> {
   /**
    * An open pruner, which stays the caller's. LLaVA: in place of the CLIP folder's head. The folder then needs no `vision_model.onnx`, and
-   * is not needed at all where questions come as embeddings. Qwen-VL: only its device is used.
+   * is not needed at all where questions come as embeddings. Other families: only its device is used.
    */
   pruner?: Pruner;
 }
 
-const { model, config, ...OF_QWEN } = QWEN_OPTIONS;
-export const VISION_MODEL_OPTIONS: OptionNames<VisionModelOptions> = { ...LLAVA_OPTIONS, ...OF_QWEN };
+const { model, config, ...OF_BLOCKS } = BLOCK_OPTIONS;
+export const VISION_MODEL_OPTIONS: OptionNames<VisionModelOptions> = { ...LLAVA_OPTIONS, ...OF_BLOCKS };
 
 /** A model folder and what its config says. */
 export interface Described extends ModelFolder {
@@ -34,48 +42,75 @@ export interface Family {
   open(model: Described, options: VisionModelOptions): Promise<VisionModel>;
   /** Opens it where an open session of the whole file is there to compare with, by {@link Family.trials}. */
   openBeside(model: Described, options: VisionModelOptions): Promise<VisionModel>;
-  trials(session: InferenceSession, config: ModelConfig): VisionInputs[];
+  trials(session: InferenceSession, config: ModelConfig): Trial[] | Promise<Trial[]>;
   /** What else is wanted of a file whose features differ, behind a comma; empty where that is nothing. */
   readonly premise: string;
 }
+
+const FILE = 'the vision encoder';
 
 const LLAVA: Family = {
   open: ({ visionEncoder }, { dtype: _, ...options }) => LlavaVision.open(visionEncoder, options),
   // Its own checks are those of its parts; its questions are for the CLIP text tower.
   openBeside: ({ visionEncoder }, { embedQuestion: _, ...options }) => LlavaVision.open(visionEncoder, options),
-  trials: llavaTrials,
+  trials: (session, config) => fileTrials(session, FILE, llavaTrials(session, config)),
   premise: '',
 };
 
-const QWEN: Family = {
-  open: ({ visionEncoder, folder, config }, options) =>
-    QwenVision.open(visionEncoder, { ...options, model: folder, config }),
-  openBeside: ({ visionEncoder, folder, config }, options) =>
-    QwenVision.openBeside(visionEncoder, { ...options, model: folder, config }),
-  trials: qwenTrials,
-  premise: QWEN_PREMISE,
+function block(family: BlockFamily, Vision = BlockVision): Family {
+  return {
+    open: ({ visionEncoder, folder, config }, options) =>
+      Vision.openAs(family, visionEncoder, { ...options, model: folder, config }),
+    openBeside: ({ visionEncoder, folder, config }, options) =>
+      Vision.openAs(family, visionEncoder, { ...options, model: folder, config }, true),
+    trials: (session, config) => blockTrials(family, session, config),
+    premise: family.premise,
+  };
+}
+
+const OF_QWEN = block(QWEN, QwenVision);
+
+/** By `model_type`. Each encoder is read by its structure, and refused where that is another. */
+const FAMILIES: Readonly<Record<string, Family>> = {
+  llava: LLAVA,
+  llava_qwen2: LLAVA,
+  llava_onevision: block(FLAT),
+  moondream1: block(FLAT),
+  paligemma: block(FLAT),
+  gemma3: block(FLAT),
+  idefics3: block(IDEFICS3),
+  smolvlm: block(IDEFICS3),
+  lfm2_vl: block(LFM2),
+  qwen2_vl: OF_QWEN,
+  qwen2_5_vl: OF_QWEN,
+  qwen3_vl: OF_QWEN,
+  qwen3_vl_moe: OF_QWEN,
+  qwen3_5: OF_QWEN,
+  qwen3_5_moe: OF_QWEN,
 };
 
-/** Model types whose class is Transformers.js' `LlavaForConditionalGeneration` or inherits from it, and whose tower can be that of CLIP. */
-const LLAVA_TYPES = ['llava', 'llava_qwen2'];
+/** Families whose encoder has no last self-attention over patches, and what can be done for them all the same. */
+const BY_HAND = 'ImageAnalysis.from prunes its features by a saliency map of your own';
+const FASTVLM = `with a FastViT encoder: convolutions stand where a last self-attention over patches is needed; ${BY_HAND}`;
+const PIXTRAL = 'with a Pixtral tower: its files are not read yet';
+const MOONDREAM = 'which no Transformers.js loads: crops of one image are put together again behind the encoder';
 
-/** Those of `Qwen2VLForConditionalGeneration` with a tower of its kind; each encoder is read by its structure, and refused where that is another. */
-const QWEN_TYPES = ['qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3_5', 'qwen3_5_moe'];
-
-const SIGLIP = 'with a SigLIP tower: it has no class token, and no CLIP folder fits it';
-const PIXTRAL = 'with a Pixtral tower: it has no class token, and no CLIP folder fits it';
-
-/** Why other types are refused that one of the two classes loads. */
+/** Why other types are refused. */
 const REFUSED: Readonly<Record<string, string>> = {
-  llava_onevision: SIGLIP,
-  moondream1: SIGLIP,
-  lfm2_vl: SIGLIP,
+  florence2: `with a DaViT encoder: convolutions, windows and channels stand where a last self-attention over patches is needed; ${BY_HAND}`,
+  fast_vlm: FASTVLM,
+  gemma3n: `with a MobileNet encoder: it has no self-attention over patches, and its decoder takes inputs of each layer for each token; ${BY_HAND}`,
+  moondream2: MOONDREAM,
+  moondream3: MOONDREAM,
   mistral3: PIXTRAL,
   lighton_ocr: PIXTRAL,
   glm_ocr: 'with a tower that merges patches by a convolution',
+  internvl: `which no Transformers.js loads, with a tower whose text encoder was never released; ${BY_HAND}`,
+  internvl_chat: `which no Transformers.js loads, with a tower whose text encoder was never released; ${BY_HAND}`,
 };
 
 const CLIP = 'clip_vision_model';
+const SIGLIP = ['siglip_vision_model', 'siglip2_vision_model'];
 
 /**
  * The family of a config, by its `model_type`.
@@ -83,15 +118,23 @@ const CLIP = 'clip_vision_model';
  * @param name of the config, for messages
  * @throws DesapError `ERR_VALUE` for a type that is not taken, with the reason
  */
-export function familyOf(name: string, { model_type: type = '', vision_config: vision }: ModelConfig): Family {
-  if (QWEN_TYPES.includes(type)) return QWEN;
-  if (!LLAVA_TYPES.includes(type)) {
-    const why = REFUSED[type] ? ` ${REFUSED[type]}` : '';
-    const wanted = alternatives([...LLAVA_TYPES, ...QWEN_TYPES]);
-    throw mismatch('ERR_VALUE', `${name}.model_type`, `${describe(type)}${why}`, wanted);
-  }
-  const tower = vision?.model_type ?? CLIP;
+export function familyOf(name: string, config: ModelConfig): Family {
+  const { model_type: type = '' } = config;
+  const family = Object.hasOwn(FAMILIES, type) ? FAMILIES[type] : undefined;
+  if (family === LLAVA) return familyOfTower(name, config);
+  if (family !== undefined) return family;
+  const why = Object.hasOwn(REFUSED, type) ? ` ${REFUSED[type]}` : '';
+  throw mismatch('ERR_VALUE', `${name}.model_type`, `${describe(type)}${why}`, alternatives(Object.keys(FAMILIES)));
+}
+
+/** LLaVA's class of Transformers.js takes any tower: a CLIP folder fits that of CLIP, and SigLIP's has a last block of its own. */
+function familyOfTower(name: string, { vision_config: vision = {}, mm_vision_tower: named = '' }: ModelConfig): Family {
+  const kinds = [vision.model_type, vision.architecture, named].map((kind) => kind ?? '').filter((kind) => kind !== '');
+  const isOf = (pattern: RegExp) => kinds.some((kind) => pattern.test(kind));
+  if (isOf(/fastvit|mobileclip/i)) throw mismatch('ERR_VALUE', name, `a model ${FASTVLM}`, 'a CLIP or a SigLIP tower');
+  if (isOf(/siglip/i)) return block(FLAT);
+  const tower = vision.model_type ?? CLIP;
   if (tower === CLIP) return LLAVA;
-  const wanted = `'${CLIP}': a tower without class token, or of another kind, is one that no CLIP folder fits`;
+  const wanted = `${alternatives([CLIP, ...SIGLIP])}: towers of other kinds are not read`;
   throw invalid('ERR_VALUE', `${name}.vision_config.model_type`, tower, wanted);
 }

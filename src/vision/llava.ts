@@ -267,7 +267,7 @@ export class LlavaVision extends VisionModelBase<LlavaImage, TensorLike> {
 
 function pixelsOf(inputs: VisionInputs | TensorLike): TensorLike {
   if (typeof inputs !== 'object' || inputs === null || isTensor(inputs)) return inputs;
-  return options<Pick<VisionInputs, 'pixelValues'>>('inputs', inputs, { pixelValues: true }).pixelValues;
+  return options<Pick<VisionInputs, 'pixelValues'>>('inputs', inputs, { pixelValues: true }).pixelValues as TensorLike;
 }
 
 function openText(model: string, given: LlavaVisionOptions & { session: object }): Promise<ClipText> {

@@ -8,10 +8,13 @@ import { provideBfloat16 } from '../support.js';
 import { desap } from './run.js';
 
 const GOLDEN = 'test/golden';
+const BLOCK = 'test/golden-block';
 const TINY = join(GOLDEN, 'tiny.safetensors');
 
 const { isa } = provideBfloat16();
 const CASES = (await readdir(GOLDEN)).map((file) => join(GOLDEN, file));
+
+const BLOCKS = (await readdir(BLOCK)).filter((file) => file.endsWith('.safetensors')).map((file) => join(BLOCK, file));
 
 let folder: string;
 beforeAll(async () => {
@@ -19,9 +22,9 @@ beforeAll(async () => {
 });
 afterAll(() => rm(folder, { recursive: true }));
 
-/** A copy of the tiny case whose tensor `name` is changed by `edit`. */
-async function altered(name: string, edit: (bytes: Uint8Array) => void): Promise<string> {
-  const bytes = new Uint8Array(await readFile(TINY));
+/** A copy of a case (the tiny one) whose tensor `name` is changed by `edit`. */
+async function altered(name: string, edit: (bytes: Uint8Array) => void, from = TINY): Promise<string> {
+  const bytes = new Uint8Array(await readFile(from));
   const length = Number(new DataView(bytes.buffer).getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length)));
   const [begin, end] = header[name].data_offsets;
@@ -32,8 +35,8 @@ async function altered(name: string, edit: (bytes: Uint8Array) => void): Promise
 }
 
 /** A copy of a case with another config. */
-async function configured(from: string, name: string, config: object): Promise<string> {
-  const bytes = await readFile(join(GOLDEN, from));
+async function configured(from: string, name: string, config: object, folderOf = GOLDEN): Promise<string> {
+  const bytes = await readFile(join(folderOf, from));
   const length = Number(bytes.readBigUInt64LE());
   const header = JSON.parse(bytes.toString('utf8', 8, 8 + length));
   header.__metadata__.config = JSON.stringify({ ...JSON.parse(header.__metadata__.config), ...config });
@@ -50,6 +53,46 @@ describe('desap verify', () => {
     const { code, out } = await desap('verify', ...CASES, '--device', 'reference');
     expect(out).toContain(`${CASES.length} of ${CASES.length} cases agree within 0.0001 (fp32)`);
     expect(code).toBe(0);
+  });
+
+  it('agrees with every case of a block, beside those of heads', async () => {
+    const { code, out } = await desap('verify', TINY, ...BLOCKS, '--device', 'cpu');
+    expect(out).toContain(`${BLOCKS.length + 1} of ${BLOCKS.length + 1} cases agree within 0.0001 (fp32)`);
+    expect(out).toMatch(/^case +context +attention +embedding +task/m);
+    expect(out).toMatch(/^case +attention +saliency +unit_saliency +embedding +global +probe_saliency/m);
+    expect(code).toBe(0);
+  });
+
+  it('compares each output that a case of a block has', async () => {
+    const base = join(BLOCK, 'made-siglip-padded-units.safetensors');
+    const outputs = ['attention', 'saliency', 'unit_saliency', 'embedding', 'global', 'probe_saliency'];
+    const wrong = await Promise.all(
+      outputs.map((name) => altered(`output.${name}`, (bytes) => bytes.copyWithin(0, 8, 16), base)),
+    );
+    const { code, out } = await desap('verify', base, ...wrong, '--device', 'reference', '--json');
+    expect(code).toBe(1);
+    const { failed, cases } = JSON.parse(out);
+    expect(failed).toBe(outputs.length);
+    const over = cases
+      .slice(1)
+      .map(({ errors }: { errors: Record<string, number> }) =>
+        Object.keys(errors).filter((name) => errors[name] > 1e-4),
+      );
+    expect(over).toEqual(outputs.map((name) => [name]));
+  });
+
+  it.each<[string, object, string]>([
+    ['an unknown key', { causal: true }, "config: got the key 'causal', wanted 'kind' | 'norm' | 'encoding'"],
+    ['a key of another type', { valid: '48' }, "config.valid: got '48', wanted a number"],
+    ['a class token', { cls: true }, 'config.cls: got true, wanted false'],
+    ['more rows than there are', { valid: 65 }, 'valid: got 65, wanted an integer from 1 to 64'],
+    ['an unknown encoding', { encoding: 'kq' }, "encoding: got 'kq', wanted 'qq'"],
+    ['a head that is not there', { siglip: true }, "got no tensor 'fc1.weight', wanted a block file"],
+  ])('refuses a case of a block with %s', async (name, config, message) => {
+    const path = await configured('block-padded.safetensors', name.replaceAll(' ', '-'), config, BLOCK);
+    const { code, out } = await desap('verify', path, '--device', 'reference');
+    expect(out).toContain(message);
+    expect(code).toBe(1);
   });
 
   it('holds bf16 to the tolerance of bf16, and decisions to the computed maps', async () => {

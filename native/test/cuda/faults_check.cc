@@ -1,6 +1,7 @@
 // What can go wrong, arranged in the emulation: every allocation, every launch, every call of the driver.
 #ifdef DESAP_SIMT
 #include "../../cuda/context.h"
+#include "../random_block.h"
 #include "../random_head.h"
 #include "../simt/simt_control.h"
 #include "../random_parts.h"
@@ -23,10 +24,10 @@ void arrange(simt::Fault fault, int64_t nth, cudaError_t error) {
 void arrange_nothing() { arrange(simt::Fault::none, 0, cudaSuccess); }
 
 // A context from nothing, a head, an analysis, and what is asked of it; `whole` stops at the first error.
-struct Life {
-  explicit Life(Precision precision_) : precision(precision_), weights(shape), images(shape, 2) {}
-  Life(const Life&) = delete;
-  Life& operator=(const Life&) = delete;
+struct LifeOfHead {
+  explicit LifeOfHead(Precision precision_) : precision(precision_), weights(shape), images(shape, 2) {}
+  LifeOfHead(const LifeOfHead&) = delete;
+  LifeOfHead& operator=(const LifeOfHead&) = delete;
   Status whole() {
     DESAP_TRY(cuda::context_create({0, precision, 1}, &context));
     DESAP_TRY(Head::create(*context, weights.config, weights.weights(), &head));
@@ -52,7 +53,13 @@ struct Life {
     linear_free(packed);
     return {};
   }
-  ~Life() {
+  bool made() const { return head != nullptr; }
+  // What else a dead GPU has to refuse.
+  bool lost() const {
+    Floats embedding(static_cast<size_t>(shape.rows * shape.projection_dim));
+    return !analysis || read_embeddings(*analysis, embedding.data()).code == Code::device_lost;
+  }
+  ~LifeOfHead() {
     analysis.reset();
     head.reset();
     if (context) cuda::context_destroy(context);
@@ -68,7 +75,47 @@ struct Life {
   std::vector<uint8_t> bytes;
 };
 
-DESAP_CASE(faults_out_of_memory_anywhere) {
+// The same with a block: two sequences, the second with tables, and all that can be asked.
+struct LifeOfBlock {
+  explicit LifeOfBlock(Precision precision_) : precision(precision_), weights({32, 1, Norm::rms, true, 20}), hidden(Random(2).floats(16 * 32)), rotary(7, 32, 3) {}
+  LifeOfBlock(const LifeOfBlock&) = delete;
+  LifeOfBlock& operator=(const LifeOfBlock&) = delete;
+  Status whole() {
+    DESAP_TRY(cuda::context_create({0, precision, 1}, &context));
+    DESAP_TRY(Block::create(*context, weights.config, weights.weights(), &block));
+    return work();
+  }
+  Status work() {
+    const Ints unit = {0, 1, 2, 0, 1, 2, 0, 1, 2};
+    const BlockStates states[] = {{{hidden.data(), false, 9, nullptr}, {}, unit.data(), 3}, {{hidden.data() + 9 * 32, false, 7, nullptr}, rotary.tables(), unit.data(), 3}};
+    Floats out(2 * (2 * 9 * 32 + 2 * 9 + 3 + 32), NAN);
+    BlockOutput outputs[2];
+    float* at = out.data();
+    const auto take = [&](int64_t count) { return at += count, at - count; };
+    for (BlockOutput& o : outputs) o = {take(9 * 32), take(9), take(3), take(9 * 32), take(32), take(9)};
+    DESAP_TRY(block->analyze(*context, states, 2, Encoding::qk, outputs, nullptr));
+    bytes.resize(out.size() * sizeof(float));
+    std::memcpy(bytes.data(), out.data(), bytes.size());
+    return {};
+  }
+  bool made() const { return block != nullptr; }
+  bool lost() const { return true; }
+  ~LifeOfBlock() {
+    block.reset();
+    if (context) cuda::context_destroy(context);
+  }
+
+  const Precision precision;
+  const RandomBlock weights;
+  const Floats hidden;
+  const RandomRotary rotary;
+  Context* context = nullptr;
+  std::shared_ptr<Block> block;
+  std::vector<uint8_t> bytes;
+};
+
+template <class Life>
+void out_of_memory_anywhere(const Machine& machine) {
   if (machine.precision != Precision::fp32) return;
   arrange_nothing();
   Life good(machine.precision);
@@ -84,15 +131,19 @@ DESAP_CASE(faults_out_of_memory_anywhere) {
       arrange_nothing();
       const std::string what = "allocation " + std::to_string(nth);
       check(status.good() || status.code == Code::out_of_memory, what + ": out of memory");
-      if (life.head) check(life.work().good() && life.bytes == good.bytes, what + ": the head works on");
+      if (life.made()) check(life.work().good() && life.bytes == good.bytes, what + ": it works on");
     }
     check(same_live(simt::live(), around), "allocation " + std::to_string(nth) + ": nothing is lost");
     if (status.good()) break;
   }
 }
 
+DESAP_CASE(faults_out_of_memory_anywhere) { out_of_memory_anywhere<LifeOfHead>(machine); }
+DESAP_CASE(faults_out_of_memory_anywhere_in_a_block) { out_of_memory_anywhere<LifeOfBlock>(machine); }
+
 // Any call of the driver may refuse, and the context works on; or the GPU may die, and every later call says so.
-DESAP_CASE(faults_of_the_driver_anywhere) {
+template <class Life>
+void driver_refuses_anywhere(const Machine& machine) {
   if (machine.precision != Precision::fp32) return;
   for (const cudaError_t error : {cudaErrorLaunchOutOfResources, cudaErrorIllegalAddress}) {
     const bool fatal = error == cudaErrorIllegalAddress;
@@ -109,15 +160,14 @@ DESAP_CASE(faults_of_the_driver_anywhere) {
           status = life.whole();
           const bool told = status.code == (fatal ? Code::device_lost : Code::device_failed) || (!life.context && status.code == Code::device_failed);
           check(status.good() || (told && std::strcmp(status.what, cudaGetErrorName(error)) == 0), what + " is told");
-          if (fatal && !status.good() && life.head) {
+          if (fatal && !status.good() && life.made()) {
             const Status again = life.work();
-            Floats embedding(static_cast<size_t>(Life::shape.rows * Life::shape.projection_dim));
             check(again.code == Code::device_lost && std::strcmp(again.what, cudaGetErrorName(error)) == 0, what + ": and again");
-            if (life.analysis) check(read_embeddings(*life.analysis, embedding.data()).code == Code::device_lost, what + ": by every call");
+            check(life.lost(), what + ": by every call");
           }
           if (!fatal) {
             arrange_nothing();
-            if (life.head) check(life.work().good(), what + ": the head works on");
+            if (life.made()) check(life.work().good(), what + ": it works on");
           }
         }
         if (!fatal) check(same_live(simt::live(), around), what + ": nothing is lost");
@@ -127,6 +177,9 @@ DESAP_CASE(faults_of_the_driver_anywhere) {
   }
   arrange_nothing();
 }
+
+DESAP_CASE(faults_of_the_driver_anywhere) { driver_refuses_anywhere<LifeOfHead>(machine); }
+DESAP_CASE(faults_of_the_driver_anywhere_in_a_block) { driver_refuses_anywhere<LifeOfBlock>(machine); }
 
 DESAP_CASE(gpu_availability) {
   const simt::Settings normal = simt::settings();
