@@ -107,13 +107,11 @@ const READERS: Readonly<Record<string, Read | undefined>> = {
   'com.microsoft:MultiHeadAttention': (graph, node) => {
     const { inputs } = node;
     if (!inputs[1] || !inputs[2]) refuse(graph, node, ' with packed operands');
-    if (inputs[3]) refuse(graph, node, ' with a bias behind the rotation');
     if (inputs[6] || inputs[7]) refuse(graph, node, ' with a cache');
     return fused(node, headCount(graph, node), 'BLW', Boolean(inputs[4] || inputs[5]));
   },
   'com.microsoft:PackedMultiHeadAttention': (graph, node) => {
     if (!node.inputs[1] || !node.inputs[2]) refuse(graph, node, ' with packed operands');
-    if (node.inputs[3]) refuse(graph, node, ' with a bias behind the rotation');
     return fused(node, headCount(graph, node), 'BLW', true);
   },
 };
