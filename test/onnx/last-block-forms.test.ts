@@ -8,7 +8,7 @@ import type { BlockWeights } from '../../src/block-weights.js';
 import { openBackend } from '../../src/index.js';
 import { type BlockTrial, confirmBlock } from '../../src/onnx/head/confirm-block.js';
 import { type BlockEncoder, COS, MAIN_FEATURES, readLastBlock, SIN } from '../../src/onnx/last-block.js';
-import { FORM_NAMES, Graph, inForm } from '../transformers/attention-forms.js';
+import { FORM_NAMES, Graph, inForm } from './attention-forms.js';
 import { Editable } from './editable.js';
 import {
   errorOf,
