@@ -57,7 +57,7 @@ export async function readBlockWeights(ort: OrtModule, { graph, block, heads }: 
  * @throws DesapError `ERR_GRAPH`, `ERR_FILE`
  */
 export async function readLayer(ort: OrtModule, graph: Graph, linear: Linear, inputs: number): Promise<LinearWeights> {
-  const layer = { linear, part: null };
+  const layer = { of: linear, part: null };
   const { weight, bias } = await new LayerReader(ort, graph, inputs).read(linear.op, { ...linear, layer }, null);
   return { weight, bias: bias ?? new Float32Array(weight.length / inputs) };
 }
