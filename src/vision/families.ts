@@ -11,17 +11,24 @@ import { FLAT } from './flat.js';
 import { IDEFICS3 } from './idefics3.js';
 import { LFM2 } from './lfm2.js';
 import { LLAVA_OPTIONS, LlavaVision, type LlavaVisionOptions } from './llava.js';
+import { LLAVA_NEXT_OPTIONS, LlavaNextVision, type LlavaNextVisionOptions } from './llava-next.js';
 import type { ModelConfig, ModelFolder } from './model-folder.js';
 import { QwenVision } from './qwen.js';
 import { QWEN } from './qwen-family.js';
 import { llavaTrials } from './trial.js';
+import { VIDEO_LLAVA_OPTIONS, VideoLlavaVision, type VideoLlavaVisionOptions } from './video-llava.js';
 import type { VisionModel } from './vision-model.js';
 
 /**
  * Options of every family. A family refuses those that mean nothing to it: `clip`, `head` and `longText` are of towers that are CLIP's,
- * `embedQuestion` of all others.
+ * `embedQuestion` of all others; `anyres`, `newline` and `newlineVector` are LLaVA-NeXT's, `kind`, `classRows`, `imageEncoder` and
+ * `imageClip` Video-LLaVA's.
  */
-export interface VisionModelOptions extends LlavaVisionOptions, Omit<BlockVisionOptions, 'model' | 'config'> {
+export interface VisionModelOptions
+  extends LlavaVisionOptions,
+    Omit<LlavaNextVisionOptions, 'model' | 'config'>,
+    VideoLlavaVisionOptions,
+    Omit<BlockVisionOptions, 'model' | 'config'> {
   /**
    * An open pruner, which stays the caller's. LLaVA: in place of the CLIP folder's head. The folder then needs no `vision_model.onnx`, and
    * is not needed at all where questions come as embeddings. Other families: only its device is used.
@@ -29,8 +36,8 @@ export interface VisionModelOptions extends LlavaVisionOptions, Omit<BlockVision
   pruner?: Pruner;
 }
 
-const { model, config, ...OF_BLOCKS } = BLOCK_OPTIONS;
-export const VISION_MODEL_OPTIONS: OptionNames<VisionModelOptions> = { ...LLAVA_OPTIONS, ...OF_BLOCKS };
+const { model, config, ...OTHERS } = { ...BLOCK_OPTIONS, ...LLAVA_NEXT_OPTIONS, ...VIDEO_LLAVA_OPTIONS };
+export const VISION_MODEL_OPTIONS: OptionNames<VisionModelOptions> = { ...LLAVA_OPTIONS, ...OTHERS };
 
 /** A model folder and what its config says. */
 export interface Described extends ModelFolder {
@@ -57,6 +64,24 @@ const LLAVA: Family = {
   premise: '',
 };
 
+/** Families that Transformers.js has no class for: `attach` never opens one. */
+function plain(open: Family['open']): Family {
+  return { ...LLAVA, open, openBeside: open };
+}
+
+const LLAVA_NEXT = plain(({ visionEncoder, folder, config }, { dtype: _, ...options }) =>
+  LlavaNextVision.open(visionEncoder, { ...options, model: folder, config }),
+);
+
+const VIDEO_LLAVA = plain(({ visionEncoder }, { dtype: _, ...options }) =>
+  VideoLlavaVision.open(visionEncoder, options),
+);
+
+/** The config of the original is that of a LLaVA, with a tower for videos beside that for images. */
+const ORIGINAL_VIDEO = plain(({ visionEncoder }, { dtype: _, ...options }) =>
+  VideoLlavaVision.open(visionEncoder, { kind: 'video-llava', ...options }),
+);
+
 function block(family: BlockFamily, Vision = BlockVision): Family {
   return {
     open: ({ visionEncoder, folder, config }, options) =>
@@ -74,6 +99,8 @@ const OF_QWEN = block(QWEN, QwenVision);
 const FAMILIES: Readonly<Record<string, Family>> = {
   llava: LLAVA,
   llava_qwen2: LLAVA,
+  llava_next: LLAVA_NEXT,
+  video_llava: VIDEO_LLAVA,
   llava_onevision: block(FLAT),
   moondream1: block(FLAT),
   paligemma: block(FLAT),
@@ -121,7 +148,7 @@ const SIGLIP = ['siglip_vision_model', 'siglip2_vision_model'];
 export function familyOf(name: string, config: ModelConfig): Family {
   const { model_type: type = '' } = config;
   const family = Object.hasOwn(FAMILIES, type) ? FAMILIES[type] : undefined;
-  if (family === LLAVA) return familyOfTower(name, config);
+  if (family === LLAVA) return config.mm_video_tower ? ORIGINAL_VIDEO : familyOfTower(name, config);
   if (family !== undefined) return family;
   const why = Object.hasOwn(REFUSED, type) ? ` ${REFUSED[type]}` : '';
   throw mismatch('ERR_VALUE', `${name}.model_type`, `${describe(type)}${why}`, alternatives(Object.keys(FAMILIES)));
