@@ -66,8 +66,7 @@ export const LAST = {
 
 export const PATCHES = 'pixel_values';
 export const FEATURES = 'image_features';
-/** An input that every encoder of the kind has; in a file for one number of patches it has no part. */
-export const EPSILON = 1e-6;
+const EPSILON = 1e-6;
 
 /** `pixel_values` [N, C] to `image_features` [N / unit, W], for N patches on a grid of which rows are as long as columns. */
 export function encoder(shape: EncoderShape, patches: number, form: AttentionForm): RandomModel {
@@ -133,7 +132,6 @@ class Blocks {
   }
 
   #attention(x: string, rotation: Rotation | null, isLast: boolean): string {
-    const { graph } = this;
     const { width } = this.shape;
     const named = (name: string) => (isLast ? name : undefined);
     const [plain, keys, v] = this.#operands(x, isLast);

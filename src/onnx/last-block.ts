@@ -175,12 +175,13 @@ function orderOf(builder: Builder, orders: readonly OnnxNode[]): string {
 }
 
 /** Rounding of sums in another order: of float32, of float16, or of activations that are quantised at run time. */
-const TOLERANCE = { float32: 1e-3, float16: 1e-2, quantized: 5e-2 } as const;
+export const TOLERANCE = { float32: 1e-3, float16: 1e-2, quantized: 5e-2 } as const;
 
 /** The same, between quantised activations and those that are not. */
 const ATTENTION_TOLERANCE = { ...TOLERANCE, quantized: 1e-1 } as const;
 
-function roundingOf(graph: Graph, linears: Linears, output: string): keyof typeof TOLERANCE {
+/** What has a part in a file's rounding. */
+export function roundingOf(graph: Graph, linears: Linears, output: string): keyof typeof TOLERANCE {
   const nodes = ancestors(graph, output);
   if (nodes.some((node) => linears.at(node)?.quantized)) return 'quantized';
   const isHalf = nodes.some((node) => linears.at(node) && graph.elementType(node.inputs[0]) === DataType.float16);

@@ -10,7 +10,7 @@ import { fileTrials, type Trial } from './file-features.js';
 import { FLAT } from './flat.js';
 import { IDEFICS3 } from './idefics3.js';
 import { LFM2 } from './lfm2.js';
-import { LLAVA_OPTIONS, LlavaVision, type LlavaVisionOptions } from './llava.js';
+import { LlavaVision, type LlavaVisionOptions } from './llava.js';
 import { LLAVA_NEXT_OPTIONS, LlavaNextVision, type LlavaNextVisionOptions } from './llava-next.js';
 import type { ModelConfig, ModelFolder } from './model-folder.js';
 import { QwenVision } from './qwen.js';
@@ -21,8 +21,8 @@ import type { VisionModel } from './vision-model.js';
 
 /**
  * Options of every family. A family refuses those that mean nothing to it: `clip`, `head` and `longText` are of towers that are CLIP's,
- * `embedQuestion` of all others; `anyres`, `newline` and `newlineVector` are LLaVA-NeXT's, `kind`, `classRows`, `imageEncoder` and
- * `imageClip` Video-LLaVA's.
+ * `embedQuestion` of all others; `anyres`, `newline` and `newlineVector` are LLaVA-NeXT's; `kind`, `classRows`, `imageEncoder` and
+ * `imageClip` are Video-LLaVA's.
  */
 export interface VisionModelOptions
   extends LlavaVisionOptions,
@@ -36,8 +36,8 @@ export interface VisionModelOptions
   pruner?: Pruner;
 }
 
-const { model, config, ...OTHERS } = { ...BLOCK_OPTIONS, ...LLAVA_NEXT_OPTIONS, ...VIDEO_LLAVA_OPTIONS };
-export const VISION_MODEL_OPTIONS: OptionNames<VisionModelOptions> = { ...LLAVA_OPTIONS, ...OTHERS };
+const { model, config, ...NAMES } = { ...BLOCK_OPTIONS, ...LLAVA_NEXT_OPTIONS, ...VIDEO_LLAVA_OPTIONS };
+export const VISION_MODEL_OPTIONS: OptionNames<VisionModelOptions> = NAMES;
 
 /** A model folder and what its config says. */
 export interface Described extends ModelFolder {
@@ -47,8 +47,15 @@ export interface Described extends ModelFolder {
 /** One implementation of `VisionModel`. */
 export interface Family {
   open(model: Described, options: VisionModelOptions): Promise<VisionModel>;
-  /** Opens it where an open session of the whole file is there to compare with, by {@link Family.trials}. */
-  openBeside(model: Described, options: VisionModelOptions): Promise<VisionModel>;
+  /** For a model that Transformers.js has loaded; null where it has no class for it. */
+  readonly loaded: LoadedFamily | null;
+}
+
+/** A family beside an open session of its whole file. */
+export interface LoadedFamily {
+  /** Opens it without the checks that {@link LoadedFamily.trials} make. */
+  open(model: Described, options: VisionModelOptions): Promise<VisionModel>;
+  /** Inputs on which it is compared with the session. */
   trials(session: InferenceSession, config: ModelConfig): Trial[] | Promise<Trial[]>;
   /** What else is wanted of a file whose features differ, behind a comma; empty where that is nothing. */
   readonly premise: string;
@@ -58,41 +65,47 @@ const FILE = 'the vision encoder';
 
 const LLAVA: Family = {
   open: ({ visionEncoder }, { dtype: _, ...options }) => LlavaVision.open(visionEncoder, options),
-  // Its own checks are those of its parts; its questions are for the CLIP text tower.
-  openBeside: ({ visionEncoder }, { embedQuestion: _, ...options }) => LlavaVision.open(visionEncoder, options),
-  trials: (session, config) => fileTrials(session, FILE, llavaTrials(session, config)),
-  premise: '',
+  loaded: {
+    // Its own checks are those of its parts; its questions are for the CLIP text tower.
+    open: ({ visionEncoder }, { embedQuestion: _, ...options }) => LlavaVision.open(visionEncoder, options),
+    trials: (session, config) => fileTrials(session, FILE, llavaTrials(session, config)),
+    premise: '',
+  },
 };
 
-/** Families that Transformers.js has no class for: `attach` never opens one. */
-function plain(open: Family['open']): Family {
-  return { ...LLAVA, open, openBeside: open };
-}
+const LLAVA_NEXT: Family = {
+  open: ({ visionEncoder, folder, config }, { dtype: _, ...options }) =>
+    LlavaNextVision.open(visionEncoder, { ...options, model: folder, config }),
+  loaded: null,
+};
 
-const LLAVA_NEXT = plain(({ visionEncoder, folder, config }, { dtype: _, ...options }) =>
-  LlavaNextVision.open(visionEncoder, { ...options, model: folder, config }),
-);
-
-const VIDEO_LLAVA = plain(({ visionEncoder }, { dtype: _, ...options }) =>
-  VideoLlavaVision.open(visionEncoder, options),
-);
+const VIDEO_LLAVA: Family = {
+  open: ({ visionEncoder }, { dtype: _, ...options }) => VideoLlavaVision.open(visionEncoder, options),
+  loaded: null,
+};
 
 /** The config of the original is that of a LLaVA, with a tower for videos beside that for images. */
-const ORIGINAL_VIDEO = plain(({ visionEncoder }, { dtype: _, ...options }) =>
-  VideoLlavaVision.open(visionEncoder, { kind: 'video-llava', ...options }),
-);
+const ORIGINAL_VIDEO: Family = {
+  open: ({ visionEncoder }, { dtype: _, ...options }) =>
+    VideoLlavaVision.open(visionEncoder, { kind: 'video-llava', ...options }),
+  loaded: null,
+};
 
 function block(family: BlockFamily, Vision = BlockVision): Family {
   return {
     open: ({ visionEncoder, folder, config }, options) =>
       Vision.openAs(family, visionEncoder, { ...options, model: folder, config }),
-    openBeside: ({ visionEncoder, folder, config }, options) =>
-      Vision.openAs(family, visionEncoder, { ...options, model: folder, config }, true),
-    trials: (session, config) => blockTrials(family, session, config),
-    premise: family.premise,
+    loaded: {
+      open: ({ visionEncoder, folder, config }, options) =>
+        Vision.openAs(family, visionEncoder, { ...options, model: folder, config }, true),
+      trials: (session, config) => blockTrials(family, session, config),
+      premise: family.premise,
+    },
   };
 }
 
+const OF_FLAT = block(FLAT);
+const OF_IDEFICS3 = block(IDEFICS3);
 const OF_QWEN = block(QWEN, QwenVision);
 
 /** By `model_type`. Each encoder is read by its structure, and refused where that is another. */
@@ -101,12 +114,12 @@ const FAMILIES: Readonly<Record<string, Family>> = {
   llava_qwen2: LLAVA,
   llava_next: LLAVA_NEXT,
   video_llava: VIDEO_LLAVA,
-  llava_onevision: block(FLAT),
-  moondream1: block(FLAT),
-  paligemma: block(FLAT),
-  gemma3: block(FLAT),
-  idefics3: block(IDEFICS3),
-  smolvlm: block(IDEFICS3),
+  llava_onevision: OF_FLAT,
+  moondream1: OF_FLAT,
+  paligemma: OF_FLAT,
+  gemma3: OF_FLAT,
+  idefics3: OF_IDEFICS3,
+  smolvlm: OF_IDEFICS3,
   lfm2_vl: block(LFM2),
   qwen2_vl: OF_QWEN,
   qwen2_5_vl: OF_QWEN,
@@ -154,12 +167,28 @@ export function familyOf(name: string, config: ModelConfig): Family {
   throw mismatch('ERR_VALUE', `${name}.model_type`, `${describe(type)}${why}`, alternatives(Object.keys(FAMILIES)));
 }
 
+/**
+ * The family of a model that Transformers.js has loaded.
+ * @throws DesapError as {@link familyOf}
+ */
+export function loadedFamilyOf(name: string, config: ModelConfig): LoadedFamily {
+  const { loaded } = familyOf(name, config);
+  if (loaded !== null) return loaded;
+  const type = describe(config.model_type);
+  throw mismatch(
+    'ERR_VALUE',
+    `${name}.model_type`,
+    type,
+    'one that Transformers.js has a class for (openVisionModel takes it)',
+  );
+}
+
 /** LLaVA's class of Transformers.js takes any tower: a CLIP folder fits that of CLIP, and SigLIP's has a last block of its own. */
 function familyOfTower(name: string, { vision_config: vision = {}, mm_vision_tower: named = '' }: ModelConfig): Family {
   const kinds = [vision.model_type, vision.architecture, named].map((kind) => kind ?? '').filter((kind) => kind !== '');
   const isOf = (pattern: RegExp) => kinds.some((kind) => pattern.test(kind));
   if (isOf(/fastvit|mobileclip/i)) throw mismatch('ERR_VALUE', name, `a model ${FASTVLM}`, 'a CLIP or a SigLIP tower');
-  if (isOf(/siglip/i)) return block(FLAT);
+  if (isOf(/siglip/i)) return OF_FLAT;
   const tower = vision.model_type ?? CLIP;
   if (tower === CLIP) return LLAVA;
   const wanted = `${alternatives([CLIP, ...SIGLIP])}: towers of other kinds are not read`;

@@ -203,15 +203,21 @@ describe.each(FAMILIES)('$family', ({ family, marks, further }) => {
   it.each(POSITIONS)('gives what hand compaction gives, positions %s', async (positions) => {
     for (const { name, inputs, input_ids } of cases) {
       const spans = spansOf(inputs);
+      const largest = spans.map(({ pieces }) => Math.max(...pieces.map(({ length }) => length)));
       for (const desap of [
-        { keep: 1 },
-        { keep: 5 },
-        { keepRatio: 0.4, taskShare: 0, merge: false },
-        { keep: 9 * Math.max(...spans.map(({ pieces }) => pieces.length)), allocation: 'image' as const },
+        { keep: spans.map(() => 1) },
+        { keep: largest.map((count) => Math.min(5, count)) },
+        { keepRatio: spans.map(() => 0.4), taskShare: 0, merge: false },
+        { keep: spans.map(({ pieces }, i) => Math.min(9, largest[i]) * pieces.length), allocation: 'image' as const },
       ]) {
         const got = await generate(inputs, { ...desap, question, positions });
         const images = await vision.encode(plainInputs(inputs));
-        const kept = await Promise.all(images.map((one) => one.prune(question, desap)));
+        const { keep, keepRatio, ...how } = desap;
+        const kept = await Promise.all(
+          images.map((one, i) =>
+            one.prune(question, { ...how, ...(keep ? { keep: keep[i] } : { keepRatio: keepRatio![i] }) }),
+          ),
+        );
         expect(pruned.map(({ indices }) => indices)).toEqual(kept.map(({ indices }) => indices));
         expect(pruned.map(({ tileCounts }) => tileCounts)).toEqual(kept.map(({ tileCounts }) => tileCounts));
         expect(pruned.map(({ task }) => task)).toEqual(
@@ -237,9 +243,9 @@ describe.each(FAMILIES)('$family', ({ family, marks, further }) => {
         spans.map(({ pieces }) => pieces.map(({ length }) => Math.min(3, length))),
       );
       expect(pruned.map(({ sequence }) => sequence)).toEqual(spans.map(({ sequence }) => sequence));
-      const most = Math.max(...spans.map(({ pieces }) => pieces.length));
-      await generate(inputs, { keep: 2 * most, allocation: 'image' });
-      expect(pruned.map(({ tileCounts }) => total(tileCounts))).toEqual(spans.map(() => 2 * most));
+      const two = spans.map(({ pieces }) => 2 * pieces.length);
+      await generate(inputs, { keep: two, allocation: 'image' });
+      expect(pruned.map(({ tileCounts }) => total(tileCounts))).toEqual(two);
       const tiles = spans.reduce((sum, { pieces }) => sum + pieces.length, 0);
       await generate(inputs, { keep: tiles + 1, allocation: 'prompt' });
       for (const sequence of new Set(spans.map((span) => span.sequence))) {
@@ -341,5 +347,18 @@ describe.each(FAMILIES)('$family', ({ family, marks, further }) => {
       attention_mask: int64(new Array(first.length).fill(1), dims),
     };
     await refused(short, 'ERR_SHAPE', /^input_ids: got 15 image tokens for tile 0 of image 0, wanted 16, of 4 rows/);
+  });
+
+  it('refuses a decoder that puts the features in their places itself, as LFM3-VL’s does', async () => {
+    await detach();
+    const { inputNames } = model.sessions.decoder_model_merged;
+    const names = { value: [...inputNames, 'input_ids', 'image_features'] };
+    const decoder = Object.create(model.sessions.decoder_model_merged, { inputNames: names });
+    const sessions = { ...model.sessions, decoder_model_merged: decoder };
+    const merging = Object.assign(Object.create(model), { sessions }) as PreTrainedModel;
+    await expect(attach(merging, { model: folder, keep: 4 })).rejects.toMatchObject({
+      code: 'ERR_GRAPH',
+      message: /decoder_model_merged: got the inputs input_ids, image_features, wanted none that may hold one entry/,
+    });
   });
 });

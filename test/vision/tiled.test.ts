@@ -1,5 +1,6 @@
 /** Idefics3 and LFM2-VL over plain onnxruntime-node. */
-import { readFile } from 'node:fs/promises';
+import { cp, mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { openVisionModel, type VisionInputs, type VisionModel } from '../../src/vision/index.js';
@@ -165,24 +166,39 @@ describe.each(Object.keys(INPUTS))('%s', (family) => {
 });
 
 describe('files as optimisers and quantisers leave them', () => {
+  /** The correlation of two maps. */
+  const likeness = (a: Float32Array, b: Float32Array) => {
+    const deviations = [a, b].map((map) =>
+      map.map((value) => value - map.reduce((sum, one) => sum + one, 0) / map.length),
+    );
+    const dot = (x: Float32Array, y: Float32Array) => x.reduce((sum, value, i) => sum + value * y[i], 0);
+    const [x, y] = deviations;
+    return dot(x, y) / Math.sqrt(dot(x, x) * dot(y, y));
+  };
+
   it.each([
-    ['idefics3.extended', 1],
-    ['idefics3.q8', 0.75],
-    ['lfm2_vl.q4', 0.75],
-    ['lfm2_vl.q8-extended', 0.75],
-  ])('%s', async (name, share) => {
+    ['idefics3.extended', 0.999999],
+    ['idefics3.q8', 0.95],
+    // Features of a width of 32 in four bits are 37 % off; its own weights as float32 keep the same set.
+    ['lfm2_vl.q4', 0.7],
+    ['lfm2_vl.q8-extended', 0.95],
+  ])('%s', async (name, least) => {
     const family = name.split('.')[0];
     const folder = join(ROOT, family);
     const maps: Maps = JSON.parse(await readFile(join(folder, 'maps.json'), 'utf8'));
-    const config = JSON.parse(await readFile(join(folder, 'config.json'), 'utf8'));
-    const kept = async (file: string) => {
-      await using vision = await openVisionModel(file, { keep: 5, model: folder, config } as never);
+    // The folder with another encoder.
+    const other = await mkdtemp(join(tmpdir(), 'desap-form-'));
+    await cp(folder, other, { recursive: true });
+    await cp(join(ROOT, 'forms', `${name}.onnx`), join(other, 'onnx/vision_encoder.onnx'));
+    const kept = async (model: string) => {
+      await using vision = await openVisionModel(model, { keep: 5 });
       const [image] = await vision.encode(INPUTS[family](maps));
-      return (await image.prune(maps.question)).indices;
+      return image.prune(maps.question, { maps: true });
     };
-    const want = await kept(folder);
-    const got = await kept(join(ROOT, 'forms', `${name}.onnx`));
-    expect(got).toHaveLength(want.length);
-    expect(got.filter((index) => want.includes(index)).length / want.length).toBeGreaterThanOrEqual(share);
+    const [want, got] = [await kept(folder), await kept(other)];
+    await rm(other, { recursive: true });
+    expect([...got.tileCounts]).toEqual([...want.tileCounts]);
+    expect(likeness(got.maps!.task!, want.maps!.task!)).toBeGreaterThan(least);
+    expect(likeness(got.maps!.saliency, want.maps!.saliency)).toBeGreaterThan(least);
   });
 });
