@@ -132,7 +132,7 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     const encoder = readLastBlock(file);
     return allOrNone(async (opened) => {
       const backend = pruner?.backend ?? opened(await openBackend(deviceOptions(checked)), (own) => own.dispose());
-      const samples = isBeside ? [] : await samplesOf(family, file, config, { ort, session });
+      const samples = isBeside ? [] : await samplesOf(family, file, config, { ort, session, further: encoder.further });
       const weights = await encoder.weights(ort);
       const head = opened(await BlockHead.load(weights, backend), (own) => own.dispose());
       const open = async (graph: EditedGraph) => opened(await openGraph(ort, graph, session), (one) => one.release());
@@ -156,6 +156,11 @@ export class BlockVision extends VisionModelBase<BlockImage> {
 
   get deviceDescription(): string {
     return this.backend.deviceDescription;
+  }
+
+  get further(): readonly string[] | undefined {
+    const { further } = this.#parts.encoder;
+    return further.length === 0 ? undefined : further;
   }
 
   get marks(): ImageMarks | undefined {
@@ -272,11 +277,12 @@ async function samplesOf(
   family: BlockFamily,
   file: string,
   config: ModelConfig,
-  { ort, session }: { ort: OrtModule; session: InferenceSession.SessionOptions },
+  how: { ort: OrtModule; session: InferenceSession.SessionOptions; further: readonly string[] },
 ): Promise<Sample[]> {
+  const { ort, session, further } = how;
   const whole = await openSession(file, session, ort);
   try {
-    return await runTrials(whole, await blockTrials(family, whole, config), { file, ort });
+    return await runTrials(whole, await blockTrials(family, whole, config), { file, ort, further });
   } finally {
     await whole.release();
   }
