@@ -42,6 +42,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
       'LlavaImage',
       'LlavaNextVision',
       'LlavaVision',
+      'Phi3Vision',
       'QwenImage',
       'QwenVision',
       'TilesImage',
