@@ -37,6 +37,8 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
   'desap/onnxruntime': [
     ...[
       'AnyresImageProcessor',
+      'BlockImage',
+      'BlockVision',
       'ClipText',
       'ImageProcessor',
       'LlavaImage',

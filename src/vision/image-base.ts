@@ -180,7 +180,7 @@ export abstract class EncodedImageBase implements EncodedImage {
   }
 
   /**
-   * {@link EncodedImageBase.analyses} of an image that is pruned as one.
+   * That of an image that is pruned as one.
    * @throws DesapError `ERR_VALUE` for an image of several tiles
    */
   async analysis(): Promise<ImageAnalysis> {
@@ -204,6 +204,7 @@ export abstract class EncodedImageBase implements EncodedImage {
     });
   }
 
+  /** As {@link EncodedImage.dispose}. */
   [DISPOSE](): void {
     this.dispose();
   }

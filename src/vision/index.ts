@@ -8,6 +8,9 @@
 export type { Anyres, Newline } from './anyres.js';
 export type { AnyresImageProcessorConfig, AnyresImages } from './anyres-images.js';
 export { AnyresImageProcessor } from './anyres-images.js';
+export { BlockImage } from './block-image.js';
+export type { BlockVisionOptions } from './block-vision.js';
+export { BlockVision } from './block-vision.js';
 export type { ClipEncoderOptions } from './clip-encoder.js';
 export type { ClipTextOptions, EncodedText, LongText } from './clip-text.js';
 export { ClipText } from './clip-text.js';
@@ -34,11 +37,14 @@ export { TilesImage } from './tiles-image.js';
 export type { ClassRows, VideoLlavaKind, VideoLlavaVisionOptions } from './video-llava.js';
 export { VideoLlavaVision } from './video-llava.js';
 export type {
+  Allocation,
   Budget,
   EncodedImage,
+  ImageMarks,
   InputNames,
   PrunedFeatures,
   Question,
+  TaskForm,
   Tile,
   VisionInputs,
   VisionModel,

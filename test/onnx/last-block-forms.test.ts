@@ -8,7 +8,8 @@ import type { BlockWeights } from '../../src/block-weights.js';
 import { openBackend } from '../../src/index.js';
 import { type BlockTrial, confirmBlock } from '../../src/onnx/head/confirm-block.js';
 import { type BlockEncoder, COS, MAIN_FEATURES, readLastBlock, SIN } from '../../src/onnx/last-block.js';
-import { FORM_NAMES, Graph, inForm } from '../transformers/attention-forms.js';
+import { FORM_NAMES, Graph, inForm } from './attention-forms.js';
+import { Editable } from './editable.js';
 import {
   errorOf,
   FAMILY_ROOT,
@@ -88,6 +89,31 @@ describe('attention of other tools', () => {
     }
   });
 
+  it('MultiHeadAttention that adds biases', async () => {
+    const source = join(FAMILY_ROOT, 'forms/llava_onevision.fused.onnx');
+    const graph = await Editable.from(await readFile(source));
+    const fused = graph.nodes.filter(({ op }) => op === 'Attention');
+    for (const { inputs, outputs, attributes } of fused) {
+      const [rows, weight, bias] = inputs;
+      const packed = graph.values(weight);
+      const parts = [0, 1, 2].map((part) => {
+        const own = Float32Array.from(
+          { length: 32 * 32 },
+          (_, i) => packed[Math.floor(i / 32) * 96 + part * 32 + (i % 32)],
+        );
+        return graph.add('MatMul', [rows, graph.floats(own, [32, 32])]);
+      });
+      graph.nodes = graph.nodes.filter((node) => !node.outputs.includes(outputs[0]));
+      graph.add('MultiHeadAttention', [...parts, bias], attributes, { domain: 'com.microsoft', outputs });
+    }
+    const path = join(root, 'biased.onnx');
+    await writeFile(path, graph.bytes());
+    const [got, want] = [readLastBlock(path), readLastBlock(source)];
+    expect(await got.weights(ort)).toEqual(await want.weights(ort));
+    const trial = trialOf(await feedsOf('llava_onevision', await pixelsOf('llava_onevision')));
+    expect((await confirmed(got, [trial])).attention).toBeLessThan(1e-5);
+  });
+
   it('PackedMultiHeadAttention is read', async () => {
     const path = join(root, 'packed.onnx');
     await writeFile(path, await inForm(await readFile(PACKED), 'PackedMultiHeadAttention', 'all'));
@@ -148,6 +174,7 @@ describe('files that tools wrote', () => {
     ['qwen2_vl.q4', 'quantized', 'qwen2_vl'],
     ['qwen2_5_vl.fused', 'float32', 'qwen2_5_vl'],
     ['llava_onevision.fused', 'float32', 'llava_onevision'],
+    ['llava_onevision.fused-q8', 'quantized', 'llava_onevision'],
     ['idefics3.extended', 'float32', 'idefics3'],
     ['lfm2_vl.q8', 'quantized', 'lfm2_vl'],
     ['paligemma.q4', 'quantized', 'paligemma'],

@@ -2,7 +2,7 @@
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
 import { DataType } from '../../src/onnx/format/proto.js';
 import { newNode, writeValue } from '../../src/onnx/format/write.js';
-import { Editable, type Node, typedValue } from '../onnx/editable.js';
+import { Editable, type Node, typedValue } from './editable.js';
 
 /** The shape of the towers under `test/fixtures/families`. */
 const [HEADS, EXTENT] = [4, 8];
