@@ -37,11 +37,14 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
   'desap/onnxruntime': [
     ...[
       'AnyresImageProcessor',
+      'BlockImage',
+      'BlockVision',
       'ClipText',
       'ImageProcessor',
       'LlavaImage',
       'LlavaNextVision',
       'LlavaVision',
+      'Phi3Vision',
       'QwenImage',
       'QwenVision',
       'TilesImage',

@@ -101,10 +101,14 @@ export abstract class EncodedImageBase implements EncodedImage {
     const text = embeddings && this.comparable(embeddings);
     const analyzed = performance.now();
     const map = saliency === undefined ? undefined : vector('saliency', saliency, layout.tokenCount);
-    const requests = parts.map(({ places }) => ({
+    const alignment = how.alignment ?? this.#alignment(text);
+    const tasks =
+      text && how.taskShare !== 0 ? await this.taskMaps(parts, text, { ...how, alignment }).catch(asQuestion) : null;
+    const requests = parts.map(({ places }, p) => ({
       ...how,
-      alignment: how.alignment ?? this.#alignment(text),
+      alignment,
       ...(map && { saliency: Float32Array.from(places, (place) => map[place]) }),
+      ...(tasks && { task: tasks[p] }),
     }));
     const counts = await countsFor({ budget, allocation }, analyses, text, requests).catch(asQuestion);
     const kept = await pruneAll(
@@ -178,7 +182,7 @@ export abstract class EncodedImageBase implements EncodedImage {
   }
 
   /**
-   * {@link EncodedImageBase.analyses} of an image that is pruned as one.
+   * That of an image that is pruned as one.
    * @throws DesapError `ERR_VALUE` for an image of several tiles
    */
   async analysis(): Promise<ImageAnalysis> {
@@ -202,6 +206,7 @@ export abstract class EncodedImageBase implements EncodedImage {
     });
   }
 
+  /** As {@link EncodedImage.dispose}. */
   [DISPOSE](): void {
     this.dispose();
   }
@@ -219,6 +224,15 @@ export abstract class EncodedImageBase implements EncodedImage {
   /** A text's embeddings in the space of the image's. */
   protected comparable(text: TextEmbeddings): TextEmbeddings {
     return text;
+  }
+
+  /** The task map of each part, where that is not the one that its analysis gives. */
+  protected async taskMaps(
+    _parts: readonly Part[],
+    _text: TextEmbeddings,
+    _how: PruneOptions,
+  ): Promise<Float32Array[] | null> {
+    return null;
   }
 
   /** What purposes an analysis for this one serves: analyses of one name are made once. */
