@@ -16,13 +16,13 @@ export function rotaryTables(
   builder: Builder,
   { graph, rotation, block, heads }: LastBlock,
 ): { cos: string; sin: string } {
-  const { q, attention } = rotation as NonNullable<LastBlock['rotation']>;
+  const { q, queries } = rotation as NonNullable<LastBlock['rotation']>;
   const extent = block.norm.weight.dims[0] / heads;
   const half = extent / 2;
   const probe = (which: 0 | 1) => {
     const pattern = Array.from({ length: extent }, (_, i) => Number(i >= half === (which === 1)));
     const probed = rotated(builder, graph, q, pattern, `desap.turned/${which}`);
-    const rows = firstHead(builder, probed, attention.q.axes, heads, extent);
+    const rows = firstHead(builder, probed, queries.axes, heads, extent);
     const part = (from: number, to: number) =>
       builder.add('Slice', [rows, builder.integers(from), builder.integers(to), builder.integers(-1)]);
     return [part(0, half), part(half, extent)];

@@ -1,4 +1,4 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
@@ -11,8 +11,8 @@ import {
 import { InferenceSession } from 'onnxruntime-node';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { openBackend } from '../../src/index.js';
-import { readQwenTower } from '../../src/onnx/qwen-graph.js';
 import { attach, type PrunedImage } from '../../src/transformers/index.js';
+import { QwenVision } from '../../src/vision/index.js';
 import { type EncoderForm, encoder, IMAGE, IMAGE_TOKEN, type Kind, PREFIX, SUFFIX, writeQwen } from './small/qwen.js';
 import {
   answer,
@@ -403,7 +403,8 @@ it.each(['qwen2_vl', 'qwen2_5_vl'] as const)('reads %s encoders in the forms of 
 
 it.each(['models/tiny-llava/onnx/vision_encoder.onnx', 'models/tiny-clip/onnx/text_model.onnx'])(
   'refuses the graph of another kind of model: %s',
-  (file) => {
-    expect(() => readQwenTower(file, 4)).toThrow(expect.objectContaining({ code: 'ERR_GRAPH' }));
+  async (file) => {
+    const config = JSON.parse(await readFile('test/fixtures/families/qwen2_vl/config.json', 'utf8'));
+    await expect(QwenVision.open(file, { device: 'reference', config })).rejects.toMatchObject({ code: 'ERR_GRAPH' });
   },
 );

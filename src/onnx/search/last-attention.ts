@@ -2,7 +2,8 @@ import { DesapError } from '../../errors.js';
 import type { OnnxNode } from '../format/messages.js';
 import { ancestors, describeNode, Graph } from './graph.js';
 import { bodyHas, unrolled } from './loop.js';
-import { CARRIES, hasPixels } from './rotary.js';
+import { hasPixels } from './rotary.js';
+import { scoresBehind, softmaxAt } from './softmax.js';
 
 /**
  * The order of an operand's axes: B sequences, H heads, L tokens, D numbers a head, W = H D. Axes in front of these are of
@@ -10,24 +11,12 @@ import { CARRIES, hasPixels } from './rotary.js';
  */
 export type Axes = 'BHLD' | 'BHDL' | 'LBHD' | 'DBHL' | 'BLW';
 
-/** A value that goes into an attention. */
-export interface Operand {
+/** The queries that go into an attention. */
+export interface Queries {
   readonly value: string;
   readonly axes: Axes;
-}
-
-/** An attention, whichever operators it is written in. */
-export interface Attention {
-  readonly node: OnnxNode;
-  readonly q: Operand;
-  readonly k: Operand;
-  readonly v: Operand;
-  /** Its result, laid out like the queries, but with heads in front of tokens where these are apart. */
-  readonly context: string;
   /** Heads, where the axes do not tell. */
   readonly heads: number | null;
-  /** Whether tokens see a part of the sequence only: by a mask, by given lengths, or as the loop around slices it. */
-  readonly isMasked: boolean;
 }
 
 /** A graph, which may be another one than the given, and the operator of its last attention in front of a value. */
@@ -58,13 +47,6 @@ export function attentionDepth(graph: Graph, value: string): number {
   return node === null || isPooling(graph, node) ? 0 : graph.depth(node.outputs[0]);
 }
 
-/** Whether the image has no part in the queries of an attention: a head that pools all rows to one. */
-function isPooling(graph: Graph, node: OnnxNode): boolean {
-  if (node.op !== 'Softmax') return /Attention$/.test(node.op) && !hasPixels(graph, node.inputs[0]);
-  const product = scoresBehind(graph, node.inputs[0]).node;
-  return (product?.op === 'MatMul' || product?.op === 'FusedMatMul') && !hasPixels(graph, product.inputs[0]);
-}
-
 function lastCandidate(graph: Graph, value: string): OnnxNode | null {
   const attends = (node: OnnxNode) => node.op === 'Softmax' || /Attention$/.test(node.op);
   const depth = (node: OnnxNode) => graph.depth(node.outputs[0]);
@@ -73,18 +55,25 @@ function lastCandidate(graph: Graph, value: string): OnnxNode | null {
     .reduce<OnnxNode | null>((last, one) => (last !== null && depth(last) >= depth(one) ? last : one), null);
 }
 
+/** Whether the image has no part in the queries of an attention: a head that pools all rows to one. */
+function isPooling(graph: Graph, node: OnnxNode): boolean {
+  if (node.op !== 'Softmax') return /Attention$/.test(node.op) && !hasPixels(graph, node.inputs[0]);
+  const scores = scoresBehind(graph, node.inputs[0]);
+  return scores !== null && !hasPixels(graph, scores.node.inputs[0]);
+}
+
 /**
- * Reads an attention of values that other operators make: two products around a Softmax, `MultiHeadAttention` and
+ * Reads the queries of an attention of values that other operators make: two products around a Softmax, `MultiHeadAttention` and
  * `PackedMultiHeadAttention` of com.microsoft, or `Attention` of ONNX.
  *
  * @throws DesapError `ERR_GRAPH` with the operator in the way
  */
-export function attentionAt({ graph, node }: LastAttention): Attention {
+export function queriesOf({ graph, node }: LastAttention): Queries {
   const read = node.domain === '' || node.domain === 'com.microsoft' ? READERS[`${node.domain}:${node.op}`] : undefined;
   return (read ?? refuse)(graph, node);
 }
 
-type Read = (graph: Graph, node: OnnxNode) => Attention;
+type Read = (graph: Graph, node: OnnxNode) => Queries;
 
 function refuse({ model }: Graph, node: OnnxNode, why = ''): never {
   const known = 'Softmax between two products, MultiHeadAttention, PackedMultiHeadAttention, or ONNX Attention';
@@ -95,93 +84,39 @@ function refuse({ model }: Graph, node: OnnxNode, why = ''): never {
 }
 
 const READERS: Readonly<Record<string, Read | undefined>> = {
-  ':Softmax': softmaxAttention,
+  ':Softmax': (graph, node) => {
+    const softmax = softmaxAt(graph, node);
+    const scores = softmax && scoresBehind(graph, softmax.input);
+    if (!scores) return refuse(graph, node, ' behind no product of queries and keys');
+    const { inputs, attributes } = scores.node;
+    const isOn = (name: string) => attributes.get(name)?.i === 1;
+    return { value: inputs[0], axes: axesOf(isOn('transA'), isOn('transBatchA')), heads: null };
+  },
   ':Attention': (graph, node) => {
     const { inputs, attributes } = node;
     if (attributes.get('is_causal')?.i === 1) refuse(graph, node, ', a causal one');
     if (inputs[4] || inputs[5]) refuse(graph, node, ' with a cache');
     const heads = attributes.get('q_num_heads')?.i ?? null;
     if ((attributes.get('kv_num_heads')?.i ?? heads) !== heads) refuse(graph, node, ' with shared keys');
-    return fused(node, heads, heads === null ? 'BHLD' : 'BLW', Boolean(inputs[3] || inputs[6]));
+    return { value: inputs[0], axes: heads === null ? 'BHLD' : 'BLW', heads };
   },
   'com.microsoft:MultiHeadAttention': (graph, node) => {
-    const { inputs } = node;
-    if (!inputs[1] || !inputs[2]) refuse(graph, node, ' with packed operands');
-    if (inputs[6] || inputs[7]) refuse(graph, node, ' with a cache');
-    return fused(node, headCount(graph, node), 'BLW', Boolean(inputs[4] || inputs[5]));
+    if (node.inputs[6] || node.inputs[7]) refuse(graph, node, ' with a cache');
+    return apart(graph, node);
   },
-  'com.microsoft:PackedMultiHeadAttention': (graph, node) => {
-    if (!node.inputs[1] || !node.inputs[2]) refuse(graph, node, ' with packed operands');
-    return fused(node, headCount(graph, node), 'BLW', true);
-  },
+  'com.microsoft:PackedMultiHeadAttention': apart,
 };
 
-function headCount(graph: Graph, node: OnnxNode): number {
-  return node.attributes.get('num_heads')?.i ?? refuse(graph, node, ' without num_heads');
-}
-
-function fused(node: OnnxNode, heads: number | null, axes: Axes, isMasked: boolean): Attention {
-  const [q, k, v] = node.inputs.map((value) => ({ value, axes }));
-  return { node, q, k, v, context: node.outputs[0], heads, isMasked };
-}
-
-/** Scores, Softmax, and the product with the values, as MatMul or FusedMatMul. */
-function softmaxAttention(graph: Graph, node: OnnxNode): Attention {
-  const scores = scoresBehind(graph, node.inputs[0]);
-  if (isProduct(graph, scores.node) === false) refuse(graph, scores.node ?? node, ' in front of a Softmax');
-  const context = contextAhead(graph, node);
-  if (context === null) refuse(graph, node, ' without a product with values behind it');
-  const { inputs, attributes } = scores.node as OnnxNode;
-  const left = (name: string) => attributes.get(name)?.i === 1;
-  return {
-    node,
-    q: { value: inputs[0], axes: axesOf(left('transA'), left('transBatchA')) },
-    k: { value: inputs[1], axes: axesOf(!left('transB'), left('transBatchB')) },
-    v: {
-      value: context.inputs[1],
-      axes: axesOf(context.attributes.get('transB')?.i === 1, context.attributes.get('transBatchB')?.i === 1),
-    },
-    context: context.outputs[0],
-    heads: null,
-    isMasked: scores.isMasked,
-  };
+/** Queries, keys and values [B, L, W] of com.microsoft's operators. */
+function apart(graph: Graph, node: OnnxNode): Queries {
+  const { inputs, attributes } = node;
+  if (!inputs[1] || !inputs[2]) refuse(graph, node, ' with packed operands');
+  const heads = attributes.get('num_heads')?.i ?? refuse(graph, node, ' without num_heads');
+  return { value: inputs[0], axes: 'BLW', heads };
 }
 
 /** An operand of a product as it is stored: turned, or with the batch axes (heads) behind the first one. */
 function axesOf(isTransposed: boolean, isBatchBehind: boolean): Axes {
   if (isBatchBehind) return isTransposed ? 'DBHL' : 'LBHD';
   return isTransposed ? 'BHDL' : 'BHLD';
-}
-
-/** A product of two values that the image has a part in. */
-function isProduct(graph: Graph, node: OnnxNode | undefined): boolean {
-  const isOperator = node?.op === 'MatMul' || node?.op === 'FusedMatMul';
-  return isOperator && node.inputs.every((input) => hasPixels(graph, input));
-}
-
-/**
- * From the input of a Softmax back to the first node that is no scale, mask or move, and whether a mask was passed. Where the image has a
- * part in a mask too, as it may drop tiles of zeros, the product is on one of the sides.
- */
-function scoresBehind(graph: Graph, value: string): { node: OnnxNode | undefined; isMasked: boolean } {
-  const node = graph.producer(value);
-  const own = node?.inputs.filter((input) => hasPixels(graph, input)) ?? [];
-  const isPassed = node !== undefined && (SCALES_OR_MASKS.has(node.op) || CARRIES.has(node.op));
-  if (!isPassed || own.length === 0) return { node, isMasked: false };
-  const sides = own.map((input) => scoresBehind(graph, input));
-  const found = sides.length === 1 ? sides[0] : sides.find((side) => isProduct(graph, side.node));
-  const masks = node.op === 'Add' || node.op === 'Sub' || node.op === 'Where';
-  return found === undefined ? { node, isMasked: false } : { ...found, isMasked: found.isMasked || masks };
-}
-
-const SCALES_OR_MASKS = new Set(['Mul', 'Div', 'Add', 'Sub', 'Where']);
-
-/** The product that the weights of a Softmax are the first factor of, past what some exports put in for rows without keys. */
-function contextAhead(graph: Graph, node: OnnxNode): OnnxNode | null {
-  for (const { node: user, as } of graph.users(node.outputs[0])) {
-    if (isProduct(graph, user) && user.inputs[0] === as) return user;
-    const found = CARRIES.has(user.op) || user.op === 'Where' ? contextAhead(graph, user) : null;
-    if (found !== null) return found;
-  }
-  return null;
 }

@@ -3,7 +3,7 @@ import type { OnnxNode } from '../format/messages.js';
 import { type Block, readBlock } from './attention.js';
 import { MOVES } from './constants.js';
 import { describeNode, type Graph } from './graph.js';
-import { type Attention, attentionAt, lastAttention } from './last-attention.js';
+import { lastAttention, type Queries, queriesOf } from './last-attention.js';
 import { Linears } from './linear.js';
 import { type Norm, Norms } from './norm.js';
 import { hasPixels, type Rotated, rotatedBehind } from './rotary.js';
@@ -17,8 +17,8 @@ export interface LastBlock {
   readonly block: Block<Norm>;
   /** H. */
   readonly heads: number;
-  /** How queries and keys are rotated, and the attention that they go into; null where they are not. */
-  readonly rotation: { readonly q: Rotated; readonly attention: Attention } | null;
+  /** How queries are rotated, as keys are, and how they go into the attention; null where they are not. */
+  readonly rotation: { readonly q: Rotated; readonly queries: Queries } | null;
   readonly end: BlockEnd;
 }
 
@@ -47,7 +47,7 @@ export function findLastBlock(read: Graph, value: string): LastBlock {
   const { name } = graph.model;
   // An operator that holds the projections itself has no values to look at.
   const isWhole = node.domain !== '' && (node.op === 'Attention' || node.op === 'QAttention');
-  const attention = isWhole ? null : attentionAt(found);
+  const queries = isWhole ? null : queriesOf(found);
   const linears = new Linears(graph);
   const norms = new Norms(graph);
   const block = readBlock(graph, linears, (one) => norms.anyBehind(one), softmaxAt(graph, node) ?? node, [
@@ -58,7 +58,7 @@ export function findLastBlock(read: Graph, value: string): LastBlock {
       'ERR_GRAPH',
       `${name}: looked for the last block, a norm and an attention of what it normalises; found ${describeNode(node)}: ${block}`,
     );
-  const heads = attention?.heads ?? block.heads ?? headsOfScale(block);
+  const heads = queries?.heads ?? block.heads ?? headsOfScale(block);
   if (heads === null)
     throw new DesapError(
       'ERR_GRAPH',
@@ -69,7 +69,7 @@ export function findLastBlock(read: Graph, value: string): LastBlock {
     linears,
     block,
     heads,
-    rotation: rotationOf(graph, linears, block, attention),
+    rotation: block.rotary ? rotationOf(graph, linears, node, queries) : null,
     end: endOf(graph, block),
   };
 }
@@ -84,20 +84,17 @@ function headsOfScale({ scale, norm }: Block<Norm>): number | null {
 function rotationOf(
   graph: Graph,
   linears: Linears,
-  block: Block<Norm>,
-  attention: Attention | null,
-): LastBlock['rotation'] {
-  if (!block.rotary) return null;
-  const refuse = (found: string) =>
+  node: OnnxNode,
+  queries: Queries | null,
+): NonNullable<LastBlock['rotation']> {
+  const refuse = (why: string) =>
     new DesapError(
       'ERR_GRAPH',
-      `${graph.model.name}: looked for the rotation of queries and keys in front of the last attention; found ${found}`,
+      `${graph.model.name}: looked for the rotation of queries and keys in front of the last attention; found ${describeNode(node)}, ${why}`,
     );
-  if (attention === null) throw refuse('one within it');
-  const { node } = attention;
-  if (node.op.endsWith('MultiHeadAttention') && node.inputs[3])
-    throw refuse(`${describeNode(node)} with a bias behind the rotation`);
-  return { q: rotatedBehind(graph, linears, attention.q.value, 'queries'), attention };
+  if (queries === null) throw refuse('which rotates them itself');
+  if (node.op.endsWith('MultiHeadAttention') && node.inputs[3]) throw refuse('with a bias behind the rotation');
+  return { q: rotatedBehind(graph, linears, queries.value, 'queries'), queries };
 }
 
 /** From the output projection to the sum that ends the block. */

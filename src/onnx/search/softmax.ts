@@ -49,7 +49,7 @@ export function scoresBehind(graph: Graph, value: string): { node: OnnxNode; fac
     const scaled = throughFactor(graph, node);
     if (scaled !== null) open.push({ at: scaled.next, factors: [...factors, scaled.factor] });
     // One side is the mask; the product of queries and keys is on the other.
-    else if (node.op === 'Add') open.push(...node.inputs.map((at) => ({ at, factors })));
+    else if (node.op === 'Add' || node.op === 'Sub') open.push(...node.inputs.map((at) => ({ at, factors })));
     else if (node.op === 'Where') open.push(...node.inputs.slice(1).map((at) => ({ at, factors })));
     else if (MOVES.has(node.op)) open.push({ at: node.inputs[0], factors });
   }

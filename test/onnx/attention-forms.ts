@@ -2,7 +2,7 @@
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
 import { DataType } from '../../src/onnx/format/proto.js';
 import { newNode, writeValue } from '../../src/onnx/format/write.js';
-import { Editable, type Node, typedValue } from '../onnx/editable.js';
+import { Editable, type Node, typedValue } from './editable.js';
 
 /** The shape of the towers under `test/fixtures/families`. */
 const [HEADS, EXTENT] = [4, 8];
@@ -183,6 +183,37 @@ export class Graph extends Editable {
       sum.outputs = [this.fresh('unused')];
       norm.outputs = [this.fresh('unused')];
       this.add('SkipLayerNormalization', inputs, { epsilon: { f: 1e-6 } }, { ...MICROSOFT, outputs });
+    }
+    this.prune();
+  }
+
+  /** The last nodes of RMS norms in their parts, each with what is normalised and the weight. */
+  private rms(): { node: Node; x: string; weight: string }[] {
+    const at = (value: string) => this.producer(value);
+    return this.nodes.flatMap((node) => {
+      const [weight, product] = node.inputs;
+      const scaled = node.op === 'Mul' && this.tensors.has(weight) ? at(product) : undefined;
+      const isNorm = scaled?.op === 'Mul' && at(scaled.inputs[1])?.op === 'Reciprocal';
+      return isNorm ? [{ node, x: scaled.inputs[0], weight }] : [];
+    });
+  }
+
+  /** Writes every RMS norm in another way. */
+  rmsNorms(write: (graph: Graph, x: string, weight: string) => string): void {
+    for (const { node, x, weight } of this.rms()) this.replace(node, () => write(this, x, weight));
+    this.prune();
+  }
+
+  /** RMS norms of residual sums as SkipSimplifiedLayerNormalization. */
+  skipRmsNorms(): void {
+    for (const { node, x, weight } of this.rms()) {
+      const sum = this.producer(x);
+      if (sum?.op !== 'Add') continue;
+      const outputs = [node.outputs[0], '', '', x];
+      node.outputs = [this.fresh('unused')];
+      sum.outputs = [this.fresh('unused')];
+      const options = { ...MICROSOFT, outputs };
+      this.add('SkipSimplifiedLayerNormalization', [...sum.inputs, weight], { epsilon: { f: 1e-6 } }, options);
     }
     this.prune();
   }
