@@ -46,6 +46,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
       'LlavaVision',
       'QwenImage',
       'QwenVision',
+      'SiglipText',
       'TilesImage',
       'VideoLlavaVision',
       'compact',
