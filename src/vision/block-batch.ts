@@ -4,6 +4,7 @@ import type { BlockHead, Encoding, SiglipReadOut } from '../index.js';
 import type { OrtModule } from '../onnx/edit.js';
 import { type BlockEncoder, COS, FEATURES, MAIN_FEATURES, ORDER, ROWS, SIN, TASK_ROWS } from '../onnx/last-block.js';
 import type { TileRows } from './block-family.js';
+import { type FurtherRows, furtherRows } from './further.js';
 import { type HostMemory, hostMemory } from './host-memory.js';
 import { Once } from './once.js';
 import { runSession } from './session.js';
@@ -59,6 +60,8 @@ export class BlockBatch {
   readonly features: TokenRows;
   /** The columns of the last block, where the features have others too; otherwise the features. */
   readonly alike: TokenRows;
+  /** What the file hands out of all tokens besides, by output. */
+  readonly further: ReadonlyMap<string, FurtherRows>;
   readonly #salient = new Once<BlockView>();
   readonly #asked = new Once<BlockView>();
   #isAsked = false;
@@ -81,6 +84,11 @@ export class BlockBatch {
     this.#isAsked = engine.readOut !== null;
     this.features = rowsOf(outputs[FEATURES]);
     this.alike = MAIN_FEATURES in outputs ? rowsOf(outputs[MAIN_FEATURES]) : this.features;
+    const tokens = this.features.data.length / this.features.width;
+    const { further, model } = engine.encoder;
+    this.further = new Map(
+      further.map((name) => [name, furtherRows(outputs[name], tokens, { name, file: model.name })]),
+    );
   }
 
   /** How a text is compared. */

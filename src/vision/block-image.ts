@@ -2,6 +2,7 @@ import type { Tensor } from 'onnxruntime-common';
 import { type Backend, ImageAnalysis, type TextEmbeddings } from '../index.js';
 import { float32 } from '../tensor.js';
 import type { BlockBatch, TokenRows } from './block-batch.js';
+import { stacked } from './further.js';
 import {
   type Analyzed,
   type Comparison,
@@ -95,14 +96,30 @@ export class BlockImage extends EncodedImageBase {
   protected async connect(kept: readonly Kept[]): Promise<Tensor> {
     const { features, alike } = this.#batch;
     const { width } = features;
-    let first = this.#first;
-    const whole = kept.map((part) => {
-      if (features === alike) return part;
-      const own = features.data.subarray(first * width, (first += part.assignment.length) * width);
-      return { ...part, tokens: float32(meanRows(own, width, part), [part.counts.length, width]) };
+    const rows = features === alike ? tokensOf(kept).data : this.#means(features, kept);
+    return float32(rows as Float32Array, [1, rows.length / width, width]);
+  }
+
+  protected override further(kept: readonly Kept[]): Record<string, Tensor> | undefined {
+    const { further } = this.#batch;
+    if (further.size === 0) return undefined;
+    const gathered = [...further].map(([name, rows]) => {
+      const layers = rows.layers.map((data) => this.#means({ data, width: rows.width }, kept));
+      return [name, stacked(layers, rows)] as const;
     });
-    const { data, dims } = tokensOf(whole);
-    return float32(data as Float32Array, [1, dims[0], width]);
+    return Object.fromEntries(gathered);
+  }
+
+  /** The means of the rows that each kept token was given, [K, width]. */
+  #means({ data, width }: TokenRows, kept: readonly Kept[]): Float32Array {
+    const means = new Float32Array(kept.reduce((sum, { counts }) => sum + counts.length, 0) * width);
+    let [first, at] = [this.#first, 0];
+    for (const part of kept) {
+      const own = data.subarray(first * width, (first += part.assignment.length) * width);
+      means.set(meanRows(own, width, part), at);
+      at += part.counts.length * width;
+    }
+    return means;
   }
 
   protected async everything(): Promise<Tensor> {

@@ -144,7 +144,7 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     const encoder = readLastBlock(file);
     return allOrNone(async (opened) => {
       const backend = pruner?.backend ?? opened(await openBackend(deviceOptions(checked)), (own) => own.dispose());
-      const samples = isBeside ? [] : await samplesOf(family, file, config, { ort, session });
+      const samples = isBeside ? [] : await samplesOf(family, file, config, { ort, session, further: encoder.further });
       const weights = await encoder.weights(ort);
       const fit = siglip && (await openFit(ort, weights, encoder, siglip.folder, { backend, session }));
       const head = opened(await BlockHead.load(fit?.block ?? weights, backend), (own) => own.dispose());
@@ -173,6 +173,11 @@ export class BlockVision extends VisionModelBase<BlockImage> {
 
   get deviceDescription(): string {
     return this.backend.deviceDescription;
+  }
+
+  get further(): readonly string[] | undefined {
+    const { further } = this.#parts.encoder;
+    return further.length === 0 ? undefined : further;
   }
 
   get marks(): ImageMarks | undefined {
@@ -290,11 +295,12 @@ async function samplesOf(
   family: BlockFamily,
   file: string,
   config: ModelConfig,
-  { ort, session }: { ort: OrtModule; session: InferenceSession.SessionOptions },
+  how: { ort: OrtModule; session: InferenceSession.SessionOptions; further: readonly string[] },
 ): Promise<Sample[]> {
+  const { ort, session, further } = how;
   const whole = await openSession(file, session, ort);
   try {
-    return await runTrials(whole, await blockTrials(family, whole, config), { file, ort });
+    return await runTrials(whole, await blockTrials(family, whole, config), { file, ort, further });
   } finally {
     await whole.release();
   }

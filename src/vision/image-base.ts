@@ -127,8 +127,10 @@ export abstract class EncodedImageBase implements EncodedImage {
       stages: whole.timings,
     };
     const { unitRows: _, markerRows: __, markers: ___, ...result } = whole;
+    const task = isCompared ? { form } : null;
+    const further = this.further(kept);
     const tileCounts = countsOfTiles(layout, whole);
-    return { ...result, features, tileCounts, task: isCompared ? { form } : null, timings };
+    return { ...result, features, ...(further && { further }), tileCounts, task, timings };
   }
 
   /** What `keep` is of unless the caller says: all frames that are pruned as one, or else each tile. */
@@ -243,6 +245,11 @@ export abstract class EncodedImageBase implements EncodedImage {
   protected abstract connect(kept: readonly Kept[]): Promise<Tensor>;
   protected abstract everything(): Promise<Tensor>;
   protected abstract free(): unknown;
+
+  /** What the file has of kept units besides features, by output; none by default. */
+  protected further(_kept: readonly Kept[]): Record<string, Tensor> | undefined {
+    return undefined;
+  }
 
   /** Markers at these places as rows of the language model. */
   protected async markerFeatures(_places: Int32Array): Promise<Float32Array> {
