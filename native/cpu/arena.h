@@ -16,6 +16,8 @@ class Arena {
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
+  size_t most() const { return reserve_; }  // bytes that were ever in use at once
+
  private:
   friend class Scratch;
   struct Block;

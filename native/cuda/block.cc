@@ -173,7 +173,9 @@ class BlockRun {
   enum Stage { normalized, projected, attended_to, scored, read, stages };
 
   const cuda::Image& record(int64_t i) const { return records_[static_cast<size_t>(i)]; }
-  void note(int stage) { cuda::note_time(run_.queue(), stamps_ + stage); }
+  void note(int stage) {
+    if (!run_.queue().failed()) cuda::note_time(run_.queue(), stamps_ + stage);
+  }
 
   // Page-locked memory is read where it is, other memory is copied first.
   void load() {
@@ -279,7 +281,7 @@ class BlockRun {
   // The tables of all images, [rows, dh].
   Rotary load_rotary(int size) {
     float *cos = run_.array<float>(extent_.rows * size), *sin = run_.array<float>(extent_.rows * size);
-    for (int64_t i = 0; i < count_; i++) {
+    for (int64_t i = 0; i < count_ && !run_.queue().failed(); i++) {
       const int64_t first = static_cast<int64_t>(record(i).row) * size;
       cuda::send_rotary(run_, images_[i].rotary, record(i).rows * size, kind_.exponent, cos + first, sin + first);
     }

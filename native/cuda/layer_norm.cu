@@ -19,9 +19,10 @@ struct Shared {
 
 // x = (x - mean) / sqrt(var + epsilon), or of an rms norm x / sqrt(mean square + epsilon). False where the statistics are not
 // finite.
-__device__ __forceinline__ bool normalize_row(Row& row, int width, bool rms, float epsilon, Shared& shared) {
+template <bool rms>
+__device__ __forceinline__ bool normalize_row(Row& row, int width, float epsilon, Shared& shared) {
   const float size = static_cast<float>(width);
-  if (!rms) {
+  if constexpr (!rms) {
     const float mean = sum_row(row, shared.mean) / size;
     map_row(row, width, [&](float x, int) { return x - mean; });
   }
@@ -40,7 +41,7 @@ __global__ void __launch_bounds__(max_row_threads)
   const int width = static_cast<int>(x.cols);
   Row row;
   load_row(row, x.data + i * x.ld, width);
-  if (!normalize_row(row, width, false, epsilon, shared)) {
+  if (!normalize_row<false>(row, width, epsilon, shared)) {
     if (threadIdx.x == 0) atomicMin(fault, static_cast<int>(i));
     return;
   }
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(max_row_threads)
   store_row(row, y.data + i * y.ld, width);
 }
 
-template <Precision precision>
+template <Precision precision, bool rms>
 __global__ void __launch_bounds__(max_row_threads) normalize_kernel(Normalize n) {
   auto& shared = ptx::shared<Shared>();
   ptx::wait_for_predecessor();
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(max_row_threads) normalize_kernel(Normalize n)
     finite = squares < infinity();
     if (threadIdx.x == 0) n.inverse_norm.get()[place] = squares > 0 ? 1.0f / sqrtf(squares) : 0;
   }
-  finite = normalize_row(row, n.width, n.rms, n.epsilon, shared) && finite;
+  finite = normalize_row<rms>(row, n.width, n.epsilon, shared) && finite;
   if (!finite && threadIdx.x == 0) atomicMin(n.fault, image.row + i);
   const int64_t to = (image.row + static_cast<int64_t>(i)) * n.normal.ld;
   store_row<precision>(row, {n.normal.hi + to, n.normal.lo + to, n.normal.ld});
@@ -92,7 +93,8 @@ void layer_norm(Queue& queue, ConstMatrix x, const float* weight, const float* b
 void normalize(Queue& queue, Precision precision, const Normalize& n) {
   const dim3 grid(static_cast<unsigned>(n.extent.max_rows), static_cast<unsigned>(n.extent.images));
   with_precision(precision, [&](auto constant) {
-    launch(queue, normalize_kernel<decltype(constant)::value>, grid, row_threads(n.normal.ld), sizeof(Shared), n);
+    constexpr Precision at = decltype(constant)::value;
+    launch(queue, n.rms ? normalize_kernel<at, true> : normalize_kernel<at, false>, grid, row_threads(n.normal.ld), sizeof(Shared), n);
   });
 }
 

@@ -152,10 +152,9 @@ Matrix rows_of(const Matrix& x, int64_t first, int64_t count) { return {x.row(fi
 Status siglip_read_out(KernelRun& run, ConstMatrix attention, const SiglipReadOut& weights, Matrix embeddings, float* saliency) {
   const int64_t rows = attention.rows, width = attention.cols, hidden = width_of(*weights.fc1);
   Queue& queue = run.queue();
-  // Of the row behind the last one no row of the caller's is at fault.
   const auto check = [&](const int* fault, int64_t first) -> Status {
     Status status = run.check(fault, "x");
-    if (status.code == Code::not_finite) status.where = status.where + first < rows ? status.where + first : -1;
+    if (status.code == Code::not_finite) status.where += first;
     return status;
   };
   {

@@ -18,9 +18,12 @@ DESAP_CASE(block_against_float64) {
       {{48, 3, Norm::layer, true, 0}, 17, 17, false, 1},  {{64, 2, Norm::rms, true, 0}, 36, 9, true, 1},     {{80, 1, Norm::rms, false, 0}, 21, 5, true, 1},
       {{144, 2, Norm::layer, true, 56}, 33, 4, false, 1}, {{60, 3, Norm::layer, false, 0}, 1, 1, true, 1},   {{128, 1, Norm::layer, true, 33}, 2, 1, true, 1},
       {{33, 3, Norm::rms, true, 20}, 40, 40, false, 1},   {{96, 2, Norm::rms, true, 0}, 65, 16, true, 5.0f},
+      {{80, 5, Norm::layer, true, 0}, 7, 3, true, 1},     {{200, 5, Norm::rms, true, 0}, 7, 2, true, 1},    {{360, 5, Norm::layer, true, 40}, 65, 17, false, 1},
+      {{72, 1, Norm::layer, true, 0}, 577, 145, false, 1}, {{40, 1, Norm::rms, true, 0}, 577, 577, true, 1},
   };
   for (const Form& form : forms) {
     if (form.gain > 1 && machine.precision != Precision::fp32) continue;  // operands of 16 bits resolve no such scores
+    if (!machine.affords(static_cast<double>(form.rows * form.rows * form.block.width))) continue;
     const RandomBlock weights(form.block);
     const std::shared_ptr<Block> block = new_block(machine.one(), weights);
     if (!block) continue;
@@ -28,7 +31,10 @@ DESAP_CASE(block_against_float64) {
       const std::string what = shape({form.rows, form.block.width, form.block.heads}) + ", encoding " + std::to_string(static_cast<int>(encoding));
       Sequence s(weights, form.rows, form.rotates, form.units, static_cast<uint64_t>(form.rows), form.gain);
       BlockTimings times{-1, -1, -1, -1, -1};
-      if (!check(analyze(machine.one(), *block, {&s}, encoding, &times).good(), what)) continue;
+      machine.same<float>(what, [&](Context& context) {
+        check(analyze(context, *block, {&s}, encoding, &times).good(), "status");
+        return s.all();
+      });
       check_sequence(machine, weights, s, encoding, what);
       check(times.normalize >= 0 && times.project >= 0 && times.attention >= 0 && times.saliency >= 0 && times.read_out >= 0, what + " timings");
     }

@@ -52,6 +52,16 @@ export async function readBlockWeights(ort: OrtModule, { graph, block, heads }: 
   };
 }
 
+/**
+ * One linear layer, float32; zeros where it has no bias.
+ * @throws DesapError `ERR_GRAPH`, `ERR_FILE`
+ */
+export async function readLayer(ort: OrtModule, graph: Graph, linear: Linear, inputs: number): Promise<LinearWeights> {
+  const layer = { of: linear, part: null };
+  const { weight, bias } = await new LayerReader(ort, graph, inputs).read(linear.op, { ...linear, layer }, null);
+  return { weight, bias: bias ?? new Float32Array(weight.length / inputs) };
+}
+
 function withBias({ weight, bias }: OptionalBias): LinearWeights {
   return { weight, bias: bias ?? new Float32Array() };
 }
@@ -69,7 +79,8 @@ class LayerReader {
     private readonly width: number,
   ) {}
 
-  async read(name: string, projection: Projection): Promise<OptionalBias> {
+  /** @param outputs that there have to be; default: as many as inputs; null: any */
+  async read(name: string, projection: Projection, outputs: number | null = this.width): Promise<OptionalBias> {
     const { weight: stored, bias: storedBias, alpha, beta, layer, op } = projection;
     const { graph, width } = this;
     const { model } = graph;
@@ -79,7 +90,7 @@ class LayerReader {
       stored === null
         ? await this.probedPart(layer)
         : { weight: times(await readMatrix(model, stored), alpha), bias: null };
-    if (own.weight.length !== width * width)
+    if (own.weight.length !== (outputs ?? own.weight.length / width) * width)
       throw new DesapError(
         'ERR_GRAPH',
         `${model.name}: the weight of ${name} (${op}): got ${own.weight.length} elements, wanted [${width}, ${width}]`,

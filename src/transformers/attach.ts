@@ -2,7 +2,7 @@ import type { InferenceSession } from 'onnxruntime-common';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { mismatch } from '../errors.js';
 import { checkSession } from '../onnx/edit.js';
-import { type Family, familyOf } from '../vision/families.js';
+import { type LoadedFamily, loadedFamilyOf } from '../vision/families.js';
 import { confirmFeatures, fileInputs, runTrials } from '../vision/file-features.js';
 import { asEmbeddings } from '../vision/question-table.js';
 import type { VisionModel } from '../vision/vision-model.js';
@@ -55,7 +55,7 @@ import { isReleased, isStandIn, standIn } from './vision-session.js';
  */
 export async function attach(model: LoadedModel, options: AttachOptions): Promise<Detach> {
   const hooked = requireModel(model);
-  const family = familyOf('model.config', hooked.config);
+  const family = loadedFamilyOf('model.config', hooked.config);
   requireSessions(hooked);
   const { defaults, folder, opening } = attachOptions(hooked, options);
   const plain = hooked.sessions.vision_encoder;
@@ -108,7 +108,7 @@ interface Vision {
 /** Opens the vision model, and checks that it computes what the loaded session computes. */
 async function openVision(
   { config, sessions }: HookedModel,
-  family: Family,
+  family: LoadedFamily,
   files: ModelFiles,
   opening: OpeningOptions,
   { ort, embed, questions }: ModelRuntime & { questions: () => Promise<Questions> },
@@ -116,7 +116,7 @@ async function openVision(
   const plain = sessions.vision_encoder;
   const inputs = fileInputs(plain, VISION_SESSION, furtherOutputs(plain));
   const embedQuestion = async (question: string) => asEmbeddings(await embed((await questions()).encode(question)));
-  const model = await family.openBeside({ ...files, config }, { ...opening, embedQuestion, ort });
+  const model = await family.open({ ...files, config }, { ...opening, embedQuestion, ort });
   try {
     fileInputs(plain, VISION_SESSION, model.further);
     const { visionEncoder: file } = files;

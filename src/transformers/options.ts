@@ -17,12 +17,14 @@ export type Keep = number | 'all';
 
 /** What one call of the model can be told: `generate({ ..., desap: { keep: 32 } })`. */
 export interface CallOptions extends Pick<PruneOptions, 'taskShare' | 'alignment' | 'lambda' | 'merge'> {
-  /** Visual tokens to keep: of each image, or a list with one entry for each image in the order of the prompts. */
+  /**
+   * Visual tokens to keep, of what `allocation` says: a number, or a list with one entry for each image in the order of the prompts.
+   */
   keep?: Keep | readonly Keep[];
   /**
-   * What `keep` is of: of each tile of an image, the default; of each image, whose tiles share it; or of all images of a prompt, which
-   * share it. Shares go by what the question finds, or without one by what stands out; each tile keeps one token at least. With `prompt` a list has one
-   * entry for each sequence.
+   * What `keep` is of: each tile of an image (a video: all its frames together), which is the default; each image, whose tiles share it;
+   * or a prompt, whose images share it, and a list then has one entry for each prompt. Shares go by what the question finds, or without
+   * one by what stands out; each tile keeps at least one token.
    */
   allocation?: Allocation | 'prompt';
   /** In place of `keep`: the share of an image's visual tokens, above 0 and up to 1, rounded half up, at least one token. */

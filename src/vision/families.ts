@@ -10,18 +10,25 @@ import { fileTrials, type Trial } from './file-features.js';
 import { FLAT } from './flat.js';
 import { IDEFICS3 } from './idefics3.js';
 import { LFM2 } from './lfm2.js';
-import { LLAVA_OPTIONS, LlavaVision, type LlavaVisionOptions } from './llava.js';
+import { LlavaVision, type LlavaVisionOptions } from './llava.js';
+import { LLAVA_NEXT_OPTIONS, LlavaNextVision, type LlavaNextVisionOptions } from './llava-next.js';
 import type { ModelConfig, ModelFolder } from './model-folder.js';
 import { QwenVision } from './qwen.js';
 import { QWEN } from './qwen-family.js';
 import { llavaTrials } from './trial.js';
+import { VIDEO_LLAVA_OPTIONS, VideoLlavaVision, type VideoLlavaVisionOptions } from './video-llava.js';
 import type { VisionModel } from './vision-model.js';
 
 /**
  * Options of every family. A family refuses those that mean nothing to it: `clip`, `head` and `longText` are of towers that are CLIP's,
- * `embedQuestion` of all others.
+ * `embedQuestion` of all others; `anyres`, `newline` and `newlineVector` are LLaVA-NeXT's; `kind`, `classRows`, `imageEncoder` and
+ * `imageClip` are Video-LLaVA's.
  */
-export interface VisionModelOptions extends LlavaVisionOptions, Omit<BlockVisionOptions, 'model' | 'config'> {
+export interface VisionModelOptions
+  extends LlavaVisionOptions,
+    Omit<LlavaNextVisionOptions, 'model' | 'config'>,
+    VideoLlavaVisionOptions,
+    Omit<BlockVisionOptions, 'model' | 'config'> {
   /**
    * An open pruner, which stays the caller's. LLaVA: in place of the CLIP folder's head. The folder then needs no `vision_model.onnx`, and
    * is not needed at all where questions come as embeddings. Other families: only its device is used.
@@ -29,8 +36,8 @@ export interface VisionModelOptions extends LlavaVisionOptions, Omit<BlockVision
   pruner?: Pruner;
 }
 
-const { model, config, ...OF_BLOCKS } = BLOCK_OPTIONS;
-export const VISION_MODEL_OPTIONS: OptionNames<VisionModelOptions> = { ...LLAVA_OPTIONS, ...OF_BLOCKS };
+const { model, config, ...NAMES } = { ...BLOCK_OPTIONS, ...LLAVA_NEXT_OPTIONS, ...VIDEO_LLAVA_OPTIONS };
+export const VISION_MODEL_OPTIONS: OptionNames<VisionModelOptions> = NAMES;
 
 /** A model folder and what its config says. */
 export interface Described extends ModelFolder {
@@ -40,8 +47,15 @@ export interface Described extends ModelFolder {
 /** One implementation of `VisionModel`. */
 export interface Family {
   open(model: Described, options: VisionModelOptions): Promise<VisionModel>;
-  /** Opens it where an open session of the whole file is there to compare with, by {@link Family.trials}. */
-  openBeside(model: Described, options: VisionModelOptions): Promise<VisionModel>;
+  /** For a model that Transformers.js has loaded; null where it has no class for it. */
+  readonly loaded: LoadedFamily | null;
+}
+
+/** A family beside an open session of its whole file. */
+export interface LoadedFamily {
+  /** Opens it without the checks that {@link LoadedFamily.trials} make. */
+  open(model: Described, options: VisionModelOptions): Promise<VisionModel>;
+  /** Inputs on which it is compared with the session. */
   trials(session: InferenceSession, config: ModelConfig): Trial[] | Promise<Trial[]>;
   /** What else is wanted of a file whose features differ, behind a comma; empty where that is nothing. */
   readonly premise: string;
@@ -51,35 +65,61 @@ const FILE = 'the vision encoder';
 
 const LLAVA: Family = {
   open: ({ visionEncoder }, { dtype: _, ...options }) => LlavaVision.open(visionEncoder, options),
-  // Its own checks are those of its parts; its questions are for the CLIP text tower.
-  openBeside: ({ visionEncoder }, { embedQuestion: _, ...options }) => LlavaVision.open(visionEncoder, options),
-  trials: (session, config) => fileTrials(session, FILE, llavaTrials(session, config)),
-  premise: '',
+  loaded: {
+    // Its own checks are those of its parts; its questions are for the CLIP text tower.
+    open: ({ visionEncoder }, { embedQuestion: _, ...options }) => LlavaVision.open(visionEncoder, options),
+    trials: (session, config) => fileTrials(session, FILE, llavaTrials(session, config)),
+    premise: '',
+  },
+};
+
+const LLAVA_NEXT: Family = {
+  open: ({ visionEncoder, folder, config }, { dtype: _, ...options }) =>
+    LlavaNextVision.open(visionEncoder, { ...options, model: folder, config }),
+  loaded: null,
+};
+
+const VIDEO_LLAVA: Family = {
+  open: ({ visionEncoder }, { dtype: _, ...options }) => VideoLlavaVision.open(visionEncoder, options),
+  loaded: null,
+};
+
+/** The config of the original is that of a LLaVA, with a tower for videos beside that for images. */
+const ORIGINAL_VIDEO: Family = {
+  open: ({ visionEncoder }, { dtype: _, ...options }) =>
+    VideoLlavaVision.open(visionEncoder, { kind: 'video-llava', ...options }),
+  loaded: null,
 };
 
 function block(family: BlockFamily, Vision = BlockVision): Family {
   return {
     open: ({ visionEncoder, folder, config }, options) =>
       Vision.openAs(family, visionEncoder, { ...options, model: folder, config }),
-    openBeside: ({ visionEncoder, folder, config }, options) =>
-      Vision.openAs(family, visionEncoder, { ...options, model: folder, config }, true),
-    trials: (session, config) => blockTrials(family, session, config),
-    premise: family.premise,
+    loaded: {
+      open: ({ visionEncoder, folder, config }, options) =>
+        Vision.openAs(family, visionEncoder, { ...options, model: folder, config }, true),
+      trials: (session, config) => blockTrials(family, session, config),
+      premise: family.premise,
+    },
   };
 }
 
+const OF_FLAT = block(FLAT);
+const OF_IDEFICS3 = block(IDEFICS3);
 const OF_QWEN = block(QWEN, QwenVision);
 
 /** By `model_type`. Each encoder is read by its structure, and refused where that is another. */
 const FAMILIES: Readonly<Record<string, Family>> = {
   llava: LLAVA,
   llava_qwen2: LLAVA,
-  llava_onevision: block(FLAT),
-  moondream1: block(FLAT),
-  paligemma: block(FLAT),
-  gemma3: block(FLAT),
-  idefics3: block(IDEFICS3),
-  smolvlm: block(IDEFICS3),
+  llava_next: LLAVA_NEXT,
+  video_llava: VIDEO_LLAVA,
+  llava_onevision: OF_FLAT,
+  moondream1: OF_FLAT,
+  paligemma: OF_FLAT,
+  gemma3: OF_FLAT,
+  idefics3: OF_IDEFICS3,
+  smolvlm: OF_IDEFICS3,
   lfm2_vl: block(LFM2),
   qwen2_vl: OF_QWEN,
   qwen2_5_vl: OF_QWEN,
@@ -121,10 +161,26 @@ const SIGLIP = ['siglip_vision_model', 'siglip2_vision_model'];
 export function familyOf(name: string, config: ModelConfig): Family {
   const { model_type: type = '' } = config;
   const family = Object.hasOwn(FAMILIES, type) ? FAMILIES[type] : undefined;
-  if (family === LLAVA) return familyOfTower(name, config);
+  if (family === LLAVA) return config.mm_video_tower ? ORIGINAL_VIDEO : familyOfTower(name, config);
   if (family !== undefined) return family;
   const why = Object.hasOwn(REFUSED, type) ? ` ${REFUSED[type]}` : '';
   throw mismatch('ERR_VALUE', `${name}.model_type`, `${describe(type)}${why}`, alternatives(Object.keys(FAMILIES)));
+}
+
+/**
+ * The family of a model that Transformers.js has loaded.
+ * @throws DesapError as {@link familyOf}
+ */
+export function loadedFamilyOf(name: string, config: ModelConfig): LoadedFamily {
+  const { loaded } = familyOf(name, config);
+  if (loaded !== null) return loaded;
+  const type = describe(config.model_type);
+  throw mismatch(
+    'ERR_VALUE',
+    `${name}.model_type`,
+    type,
+    'one that Transformers.js has a class for (openVisionModel takes it)',
+  );
 }
 
 /** LLaVA's class of Transformers.js takes any tower: a CLIP folder fits that of CLIP, and SigLIP's has a last block of its own. */
@@ -132,7 +188,7 @@ function familyOfTower(name: string, { vision_config: vision = {}, mm_vision_tow
   const kinds = [vision.model_type, vision.architecture, named].map((kind) => kind ?? '').filter((kind) => kind !== '');
   const isOf = (pattern: RegExp) => kinds.some((kind) => pattern.test(kind));
   if (isOf(/fastvit|mobileclip/i)) throw mismatch('ERR_VALUE', name, `a model ${FASTVLM}`, 'a CLIP or a SigLIP tower');
-  if (isOf(/siglip/i)) return block(FLAT);
+  if (isOf(/siglip/i)) return OF_FLAT;
   const tower = vision.model_type ?? CLIP;
   if (tower === CLIP) return LLAVA;
   const wanted = `${alternatives([CLIP, ...SIGLIP])}: towers of other kinds are not read`;

@@ -43,10 +43,13 @@ export interface Purpose {
   readonly task: boolean;
 }
 
+/** How a text is compared. */
+export type Comparison = Pick<PruneOptions, 'alignment' | 'lambda'>;
+
 /** What was kept of one part. */
 export type Kept = Pick<PruneResult, 'tokens' | 'indices' | 'assignment' | 'counts'>;
 
-const { features: _, matrices: __, ...OWN } = PRUNE_OPTIONS;
+const { task: _, features: __, matrices: ___, ...OWN } = PRUNE_OPTIONS;
 const NAMES: OptionNames<VisionPruneOptions> = { ...OWN, allocation: true };
 const ALLOCATIONS = ['tile', 'image'] as const;
 
@@ -101,9 +104,13 @@ export abstract class EncodedImageBase implements EncodedImage {
     const text = embeddings && this.comparable(embeddings);
     const analyzed = performance.now();
     const map = saliency === undefined ? undefined : vector('saliency', saliency, layout.tokenCount);
+    const alignment = how.alignment ?? this.#alignment(text);
+    const isCompared = text !== null && how.taskShare !== 0;
+    const task = isCompared ? await this.taskMap(text, { alignment, lambda: how.lambda }).catch(asQuestion) : null;
     const requests = parts.map(({ places }) => ({
       ...how,
-      alignment: how.alignment ?? this.#alignment(text),
+      alignment,
+      ...(task && { task: Float32Array.from(places, (place) => task[place]) }),
       ...(map && { saliency: Float32Array.from(places, (place) => map[place]) }),
     }));
     const counts = await countsFor({ budget, allocation }, analyses, text, requests).catch(asQuestion);
@@ -120,7 +127,7 @@ export abstract class EncodedImageBase implements EncodedImage {
       stages: whole.timings,
     };
     const { unitRows: _, markerRows: __, markers: ___, ...result } = whole;
-    const task = text !== null && how.taskShare !== 0 ? { form } : null;
+    const task = isCompared ? { form } : null;
     const further = this.further(kept);
     const tileCounts = countsOfTiles(layout, whole);
     return { ...result, features, ...(further && { further }), tileCounts, task, timings };
@@ -178,7 +185,7 @@ export abstract class EncodedImageBase implements EncodedImage {
   }
 
   /**
-   * {@link EncodedImageBase.analyses} of an image that is pruned as one.
+   * That of an image that is pruned as one.
    * @throws DesapError `ERR_VALUE` for an image of several tiles
    */
   async analysis(): Promise<ImageAnalysis> {
@@ -202,6 +209,7 @@ export abstract class EncodedImageBase implements EncodedImage {
     });
   }
 
+  /** As {@link EncodedImage.dispose}. */
   [DISPOSE](): void {
     this.dispose();
   }
@@ -219,6 +227,11 @@ export abstract class EncodedImageBase implements EncodedImage {
   /** A text's embeddings in the space of the image's. */
   protected comparable(text: TextEmbeddings): TextEmbeddings {
     return text;
+  }
+
+  /** A task map over the image's tokens in place of the analyses' own, or null. */
+  protected async taskMap(_text: TextEmbeddings, _how: Comparison): Promise<Float32Array | null> {
+    return null;
   }
 
   /** What purposes an analysis for this one serves: analyses of one name are made once. */

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { decide } from '../../src/cli/decisions.js';
 import { readGoldenCase } from '../../src/cli/golden-case.js';
-import { provideBfloat16 } from '../support.js';
+import { provideBfloat16, provideCuda } from '../support.js';
 import { desap } from './run.js';
 
 const GOLDEN = 'test/golden';
@@ -60,6 +60,13 @@ describe('desap verify', () => {
     expect(out).toContain(`${BLOCKS.length + 1} of ${BLOCKS.length + 1} cases agree within 0.0001 (fp32)`);
     expect(out).toMatch(/^case +context +attention +embedding +task/m);
     expect(out).toMatch(/^case +attention +saliency +unit_saliency +embedding +global +probe_saliency/m);
+    expect(code).toBe(0);
+  });
+
+  it('agrees with every case on a GPU', async () => {
+    provideCuda();
+    const { code, out } = await desap('verify', TINY, ...BLOCKS, '--device', 'cuda');
+    expect(out).toContain(`${BLOCKS.length + 1} of ${BLOCKS.length + 1} cases agree within 0.0001 (fp32)`);
     expect(code).toBe(0);
   });
 

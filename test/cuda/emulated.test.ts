@@ -5,9 +5,18 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import * as desap from '../../src/index.js';
-import { EMULATED, embeddings, normal, normalTensor, randomHead, relativeError, values } from '../support.js';
+import {
+  EMULATED,
+  embeddings,
+  normal,
+  normalTensor,
+  randomBlock,
+  randomHead,
+  relativeError,
+  values,
+} from '../support.js';
 
-const { HostBuffer, Pruner } = desap;
+const { BlockHead, HostBuffer, Pruner } = desap;
 
 // The emulator reads this file again at every call of the runtime.
 const folder = mkdtempSync(join(tmpdir(), 'desap-emulated-'));
@@ -138,6 +147,16 @@ describe('auto', () => {
     expect(pruner.backend.device).toBe('cpu');
     expect(pruner.backend.fallback).toMatch(/^cuda: .*head size/);
     expect(pruner.pruneSync(normalTensor(2, 17, 136), text, { keep }).indices).toHaveLength(keep);
+  });
+
+  it('takes the CPU for a block that the GPU does not take', async () => {
+    const wide = randomBlock(4, { width: 136, heads: 1, norm: 'rms' });
+    await expect(BlockHead.load(wide, CUDA)).rejects.toEqual(failure('ERR_VALUE', /head size/));
+    using block = await BlockHead.load(wide);
+    expect(block.device).toBe('cpu');
+    expect(block.backend.fallback).toMatch(/^cuda: .*head size/);
+    using image = block.analyzeSync(normalTensor(2, 17, 136));
+    expect(image.saliency).toHaveLength(17);
   });
 
   it('takes the CPU for rows that the GPU does not take', async () => {
@@ -275,6 +294,72 @@ describe('a fault', () => {
   });
 });
 
+describe('a fault in a block', () => {
+  const weights = randomBlock(5, { width: 32, heads: 2, norm: 'layer', mlpWidth: 40 });
+  const states = normalTensor(6, 40, 32);
+  const images = [
+    { hidden: states },
+    { hidden: normalTensor(7, 9, 32), unit: Int32Array.from({ length: 9 }, (_, i) => i % 3) },
+  ];
+  const ask = async (block: desap.BlockHead) => {
+    const all = await block.analyzeBatch(images);
+    const results = all.map((one) => [
+      values(one.attention!).slice(),
+      one.saliency,
+      one.unitSaliency,
+      one.siglip!.global,
+    ]);
+    for (const one of all) one.dispose();
+    return results;
+  };
+  let want: Awaited<ReturnType<typeof ask>>;
+  beforeEach(async () => {
+    using block = await BlockHead.load(weights, CUDA);
+    want = await ask(block);
+  });
+
+  it('out of memory: says so, and works again', async () => {
+    let failures = 0;
+    for (let [nth, done] = [1, 0]; done < 3; nth++) {
+      pretend();
+      using block = await BlockHead.load(weights, CUDA);
+      pretend(`fail allocation ${nth} 2`);
+      const outcome = await ask(block).catch((error) => error);
+      if (Array.isArray(outcome)) done++;
+      else failures++;
+      expect(outcome).toEqual(Array.isArray(outcome) ? want : failure('ERR_OUT_OF_MEMORY'));
+      pretend();
+      expect(await ask(block)).toEqual(want);
+    }
+    expect(failures).toBeGreaterThan(0);
+  });
+
+  it('a launch that fails: says so, and works again', async () => {
+    using block = await BlockHead.load(weights, CUDA);
+    for (const nth of [1, 5, 20]) {
+      pretend(`fail launch ${nth} 701`);
+      await expect(ask(block)).rejects.toEqual(failure('ERR_DEVICE_FAILED', /cudaErrorLaunchOutOfResources/));
+      pretend();
+      expect(await ask(block)).toEqual(want);
+    }
+  });
+
+  it('a GPU that is lost: says so from then on', async () => {
+    using block = await BlockHead.load(weights, CUDA);
+    pretend('fail launch 3 719');
+    const lost = failure('ERR_DEVICE_LOST', /cudaErrorLaunchFailure/);
+    for (let call = 0; call < 3; call++) await expect(ask(block)).rejects.toEqual(lost);
+    pretend('seed 2');
+    using next = await BlockHead.load(weights, CUDA);
+    expect(await ask(next)).toEqual(want);
+  });
+
+  it('several calls at a time give what one gives', async () => {
+    using block = await BlockHead.load(weights, CUDA);
+    for (const results of await Promise.all([1, 2, 3, 4].map(() => ask(block)))) expect(results).toEqual(want);
+  });
+});
+
 describe('jobs', () => {
   it('run two at a time, give what one gives, and leave the event loop alone', async () => {
     using pruner = await Pruner.load(head, CUDA);
@@ -408,6 +493,20 @@ describe('precision', () => {
     const [x, weight] = [normalTensor(9, 20, 96), normalTensor(10, 30, 96)];
     const product = values(reference.backend.sync.linear({ x, weight }));
     expect(relativeError(values(pruner.backend.sync.linear({ x, weight })), product)).toBeLessThan(tolerance);
+  });
+
+  it.each([
+    ['fp16', 5e-3],
+    ['bf16', 4e-2],
+  ] as const)('%s is as near to float64 as it says, in a block', async (precision, tolerance) => {
+    const weights = randomBlock(8, { width: 128, heads: 2, norm: 'rms', mlpWidth: 200 });
+    using reference = await BlockHead.load(weights, { device: 'reference' });
+    using block = await BlockHead.load(weights, { device: 'cuda', precision });
+    using exact = reference.analyzeSync(states);
+    using got = block.analyzeSync(states);
+    expect(relativeError(values(got.attention!), values(exact.attention!))).toBeLessThan(tolerance);
+    expect(relativeError(got.saliency, exact.saliency)).toBeLessThan(tolerance);
+    expect(relativeError(values(got.siglip!.embeddings), values(exact.siglip!.embeddings))).toBeLessThan(tolerance);
   });
 
   it('gets coarser', () => {

@@ -64,7 +64,7 @@ export async function videosOf(family: string): Promise<VideoCase[]> {
 }
 
 /** The image of a seed, as the formula in `expected.json` has it. */
-export function imageOf([seed, width, height]: Size): RawImage {
+export function image([seed, width, height]: Size): RawImage {
   const data = new Uint8Array(width * height * 3);
   const ramp = (at: number, size: number) => Math.floor((at * 255) / Math.max(1, size - 1));
   for (let y = 0; y < height; y++)
@@ -90,7 +90,7 @@ export async function inputsOf({ image_processor }: Processor, given: Case) {
   const prepare = image_processor as unknown as (images: RawImage[]) => Promise<Pixels>;
   const videos = given.pictures.flatMap((own) => (given.frames ? [own] : own.map((one) => [one])));
   const prepared: Pixels[] = [];
-  for (const video of videos) prepared.push(await prepare(video.map(imageOf)));
+  for (const video of videos) prepared.push(await prepare(video.map(image)));
   const pixels = prepared.flatMap(({ pixel_values }) => [...(pixel_values.data as Float32Array)]);
   const [{ pixel_values: first }] = prepared;
   const dims = [given.input_ids.length, given.input_ids[0].length];

@@ -16,7 +16,7 @@ import { attach, type CallOptions, type PrunedImage } from '../../src/transforme
 import { compact, openVisionModel, type Positions, type VisionModel } from '../../src/vision/index.js';
 import { relativeError } from '../support.js';
 import { PlainLoop } from '../vision/plain-loop.js';
-import { type Case as BaseCase, imageOf, ROOT } from './family-cases.js';
+import { type Case as BaseCase, image, ROOT } from './family-cases.js';
 import { answer, type Inputs, ids, int64, load } from './support.js';
 
 interface Case extends Omit<BaseCase, 'pruned' | 'frames' | 'positions' | 'image_grid_thw'> {
@@ -80,7 +80,7 @@ describe.each([
   /** The case's own ids, and the processor's pixels. */
   async function inputsOf({ pictures, input_ids, attention_mask }: Case): Promise<Inputs> {
     const prepare = processor.image_processor as unknown as (images: unknown) => Promise<Inputs>;
-    const { pixel_values } = await prepare(pictures.flat().map(imageOf));
+    const { pixel_values } = await prepare(pictures.flat().map(image));
     const dims = [input_ids.length, input_ids[0].length];
     return {
       ...{ input_ids: int64(input_ids.flat(), dims), attention_mask: int64(attention_mask.flat(), dims) },
@@ -257,7 +257,7 @@ describe.each([
     const [one, , two] = prepared;
     await expect(generate({ ...one, pixel_values: two.pixel_values })).rejects.toMatchObject({
       code: 'ERR_SHAPE',
-      message: expect.stringMatching(/^input_ids: got \d+ image tokens/),
+      message: expect.stringMatching(/^input_ids: got \d+ visual tokens/),
     });
     const [, , ...extents] = one.pixel_values.dims;
     const flat = { data: one.pixel_values.data, dims: [3, ...extents] } as never;

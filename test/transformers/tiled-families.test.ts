@@ -20,7 +20,7 @@ import {
   type VisionInputs,
   type VisionModel,
 } from '../../src/vision/index.js';
-import { type Case as BaseCase, imageOf, ROOT } from './family-cases.js';
+import { type Case as BaseCase, image, ROOT } from './family-cases.js';
 import { answer, decodeByHand, embed, type Inputs, ids, int64, load, tokens } from './support.js';
 
 interface Case extends Omit<BaseCase, 'pruned' | 'frames' | 'positions' | 'image_grid_thw'> {
@@ -52,8 +52,8 @@ async function lfm2Tiles({ tokenizer, image_processor }: Processor): Promise<Inp
   ) => Promise<Inputs>;
   const prompt = (images: number) =>
     `<|im_start|>user\n${'<image>'.repeat(images)}${question}<|im_end|>\n<|im_start|>assistant\n`;
-  const one = await process(imageOf([7, 96, 64]), prompt(1));
-  const several = [imageOf([8, 20, 44]), imageOf([9, 100, 60]), imageOf([1, 1, 1])];
+  const one = await process(image([7, 96, 64]), prompt(1));
+  const several = [image([8, 20, 44]), image([9, 100, 60]), image([1, 1, 1])];
   return [one, await process([several], prompt(3))];
 }
 
@@ -106,9 +106,7 @@ describe.each(FAMILIES)('$family', ({ family, marks, further }) => {
   /** The case's own ids, and the processor's pixels. */
   async function inputsOf({ pictures, input_ids, attention_mask }: Case): Promise<Inputs> {
     const prepare = processor.image_processor as unknown as (images: unknown) => Promise<Inputs>;
-    const { pixel_values, pixel_attention_mask, spatial_shapes } = await prepare(
-      pictures.map((own) => own.map(imageOf)),
-    );
+    const { pixel_values, pixel_attention_mask, spatial_shapes } = await prepare(pictures.map((own) => own.map(image)));
     const dims = [input_ids.length, input_ids[0].length];
     return {
       ...{ input_ids: int64(input_ids.flat(), dims), attention_mask: int64(attention_mask.flat(), dims) },

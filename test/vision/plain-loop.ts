@@ -6,7 +6,7 @@ import * as ort from 'onnxruntime-node';
 export interface Prompt {
   /** [1, L]. */
   readonly inputIds: ort.Tensor;
-  /** [1, L]; with M-RoPE [3, 1, L]. */
+  /** [1, L]; [3, 1, L] for M-RoPE. */
   readonly positionIds: ort.Tensor;
   readonly nextPosition: number;
   /** Rows for the visual tokens, one image after the other: [1, K, W] each. */
@@ -49,8 +49,8 @@ export class PlainLoop {
       );
       embeds = await this.#embed(ids.slice(-1).map(BigInt));
       const next = BigInt(nextPosition + ids.length - 1);
-      const rows = positionIds.dims.slice(0, -2);
-      positions = new ort.Tensor('int64', new BigInt64Array(rows[0] ?? 1).fill(next), [...rows, 1, 1]);
+      const dims = positionIds.dims.with(-1, 1);
+      positions = new ort.Tensor('int64', new BigInt64Array(dims[0]).fill(next), dims);
     }
   }
 

@@ -165,6 +165,30 @@ describe.each(Object.keys(INPUTS))('%s', (family) => {
   });
 });
 
+describe('extents at the edge', () => {
+  let vision: VisionModel;
+  beforeAll(async () => {
+    vision = await openVisionModel(join(ROOT, 'lfm2_vl'));
+  });
+  afterAll(() => vision.dispose());
+
+  it.each([
+    [2, 2],
+    [2, 400],
+    [400, 2],
+  ])('%i x %i patches', async (rows, columns) => {
+    const patches = rows * columns;
+    const [image] = await vision.encode({
+      pixelValues: tensor([1, patches + 3, 48], (i) => (i < patches * 48 ? waves(i) : 0)),
+      spatialShapes: { data: BigInt64Array.from([rows, columns], BigInt), dims: [1, 2] },
+    });
+    expect(image.tiles).toEqual([{ frame: 0, rows: rows / 2, columns: columns / 2 }]);
+    const { indices, assignment } = await image.prune('what?', { keep: 1 });
+    expect([indices.length, assignment.length]).toEqual([1, patches / 4]);
+    image.dispose();
+  });
+});
+
 describe('files as optimisers and quantisers leave them', () => {
   /** The correlation of two maps. */
   const likeness = (a: Float32Array, b: Float32Array) => {

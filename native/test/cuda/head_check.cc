@@ -105,6 +105,7 @@ DESAP_CASE(head_mixed_batch) {
   requests[3].saliency = map.data(), requests[3].alignment = Alignment::mean;
   requests[4].features = {rows.data(), patches, shape.width, shape.width}, requests[4].merge = false, requests[4].lambda = 2;
   requests[5].task_keep = requests[5].keep;
+  requests[2].task = map.data();
 
   Answers alone(shape, count), together(shape, count);
   const std::vector<PruneOutput> one_by_one = alone.outputs(), at_once = together.outputs();
@@ -147,6 +148,11 @@ DESAP_CASE(head_mixed_batch) {
   requests[1].end_of_text = nullptr;
   status = head->prune(machine.one(), states.data(), count, Encoding::qq, requests.data(), at_once.data(), nullptr, nullptr);
   check(is(status, Code::not_finite, "text", 2) && status.image == 5, "text at fault");
+  Floats no_map = map;
+  no_map[17] = NAN;
+  requests[2].task = no_map.data();
+  status = head->prune(machine.one(), states.data(), count, Encoding::qq, requests.data(), at_once.data(), nullptr, nullptr);
+  check(is(status, Code::not_finite, "task", 17) && status.image == 2, "a task map at fault");
 }
 
 // More shapes than a stream keeps graphs, twice over, each time with other data in between.
@@ -199,6 +205,39 @@ DESAP_CASE(head_two_threads) {
   work(0);
   other.join();
   check(equal[0] && equal[1] && expected[0] != expected[1], "each thread has its own results");
+}
+
+// A map in place of the text's own gives the same, with the text and without; what else the text gives does not change.
+DESAP_CASE(head_task_map) {
+  const HeadShape shape{25, 64, 2, 32, true, 4, 5};
+  const RandomWeights weights(shape);
+  const RandomImages images(shape, 1);
+  const std::shared_ptr<Head> head = new_head(machine.one(), weights);
+  if (!head) return;
+  std::shared_ptr<Analysis> analysis;
+  check(head->analyze(machine.one(), images.states().data(), 1, Encoding::qq, nullptr, &analysis).good(), "analyze");
+  const size_t pairs = static_cast<size_t>(shape.patches() * shape.text_tokens);
+  Answers own(shape, 1), given(shape, 1);
+  Floats similarity(pairs, NAN), again(pairs, NAN);
+  PruneRequest request = images.requests()[0];
+  std::vector<PruneOutput> to_own = own.outputs(), to_given = given.outputs();
+  to_own[0].matrices.similarity = similarity.data();
+  check(analysis->prune(machine.one(), request, to_own[0], nullptr).good(), "its own");
+  request.task = own.task.data();
+  for (const bool text : {true, false}) {
+    for (const bool matrices : {true, false}) {
+      if (!text) request.text = {};
+      given = Answers(shape, 1), to_given[0] = given.outputs()[0], to_given[0].matrices.similarity = text && matrices ? again.data() : nullptr;
+      check(analysis->prune(machine.one(), request, to_given[0], nullptr).good() && given.bytes() == own.bytes(), "the same map");
+      check(!text || !matrices || again == similarity, "the same matrices");
+    }
+  }
+  Floats other(own.task.size());
+  for (size_t i = 0; i < other.size(); i++) other[i] = static_cast<float>(i);
+  request.task = other.data(), request.task_keep = request.keep;
+  check(analysis->prune(machine.one(), request, to_given[0], nullptr).good() && given.indices.back() == shape.patches() - 1 && given.task == other, "another map");
+  other[3] = NAN;
+  check(is(analysis->prune(machine.one(), request, to_given[0], nullptr), Code::not_finite, "task", 3), "a map that is not finite");
 }
 
 DESAP_CASE(head_reads_in_place) {

@@ -18,7 +18,13 @@ DESAP_CUDA_CASE(rotate_operand) {
       cuda::rotate(queue, precision, x.operand(), rows, heads, x.padded, size, {cos.get(), sin.get()});
       const std::string what = case_of(precision, heads, size) + ", " + std::to_string(rows) + " rows";
       check_close(x.read(queue), expected.data, precision == Precision::fp32 ? 1e-6 : precision == Precision::fp16 ? 5e-4 : 4e-3, what);
-      check(x.padding_intact(), what + ": padding");
+      const Bits left = x.bits();
+      bool padding = true;
+      for (size_t i = 0; i < left.size(); i++) {
+        const int64_t column = static_cast<int64_t>(i) % x.ld;
+        padding = padding && (left[i] == 0 || (column < heads * x.padded && column % x.padded < size));
+      }
+      check(padding, what + ": padding");
     }
   }
 }

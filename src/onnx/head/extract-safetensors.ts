@@ -105,11 +105,11 @@ export async function openCheckpoint(path: string): Promise<Checkpoint> {
   return { names: Object.keys(map), read };
 }
 
-async function configBeside(path: string): Promise<object> {
+export async function configBeside(path: string): Promise<object> {
   const file = join(dirname(path), 'config.json');
   return (await isFile(file)) ? readJson(file) : {};
 }
 
-function visionConfig(config: object): VisionConfig {
+export function visionConfig(config: object): VisionConfig {
   return (config as { vision_config?: VisionConfig }).vision_config ?? (config as VisionConfig);
 }

@@ -315,7 +315,8 @@ function headCount(width: number, { counts, extent }: HeadShape): number | null 
   return fitting.length === 1 ? fitting[0] : null;
 }
 
-function product(graph: Graph, factors: readonly Factor[], headExtent: number): number | null {
+/** What factors come to, given dh; null when one cannot be told. */
+export function product(graph: Graph, factors: readonly Factor[], headExtent: number): number | null {
   let total = 1;
   for (const { value, divides } of factors) {
     const factor =
