@@ -152,7 +152,8 @@ Status merge(Context&, ConstMatrix features, const int32_t* kept, int64_t k, Mat
 // signatures are each device's own, in cpu/dispatch.h and cuda/kernels.cuh. Notation as above; W_k is [D, D], its rows of head h W_k,h.
 //
 //   normalize         in place of layer_norm: y_i = (x_i - mean(x_i)) / sqrt(var(x_i) + epsilon), since W y + b with the norm's
-//                     weight and bias in it is one linear layer. It also leaves inverse_norms of x, which merge reads.
+//                     weight and bias in it is one linear layer. It also leaves inverse_norms of x, which merge reads. CUDA, in the
+//                     block: in place of rms_norm as well, without the mean.
 //   inverse_norms     y_i = 1 / max(|x_i|, 1e-12): what merge divides by, for features that no normalize has seen.
 //   attention         of a matrix with itself (qq, kk, vv) on the CPU: exp(q_i . q_j) is a Gaussian of |q_i - q_j|, which is symmetric,
 //                     and every pair is computed once (cpu/gaussian.h). The kernel of that name sees to it by itself.

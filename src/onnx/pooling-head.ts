@@ -1,4 +1,4 @@
-import type { Tensor } from 'onnxruntime-common';
+import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import type { SiglipHead } from '../block-weights.js';
 import { DesapError } from '../errors.js';
 import type { LinearWeights } from '../head.js';
@@ -6,6 +6,7 @@ import { readLayer } from './block-weights.js';
 import { cut, type OrtModule, openGraph } from './edit.js';
 import { Builder } from './format/builder.js';
 import { DataType } from './format/proto.js';
+import { times } from './linear-weights.js';
 import { product } from './search/attention.js';
 import type { LayerNorm } from './search/norm.js';
 import type { PoolingHead } from './search/pooling-head.js';
@@ -41,6 +42,8 @@ export async function readPoolingHead(
   const first = await readLayer(ort, graph, fc1, width);
   const bias = laterBias === null ? first.bias : sum(first.bias, await readVector(model, laterBias));
   const mlpWidth = first.bias.length;
+  const last = await readLayer(ort, graph, fc2, mlpWidth);
+  const factor = laterBias === null ? await activationFactor(ort, head, trial, mlpWidth) : 1;
   return {
     heads: attention.heads,
     head: {
@@ -53,7 +56,7 @@ export async function readPoolingHead(
       out: await readLayer(ort, graph, out, width),
       norm: await readNorm(head, norm),
       fc1: { weight: first.weight, bias },
-      fc2: await readLayer(ort, graph, fc2, mlpWidth),
+      fc2: { weight: times(last.weight, factor), bias: last.bias },
     },
   };
 }
@@ -70,6 +73,38 @@ function identity(width: number): LinearWeights {
   const weight = new Float32Array(width * width);
   for (let i = 0; i < width; i++) weight[i * width + i] = 1;
   return { weight, bias: new Float32Array(width) };
+}
+
+const HIDDEN = 'desap.mlp_hidden';
+const ACTIVATED = 'desap.mlp_activated';
+
+/** What the activation is a multiple of GELU by: optimisers move a factor of it into the layer behind. */
+async function activationFactor(
+  ort: OrtModule,
+  { graph, fc1, fc2 }: PoolingHead,
+  { feeds }: PoolingTrial,
+  mlpWidth: number,
+): Promise<number> {
+  const builder = new Builder(graph.model.opset);
+  builder.cast(HIDDEN, graph.elementType(fc1.output), fc1.output);
+  builder.float(fc2.input, ACTIVATED);
+  const inputs = [{ name: HIDDEN, type: DataType.float }];
+  const session = await openGraph(ort, cut(graph.model, { inputs, outputs: [ACTIVATED], nodes: builder.nodes }));
+  try {
+    const large = new ort.Tensor('float32', new Float32Array(mlpWidth).fill(LARGE), [1, mlpWidth]);
+    const { [ACTIVATED]: activated } = await session.run({ ...needed(session, feeds), [HIDDEN]: large });
+    return (activated.data as Float32Array)[0] / LARGE;
+  } finally {
+    await session.release();
+  }
+}
+
+/** Where GELU is its argument: the rest is below float32's rounding. */
+const LARGE = 16;
+
+/** How many images there are may be read off the file's own inputs. */
+function needed(session: InferenceSession, feeds: PoolingTrial['feeds']): Record<string, Tensor> {
+  return Object.fromEntries(Object.entries(feeds).filter(([name]) => session.inputNames.includes(name)));
 }
 
 /** What the probe's attention is made of. */
@@ -94,13 +129,11 @@ async function probeAttention(
   const outputs = Object.entries(operands).map(([name, value]) => builder.float(value, name));
   const inputs = [{ name: ROWS, type: DataType.float }];
   const session = await openGraph(ort, cut(graph.model, { inputs, outputs, nodes: builder.nodes }));
-  // How many images there are may be read off the file's own input.
-  const beside = Object.fromEntries(Object.entries(feeds).filter(([name]) => session.inputNames.includes(name)));
   /** What comes of unit vectors, the first of them `first`; none beyond the last. */
   const run = (first: number, count = rows) => {
     const data = new Float32Array(rows * width);
     for (let r = 0; r < count && first + r < width; r++) data[r * width + first + r] = 1;
-    return session.run({ ...beside, [ROWS]: new ort.Tensor('float32', data, [1, rows, width]) });
+    return session.run({ ...needed(session, feeds), [ROWS]: new ort.Tensor('float32', data, [1, rows, width]) });
   };
   try {
     const [zeros, one] = [await run(width), await run(0, 1)];

@@ -1,5 +1,5 @@
-// siglip_read_out.cu against float64 where more rows come than go through the MLP at once: rows of the first part, of the second, the
-// global vector behind them, and a row at fault there.
+// siglip_read_out.cu against float64 where more rows come than go through the MLP at once: rows of the first part, of the second, and
+// the global vector behind them.
 #include "../random_block.h"
 #include "operands.h"
 
