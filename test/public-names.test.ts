@@ -44,6 +44,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
       'LlavaImage',
       'LlavaNextVision',
       'LlavaVision',
+      'Phi3Vision',
       'QwenImage',
       'QwenVision',
       'SiglipText',

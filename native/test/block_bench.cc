@@ -19,7 +19,7 @@ void run(const ContextOptions& options, const BlockShape& shape, int64_t rows, b
   if (!context_create(options, &context).good()) return;
   const RandomBlock weights(shape);
   const std::shared_ptr<Block> block = new_block(*context, weights);
-  Sequence s(weights, rows, rotates, rows / 4, 1);
+  Sequence s(weights, rows, rotates, rows / 4, 99);
   double best = 1e30, processors = 1e30;
   BlockTimings stages{};
   for (int i = 0; i < rounds; i++) {
@@ -50,7 +50,7 @@ int main(int argc, char** argv) {
   supported_isas(isas);
   const ContextOptions options{threads, isas[0], argc > 3 && !std::strcmp(argv[3], "bf16")};
   std::printf("%s, %d threads%s\n", isa_name(isas[0]), threads, options.bfloat16 ? ", bfloat16" : "");
-  for (int64_t rows : {1024, 4096, 16384}) run(options, {1280, 16, Norm::rms, true, 0}, rows, true, rounds);
+  for (int64_t rows : {1024, 4096}) run(options, {1280, 16, Norm::rms, true, 0}, rows, true, rounds);
   for (int64_t rows : {729, 4096}) run(options, {1152, 16, Norm::layer, true, 0}, rows, false, rounds);
   run(options, {1152, 16, Norm::layer, true, 4304}, 729, false, rounds);
 }

@@ -79,12 +79,16 @@ export class BlockImage extends EncodedImageBase {
   }
 
   /** SigLIP's rows are of patches: where a token has several, each is compared by itself. */
-  protected override async taskMap(text: TextEmbeddings, how: Comparison): Promise<Float32Array | null> {
+  protected override async taskMaps(
+    parts: readonly Part[],
+    text: TextEmbeddings,
+    how: Comparison,
+  ): Promise<Float32Array[] | null> {
     const { readOut } = await this.#batch.view(true);
     const tiles = readOut && this.#tiles.map((tile) => readOut[tile]);
     if (!tiles?.some(({ tile }) => tile.unit)) return null;
     const scores = await taskScores(this.#vision.backend, tiles, this.#batch.count, text, how);
-    return scores.subarray(this.#first, this.#first + this.tokenCount);
+    return parts.map(({ places }) => Float32Array.from(places, (place) => scores[this.#first + place]));
   }
 
   protected override comparable(text: TextEmbeddings): TextEmbeddings {

@@ -106,12 +106,13 @@ export abstract class EncodedImageBase implements EncodedImage {
     const map = saliency === undefined ? undefined : vector('saliency', saliency, layout.tokenCount);
     const alignment = how.alignment ?? this.#alignment(text);
     const isCompared = text !== null && how.taskShare !== 0;
-    const task = isCompared ? await this.taskMap(text, { alignment, lambda: how.lambda }).catch(asQuestion) : null;
-    const requests = parts.map(({ places }) => ({
+    const compared = { alignment, lambda: how.lambda };
+    const tasks = isCompared ? await this.taskMaps(parts, text, compared).catch(asQuestion) : null;
+    const requests = parts.map(({ places }, p) => ({
       ...how,
       alignment,
-      ...(task && { task: Float32Array.from(places, (place) => task[place]) }),
       ...(map && { saliency: Float32Array.from(places, (place) => map[place]) }),
+      ...(tasks && { task: tasks[p] }),
     }));
     const counts = await countsFor({ budget, allocation }, analyses, text, requests).catch(asQuestion);
     const kept = await pruneAll(
@@ -229,8 +230,12 @@ export abstract class EncodedImageBase implements EncodedImage {
     return text;
   }
 
-  /** A task map over the image's tokens in place of the analyses' own, or null. */
-  protected async taskMap(_text: TextEmbeddings, _how: Comparison): Promise<Float32Array | null> {
+  /** The task map of each part, where that is not the one that its analysis gives. */
+  protected async taskMaps(
+    _parts: readonly Part[],
+    _text: TextEmbeddings,
+    _how: Comparison,
+  ): Promise<Float32Array[] | null> {
     return null;
   }
 

@@ -29,6 +29,8 @@ export type { LlavaNextVisionOptions } from './llava-next.js';
 export { LlavaNextVision } from './llava-next.js';
 export type { Dtype, ModelConfig } from './model-folder.js';
 export { openVisionModel } from './open.js';
+export type { Phi3VisionOptions } from './phi3.js';
+export { Phi3Vision } from './phi3.js';
 export type { QwenVisionOptions } from './qwen.js';
 export { QwenImage, QwenVision } from './qwen.js';
 export type { SiglipOptions } from './siglip-options.js';
