@@ -47,6 +47,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
       'Phi3Vision',
       'QwenImage',
       'QwenVision',
+      'SiglipText',
       'TilesImage',
       'VideoLlavaVision',
       'compact',

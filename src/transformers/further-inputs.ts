@@ -5,7 +5,6 @@ import type { OrtModule } from '../onnx/edit.js';
 import { floatToHalf } from '../tensor.js';
 import type { PrunedFeatures } from '../vision/vision-model.js';
 import type { ModelSession, ModelTensor } from './model.js';
-import type { PromptImage } from './prompt-images.js';
 
 /** One input of a decoder. */
 interface FurtherInput {
@@ -70,11 +69,12 @@ export class FurtherInputs {
    * Notes the kept rows of a prompt.
    * @param embeds of the shortened prompt, [B, S, W]
    * @param slots for each sequence the column that each slot holds
+   * @param images columns of the tokens of each
    */
   note(
     embeds: ModelTensor,
     slots: readonly Int32Array[],
-    images: readonly PromptImage[],
+    images: readonly { readonly sequence: number; readonly columns: readonly number[] }[],
     kept: readonly PrunedFeatures[],
   ): void {
     const at = new Map<string, { image: number; row: number }>();

@@ -3,9 +3,18 @@ import { type Backend, ImageAnalysis, type TextEmbeddings } from '../index.js';
 import { float32 } from '../tensor.js';
 import type { BlockBatch, TokenRows } from './block-batch.js';
 import { stacked } from './further.js';
-import { type Analyzed, EncodedImageBase, type ImageOwner, type Kept, type Purpose, tokensOf } from './image-base.js';
+import {
+  type Analyzed,
+  type Comparison,
+  EncodedImageBase,
+  type ImageOwner,
+  type Kept,
+  type Purpose,
+  tokensOf,
+} from './image-base.js';
 import { plainLayout } from './layout.js';
 import { meanRows } from './mean-rows.js';
+import { taskScores } from './siglip-rows.js';
 import { taskText } from './task-text.js';
 import type { Part } from './whole-image.js';
 
@@ -34,7 +43,7 @@ export class BlockImage extends EncodedImageBase {
       own.map(({ tokens }) => tokens),
     );
     const isJoint = own.some(({ frame }) => frame > 0);
-    super('BlockImage', vision, { layout, form: 'llm', medium: own[0].medium, isJoint, milliseconds });
+    super('BlockImage', vision, { layout, form: batch.form, medium: own[0].medium, isJoint, milliseconds });
     this.#vision = vision;
     this.#batch = batch;
     this.#tiles = tiles;
@@ -58,7 +67,9 @@ export class BlockImage extends EncodedImageBase {
         const patchEmbeddings = this.#tokens(embeddings, part);
         const saliency = this.#tokens({ data: view.saliency, width: 1 }, part).data as Float32Array;
         const features = this.#tokens(this.#batch.alike, part);
-        analyses.push(await ImageAnalysis.from({ patchEmbeddings, saliency, features }, this.#vision.backend));
+        const [tile, ...others] = part.tiles;
+        const global = others.length === 0 ? view.readOut?.[this.#tiles[tile]].readOut?.global : undefined;
+        analyses.push(await ImageAnalysis.from({ patchEmbeddings, global, saliency, features }, this.#vision.backend));
       }
     } catch (error) {
       for (const analysis of analyses) analysis.dispose();
@@ -67,7 +78,21 @@ export class BlockImage extends EncodedImageBase {
     return { analyses, milliseconds: view.milliseconds * this.#tiles.length + performance.now() - start };
   }
 
+  /** SigLIP's rows are of patches: where a token has several, each is compared by itself. */
+  protected override async taskMaps(
+    parts: readonly Part[],
+    text: TextEmbeddings,
+    how: Comparison,
+  ): Promise<Float32Array[] | null> {
+    const { readOut } = await this.#batch.view(true);
+    const tiles = readOut && this.#tiles.map((tile) => readOut[tile]);
+    if (!tiles?.some(({ tile }) => tile.unit)) return null;
+    const scores = await taskScores(this.#vision.backend, tiles, this.#batch.count, text, how);
+    return parts.map(({ places }) => Float32Array.from(places, (place) => scores[this.#first + place]));
+  }
+
   protected override comparable(text: TextEmbeddings): TextEmbeddings {
+    if (this.#batch.form === 'siglip') return text;
     return taskText(text, this.#batch.alike.width);
   }
 

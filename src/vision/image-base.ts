@@ -43,10 +43,13 @@ export interface Purpose {
   readonly task: boolean;
 }
 
+/** How a text is compared. */
+export type Comparison = Pick<PruneOptions, 'alignment' | 'lambda'>;
+
 /** What was kept of one part. */
 export type Kept = Pick<PruneResult, 'tokens' | 'indices' | 'assignment' | 'counts'>;
 
-const { features: _, matrices: __, ...OWN } = PRUNE_OPTIONS;
+const { task: _, features: __, matrices: ___, ...OWN } = PRUNE_OPTIONS;
 const NAMES: OptionNames<VisionPruneOptions> = { ...OWN, allocation: true };
 const ALLOCATIONS = ['tile', 'image'] as const;
 
@@ -102,8 +105,9 @@ export abstract class EncodedImageBase implements EncodedImage {
     const analyzed = performance.now();
     const map = saliency === undefined ? undefined : vector('saliency', saliency, layout.tokenCount);
     const alignment = how.alignment ?? this.#alignment(text);
-    const tasks =
-      text && how.taskShare !== 0 ? await this.taskMaps(parts, text, { ...how, alignment }).catch(asQuestion) : null;
+    const isCompared = text !== null && how.taskShare !== 0;
+    const compared = { alignment, lambda: how.lambda };
+    const tasks = isCompared ? await this.taskMaps(parts, text, compared).catch(asQuestion) : null;
     const requests = parts.map(({ places }, p) => ({
       ...how,
       alignment,
@@ -124,7 +128,7 @@ export abstract class EncodedImageBase implements EncodedImage {
       stages: whole.timings,
     };
     const { unitRows: _, markerRows: __, markers: ___, ...result } = whole;
-    const task = text !== null && how.taskShare !== 0 ? { form } : null;
+    const task = isCompared ? { form } : null;
     const further = this.further(kept);
     const tileCounts = countsOfTiles(layout, whole);
     return { ...result, features, ...(further && { further }), tileCounts, task, timings };
@@ -230,7 +234,7 @@ export abstract class EncodedImageBase implements EncodedImage {
   protected async taskMaps(
     _parts: readonly Part[],
     _text: TextEmbeddings,
-    _how: PruneOptions,
+    _how: Comparison,
   ): Promise<Float32Array[] | null> {
     return null;
   }

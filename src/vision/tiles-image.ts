@@ -1,8 +1,15 @@
 import type { Tensor } from 'onnxruntime-common';
-import type { PruneOptions, TensorLike, TextEmbeddings } from '../index.js';
+import type { TensorLike, TextEmbeddings } from '../index.js';
 import { float32, integer, matrix, widened } from '../tensor.js';
 import type { ClipTile } from './clip-tile.js';
-import { type Analyzed, EncodedImageBase, type ImageOwner, type Kept, tokensOf } from './image-base.js';
+import {
+  type Analyzed,
+  type Comparison,
+  EncodedImageBase,
+  type ImageOwner,
+  type Kept,
+  tokensOf,
+} from './image-base.js';
 import type { TokenLayout } from './layout.js';
 import type { EncodedImage } from './vision-model.js';
 import type { Part } from './whole-image.js';
@@ -42,7 +49,7 @@ export class TilesImage extends EncodedImageBase {
   protected override async taskMaps(
     parts: readonly Part[],
     { embeddings, endOfText }: TextEmbeddings,
-    { alignment, lambda }: PruneOptions,
+    { alignment, lambda }: Comparison,
   ): Promise<Float32Array[] | null> {
     const tiles = parts.map(({ tiles: [tile] }) => this.how.tiles[tile]);
     if (tiles.some(({ task }) => task === undefined)) return null;
