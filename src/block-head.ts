@@ -335,7 +335,7 @@ function refuseOverlaps(states: readonly Checked[], prefixes: readonly string[])
   states.forEach(({ attention }, b) => {
     if (!attention) return;
     states.forEach((other, c) => {
-      const taken = [other.hidden.data, c < b && other.attention];
+      const taken = [other.hidden.data, other.rotary?.cos, other.rotary?.sin, c < b && other.attention];
       if (taken.some((memory) => memory && overlap(attention, memory)))
         throw mismatch(
           'ERR_VALUE',

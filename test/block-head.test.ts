@@ -281,6 +281,14 @@ describe('a block head', () => {
     ).rejects.toMatchObject({
       message: expect.stringMatching(/^images\[1\]\.attention/),
     });
+    // Another image's tables are read behind it.
+    const table = { data: second.fill(1).subarray(0, N * DH), dims: [N, DH] };
+    await expect(
+      head.analyzeBatch([
+        { hidden, attention: second },
+        { hidden, cos: table, sin: table },
+      ]),
+    ).rejects.toMatchObject({ message: expect.stringMatching(/^images\[0\]\.attention: got memory that the call/) });
     using fits = await head.analyze(x, { attention: second });
     expect(fits.rows).toBe(N);
   });
