@@ -71,7 +71,7 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
 
   const running = new Set<Promise<unknown>>();
   const decoder = hooked.sessions.decoder_model_merged;
-  const further = FurtherInputs.of(decoder, vision.model.further ?? [], runtime.ort);
+  const { further } = vision;
   const hooks = pruningHooks({ model: hooked, vision: vision.model, questions, further }, ownMethods(hooked), defaults);
   const restore = override(hooked, waitedFor(hooks, running));
   hooked.sessions.vision_encoder = vision.session;
@@ -103,6 +103,8 @@ interface Vision {
   readonly model: VisionModel;
   /** Stands in for the model's vision session. */
   readonly session: ModelSession;
+  /** What its decoder takes of visual tokens besides their features. */
+  readonly further: FurtherInputs | null;
 }
 
 /** Opens the vision model, and checks that it computes what the loaded session computes. */
@@ -125,7 +127,11 @@ async function openVision(
     const wanted = `those of the file that the model was loaded from${family.premise}`;
     await confirmFeatures(model, samples, { argument: 'options.model', file, wanted });
     const sample = samples[0].features;
-    return { model, session: standIn(plain, model, { ort, inputs, sample }) };
+    return {
+      model,
+      session: standIn(plain, model, { ort, inputs, sample }),
+      further: FurtherInputs.of(sessions.decoder_model_merged, model.further ?? [], ort),
+    };
   } catch (error) {
     await model.dispose();
     throw error;

@@ -2,6 +2,7 @@
  * Qwen3-VL whose deepstack features are outputs of the encoder and inputs of the decoder: the packed folder, taken apart. It computes the
  * same, so Hugging Face's ids and sets are those of that folder.
  */
+import { readdirSync } from 'node:fs';
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -149,6 +150,25 @@ describe.each<Form>(['an output for each layer', 'one output of all layers'])('%
         const column = (1 + LAYERS) * WIDTH * Math.floor(i / WIDTH) + layer * WIDTH + (i % WIDTH);
         expect(value).toBeCloseTo((wanted.features.data as Float32Array)[column], 5);
       }
+  });
+
+  it('refuses a decoder that takes them in another type, and gives back what it opened', async () => {
+    const { decoder_model_merged: decoder } = model.sessions;
+    const inputMetadata = decoder.inputMetadata.map((input: { name: string }) =>
+      input.name.startsWith('deepstack') ? { ...input, type: 'int64' } : input,
+    );
+    const sessions = {
+      ...model.sessions,
+      decoder_model_merged: Object.create(decoder, { inputMetadata: { value: inputMetadata } }),
+    };
+    const other = Object.create(model, { sessions: { value: sessions } });
+    const threads = () => (process.platform === 'linux' ? readdirSync('/proc/self/task').length : 0);
+    const refused = async () =>
+      expect(attach(other, { model: folder, keep: 4 })).rejects.toThrow(/got the input deepstack.*, wanted floats/);
+    await refused();
+    const before = threads();
+    for (let i = 0; i < 4; i++) await refused();
+    expect(threads()).toBeLessThanOrEqual(before + 2);
   });
 
   it('refuses a decoder that takes what no output feeds, by its name', async () => {
