@@ -21,6 +21,9 @@ const MAX_FRAMES = 1024;
 const MAX_FRAME = 3 * 2 ** 26 + 64;
 /** What a count of frames is written with. */
 const MAX_TEXT = 2 ** 24;
+/** What videos are kept in. Playlists, which name other files, are left out. */
+const CONTAINERS =
+  'mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,rm,mxf,nut,dv,ivf,gif,apng,h264,hevc,m4v,mpegvideo,yuv4mpegpipe';
 const SPELLINGS = [
   ['-fps_mode', 'passthrough'],
   // Before version 5.1.
@@ -40,7 +43,7 @@ export function frameIndices(total: number, count: number): number[] {
 
 /**
  * Evenly spread frames of a video file, upright, from its first to its last. No frame is mirrored: what the training code of Video-LLaVA
- * does at random is left out. ffmpeg is run without a shell, and opens nothing but the file.
+ * does at random is left out. ffmpeg is run without a shell, and opens nothing but the file: a playlist is refused.
  *
  * @throws DesapError `ERR_FILE` for a file that is missing or no video, and for one without frames; `ERR_MISSING_PACKAGE` where ffmpeg is
  *   not installed, with the install line; `ERR_VALUE`
@@ -103,7 +106,8 @@ async function decode(video: Video, indices: ReadonlySet<number>): Promise<RgbIm
  * @throws DesapError `ERR_FILE` with its own words, and for more than `most` bytes; `ERR_MISSING_PACKAGE`
  */
 function run({ path, ffmpeg }: Video, output: readonly string[], most: number): Promise<Uint8Array> {
-  const input = ['-v', 'error', '-nostdin', '-protocol_whitelist', 'file', '-i', `file:${resolve(path)}`];
+  const limits = ['-protocol_whitelist', 'file', '-format_whitelist', CONTAINERS];
+  const input = ['-v', 'error', '-nostdin', ...limits, '-i', `file:${resolve(path)}`];
   return new Promise((done, fail) => {
     const child = spawn(ffmpeg, [...input, ...output], { stdio: ['ignore', 'pipe', 'pipe'], shell: false });
     const chunks: Uint8Array[] = [];

@@ -69,6 +69,12 @@ describe('frames of a video', () => {
       /finds no frames in it: Invalid data/,
     ],
     [
+      'a playlist, which names other files',
+      async () => videoFrames(await video({ frames: 8, format: 'concat' }), { ffmpeg }),
+      'ERR_FILE',
+      /finds no frames in it: Invalid argument/,
+    ],
+    [
       'a video without frames',
       async () => videoFrames(await video({ frames: 0 }), { ffmpeg }),
       'ERR_FILE',
