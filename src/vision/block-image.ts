@@ -9,6 +9,7 @@ import {
   EncodedImageBase,
   type ImageOwner,
   type Kept,
+  ofTile,
   type Purpose,
   tokensOf,
 } from './image-base.js';
@@ -58,7 +59,8 @@ export class BlockImage extends EncodedImageBase {
   protected async makeAnalyses(parts: readonly Part[], { task }: Purpose): Promise<Analyzed> {
     const view = await this.#batch.view(task);
     const start = performance.now();
-    for (const tile of this.#tiles) if (view.failed.has(tile)) throw view.failed.get(tile);
+    for (const [own, tile] of this.#tiles.entries())
+      if (view.failed.has(tile)) throw ofTile(view.failed.get(tile), own, this.#tiles.length);
     const analyses: ImageAnalysis[] = [];
     try {
       for (const part of parts) {

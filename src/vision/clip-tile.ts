@@ -1,5 +1,7 @@
-import { type AnalyzeOptions, ImageAnalysis, type PruneOptions, type TensorLike } from '../index.js';
+import { type AnalyzeOptions, ImageAnalysis, type TensorLike, type TextEmbeddings } from '../index.js';
 import type { ClipEncoder, Encoded } from './clip-encoder.js';
+import type { Comparison } from './image-base.js';
+import { Once } from './once.js';
 
 /** An analysis, and the milliseconds that it took. */
 export interface AnalyzedTile {
@@ -7,19 +9,12 @@ export interface AnalyzedTile {
   readonly milliseconds: number;
 }
 
-/** A text as the kernel `align` takes it, and how. */
-export interface AlignedText {
-  readonly text: TensorLike;
-  readonly endOfText: Float32Array;
-}
-export type Aligned = Pick<PruneOptions, 'alignment' | 'lambda'>;
-
 /** One tile (or frame) of an image, as a CLIP tower encoded it. */
 export interface ClipTile {
-  /** The pruner's view of its units; the caller frees it. */
+  /** The pruner's view of its units: made once, and freed with the tile at the latest. */
   analyze(): Promise<AnalyzedTile>;
   /** The task map of its units where that is not the one that its analysis gives. */
-  task?(text: AlignedText, how: Aligned): Promise<Float32Array>;
+  task?(text: TextEmbeddings, how: Comparison): Promise<Float32Array>;
   /** Hidden states of its units, [units, D]. */
   units(): TensorLike & { readonly data: Float32Array };
   /** Hidden states of the class token, [1, D]. */
@@ -43,6 +38,7 @@ export function clipTile(
   const classRows = Number(pruner.head.classToken);
   const [, rows, width] = batch.dims;
   const isWhole = patches.length === rows - classRows;
+  const part = new Once<ImageAnalysis>();
   const units = () => {
     const { data } = batch.rows(index);
     return isWhole
@@ -52,21 +48,26 @@ export function clipTile(
   return {
     units,
     classRow: () => ({ data: batch.rows(index).data.subarray(0, width), dims: [1, width] }),
-    release: () => batch.release(),
+    async release() {
+      (await part.made())?.dispose();
+      await batch.release();
+    },
     async analyze() {
       const { analysis, milliseconds } = await batch.analyze(index, (tiles) =>
         pruner.analyzeBatch(tiles, { encoding }),
       );
       if (isWhole) return { analysis, milliseconds };
       const start = performance.now();
-      const saliency = analysis.saliency();
-      const parts = {
-        patchEmbeddings: picked(analysis.patchEmbeddings(), patches),
-        global: analysis.global(),
-        saliency: Float32Array.from(patches, (patch) => saliency[patch]),
-        features: units(),
-      };
-      const own = await ImageAnalysis.from(parts, pruner.backend);
+      const own = await part.get(async () => {
+        const saliency = analysis.saliency();
+        const parts = {
+          patchEmbeddings: picked(analysis.patchEmbeddings(), patches),
+          global: analysis.global(),
+          saliency: Float32Array.from(patches, (patch) => saliency[patch]),
+          features: units(),
+        };
+        return ImageAnalysis.from(parts, pruner.backend);
+      });
       return { analysis: own, milliseconds: milliseconds + performance.now() - start };
     },
   };

@@ -1,7 +1,7 @@
 import type { Tensor } from 'onnxruntime-common';
 import { DISPOSE } from '../dispose-symbols.js';
-import { DesapError, invalid, mismatch } from '../errors.js';
-import { ImageAnalysis, type PruneOptions, type PruneResult, type TextEmbeddings } from '../index.js';
+import { DesapError, invalid, mismatch, notFinite } from '../errors.js';
+import { ImageAnalysis, type PruneOptions, type PruneResult, type TensorLike, type TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
 import { type OptionNames, options } from '../options.js';
 import { PRUNE_OPTIONS, textEmbeddings } from '../prune-request.js';
@@ -103,7 +103,7 @@ export abstract class EncodedImageBase implements EncodedImage {
     const { analyses, milliseconds: analyze } = await this.#analyze(allocation, { task: embeddings !== null });
     const text = embeddings && this.comparable(embeddings);
     const analyzed = performance.now();
-    const map = saliency === undefined ? undefined : vector('saliency', saliency, layout.tokenCount);
+    const map = saliency === undefined ? undefined : finiteMap('saliency', saliency, layout.tokenCount);
     const alignment = how.alignment ?? this.#alignment(text);
     const isCompared = text !== null && how.taskShare !== 0;
     const compared = { alignment, lambda: how.lambda };
@@ -301,6 +301,14 @@ async function countsFor(
   );
 }
 
+/** A map of all tokens, checked before its parts are told apart. */
+function finiteMap(argument: string, given: Float32Array | TensorLike, tokens: number): Float32Array {
+  const map = vector(argument, given, tokens);
+  const bad = map.findIndex((value) => !Number.isFinite(value));
+  if (bad >= 0) throw notFinite(argument, bad);
+  return map;
+}
+
 /** The sum of what is above zero. */
 function positive(map: Float32Array): number {
   return map.reduce((sum, value) => sum + Math.max(0, value), 0);
@@ -314,6 +322,14 @@ async function pruneAll(
 ): Promise<PruneResult[]> {
   if (analyses.length > 1) return ImageAnalysis.pruneBatch(analyses, text, requests);
   return [await analyses[0].prune(text, requests[0])];
+}
+
+/** A data error of the hidden states of one tile: where an image has several, it says which. */
+export function ofTile(error: unknown, tile: number, tiles: number): unknown {
+  const { row, image } = error as { row?: number; image?: number };
+  // With an image's number it is of a call for several tiles, and may be another's.
+  if (row === undefined || image !== undefined) return error;
+  return notFinite(tiles > 1 ? `hidden states of tile ${tile}` : 'hidden states', row);
 }
 
 /** What the pruner is given is the encoder's, and not what the caller knows. */

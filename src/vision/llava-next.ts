@@ -73,7 +73,7 @@ export class LlavaNextVision extends ClipVisionModel<TilesImage> {
 
   /**
    * @param visionEncoder path of a `vision_encoder.onnx`: [tiles, 3, S, S] to [tiles, patches, W]
-   * @throws DesapError as `LlavaVision.open`; `ERR_VALUE` for a missing newline vector, and for a config without sizes
+   * @throws DesapError as `LlavaVision.open`; `ERR_VALUE` for a missing newline vector, and for sizes that are no tiles
    */
   static async open(visionEncoder: string, given: LlavaNextVisionOptions): Promise<LlavaNextVision> {
     const checked = options('options', given, LLAVA_NEXT_OPTIONS);

@@ -13,6 +13,7 @@ import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { encodingOf } from '../pruner.js';
 import { float32, floatData, nonEmpty, oneOf, type TensorLike, widened } from '../tensor.js';
+import { alignedText } from './aligned-text.js';
 import { type Grid, NEWLINES, type Newline } from './anyres.js';
 import { sizesOf } from './anyres-inputs.js';
 import { unitsOfGrid } from './block-family.js';
@@ -191,40 +192,40 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
         ),
       );
     const { backend } = pruner;
-    const unitRow = async (row: Float32Array) =>
-      (await backend.unitRows({ x: { data: row, dims: [1, row.length] } })).data as Float32Array;
-    const tiles = layout.places.map(
-      (places, tile): ClipTile => ({
+    const tiles = layout.places.map((places, tile): ClipTile => {
+      const made = new Once<ImageAnalysis>();
+      return {
         units: () => ({ data: at(places), dims: [places.length, W] }),
         classRow: () => ({ data: states(tile).data.subarray(0, D), dims: [1, D] }),
-        release: async () => (await analyses.made())?.[tile].dispose(),
+        async release() {
+          (await made.made())?.dispose();
+          (await analyses.made())?.[tile].dispose();
+        },
         async analyze() {
           const start = performance.now();
-          const own = (await analyzed())[tile];
-          const { data, dims } = own.patchEmbeddings();
-          const means = meanOfUnits(data as Float32Array, unitOf, dims[1]);
-          const parts = {
-            patchEmbeddings: { data: means, dims: [places.length, dims[1]] },
-            global: own.global(),
-            saliency: await backend.pool({ scores: own.saliency(), unit: unitOf }),
-            features: { data: at(places), dims: [places.length, W] },
-          };
-          const analysis = await ImageAnalysis.from(parts, backend);
+          const analysis = await made.get(async () => {
+            const own = (await analyzed())[tile];
+            const { data, dims } = own.patchEmbeddings();
+            const means = meanOfUnits(data as Float32Array, unitOf, dims[1]);
+            const parts = {
+              patchEmbeddings: { data: means, dims: [places.length, dims[1]] },
+              global: own.global(),
+              saliency: await backend.pool({ scores: own.saliency(), unit: unitOf }),
+              features: { data: at(places), dims: [places.length, W] },
+            };
+            return ImageAnalysis.from(parts, backend);
+          });
           return { analysis, milliseconds: performance.now() - start };
         },
-        async task({ text, endOfText }, how) {
+        async task(text, how) {
           const own = (await analyzed())[tile];
-          const rows = { text: await backend.unitRows({ x: text }), endOfText: await unitRow(endOfText) };
-          const { task } = await backend.align({
-            visual: own.patchEmbeddings(),
-            global: own.global(),
-            ...rows,
-            ...how,
-          });
+          const aligned = await alignedText(backend, text);
+          const parts = { visual: own.patchEmbeddings(), global: own.global() };
+          const { task } = await backend.align({ ...parts, ...aligned, ...how });
           return backend.pool({ scores: task, unit: unitOf });
         },
-      }),
-    );
+      };
+    });
     if (crops < layout.tiles.length)
       throw new DesapError('ERR_GRAPH', `${file}: got hidden states of ${crops} crops, wanted ${layout.tiles.length}`);
     return new TilesImage(this, {

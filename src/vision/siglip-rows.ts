@@ -1,5 +1,6 @@
 /** SigLIP's read-out of patches, as what is said of visual tokens. */
 import type { Backend, PruneOptions, SiglipReadOut, TextEmbeddings } from '../index.js';
+import { alignedText } from './aligned-text.js';
 import type { TileRows } from './block-family.js';
 
 /** A tile and its read-out; null where it has none. */
@@ -40,22 +41,15 @@ export async function taskScores(
   backend: Backend,
   tiles: readonly ReadTile[],
   count: number,
-  { embeddings, endOfText }: TextEmbeddings,
+  text: TextEmbeddings,
   how: Pick<PruneOptions, 'alignment' | 'lambda'>,
 ): Promise<Float32Array> {
-  const text = await backend.unitRows({ x: embeddings });
-  const [rows, cols] = text.dims;
-  const row = typeof endOfText === 'number' ? endOfText : rows - 1;
-  const own = (text.data as Float32Array).slice(row * cols, (row + 1) * cols);
-  const isVector = typeof endOfText === 'object';
-  const end = isVector
-    ? await backend.unitRows({ x: { data: endOfText, dims: [1, endOfText.length] } })
-    : { data: own };
+  const aligned = await alignedText(backend, text);
   const scores = new Float32Array(count);
   for (const { tile, readOut } of tiles) {
     if (readOut === null) continue;
     const { embeddings: visual, global } = readOut;
-    const { task } = await backend.align({ visual, text, endOfText: end.data as Float32Array, global, ...how });
+    const { task } = await backend.align({ visual, global, ...aligned, ...how });
     scores.set(tokenScores(backend, tile, task), tile.firstToken);
   }
   return scores;

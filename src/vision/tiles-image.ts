@@ -1,6 +1,6 @@
 import type { Tensor } from 'onnxruntime-common';
 import type { TensorLike, TextEmbeddings } from '../index.js';
-import { float32, integer, matrix, widened } from '../tensor.js';
+import { float32 } from '../tensor.js';
 import type { ClipTile } from './clip-tile.js';
 import {
   type Analyzed,
@@ -8,9 +8,11 @@ import {
   EncodedImageBase,
   type ImageOwner,
   type Kept,
+  ofTile,
   tokensOf,
 } from './image-base.js';
 import type { TokenLayout } from './layout.js';
+import { resultOf } from './settled.js';
 import type { EncodedImage } from './vision-model.js';
 import type { Part } from './whole-image.js';
 
@@ -39,7 +41,13 @@ export class TilesImage extends EncodedImageBase {
   }
 
   protected async makeAnalyses(parts: readonly Part[]): Promise<Analyzed> {
-    const made = await Promise.all(parts.map(({ tiles: [tile] }) => this.how.tiles[tile].analyze()));
+    const { tiles } = this.how;
+    const analyze = (tile: number) =>
+      tiles[tile].analyze().catch((error) => {
+        throw ofTile(error, tile, tiles.length);
+      });
+    // All have ended before one of them fails: none reads the memory of an image that is disposed of then.
+    const made = (await Promise.allSettled(parts.map(({ tiles: [tile] }) => analyze(tile)))).map(resultOf);
     return {
       analyses: made.map(({ analysis }) => analysis),
       milliseconds: made.reduce((sum, { milliseconds }) => sum + milliseconds, 0),
@@ -48,18 +56,12 @@ export class TilesImage extends EncodedImageBase {
 
   protected override async taskMaps(
     parts: readonly Part[],
-    { embeddings, endOfText }: TextEmbeddings,
-    { alignment, lambda }: Comparison,
+    text: TextEmbeddings,
+    how: Comparison,
   ): Promise<Float32Array[] | null> {
     const tiles = parts.map(({ tiles: [tile] }) => this.how.tiles[tile]);
     if (tiles.some(({ task }) => task === undefined)) return null;
-    const text = matrix('text', embeddings);
-    const rows = widened(text);
-    const row = typeof endOfText === 'number' ? integer('endOfText', endOfText, 0, text.rows - 1) : text.rows - 1;
-    const end = typeof endOfText === 'object' ? endOfText : rows.subarray(row * text.cols, (row + 1) * text.cols);
-    const aligned = { text: float32(rows, [text.rows, text.cols]), endOfText: end };
-    const how = { ...(alignment && { alignment }), ...(lambda !== undefined && { lambda }) };
-    return Promise.all(tiles.map((tile) => tile.task!(aligned, how)));
+    return Promise.all(tiles.map((tile) => tile.task!(text, how)));
   }
 
   protected connect(kept: readonly Kept[]): Promise<Tensor> {

@@ -87,13 +87,15 @@ export class VideoLlavaVision extends ClipVisionModel<TilesImage> {
    * @param visionEncoder path of the video tower's `vision_encoder.onnx`: [frames, 3, H, W] to [frames, 1 + patches, W]. With the kind
    *   `video-llava` the option `clip` names a folder with LanguageBind's `model.safetensors` and `config.json`, and for questions with
    *   its text tower
-   * @throws DesapError as `LlavaVision.open`; `ERR_FILE` for missing temporal weights; `ERR_VALUE` for a tower of the other kind
+   * @throws DesapError as `LlavaVision.open`; `ERR_FILE` for missing temporal weights; `ERR_HEAD_MISMATCH` for a tower of the other kind
    */
   static async open(visionEncoder: string, given: VideoLlavaVisionOptions): Promise<VideoLlavaVision> {
     const checked = options('options', given, VIDEO_LLAVA_OPTIONS);
     const { kind = 'video-llava-hf', classRows = 'keep', imageEncoder, imageClip, ...clip } = checked;
     oneOf('kind', kind, KINDS);
     oneOf('classRows', classRows, CLASS_ROWS);
+    if (imageEncoder !== undefined) nonEmpty('imageEncoder', imageEncoder, 'the path of the encoder of images');
+    if (imageClip !== undefined) nonEmpty('imageClip', imageClip, 'the CLIP folder of images');
     nonEmpty('visionEncoder', visionEncoder, 'the path of a vision_encoder.onnx');
     const images = { file: imageEncoder ?? beside(visionEncoder), clip: imageClip };
     if (kind === 'video-llava-hf')
@@ -262,16 +264,27 @@ function behindTemporal(
     milliseconds = (performance.now() - start) / count;
     return made;
   };
-  return tiles.map((tile, frame) => ({
-    ...tile,
-    async analyze() {
-      const own = (await analyses.get(analyzeAll))[frame];
-      const parts = { patchEmbeddings: own.patchEmbeddings(), global: own.global(), saliency: own.saliency() };
-      const analysis = await ImageAnalysis.from({ ...parts, features: tile.units() }, pruner.backend);
-      own.dispose();
-      return { analysis, milliseconds };
-    },
-  }));
+  return tiles.map((tile, frame) => {
+    const made = new Once<ImageAnalysis>();
+    return {
+      ...tile,
+      async release() {
+        (await made.made())?.dispose();
+        (await analyses.made())?.[frame].dispose();
+        await tile.release();
+      },
+      async analyze() {
+        const analysis = await made.get(async () => {
+          const own = (await analyses.get(analyzeAll))[frame];
+          const parts = { patchEmbeddings: own.patchEmbeddings(), global: own.global(), saliency: own.saliency() };
+          const behind = await ImageAnalysis.from({ ...parts, features: tile.units() }, pruner.backend);
+          own.dispose();
+          return behind;
+        });
+        return { analysis, milliseconds };
+      },
+    };
+  });
 }
 
 /**

@@ -6,7 +6,7 @@ import type { PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../i
  * onnxruntime and `attach` work with this alone, and know no family.
  */
 export interface VisionModel extends AsyncDisposable {
-  /** Which implementation it is: `llava` or `qwen`. */
+  /** Which implementation it is: `llava`, `llava_next`, `video_llava`, `phi3_v`, `idefics3`, `lfm2`, `flat`, `qwen`. */
   readonly family: string;
   /** Where the kernels run: `cpu`, `cuda:0`, `reference`; and in words. */
   readonly device: string;

@@ -161,6 +161,28 @@ describe('Phi3Vision', () => {
     await expect(vision.encode(inputs())).rejects.toMatchObject({ code, message: expect.stringMatching(message) });
   });
 
+  it.each<[string, object, string, RegExp]>([
+    [
+      'a question that is not finite',
+      { embeddings: { data: new Float32Array(E).fill(Number.NaN), dims: [1, E] } },
+      'ERR_NOT_FINITE',
+      /^question: got NaN/,
+    ],
+    ['an end that is not there', { ...question, endOfText: 3 }, 'ERR_VALUE', /^endOfText: got 3/],
+    [
+      'an end that is not finite',
+      { ...question, endOfText: new Float32Array(E).fill(Number.NaN) },
+      'ERR_NOT_FINITE',
+      /^endOfText: got NaN/,
+    ],
+    ['an end that is none', { ...question, endOfText: null }, 'ERR_DTYPE', /^endOfText: got null/],
+  ])('refuses %s', async (_, asked, code, message) => {
+    const [image] = await vision.encode(inputsOf(0));
+    const pruned = image.prune(asked as never, { keep: 1 });
+    await expect(pruned).rejects.toMatchObject({ code, message: expect.stringMatching(message) });
+    image.dispose();
+  });
+
   it('refuses another CLIP, and a text where there is no text tower', async () => {
     const other = Phi3Vision.open(ENCODER, { clip: 'test/fixtures/families/llava_next/clip' });
     await expect(other).rejects.toMatchObject({ code: 'ERR_HEAD_MISMATCH' });

@@ -155,6 +155,17 @@ describe.each(Object.entries(CASES))('%s', (family, { dims, seat }) => {
     expect(relativeError(fcma.maps!.task!, mean.maps!.task!)).toBeGreaterThan(1e-3);
   });
 
+  it('refuses a question whose end is not there, or not finite, by its name', async () => {
+    const [image] = await vision.encode({ pixelValues: pixels });
+    const { embeddings } = await vision.encodeQuestion(QUESTION);
+    const asked = (more: object) => image.prune({ embeddings, ...more } as never);
+    await expect(asked({ endOfText: 1 })).rejects.toThrow(/^endOfText: got 1, wanted an integer from 0 to 0/);
+    await expect(asked({ endOfText: new Float32Array(WIDTH).fill(Number.NaN) })).rejects.toThrow(/^endOfText: got NaN/);
+    const nan = { data: new Float32Array(WIDTH).fill(Number.NaN), dims: [1, WIDTH] };
+    await expect(asked({ embeddings: nan })).rejects.toThrow(/^question: got NaN/);
+    image.dispose();
+  });
+
   it('keeps all tokens as the file encodes them', async () => {
     const [image] = await vision.encode({ pixelValues: pixels });
     const all = await image.all();

@@ -155,6 +155,18 @@ describe.each(Object.keys(INPUTS))('%s', (family) => {
     await expect(images[0].prune(maps.question)).rejects.toMatchObject({ code: 'ERR_NOT_FINITE' });
     expect((await images[1].prune(maps.question)).indices).toHaveLength(4);
     for (const image of images) image.dispose();
+    const [whole] = await vision.encode({ ...inputs, pixelValues: { data: broken, dims } });
+    await expect(whole.prune(maps.question)).rejects.toThrow(/^image: .*\(hidden states of tile 0: got NaN/);
+    whole.dispose();
+  });
+
+  it('names the token of a saliency map that is not finite', async () => {
+    const [image] = await vision.encode(inputs);
+    const saliency = new Float32Array(image.tokenCount).fill(1);
+    saliency[image.tokenCount - 1] = Number.NaN;
+    const message = expect.stringMatching(new RegExp(`^saliency: got NaN, .* in row ${image.tokenCount - 1},`));
+    await expect(image.prune(maps.question, { saliency })).rejects.toMatchObject({ code: 'ERR_NOT_FINITE', message });
+    image.dispose();
   });
 
   it('names what it was given under the caller’s names', async () => {

@@ -209,7 +209,10 @@ describe('Video-LLaVA', () => {
         [2, FRAMES, 3, 32, 32],
       ),
     });
-    await expect(bad.prune(QUESTION, { keep: 2 })).rejects.toMatchObject({ code: 'ERR_NOT_FINITE' });
+    await expect(bad.prune(QUESTION, { keep: 2 })).rejects.toMatchObject({
+      code: 'ERR_NOT_FINITE',
+      message: expect.stringMatching(/^image: it is not finite .*hidden states of tile 5: got NaN/),
+    });
     expect((await good.prune(QUESTION, { keep: 2 })).indices).toHaveLength(24);
     for (const one of [bad, good]) one.dispose();
   });
@@ -217,6 +220,8 @@ describe('Video-LLaVA', () => {
   it.each([
     ['kind', { kind: 'video' as never }, 'ERR_VALUE'],
     ['classRows', { classRows: true as never }, 'ERR_VALUE'],
+    ['imageEncoder', { imageEncoder: '' }, 'ERR_VALUE'],
+    ['imageClip', { imageClip: 3 as never }, 'ERR_VALUE'],
     ['test/fixtures/families/video_llava/clip/model.safetensors', { kind: 'video-llava' as const }, 'ERR_FILE'],
   ])('refuses a bad %s', async (argument, options, code) => {
     const message = expect.stringMatching(new RegExp(`^${argument}: got`));
