@@ -84,6 +84,13 @@ const VIDEO_LLAVA: Family = {
   loaded: null,
 };
 
+/** The config of the original is that of a LLaVA, with a tower for videos beside that for images. */
+const ORIGINAL_VIDEO: Family = {
+  open: ({ visionEncoder }, { dtype: _, ...options }) =>
+    VideoLlavaVision.open(visionEncoder, { kind: 'video-llava', ...options }),
+  loaded: null,
+};
+
 function block(family: BlockFamily, Vision = BlockVision): Family {
   return {
     open: ({ visionEncoder, folder, config }, options) =>
@@ -154,7 +161,7 @@ const SIGLIP = ['siglip_vision_model', 'siglip2_vision_model'];
 export function familyOf(name: string, config: ModelConfig): Family {
   const { model_type: type = '' } = config;
   const family = Object.hasOwn(FAMILIES, type) ? FAMILIES[type] : undefined;
-  if (family === LLAVA) return familyOfTower(name, config);
+  if (family === LLAVA) return config.mm_video_tower ? ORIGINAL_VIDEO : familyOfTower(name, config);
   if (family !== undefined) return family;
   const why = Object.hasOwn(REFUSED, type) ? ` ${REFUSED[type]}` : '';
   throw mismatch('ERR_VALUE', `${name}.model_type`, `${describe(type)}${why}`, alternatives(Object.keys(FAMILIES)));

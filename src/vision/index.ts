@@ -5,21 +5,32 @@
  * @module desap/onnxruntime
  */
 
+export type { Anyres, Newline } from './anyres.js';
+export type { AnyresImageProcessorConfig, AnyresImages } from './anyres-images.js';
+export { AnyresImageProcessor } from './anyres-images.js';
+export type { ClipEncoderOptions } from './clip-encoder.js';
 export type { ClipTextOptions, EncodedText, LongText } from './clip-text.js';
 export { ClipText } from './clip-text.js';
 export type { CompactOptions, CompactPrompt, KeptPatches, Positions } from './compact.js';
 export { compact } from './compact.js';
 export type { VisionModelOptions } from './families.js';
+export type { VideoFramesOptions } from './frames.js';
+export { videoFrames } from './frames.js';
 export type { ConfiguredSize, ImageProcessorConfig, ImageSource, Pixels, RgbImage } from './image-processor.js';
 export { ImageProcessor } from './image-processor.js';
 export type { LlavaVisionOptions } from './llava.js';
 export { LlavaVision } from './llava.js';
 export type { Rows } from './llava-image.js';
 export { LlavaImage } from './llava-image.js';
+export type { LlavaNextVisionOptions } from './llava-next.js';
+export { LlavaNextVision } from './llava-next.js';
 export type { Dtype, ModelConfig } from './model-folder.js';
 export { openVisionModel } from './open.js';
 export type { QwenVisionOptions } from './qwen.js';
 export { QwenImage, QwenVision } from './qwen.js';
+export { TilesImage } from './tiles-image.js';
+export type { ClassRows, VideoLlavaKind, VideoLlavaVisionOptions } from './video-llava.js';
+export { VideoLlavaVision } from './video-llava.js';
 export type {
   Budget,
   EncodedImage,

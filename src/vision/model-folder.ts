@@ -28,6 +28,8 @@ export interface ModelConfig {
   readonly model_type?: string;
   /** LLaVA-NeXT: sizes that an image may be brought to, [height, width] each. */
   readonly image_grid_pinpoints?: readonly (readonly [height: number, width: number])[];
+  /** Video-LLaVA in its original form: the name of its tower for videos. */
+  readonly mm_video_tower?: string;
   /** LFM2-VL: rows, and columns, of patches that become one visual token. */
   readonly downsample_factor?: number;
   /** nanoLLaVA and FastVLM: the name of the tower. */

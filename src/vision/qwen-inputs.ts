@@ -110,8 +110,9 @@ const AT_ONCE = 4096;
 export function runsOf(visuals: readonly Patches[]): number[][] {
   const runs: number[][] = [];
   const open = new Map<string, number[]>();
-  for (const [i, { grid }] of visuals.entries()) {
-    const key = grid.join();
+  for (const [i, { grid, pixels }] of visuals.entries()) {
+    // A mask that multiplies by zero does not keep what is not finite from the others.
+    const key = pixels.every(Number.isFinite) ? grid.join() : `${grid.join()} of ${i}`;
     const run = open.get(key);
     if (run && (run.length + 1) * patchesOf(grid) <= AT_ONCE) {
       run.push(i);

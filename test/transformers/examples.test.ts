@@ -36,8 +36,23 @@ describe('the examples', () => {
     expect(tokens).toMatch(/^48 of 144/);
   });
 
+  it('answer about an image in tiles', async () => {
+    const [{ question, paper }] = JSON.parse(await readFile('models/expected-next.json', 'utf8'));
+    const [answer, tokens] = await example('llava-next');
+    expect(answer).toBe(`${question} ${paper}`);
+    expect(tokens).toMatch(/^\d+ of 744 visual tokens; of each tile: 16 16 16 16 16$/);
+  });
+
+  it('prune the frames of a video', async () => {
+    const [answer, tokens] = await example('video');
+    expect(answer).toMatch(/^what happens\? token \d+$/);
+    expect(tokens).toBe('40 of 136 visual tokens; of each frame: 4 4 4 4 4 4 4 4');
+  });
+
   it('are short', async () => {
-    const lines = (await readFile('examples/onnxruntime.mjs', 'utf8')).trim().split('\n');
-    expect(lines.length).toBeLessThan(80);
+    for (const name of ['onnxruntime', 'llava-next', 'video']) {
+      const lines = (await readFile(`examples/${name}.mjs`, 'utf8')).trim().split('\n');
+      expect(lines.length).toBeLessThan(80);
+    }
   });
 });

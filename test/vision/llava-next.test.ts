@@ -8,7 +8,7 @@ import { readModel } from '../../src/onnx/index.js';
 import { formatSafeTensors } from '../../src/safetensors.js';
 import { Tensor } from '../../src/tensor.js';
 import { AnyresImageProcessor } from '../../src/vision/anyres-images.js';
-import { type CompactOptions, compact, type VisionInputs } from '../../src/vision/index.js';
+import { type CompactOptions, compact, openVisionModel, type VisionInputs } from '../../src/vision/index.js';
 import { LlavaNextVision, type LlavaNextVisionOptions } from '../../src/vision/llava-next.js';
 import { relativeError } from '../support.js';
 import { imageOf, type Size } from '../transformers/family-cases.js';
@@ -149,6 +149,15 @@ describe('an image in tiles', () => {
   const wide: Size = [4, 100, 30];
   const scene: Size = [3, 96, 70];
   const question = 'what is it ?';
+
+  it('is opened by the model type of its config', async () => {
+    const vision = await openVisionModel(FOLDER, { clip: CLIP, newline: 'none', keep: 2 });
+    expect(vision.family).toBe('llava_next');
+    const { tileCounts, indices } = await vision.prune(await inputsOf(scene), question);
+    expect([...tileCounts]).toEqual([2, 2, 2, 2, 2]);
+    expect(indices).toHaveLength(10);
+    await vision.dispose();
+  });
 
   it('is what it is alone beside others of a call, whose padding takes no part', async () => {
     const vision = await visionOf();

@@ -1,11 +1,13 @@
 /** Video-LLaVA of the original kind, against a reference in float64 (test/fixtures/families/video_llava_temporal/make.py). */
-import { cp, mkdtemp, rm } from 'node:fs/promises';
+import { cp, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { openBackend } from '../../src/index.js';
 import { merge } from '../../src/kernels/merge.js';
-import { readSafeTensors, toFloat32 } from '../../src/safetensors.js';
+import { readTower } from '../../src/onnx/index.js';
+import { readFloats } from '../../src/onnx/weights.js';
+import { formatSafeTensors, readSafeTensors, toFloat32 } from '../../src/safetensors.js';
 import { readTemporal, temporalBlock } from '../../src/vision/temporal.js';
 import type { TilesImage } from '../../src/vision/tiles-image.js';
 import { VideoLlavaVision } from '../../src/vision/video-llava.js';
@@ -60,14 +62,14 @@ describe('the temporal sub-block', () => {
     const hidden = { data: expected('hidden').subarray(D, N * D), rows: P, cols: D };
     const means = merge(hidden, kept);
     expect([...assignment.slice(1, N)]).toEqual([...means.assignment].map((k) => k + 1));
-    const rows = await vision.project({ data: means.tokens, dims: [6, D] });
+    const rows = await vision.project({ data: Float32Array.from(means.tokens.data), dims: [6, D] });
     const got = (features.data as Float32Array).slice(W, 7 * W);
     expect(relativeError(got, rows.data as Float32Array)).toBeLessThan(1e-4);
   });
 
   it('lets frames see each other: another order gives other results', async () => {
     const size = frames.length / T;
-    const reversed = Float32Array.from({ length: T }).fill(0) && new Float32Array(frames.length);
+    const reversed = new Float32Array(frames.length);
     for (let t = 0; t < T; t++) reversed.set(frames.subarray(t * size, (t + 1) * size), (T - 1 - t) * size);
     const [other] = await vision.encode(video(reversed));
     const maps = async (one: TilesImage) => (await one.analyses()).map((analysis) => analysis.saliency());
@@ -92,11 +94,20 @@ describe('the kind video-llava', () => {
     await cp(CLIP, folder, { recursive: true });
     const opened = VideoLlavaVision.open(spatial, { clip: folder, kind: 'video-llava' });
     await expect(opened).rejects.toMatchObject({ code: 'ERR_HEAD_MISMATCH', message: /not of one model/ });
-    await expect(
-      VideoLlavaVision.open(ENCODER, { clip: 'test/fixtures/families/video_llava/clip' }),
-    ).rejects.toMatchObject({
-      name: 'DesapError',
+    // The same tower with a checkpoint that says it had this layer.
+    const { graph, blocks } = readTower(spatial);
+    const layer = await readFloats(graph.model, blocks[blocks.length - 1].norm.weight);
+    const checkpoint = await readSafeTensors(join(CLIP, 'model.safetensors'));
+    const weights = [...checkpoint.tensors].map(([name, tensor]) => {
+      const data = name.endsWith('layers.1.layer_norm1.weight') ? layer : toFloat32(tensor);
+      return [name, { data, shape: tensor.shape }] as const;
     });
+    await writeFile(join(folder, 'model.safetensors'), formatSafeTensors(Object.fromEntries(weights)));
+    const forged = VideoLlavaVision.open(spatial, { clip: folder, kind: 'video-llava' });
+    await expect(forged).rejects.toMatchObject({ code: 'ERR_HEAD_MISMATCH', message: /frames do not see each other/ });
+    // The tower with temporal attention, taken for one without it.
+    const clip = 'test/fixtures/families/video_llava/clip';
+    await expect(VideoLlavaVision.open(ENCODER, { clip })).rejects.toMatchObject({ name: 'DesapError' });
     await rm(folder, { recursive: true });
   });
 });

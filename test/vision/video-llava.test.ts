@@ -3,7 +3,13 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Tensor } from '../../src/tensor.js';
-import { type CompactOptions, compact, type EncodedImage, ImageProcessor } from '../../src/vision/index.js';
+import {
+  type CompactOptions,
+  compact,
+  type EncodedImage,
+  ImageProcessor,
+  openVisionModel,
+} from '../../src/vision/index.js';
 import { VideoLlavaVision, type VideoLlavaVisionOptions } from '../../src/vision/video-llava.js';
 import { relativeError } from '../support.js';
 import { imageOf, type Size } from '../transformers/family-cases.js';
@@ -101,6 +107,13 @@ describe('Video-LLaVA', () => {
       expect([...kept.indices].filter((place) => place % (PATCHES + 1) === 0)).toHaveLength(FRAMES);
     expect(await idsOf(kept, positions, kept.features)).toEqual(ids);
     own.dispose();
+  });
+
+  it('is opened by the model type of its config', async () => {
+    const own = await openVisionModel(FOLDER, { clip: CLIP, classRows: 'drop', keepRatio: 0.25 });
+    expect(own.family).toBe('video_llava');
+    expect((await own.prune({ pixelValuesVideos }, QUESTION)).indices).toHaveLength(32);
+    await own.dispose();
   });
 
   it('keeps K of each frame, or shares those of the video', async () => {
