@@ -28,6 +28,10 @@ const parts = {
   features: small.waves(16, 8),
 };
 const oneGo = { encoding: 'qq' } as const;
+const block = await context.createBlock(small.smallBlock());
+const attend = (changes: object = {}) =>
+  block.analyze([{ ...small.sequence(small.waves(17, 32)), ...changes }], 'qq', true);
+const tables = { cos: small.wave(17 * 16), sin: small.wave(17 * 16, 1) };
 
 /** A context that is busy for a while, so that what is submitted next has to wait. */
 function busyContext(threads = 2) {
@@ -334,6 +338,65 @@ describe('a call that no check stands before', () => {
     ['features of other rows', () => analysis.prune({ ...question, features: small.waves(15, 8) }, true), 'ERR_SHAPE'],
     ['a head without weights', () => context.createHead({ ...small.smallHead(), q: undefined } as never), 'ERR_DTYPE'],
     ['a head of other weights', () => context.createHead({ ...small.smallHead(), width: 34 }), 'ERR_SHAPE'],
+    ['analyses that are none', () => context.pruneAll([{}] as never, [question], true), 'ERR_DTYPE'],
+    [
+      'what claims to be an analysis',
+      () => context.pruneAll([Object.setPrototypeOf({}, Object.getPrototypeOf(analysis))], [question], true),
+      'ERR_DTYPE',
+    ],
+    [
+      'a head among analyses',
+      () => context.pruneAll([analysis, head as never], [question, question], true),
+      'ERR_DTYPE',
+    ],
+    ['fewer requests than analyses', () => context.pruneAll([analysis, analysis], [question], true), 'ERR_SHAPE'],
+    ['a short task map', () => analysis.prune({ ...question, task: small.wave(15) }, true), 'ERR_SHAPE'],
+    ['sequences that are none', () => block.analyze([1] as never, 'qq', true), 'ERR_DTYPE'],
+    ['no array of sequences', () => block.analyze(1 as never, 'qq', true), 'ERR_DTYPE'],
+    ['a sequence of another width', () => attend({ hidden: small.waves(17, 31) }), 'ERR_SHAPE'],
+    ['a block without encoding', () => block.analyze([], { encoding: 'qq' } as never, true), 'ERR_VALUE'],
+    ['short tables', () => attend({ rotary: { ...tables, sin: small.wave(17 * 16 - 1) } }), 'ERR_SHAPE'],
+    ['one table', () => attend({ rotary: { cos: tables.cos } }), 'ERR_DTYPE'],
+    ['a unit too high', () => attend({ unit: new Int32Array(17).fill(2), units: 2 }), 'ERR_VALUE'],
+    ['a unit below zero', () => attend({ unit: new Int32Array(17).fill(-1), units: 1 }), 'ERR_VALUE'],
+    ['a unit that no patch is of', () => attend({ unit: new Int32Array(17), units: 2 }), 'ERR_VALUE'],
+    ['more units than patches', () => attend({ unit: new Int32Array(17), units: 18 }), 'ERR_VALUE'],
+    ['units of another type', () => attend({ unit: new Float32Array(17), units: 1 }), 'ERR_DTYPE'],
+    ['a short attention', () => attend({ attention: new Float32Array(17 * 32 - 1) }), 'ERR_SHAPE'],
+    [
+      'an attention over the hidden states',
+      () => {
+        const memory = small.wave(17 * 32 + 8);
+        return attend({ hidden: matrix(memory.subarray(8)), attention: memory.subarray(0, 17 * 32) });
+      },
+      'ERR_VALUE',
+    ],
+    [
+      'one attention for two sequences',
+      () => {
+        const one = { ...small.sequence(small.waves(17, 32)), attention: new Float32Array(17 * 32) };
+        return block.analyze([one, one], 'qq', true);
+      },
+      'ERR_VALUE',
+    ],
+    [
+      'heads of odd size',
+      () => run('saliency', { q: x, k: x, heads: 32, classToken: false, rotary: tables }),
+      'ERR_VALUE',
+    ],
+    [
+      'a block without weights',
+      () => context.createBlock({ ...small.smallBlock(), k: undefined } as never),
+      'ERR_DTYPE',
+    ],
+    ['a block of other weights', () => context.createBlock({ ...small.smallBlock(), width: 34 }), 'ERR_SHAPE'],
+    ['an unknown norm', () => context.createBlock({ ...small.smallBlock(), norm: 'batch' as never }), 'ERR_VALUE'],
+    ['an rms norm with a bias', () => context.createBlock({ ...small.smallBlock(), norm: 'rms' }), 'ERR_VALUE'],
+    [
+      'a pooling head of other weights',
+      () => context.createBlock({ ...small.smallBlock(), siglip: { ...small.smallBlock().siglip!, mlpWidth: 41 } }),
+      'ERR_SHAPE',
+    ],
     ['no options', () => new small.addon.Context(undefined as never), 'ERR_DTYPE'],
     ['options of nothing', () => new small.addon.Context({} as never), 'ERR_VALUE'],
     ['no view', () => small.addon.addressOf({} as never), 'ERR_DTYPE'],
@@ -364,6 +427,13 @@ describe('a call that no check stands before', () => {
     expect(() => new Analysis({})).toThrow(TypeError);
   });
 
+  it('is refused when an analysis is of another device', async () => {
+    const other = small.openContext();
+    const theirs = await other.createAnalysis(parts, true);
+    expect(() => context.pruneAll([theirs], [question], true)).toThrow(expect.objectContaining({ code: 'ERR_VALUE' }));
+    other.dispose();
+  });
+
   it('passes a property that throws on', () => {
     const broken = {
       get x(): never {
@@ -388,6 +458,88 @@ describe('a call that no check stands before', () => {
     };
     expect(() => image.prune(trap, true)).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED' }));
     expect(() => mine.prune([x], oneGo, [question], true)).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED' }));
+  });
+
+  it('survives a sequence that disposes of its block', async () => {
+    const busy = small.openContext();
+    const mine = await busy.createBlock(small.smallBlock());
+    const trap = {
+      ...small.sequence(x),
+      get rotary() {
+        mine.dispose();
+        busy.dispose();
+        return null;
+      },
+    };
+    expect(() => mine.analyze([trap], 'qq', true)).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED' }));
+    expect(() => mine.analyze([], 'qq', true)).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED' }));
+  });
+});
+
+describe('the attention of a block', () => {
+  const [want] = (() => {
+    const memory = new Float32Array(17 * 32);
+    attend({ attention: memory });
+    return [memory];
+  })();
+
+  it('is written into memory that nobody holds any more', async () => {
+    const { busy, work } = busyContext();
+    const mine = await busy.createBlock(small.smallBlock());
+    const buffer = new small.addon.HostBuffer(17 * 32 * 4);
+    const attention = new Float32Array(buffer.arrayBuffer);
+    const blocks = mine.analyze([{ ...small.sequence(small.waves(17, 32)), attention }], 'qq', false);
+    buffer.dispose();
+    mine.dispose();
+    expect(attention).toHaveLength(0);
+    await work;
+    expect((await blocks)[0].saliency).toHaveLength(17);
+    busy.dispose();
+  });
+
+  it('is refused at the end where its memory went away meanwhile', async () => {
+    const attention = new Float32Array(17 * 32);
+    const blocks = block.analyze([{ ...small.sequence(small.waves(17, 32)), attention }], 'qq', false);
+    structuredClone(attention.buffer, { transfer: [attention.buffer] });
+    await expect(blocks).rejects.toMatchObject({ code: 'ERR_DETACHED' });
+  });
+
+  it('is copied at the end into ordinary memory', async () => {
+    const attention = new Float32Array(17 * 32).fill(7);
+    const blocks = block.analyze([{ ...small.sequence(small.waves(17, 32)), attention }], 'qq', false);
+    expect(attention.every((element) => element === 7)).toBe(true);
+    await blocks;
+    expect(attention).toEqual(want);
+  });
+});
+
+describe('several analyses in one job', () => {
+  const withoutTimings = <T extends object>(result: T) => ({ ...result, timings: null });
+
+  it('are pruned as each alone', async () => {
+    const other = (await context.createAnalysis(parts, true)) as typeof analysis;
+    const requests = [question, { ...question, keep: 3, taskKeep: 1, maps: true }];
+    const together = await context.pruneAll([analysis, other], requests, false);
+    const alone = [await analysis.prune(requests[0], true), await other.prune(requests[1], true)];
+    expect(together.map(withoutTimings)).toEqual(alone.map(withoutTimings));
+    expect(await context.pruneAll([], [], false)).toEqual([]);
+    other.dispose();
+    expect(() => context.pruneAll([analysis, other], requests, true)).toThrow(
+      expect.objectContaining({ code: 'ERR_DISPOSED' }),
+    );
+  });
+
+  it('name the first image at fault', async () => {
+    const saliency = small.wave(16);
+    saliency[3] = Number.NaN;
+    const bad = { ...question, saliency };
+    await expect(context.pruneAll([analysis, analysis, analysis], [question, bad, bad], false)).rejects.toMatchObject({
+      code: 'ERR_NOT_FINITE',
+      argument: 'saliency',
+      row: 3,
+      image: 1,
+    });
+    await expect(analysis.prune(bad, false)).rejects.not.toHaveProperty('image');
   });
 });
 

@@ -37,13 +37,17 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
   'desap/onnxruntime': [
     ...[
       'AnyresImageProcessor',
+      'BlockImage',
+      'BlockVision',
       'ClipText',
       'ImageProcessor',
       'LlavaImage',
       'LlavaNextVision',
       'LlavaVision',
+      'Phi3Vision',
       'QwenImage',
       'QwenVision',
+      'SiglipText',
       'TilesImage',
       'VideoLlavaVision',
       'compact',

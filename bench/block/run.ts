@@ -1,5 +1,5 @@
 /**
- * npm run bench:block [-- --quick]: what the last block's decoupled attention and saliency cost, at the width of Qwen2.5-VL and of SigLIP
+ * npm run bench:block [-- --quick] [--rounds=3]: what the last block's decoupled attention and saliency cost, at the width of Qwen2.5-VL and of SigLIP
  * so400m: the package's kernels against copied nodes of ONNX in the encoder's own session, each beside the encoder by itself. Every
  * contender has a process of its own. Linux only, for the numbers of /proc. A full run writes bench/results/block.{json,md}; `--quick`
  * tries everything out at a small size and writes nothing.
@@ -16,7 +16,7 @@ import { type AttentionForm, type EncoderShape, encoder, QWEN, SO400M } from './
 
 const QUICK = process.argv.includes('--quick');
 const CHILD = '--child';
-const ROUNDS = QUICK ? 1 : 3;
+const ROUNDS = Number(/--rounds=(\d+)/.exec(process.argv.join(' '))?.[1] ?? (QUICK ? 1 : 3));
 
 interface Case {
   readonly shape: EncoderShape;
@@ -145,7 +145,11 @@ function table(rows: readonly Row[]): string {
 async function main(): Promise<void> {
   const folder = temporaryFolder();
   const rows: Row[] = [];
-  for (const one of CASES) rows.push(...(await measure(one, folder)));
+  for (const one of CASES) {
+    const own = await measure(one, folder);
+    process.stderr.write(`${table(own)}\n`);
+    rows.push(...own);
+  }
   const host = machine();
   const text = [
     '# The last block on the kernels, and as copied nodes',
@@ -153,7 +157,7 @@ async function main(): Promise<void> {
     `${host.processor}, ${host.cores} cores; ${host.cpu}; Node ${host.node}; ${host.date}; load average at the end ${host.loadAverage}.`,
     'Two blocks and the connector, random weights. By itself: one session of the file. With copied nodes: decoupled attention and saliency as',
     "nodes of that session. With the kernels: hidden states into a HostBuffer, `BlockHead`, the connector's session. Of each process the run",
-    `with the least processor time (of all threads: other processes change it little); medians of ${ROUNDS} rounds (10th to 90th percentile),`,
+    `with the least processor time (of all threads: other processes change it little); medians of ${ROUNDS} round${ROUNDS > 1 ? 's' : ''} (10th to 90th percentile),`,
     'contenders in turn. Memory is resident memory: once all is open (weights: the kernels have those of the last attention, the connector has',
     'its own once more), and the most that running adds. Of the block head: what its first call adds at its most, its result counted.',
     '',

@@ -43,6 +43,8 @@ export interface BlockEncoder {
   readonly inputs: readonly OnnxValue[];
   /** The whole encoder, with {@link HIDDEN} and what else is said here among its outputs. */
   readonly tower: EditedGraph;
+  /** The same for a tower that ends in front of another block: its {@link HIDDEN} are what its own last block ends with. */
+  readonly beyond: EditedGraph;
   /** What stands behind the last block: {@link ROWS} and `crossing` to {@link TASK_ROWS}. */
   readonly connector: EditedGraph;
   /** The tower with {@link ATTENTION} and {@link BLOCK_OUTPUT}, to compare with. */
@@ -89,13 +91,16 @@ export function readLastBlock(source: ModelSource, argument = 'visionEncoder'): 
   builder.float(out.laterBias === null ? out.output : builder.sum(out.output, out.laterBias), ATTENTION);
   const [first, ...others] = end.summands;
   builder.float(builder.sum(first, ...others), BLOCK_OUTPUT);
+  const trial = { inputs, outputs: [...tower.outputs, ATTENTION, BLOCK_OUTPUT], nodes: [...builder.nodes] };
+  builder.name(BLOCK_OUTPUT, HIDDEN);
 
   return {
     model,
     weights: (ort) => readBlockWeights(ort, found),
     inputs: model.inputs,
     tower: cut(model, tower),
-    trial: cut(model, { inputs, outputs: [...tower.outputs, ATTENTION, BLOCK_OUTPUT], nodes: builder.nodes }),
+    trial: cut(model, trial),
+    beyond: cut(model, { inputs, outputs: tower.outputs, nodes: builder.nodes }),
     connector: connectorGraph(graph, {
       end,
       connector,

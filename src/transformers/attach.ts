@@ -6,8 +6,10 @@ import { type LoadedFamily, loadedFamilyOf } from '../vision/families.js';
 import { confirmFeatures, fileInputs, runTrials } from '../vision/file-features.js';
 import { asEmbeddings } from '../vision/question-table.js';
 import type { VisionModel } from '../vision/vision-model.js';
+import { FurtherInputs } from './further-inputs.js';
 import { type Hooks, pruningHooks } from './hooks.js';
 import {
+  furtherOutputs,
   type HookedModel,
   imageTokenId,
   type LoadedModel,
@@ -68,9 +70,12 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
   const vision = await openVision(hooked, family, files, { ...opening, session }, { ...runtime, questions });
 
   const running = new Set<Promise<unknown>>();
-  const hooks = pruningHooks({ model: hooked, vision: vision.model, questions }, ownMethods(hooked), defaults);
+  const decoder = hooked.sessions.decoder_model_merged;
+  const further = FurtherInputs.of(decoder, vision.model.further ?? [], runtime.ort);
+  const hooks = pruningHooks({ model: hooked, vision: vision.model, questions, further }, ownMethods(hooked), defaults);
   const restore = override(hooked, waitedFor(hooks, running));
   hooked.sessions.vision_encoder = vision.session;
+  if (further) hooked.sessions.decoder_model_merged = further.session;
   await plain.release();
 
   let detached: Promise<void> | undefined;
@@ -78,6 +83,7 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
     detached ??= (async () => {
       while (running.size > 0) await Promise.allSettled(running);
       restore();
+      hooked.sessions.decoder_model_merged = decoder;
       if (isReleased(vision.session)) return;
       const reopened = await runtime.ort.InferenceSession.create(files.visionEncoder, session);
       hooked.sessions.vision_encoder = Object.assign(reopened, { config: plain.config });
@@ -90,6 +96,8 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
 
 /** Puts a model back as it was, once the calls in flight have ended. Works with `await using`. */
 export type Detach = (() => Promise<void>) & AsyncDisposable;
+
+const VISION_SESSION = 'model.sessions.vision_encoder';
 
 interface Vision {
   readonly model: VisionModel;
@@ -106,12 +114,14 @@ async function openVision(
   { ort, embed, questions }: ModelRuntime & { questions: () => Promise<Questions> },
 ): Promise<Vision> {
   const plain = sessions.vision_encoder;
-  const inputs = fileInputs(plain, 'model.sessions.vision_encoder');
+  const inputs = fileInputs(plain, VISION_SESSION, furtherOutputs(plain));
   const embedQuestion = async (question: string) => asEmbeddings(await embed((await questions()).encode(question)));
   const model = await family.open({ ...files, config }, { ...opening, embedQuestion, ort });
   try {
+    fileInputs(plain, VISION_SESSION, model.further);
     const { visionEncoder: file } = files;
-    const samples = await runTrials(plain, await family.trials(plain, config), { file, ort });
+    const { further } = model;
+    const samples = await runTrials(plain, await family.trials(plain, config), { file, ort, further });
     const wanted = `those of the file that the model was loaded from${family.premise}`;
     await confirmFeatures(model, samples, { argument: 'options.model', file, wanted });
     const sample = samples[0].features;

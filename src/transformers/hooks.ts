@@ -88,7 +88,7 @@ export function pruningHooks(attached: Attached, own: Hooks, defaults: CallOptio
       seconds.note(inputs);
       const run = desap instanceof Run ? desap : null;
       const call = run ? { inputs, options: run.options, map: run.map } : directCall(inputs, desap);
-      if (!prunes(call)) return forward(plainInputs(call), call.map);
+      if (!prunes(call, attached)) return forward(plainInputs(call), call.map);
       const whole = withRotaryPositions(model, call.inputs);
       // All tokens need no question.
       const options = call.options.keep === 'all' ? { ...call.options, taskShare: 0 } : call.options;
@@ -126,10 +126,14 @@ function tensorsOf(tensors: object, prefix: string): object[] {
   return Object.entries(tensors).flatMap(([name, tensor]) => (name.startsWith(prefix) ? [tensor as object] : []));
 }
 
-/** Whether a call is a prompt with images that are to be pruned, or with videos, which the model itself does not encode. */
-function prunes({ inputs, options }: Call): boolean {
+/**
+ * Whether a call is a prompt with images that are to be pruned; or with what the model itself does not encode: videos, and what a decoder
+ * takes of visual tokens besides their features.
+ */
+function prunes({ inputs, options }: Call, { further }: Attached): boolean {
   const { pixel_values, pixel_values_videos, inputs_embeds, input_ids } = inputs;
-  const pixels = pixel_values_videos ?? (options.keep === 'all' ? null : pixel_values);
+  const isPlain = options.keep === 'all' && further === null;
+  const pixels = pixel_values_videos ?? (isPlain ? null : pixel_values);
   return Boolean(pixels && !inputs_embeds && input_ids && input_ids.dims[1] > 1);
 }
 

@@ -115,12 +115,23 @@ export function requireSessions({ sessions }: HookedModel): void {
   for (const name of SESSIONS)
     if (typeof sessions[name]?.run !== 'function')
       throw invalid('ERR_VALUE', `model.sessions.${name}`, sessions[name], 'a session; load the model with its images');
-  const unknown = sessions.decoder_model_merged.inputNames.filter((name) => !DECODER_INPUT.test(name));
+  const further = furtherOutputs(sessions.vision_encoder);
+  const unknown = sessions.decoder_model_merged.inputNames.filter(
+    (name) => !DECODER_INPUT.test(name) && !further.includes(name),
+  );
   if (unknown.length > 0)
     throw new DesapError(
       'ERR_GRAPH',
       `model.sessions.decoder_model_merged: got the inputs ${unknown.join(', ')}, wanted none that may hold one entry for each token: desap cannot shorten inputs that it does not know`,
     );
+}
+
+/** The output that Transformers.js reads. */
+export const IMAGE_FEATURES = 'image_features';
+
+/** Outputs of a vision encoder besides the features; a decoder may take rows of kept tokens by these names. */
+export function furtherOutputs({ outputNames }: ModelSession): string[] {
+  return outputNames.includes(IMAGE_FEATURES) ? outputNames.filter((name) => name !== IMAGE_FEATURES) : [];
 }
 
 /**

@@ -42,9 +42,11 @@ export async function prefill(
     const past = inputs.past_key_values?.get_seq_length() ?? 0;
     const embeds = await model.encode_text({ input_ids: ids });
     for (const [i, { sequence, columns: own }] of images.entries()) placeFeatures(embeds, sequence, own, kept[i]);
+    const short = pickRows(embeds, slots);
+    attached.further?.note(short, slots, images, kept);
     return {
       inputs: {
-        inputs_embeds: pickRows(embeds, slots),
+        inputs_embeds: short,
         attention_mask: shortMask(inputs, slots, past, columns),
         position_ids: shortPositions(inputs, options, slots, past, before),
       },

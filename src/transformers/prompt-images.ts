@@ -1,6 +1,7 @@
 /** The images of a prompt: encoded, and with the columns that their tokens stand in. */
 import { invalid, mismatch } from '../errors.js';
 import type { EncodedImage, InputNames, VisionInputs, VisionModel } from '../vision/vision-model.js';
+import type { FurtherInputs } from './further-inputs.js';
 import { type HookedModel, imageTokenId, type ModelInputs, type ModelTensor, videoTokenId } from './model.js';
 import type { Questions } from './question/question.js';
 import { imageSpans, type Span } from './spans.js';
@@ -10,6 +11,8 @@ export interface Attached {
   readonly model: HookedModel;
   readonly vision: VisionModel;
   readonly questions: () => Promise<Questions>;
+  /** Null for a decoder that takes embeddings alone. */
+  readonly further: FurtherInputs | null;
 }
 
 /** One image of a prompt. */

@@ -3,7 +3,7 @@ import type { OrtModule } from '../onnx/edit.js';
 import { floatToHalf } from '../tensor.js';
 import { type AllFeatures, allFeatures, type FileInputs, namesOf, visionInputs } from '../vision/file-features.js';
 import type { VisionModel } from '../vision/vision-model.js';
-import type { ModelSession } from './model.js';
+import { IMAGE_FEATURES, type ModelSession } from './model.js';
 
 /** Marks sessions made here, so that a model is not attached to twice. */
 const STAND_IN = Symbol('desap.stand-in');
@@ -17,9 +17,6 @@ export function isStandIn(session: ModelSession): boolean {
 export function isReleased(session: ModelSession): boolean {
   return (session as { [STAND_IN]?: { released: boolean } })[STAND_IN]?.released === true;
 }
-
-/** The output that Transformers.js reads. */
-const IMAGE_FEATURES = 'image_features';
 
 /**
  * An object with the face of the model's vision session, which was opened in parts instead. What the model calls without

@@ -1,13 +1,16 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { mismatch } from '../errors.js';
-import type { BlockHead, Encoding } from '../index.js';
+import type { BlockHead, Encoding, SiglipReadOut } from '../index.js';
 import type { OrtModule } from '../onnx/edit.js';
 import { type BlockEncoder, COS, FEATURES, MAIN_FEATURES, ORDER, ROWS, SIN, TASK_ROWS } from '../onnx/last-block.js';
 import type { TileRows } from './block-family.js';
+import { type FurtherRows, furtherRows } from './further.js';
 import { type HostMemory, hostMemory } from './host-memory.js';
 import { Once } from './once.js';
 import { runSession } from './session.js';
 import { settled } from './settled.js';
+import { type ReadTile, tokenRows, tokenScores } from './siglip-rows.js';
+import type { TaskForm } from './vision-model.js';
 
 /** What the images of a run need of their model. */
 export interface BlockEngine {
@@ -16,6 +19,8 @@ export interface BlockEngine {
   readonly connector: InferenceSession;
   readonly head: BlockHead;
   readonly encoding: Encoding;
+  /** How SigLIP's read-out is used; null: the connector takes the attention. */
+  readonly readOut: { readonly saliency: 'columns' | 'probe' } | null;
 }
 
 /** Rows over all visual tokens of a run. */
@@ -29,8 +34,10 @@ export interface TokenRows {
 export interface BlockView {
   /** [M] how much each token stands out, among those of its tile. */
   readonly saliency: Float32Array;
-  /** The decoupled attention in the language model's space; null where nobody asked. */
+  /** The decoupled attention in the space of the questions; null where nobody asked. */
   readonly task: TokenRows | null;
+  /** SigLIP's read-out of each tile; null where the space is the language model's. */
+  readonly readOut: readonly ReadTile[] | null;
   /** Why a tile has none of it: what went wrong, by its place in `tiles`. */
   readonly failed: ReadonlyMap<number, unknown>;
   /** One tile's share. */
@@ -53,6 +60,8 @@ export class BlockBatch {
   readonly features: TokenRows;
   /** The columns of the last block, where the features have others too; otherwise the features. */
   readonly alike: TokenRows;
+  /** What the file hands out of all tokens besides, by output. */
+  readonly further: ReadonlyMap<string, FurtherRows>;
   readonly #salient = new Once<BlockView>();
   readonly #asked = new Once<BlockView>();
   #isAsked = false;
@@ -71,8 +80,20 @@ export class BlockBatch {
     images: number,
   ) {
     this.#images = images;
+    // SigLIP's read-out is a part of the block: it is there for whoever asks.
+    this.#isAsked = engine.readOut !== null;
     this.features = rowsOf(outputs[FEATURES]);
     this.alike = MAIN_FEATURES in outputs ? rowsOf(outputs[MAIN_FEATURES]) : this.features;
+    const tokens = this.features.data.length / this.features.width;
+    const { further, model } = engine.encoder;
+    this.further = new Map(
+      further.map((name) => [name, furtherRows(outputs[name], tokens, { name, file: model.name })]),
+    );
+  }
+
+  /** How a text is compared. */
+  get form(): TaskForm {
+    return this.engine.readOut ? 'siglip' : 'llm';
   }
 
   /** Whether a text has been compared, or is about to be. */
@@ -89,20 +110,25 @@ export class BlockBatch {
     this.#isAsked = true;
     return this.#asked.get(async () => {
       await this.#salient.made();
-      const rows = hostMemory(this.hidden.dims, this.engine.head.device);
+      const rows = this.engine.readOut ? null : hostMemory(this.hidden.dims, this.engine.head.device);
       try {
         const view = await this.#analyze(rows);
         this.#release();
         return view;
       } finally {
-        rows.free();
+        rows?.free();
       }
     });
   }
 
+  /** All tokens of the run. */
+  get count(): number {
+    return this.features.data.length / this.features.width;
+  }
+
   /** @param rows where the attention is written, all rows of the hidden states; null: it is not computed */
   async #analyze(rows: HostMemory | null): Promise<BlockView> {
-    const { head, encoding } = this.engine;
+    const { head, encoding, readOut } = this.engine;
     const start = performance.now();
     const { width } = head.block;
     const each = await settled([...this.tiles.keys()], async (some) => {
@@ -111,21 +137,27 @@ export class BlockBatch {
         { encoding },
       );
       return analyses.map((analysis, i) => {
-        const { attention, unitSaliency, saliency } = analysis;
-        const { firstRow } = this.tiles[some[i]];
-        if (rows && !rows.inPlace) rows.data.set(attention?.data as Float32Array, firstRow * width);
+        const { attention, unitSaliency, saliency, siglip } = analysis;
+        const tile = this.tiles[some[i]];
+        if (rows && !rows.inPlace) rows.data.set(attention?.data as Float32Array, tile.firstRow * width);
         analysis.dispose();
-        return unitSaliency ?? saliency;
+        const probe = readOut?.saliency === 'probe' ? (siglip as SiglipReadOut).probeSaliency : null;
+        return { scores: probe ? tokenScores(head.backend, tile, probe) : (unitSaliency ?? saliency), siglip };
       });
     });
     const failed = new Map<number, unknown>();
-    const saliency = new Float32Array(this.features.data.length / this.features.width);
+    const saliency = new Float32Array(this.count);
     for (const [t, one] of each.entries())
-      if (one.status === 'fulfilled') saliency.set(one.value, this.tiles[t].firstToken);
+      if (one.status === 'fulfilled') saliency.set(one.value.scores, this.tiles[t].firstToken);
       else failed.set(t, one.reason);
-    const task = rows && (await this.#connect(rows, failed));
+    const read = this.tiles.map((tile, t): ReadTile => {
+      const one = each[t];
+      return { tile, readOut: one.status === 'fulfilled' ? one.value.siglip : null };
+    });
+    const pooled = readOut && { data: tokenRows(read, this.count, width), width };
+    const task = rows ? await this.#connect(rows, failed) : pooled;
     const milliseconds = (performance.now() - start) / this.tiles.length;
-    return { saliency: this.#ordered(saliency), task, failed, milliseconds };
+    return { saliency: this.#ordered(saliency), task, readOut: readOut && read, failed, milliseconds };
   }
 
   #input({ firstRow, patches, unit }: TileRows, rows: HostMemory | null) {
@@ -158,7 +190,7 @@ export class BlockBatch {
     const crossing = encoder.crossing.map((name) => [name, this.outputs[name]]);
     const feeds = { [ROWS]: new ort.Tensor('float32', rows.data, this.hidden.dims), ...Object.fromEntries(crossing) };
     const task = rowsOf((await runSession(connector, CONNECTOR, feeds))[TASK_ROWS]);
-    const [got, wanted] = [task.data.length / task.width, this.features.data.length / this.features.width];
+    const [got, wanted] = [task.data.length / task.width, this.count];
     if (got === wanted) return task;
     throw mismatch(
       'ERR_GRAPH',

@@ -2,9 +2,19 @@ import type { Tensor } from 'onnxruntime-common';
 import { type Backend, ImageAnalysis, type TextEmbeddings } from '../index.js';
 import { float32 } from '../tensor.js';
 import type { BlockBatch, TokenRows } from './block-batch.js';
-import { type Analyzed, EncodedImageBase, type ImageOwner, type Kept, type Purpose, tokensOf } from './image-base.js';
+import { stacked } from './further.js';
+import {
+  type Analyzed,
+  type Comparison,
+  EncodedImageBase,
+  type ImageOwner,
+  type Kept,
+  type Purpose,
+  tokensOf,
+} from './image-base.js';
 import { plainLayout } from './layout.js';
 import { meanRows } from './mean-rows.js';
+import { taskScores } from './siglip-rows.js';
 import { taskText } from './task-text.js';
 import type { Part } from './whole-image.js';
 
@@ -33,7 +43,7 @@ export class BlockImage extends EncodedImageBase {
       own.map(({ tokens }) => tokens),
     );
     const isJoint = own.some(({ frame }) => frame > 0);
-    super('BlockImage', vision, { layout, form: 'llm', medium: own[0].medium, isJoint, milliseconds });
+    super('BlockImage', vision, { layout, form: batch.form, medium: own[0].medium, isJoint, milliseconds });
     this.#vision = vision;
     this.#batch = batch;
     this.#tiles = tiles;
@@ -57,7 +67,9 @@ export class BlockImage extends EncodedImageBase {
         const patchEmbeddings = this.#tokens(embeddings, part);
         const saliency = this.#tokens({ data: view.saliency, width: 1 }, part).data as Float32Array;
         const features = this.#tokens(this.#batch.alike, part);
-        analyses.push(await ImageAnalysis.from({ patchEmbeddings, saliency, features }, this.#vision.backend));
+        const [tile, ...others] = part.tiles;
+        const global = others.length === 0 ? view.readOut?.[this.#tiles[tile]].readOut?.global : undefined;
+        analyses.push(await ImageAnalysis.from({ patchEmbeddings, global, saliency, features }, this.#vision.backend));
       }
     } catch (error) {
       for (const analysis of analyses) analysis.dispose();
@@ -66,7 +78,21 @@ export class BlockImage extends EncodedImageBase {
     return { analyses, milliseconds: view.milliseconds * this.#tiles.length + performance.now() - start };
   }
 
+  /** SigLIP's rows are of patches: where a token has several, each is compared by itself. */
+  protected override async taskMaps(
+    parts: readonly Part[],
+    text: TextEmbeddings,
+    how: Comparison,
+  ): Promise<Float32Array[] | null> {
+    const { readOut } = await this.#batch.view(true);
+    const tiles = readOut && this.#tiles.map((tile) => readOut[tile]);
+    if (!tiles?.some(({ tile }) => tile.unit)) return null;
+    const scores = await taskScores(this.#vision.backend, tiles, this.#batch.count, text, how);
+    return parts.map(({ places }) => Float32Array.from(places, (place) => scores[this.#first + place]));
+  }
+
   protected override comparable(text: TextEmbeddings): TextEmbeddings {
+    if (this.#batch.form === 'siglip') return text;
     return taskText(text, this.#batch.alike.width);
   }
 
@@ -74,14 +100,30 @@ export class BlockImage extends EncodedImageBase {
   protected async connect(kept: readonly Kept[]): Promise<Tensor> {
     const { features, alike } = this.#batch;
     const { width } = features;
-    let first = this.#first;
-    const whole = kept.map((part) => {
-      if (features === alike) return part;
-      const own = features.data.subarray(first * width, (first += part.assignment.length) * width);
-      return { ...part, tokens: float32(meanRows(own, width, part), [part.counts.length, width]) };
+    const rows = features === alike ? tokensOf(kept).data : this.#means(features, kept);
+    return float32(rows as Float32Array, [1, rows.length / width, width]);
+  }
+
+  protected override further(kept: readonly Kept[]): Record<string, Tensor> | undefined {
+    const { further } = this.#batch;
+    if (further.size === 0) return undefined;
+    const gathered = [...further].map(([name, rows]) => {
+      const layers = rows.layers.map((data) => this.#means({ data, width: rows.width }, kept));
+      return [name, stacked(layers, rows)] as const;
     });
-    const { data, dims } = tokensOf(whole);
-    return float32(data as Float32Array, [1, dims[0], width]);
+    return Object.fromEntries(gathered);
+  }
+
+  /** The means of the rows that each kept token was given, [K, width]. */
+  #means({ data, width }: TokenRows, kept: readonly Kept[]): Float32Array {
+    const means = new Float32Array(kept.reduce((sum, { counts }) => sum + counts.length, 0) * width);
+    let [first, at] = [this.#first, 0];
+    for (const part of kept) {
+      const own = data.subarray(first * width, (first += part.assignment.length) * width);
+      means.set(meanRows(own, width, part), at);
+      at += part.counts.length * width;
+    }
+    return means;
   }
 
   protected async everything(): Promise<Tensor> {

@@ -31,6 +31,8 @@ import { checkShared } from './model-options.js';
 import { Once } from './once.js';
 import { QuestionTable } from './question-table.js';
 import { allOrNone, atRest, openSession, runSession, TENTATIVE } from './session.js';
+import { openFit, type SiglipOptions, siglipOptions } from './siglip-options.js';
+import { SiglipText } from './siglip-text.js';
 import { floats } from './trial.js';
 import type { Budget, ImageMarks, InputNames, VisionInputs } from './vision-model.js';
 
@@ -46,6 +48,13 @@ export interface BlockVisionOptions extends DeviceOptions, Budget, Pick<AnalyzeO
   dtype?: Dtype;
   /** A question as rows of the language model's embedding table; default: by tokenizer and table of the folder. */
   embedQuestion?: (question: string) => Promise<TextEmbeddings>;
+  /**
+   * How questions and images are matched: `llm` (default), in the language model's embedding space; `siglip`, in that of the SigLIP that the
+   * encoder is, by the value path of its pooling head, with `embedQuestion` left out. No accuracy is claimed for either.
+   */
+  task?: 'llm' | 'siglip';
+  /** The SigLIP's folder, or more about it; with `task: 'siglip'`. */
+  siglip?: string | SiglipOptions;
   /** A pruner that is open already: its device is used, and stays the caller's. */
   pruner?: Pruner;
   /** Session options of ONNX Runtime, for every session; default: its own, with threads that do not spin between runs. */
@@ -57,7 +66,7 @@ export interface BlockVisionOptions extends DeviceOptions, Budget, Pick<AnalyzeO
 export const BLOCK_OPTIONS: OptionNames<BlockVisionOptions> = {
   ...DEVICE_OPTIONS,
   ...{ model: true, config: true, dtype: true, embedQuestion: true, pruner: true, keep: true, keepRatio: true },
-  ...{ encoding: true, session: true, ort: true },
+  ...{ encoding: true, task: true, siglip: true, session: true, ort: true },
 };
 const RENAMED = { modelDir: 'model' };
 
@@ -68,6 +77,8 @@ export interface BlockParts extends BlockEngine {
   readonly family: BlockFamily;
   readonly tower: InferenceSession;
   readonly config: ModelConfig;
+  /** SigLIP's read-out and its text tower, where that is how questions are matched. */
+  readonly readOut: (NonNullable<BlockEngine['readOut']> & { readonly text: SiglipText }) | null;
   readonly options: BlockVisionOptions & { readonly model: string };
 }
 
@@ -124,6 +135,7 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     const { model = folderOf(file), pruner } = checked;
     checkShared(checked);
     checkOwn({ ...checked, model });
+    const siglip = siglipOptions(checked);
     const encoding = encodingOf(checked);
     const ort = await ortModule(checked.ort);
     const session = atRest(checked.session);
@@ -132,17 +144,22 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     const encoder = readLastBlock(file);
     return allOrNone(async (opened) => {
       const backend = pruner?.backend ?? opened(await openBackend(deviceOptions(checked)), (own) => own.dispose());
-      const samples = isBeside ? [] : await samplesOf(family, file, config, { ort, session });
+      const samples = isBeside ? [] : await samplesOf(family, file, config, { ort, session, further: encoder.further });
       const weights = await encoder.weights(ort);
-      const head = opened(await BlockHead.load(weights, backend), (own) => own.dispose());
+      const fit = siglip && (await openFit(ort, weights, encoder, siglip.folder, { backend, session }));
+      const head = opened(await BlockHead.load(fit?.block ?? weights, backend), (own) => own.dispose());
       const open = async (graph: EditedGraph) => opened(await openGraph(ort, graph, session), (one) => one.release());
       const connector = await open(encoder.connector);
       const trials = async (one: InferenceSession) => (await blockTrials(family, one, config)).map(({ run }) => run);
       await confirmBlock(ort, encoder, { backend, weights, trials, connector, session });
       // Now that the trial's session is closed: memory holds the weights once.
-      const tower = await open(encoder.tower);
+      const tower = await open(fit?.beyond ? encoder.beyond : encoder.tower);
+      const readOut = siglip && {
+        saliency: siglip.saliency,
+        text: opened(await SiglipText.open(siglip.folder, { ...siglip.text, ort, session }), (one) => one.dispose()),
+      };
       const own = { ...checked, model };
-      const parts = { family, encoder, ort, head, tower, connector, encoding, config, options: own };
+      const parts = { family, encoder, ort, head, tower, connector, encoding, readOut, config, options: own };
       const vision = new this(parts);
       const wanted = `those of the file by itself${family.premise}`;
       await confirmFeatures(vision, samples, { argument: 'visionEncoder', file, wanted });
@@ -158,6 +175,11 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     return this.backend.deviceDescription;
   }
 
+  get further(): readonly string[] | undefined {
+    const { further } = this.#parts.encoder;
+    return further.length === 0 ? undefined : further;
+  }
+
   get marks(): ImageMarks | undefined {
     return this.#parts.family.marks;
   }
@@ -169,7 +191,8 @@ export class BlockVision extends VisionModelBase<BlockImage> {
 
   protected async encodeText(question: string): Promise<TextEmbeddings> {
     const asked = checkQuestion(question);
-    const { ort, options } = this.#parts;
+    const { ort, options, readOut } = this.#parts;
+    if (readOut) return readOut.text.encode(asked);
     if (options.embedQuestion) return options.embedQuestion(asked);
     const session = atRest(options.session);
     const table = await this.#table.get(() => QuestionTable.open(options.model, { ...options, session, ort }));
@@ -256,12 +279,12 @@ export class BlockVision extends VisionModelBase<BlockImage> {
   }
 
   protected async free(): Promise<void> {
-    const { options, head, tower, connector } = this.#parts;
+    const { options, head, tower, connector, readOut } = this.#parts;
     const { backend } = this;
     head.dispose();
     if (options.pruner === undefined) backend.dispose();
     const table = await this.#table.made();
-    await Promise.all([tower.release(), connector.release(), table?.release()]);
+    await Promise.all([tower.release(), connector.release(), table?.release(), readOut?.text.dispose()]);
   }
 }
 
@@ -272,11 +295,12 @@ async function samplesOf(
   family: BlockFamily,
   file: string,
   config: ModelConfig,
-  { ort, session }: { ort: OrtModule; session: InferenceSession.SessionOptions },
+  how: { ort: OrtModule; session: InferenceSession.SessionOptions; further: readonly string[] },
 ): Promise<Sample[]> {
+  const { ort, session, further } = how;
   const whole = await openSession(file, session, ort);
   try {
-    return await runTrials(whole, await blockTrials(family, whole, config), { file, ort });
+    return await runTrials(whole, await blockTrials(family, whole, config), { file, ort, further });
   } finally {
     await whole.release();
   }

@@ -251,7 +251,8 @@ export class ClipEncoder {
   }
 }
 
-function openText(model: string, given: ClipEncoderOptions & { session: object }): Promise<ClipText> {
+/** The text tower of a CLIP folder. */
+export function openText(model: string, given: ClipEncoderOptions & { session: object }): Promise<ClipText> {
   const { clip, longText, session, ort } = given;
   return ClipText.open({ model, tokenizer: clip as string, longText, session, ort });
 }

@@ -1,4 +1,4 @@
-import { type AnalyzeOptions, ImageAnalysis, type TensorLike } from '../index.js';
+import { type AnalyzeOptions, ImageAnalysis, type PruneOptions, type TensorLike } from '../index.js';
 import type { ClipEncoder, Encoded } from './clip-encoder.js';
 
 /** An analysis, and the milliseconds that it took. */
@@ -7,10 +7,19 @@ export interface AnalyzedTile {
   readonly milliseconds: number;
 }
 
+/** A text as the kernel `align` takes it, and how. */
+export interface AlignedText {
+  readonly text: TensorLike;
+  readonly endOfText: Float32Array;
+}
+export type Aligned = Pick<PruneOptions, 'alignment' | 'lambda'>;
+
 /** One tile (or frame) of an image, as a CLIP tower encoded it. */
 export interface ClipTile {
   /** The pruner's view of its units; the caller frees it. */
   analyze(): Promise<AnalyzedTile>;
+  /** The task map of its units where that is not the one that its analysis gives. */
+  task?(text: AlignedText, how: Aligned): Promise<Float32Array>;
   /** Hidden states of its units, [units, D]. */
   units(): TensorLike & { readonly data: Float32Array };
   /** Hidden states of the class token, [1, D]. */

@@ -13,6 +13,7 @@ import { LFM2 } from './lfm2.js';
 import { LlavaVision, type LlavaVisionOptions } from './llava.js';
 import { LLAVA_NEXT_OPTIONS, LlavaNextVision, type LlavaNextVisionOptions } from './llava-next.js';
 import type { ModelConfig, ModelFolder } from './model-folder.js';
+import { PHI3_OPTIONS, Phi3Vision, type Phi3VisionOptions } from './phi3.js';
 import { QwenVision } from './qwen.js';
 import { QWEN } from './qwen-family.js';
 import { llavaTrials } from './trial.js';
@@ -21,13 +22,14 @@ import type { VisionModel } from './vision-model.js';
 
 /**
  * Options of every family. A family refuses those that mean nothing to it: `clip`, `head` and `longText` are of towers that are CLIP's,
- * `embedQuestion` of all others; `anyres`, `newline` and `newlineVector` are LLaVA-NeXT's; `kind`, `classRows`, `imageEncoder` and
+ * `embedQuestion` of all others; `anyres`, `newline` and `newlineVector` are LLaVA-NeXT's (`newline` Phi-3.5-vision's too); `kind`, `classRows`, `imageEncoder` and
  * `imageClip` are Video-LLaVA's.
  */
 export interface VisionModelOptions
   extends LlavaVisionOptions,
     Omit<LlavaNextVisionOptions, 'model' | 'config'>,
     VideoLlavaVisionOptions,
+    Phi3VisionOptions,
     Omit<BlockVisionOptions, 'model' | 'config'> {
   /**
    * An open pruner, which stays the caller's. LLaVA: in place of the CLIP folder's head. The folder then needs no `vision_model.onnx`, and
@@ -36,7 +38,12 @@ export interface VisionModelOptions
   pruner?: Pruner;
 }
 
-const { model, config, ...NAMES } = { ...BLOCK_OPTIONS, ...LLAVA_NEXT_OPTIONS, ...VIDEO_LLAVA_OPTIONS };
+const { model, config, ...NAMES } = {
+  ...BLOCK_OPTIONS,
+  ...LLAVA_NEXT_OPTIONS,
+  ...VIDEO_LLAVA_OPTIONS,
+  ...PHI3_OPTIONS,
+};
 export const VISION_MODEL_OPTIONS: OptionNames<VisionModelOptions> = NAMES;
 
 /** A model folder and what its config says. */
@@ -89,6 +96,11 @@ const VIDEO_LLAVA: Family = {
   loaded: null,
 };
 
+const PHI3: Family = {
+  open: ({ visionEncoder }, { dtype: _, ...options }) => Phi3Vision.open(visionEncoder, options),
+  loaded: null,
+};
+
 /** The config of the original is that of a LLaVA, with a tower for videos beside that for images. */
 const ORIGINAL_VIDEO: Family = {
   name: 'video_llava',
@@ -121,6 +133,7 @@ const FAMILIES: Readonly<Record<string, Family>> = {
   llava_qwen2: LLAVA,
   llava_next: LLAVA_NEXT,
   video_llava: VIDEO_LLAVA,
+  phi3_v: PHI3,
   llava_onevision: OF_FLAT,
   moondream1: OF_FLAT,
   paligemma: OF_FLAT,

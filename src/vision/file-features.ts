@@ -26,9 +26,14 @@ const CALLED: FileInputs = {
  * Transformers.js feeds them by.
  *
  * @param name of the session, for messages
- * @throws DesapError `ERR_GRAPH` for further inputs, and for further outputs than the features
+ * @param further outputs that are taken besides the features
+ * @throws DesapError `ERR_GRAPH` for further inputs, and for further outputs
  */
-export function fileInputs({ inputNames, inputMetadata, outputNames }: InferenceSession, name: string): FileInputs {
+export function fileInputs(
+  { inputNames, inputMetadata, outputNames }: InferenceSession,
+  name: string,
+  further: readonly string[] = [],
+): FileInputs {
   const of = (type: string) => inputMetadata.filter((input) => input.isTensor && input.type === type);
   const [pixels, integers, masks] = [of('float32'), of('int64'), of('bool')];
   const isAlone = integers.length === 1;
@@ -42,11 +47,12 @@ export function fileInputs({ inputNames, inputMetadata, outputNames }: Inference
   ];
   const parts = inputs.map(([, part]) => part);
   const isKnown = inputs.length === inputNames.length && new Set(parts).size === parts.length;
-  if (pixels.length === 1 && isKnown && !parts.includes(undefined) && outputNames.length === 1)
+  const features = outputNames.filter((output) => !further.includes(output));
+  if (pixels.length === 1 && isKnown && !parts.includes(undefined) && features.length === 1)
     return Object.fromEntries(inputs) as FileInputs;
   throw new DesapError(
     'ERR_GRAPH',
-    `${name}: got the inputs ${inputNames.join(', ')} and the outputs ${outputNames.join(', ')}, wanted pixels in float32, for Qwen-VL their int64 grid, and image_features only (deepstack features are taken as further columns of these, not as outputs)`,
+    `${name}: got the inputs ${inputNames.join(', ')} and the outputs ${outputNames.join(', ')}, wanted pixels in float32, for Qwen-VL their int64 grid, and image_features only`,
   );
 }
 
@@ -125,19 +131,21 @@ export function fileTrials(session: InferenceSession, name: string, trials: read
  * (encoders that take no videos fail on them).
  *
  * @param file its path, for messages
+ * @param further outputs that are not the features
  * @throws DesapError `ERR_GRAPH` where ONNX Runtime does not run it
  */
 export async function runTrials(
   session: InferenceSession,
   [first, ...others]: readonly Trial[],
-  { file, ort }: { readonly file: string; readonly ort: OrtModule },
+  { file, ort, further = [] }: { readonly file: string; readonly ort: OrtModule; readonly further?: readonly string[] },
 ): Promise<[Sample, ...Sample[]]> {
+  const output = session.outputNames.find((name) => !further.includes(name)) as string;
   const run = async ({ inputs: trial, feeds }: Trial) => {
     const fed = Object.entries(feeds).map(([name, { type, data, dims }]) => {
       return [name, new ort.Tensor(type as 'float32', data as Float32Array, dims)];
     });
     const outputs = await session.run(Object.fromEntries(fed), TENTATIVE);
-    return { trial, features: outputs[session.outputNames[0]] as Tensor };
+    return { trial, features: outputs[output] as Tensor };
   };
   const sample = await run(first).catch((cause: Error) => {
     throw new DesapError('ERR_GRAPH', `${file}: onnxruntime does not run it: ${cause.message}`, { cause });

@@ -43,10 +43,13 @@ export interface Purpose {
   readonly task: boolean;
 }
 
+/** How a text is compared. */
+export type Comparison = Pick<PruneOptions, 'alignment' | 'lambda'>;
+
 /** What was kept of one part. */
 export type Kept = Pick<PruneResult, 'tokens' | 'indices' | 'assignment' | 'counts'>;
 
-const { features: _, matrices: __, ...OWN } = PRUNE_OPTIONS;
+const { task: _, features: __, matrices: ___, ...OWN } = PRUNE_OPTIONS;
 const NAMES: OptionNames<VisionPruneOptions> = { ...OWN, allocation: true };
 const ALLOCATIONS = ['tile', 'image'] as const;
 
@@ -101,10 +104,15 @@ export abstract class EncodedImageBase implements EncodedImage {
     const text = embeddings && this.comparable(embeddings);
     const analyzed = performance.now();
     const map = saliency === undefined ? undefined : vector('saliency', saliency, layout.tokenCount);
-    const requests = parts.map(({ places }) => ({
+    const alignment = how.alignment ?? this.#alignment(text);
+    const isCompared = text !== null && how.taskShare !== 0;
+    const compared = { alignment, lambda: how.lambda };
+    const tasks = isCompared ? await this.taskMaps(parts, text, compared).catch(asQuestion) : null;
+    const requests = parts.map(({ places }, p) => ({
       ...how,
-      alignment: how.alignment ?? this.#alignment(text),
+      alignment,
       ...(map && { saliency: Float32Array.from(places, (place) => map[place]) }),
+      ...(tasks && { task: tasks[p] }),
     }));
     const counts = await countsFor({ budget, allocation }, analyses, text, requests).catch(asQuestion);
     const kept = await pruneAll(
@@ -120,8 +128,10 @@ export abstract class EncodedImageBase implements EncodedImage {
       stages: whole.timings,
     };
     const { unitRows: _, markerRows: __, markers: ___, ...result } = whole;
-    const task = text !== null && how.taskShare !== 0 ? { form } : null;
-    return { ...result, features, tileCounts: countsOfTiles(layout, whole), task, timings };
+    const task = isCompared ? { form } : null;
+    const further = this.further(kept);
+    const tileCounts = countsOfTiles(layout, whole);
+    return { ...result, features, ...(further && { further }), tileCounts, task, timings };
   }
 
   /** What `keep` is of unless the caller says: all frames that are pruned as one, or else each tile. */
@@ -133,9 +143,13 @@ export abstract class EncodedImageBase implements EncodedImage {
     return partsOf(this.about.layout, this.about.isJoint === true && allocation === 'image');
   }
 
-  /** eq. 3 squares the cosine of a single row: a patch that has nothing to do with the question would score like one that has. */
+  /**
+   * eq. 3 squares the cosine of a single row: a patch that has nothing to do with the question would score like one that has. SigLIP's
+   * cosines are small and often negative, and eq. 3 weighs by them.
+   */
   #alignment(text: TextEmbeddings | null): PruneOptions['alignment'] {
     if (text === null || this.about.form === 'clip') return undefined;
+    if (this.about.form === 'siglip') return 'mean';
     return text.embeddings.dims?.at(-2) === 1 ? 'mean' : undefined;
   }
 
@@ -176,7 +190,7 @@ export abstract class EncodedImageBase implements EncodedImage {
   }
 
   /**
-   * {@link EncodedImageBase.analyses} of an image that is pruned as one.
+   * That of an image that is pruned as one.
    * @throws DesapError `ERR_VALUE` for an image of several tiles
    */
   async analysis(): Promise<ImageAnalysis> {
@@ -200,6 +214,7 @@ export abstract class EncodedImageBase implements EncodedImage {
     });
   }
 
+  /** As {@link EncodedImage.dispose}. */
   [DISPOSE](): void {
     this.dispose();
   }
@@ -219,6 +234,15 @@ export abstract class EncodedImageBase implements EncodedImage {
     return text;
   }
 
+  /** The task map of each part, where that is not the one that its analysis gives. */
+  protected async taskMaps(
+    _parts: readonly Part[],
+    _text: TextEmbeddings,
+    _how: Comparison,
+  ): Promise<Float32Array[] | null> {
+    return null;
+  }
+
   /** What purposes an analysis for this one serves: analyses of one name are made once. */
   protected covers(_purpose: Purpose): string {
     return 'all';
@@ -230,6 +254,11 @@ export abstract class EncodedImageBase implements EncodedImage {
   protected abstract connect(kept: readonly Kept[]): Promise<Tensor>;
   protected abstract everything(): Promise<Tensor>;
   protected abstract free(): unknown;
+
+  /** What the file has of kept units besides features, by output; none by default. */
+  protected further(_kept: readonly Kept[]): Record<string, Tensor> | undefined {
+    return undefined;
+  }
 
   /** Markers at these places as rows of the language model. */
   protected async markerFeatures(_places: Int32Array): Promise<Float32Array> {

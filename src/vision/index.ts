@@ -8,6 +8,9 @@
 export type { Anyres, Newline } from './anyres.js';
 export type { AnyresImageProcessorConfig, AnyresImages } from './anyres-images.js';
 export { AnyresImageProcessor } from './anyres-images.js';
+export { BlockImage } from './block-image.js';
+export type { BlockVisionOptions } from './block-vision.js';
+export { BlockVision } from './block-vision.js';
 export type { ClipEncoderOptions } from './clip-encoder.js';
 export type { ClipTextOptions, EncodedText, LongText } from './clip-text.js';
 export { ClipText } from './clip-text.js';
@@ -26,17 +29,25 @@ export type { LlavaNextVisionOptions } from './llava-next.js';
 export { LlavaNextVision } from './llava-next.js';
 export type { Dtype, ModelConfig } from './model-folder.js';
 export { openVisionModel } from './open.js';
+export type { Phi3VisionOptions } from './phi3.js';
+export { Phi3Vision } from './phi3.js';
 export type { QwenVisionOptions } from './qwen.js';
 export { QwenImage, QwenVision } from './qwen.js';
+export type { SiglipOptions } from './siglip-options.js';
+export type { SiglipRows, SiglipTextOptions } from './siglip-text.js';
+export { SiglipText } from './siglip-text.js';
 export { TilesImage } from './tiles-image.js';
 export type { ClassRows, VideoLlavaKind, VideoLlavaVisionOptions } from './video-llava.js';
 export { VideoLlavaVision } from './video-llava.js';
 export type {
+  Allocation,
   Budget,
   EncodedImage,
+  ImageMarks,
   InputNames,
   PrunedFeatures,
   Question,
+  TaskForm,
   Tile,
   VisionInputs,
   VisionModel,

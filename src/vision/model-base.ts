@@ -65,6 +65,7 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
     return this.life.end(() => this.free());
   }
 
+  /** As {@link VisionModel.dispose}. */
   [ASYNC_DISPOSE](): Promise<void> {
     return this.dispose();
   }

@@ -1,8 +1,15 @@
 import type { Tensor } from 'onnxruntime-common';
-import type { TensorLike } from '../index.js';
-import { float32 } from '../tensor.js';
+import type { TensorLike, TextEmbeddings } from '../index.js';
+import { float32, integer, matrix, widened } from '../tensor.js';
 import type { ClipTile } from './clip-tile.js';
-import { type Analyzed, EncodedImageBase, type ImageOwner, type Kept, tokensOf } from './image-base.js';
+import {
+  type Analyzed,
+  type Comparison,
+  EncodedImageBase,
+  type ImageOwner,
+  type Kept,
+  tokensOf,
+} from './image-base.js';
 import type { TokenLayout } from './layout.js';
 import type { EncodedImage } from './vision-model.js';
 import type { Part } from './whole-image.js';
@@ -37,6 +44,22 @@ export class TilesImage extends EncodedImageBase {
       analyses: made.map(({ analysis }) => analysis),
       milliseconds: made.reduce((sum, { milliseconds }) => sum + milliseconds, 0),
     };
+  }
+
+  protected override async taskMaps(
+    parts: readonly Part[],
+    { embeddings, endOfText }: TextEmbeddings,
+    { alignment, lambda }: Comparison,
+  ): Promise<Float32Array[] | null> {
+    const tiles = parts.map(({ tiles: [tile] }) => this.how.tiles[tile]);
+    if (tiles.some(({ task }) => task === undefined)) return null;
+    const text = matrix('text', embeddings);
+    const rows = widened(text);
+    const row = typeof endOfText === 'number' ? integer('endOfText', endOfText, 0, text.rows - 1) : text.rows - 1;
+    const end = typeof endOfText === 'object' ? endOfText : rows.subarray(row * text.cols, (row + 1) * text.cols);
+    const aligned = { text: float32(rows, [text.rows, text.cols]), endOfText: end };
+    const how = { ...(alignment && { alignment }), ...(lambda !== undefined && { lambda }) };
+    return Promise.all(tiles.map((tile) => tile.task!(aligned, how)));
   }
 
   protected connect(kept: readonly Kept[]): Promise<Tensor> {

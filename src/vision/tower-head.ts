@@ -45,12 +45,34 @@ export async function towerHead(
   const model = readModel(visionModel);
   const head = await extractHead({ visionModel: model });
   const { error, tolerance } = await confirmBoth(ort, tower, model, head, { session, tuned: tuned ? TUNED : 0 });
-  if (error > tolerance)
+  if (error > tolerance) warnOfTuning(error, { visionEncoder, clip });
+  return head;
+}
+
+/** Hidden states of one tower in two forms differ by less. */
+const SAME = 1e-3;
+
+/**
+ * Warns once of a tower that was trained further than that of its CLIP folder.
+ *
+ * @param error between hidden states of both, relative to the largest
+ * @throws DesapError `ERR_HEAD_MISMATCH` for another tower
+ */
+export function warnOfTuning(
+  error: number,
+  { visionEncoder, clip }: { readonly visionEncoder: string; readonly clip: string },
+): void {
+  const differ = `hidden states differ by ${error.toExponential(1)} relative to the largest`;
+  if (!(error <= TUNED))
+    throw new DesapError(
+      'ERR_HEAD_MISMATCH',
+      `${visionEncoder} and ${clip}: ${differ}, wanted at most ${TUNED}: the towers are not the same`,
+    );
+  if (error > SAME)
     warnOnce(
       'DESAP_TUNED_TOWER',
-      `${visionEncoder}: its tower was trained further than that of ${clip} (hidden states differ by ${error.toExponential(1)} relative to the largest): the read-out and the text tower are those of the CLIP that it comes from`,
+      `${visionEncoder}: its tower was trained further than that of ${clip} (${differ}): the read-out and the text tower are those of the CLIP that it comes from`,
     );
-  return head;
 }
 
 /**

@@ -13,6 +13,8 @@ export interface VisionModel extends AsyncDisposable {
   readonly deviceDescription: string;
   /** How far features may lie from those of the whole file, relative to the largest magnitude: what its arithmetic rounds. */
   readonly tolerance: number;
+  /** Outputs of the encoder's file besides the features, rows of each visual token such as deepstack features; undefined where there are none. */
+  readonly further?: readonly string[];
   /** How a prompt shows which image tokens are one image's; undefined where they stand in one piece. */
   readonly marks?: ImageMarks;
   /**
@@ -162,6 +164,11 @@ export interface VisionTimings {
 export interface PrunedFeatures extends Omit<PruneResult, 'tokens' | 'matrices' | 'timings'> {
   /** [1, K, W], float32, for the image tokens of the prompt; K counts markers that stay. */
   readonly features: Tensor;
+  /**
+   * What the file hands out of each visual token besides its features, such as deepstack features: gathered and averaged like these,
+   * [K, W], or [layers, K, W], by output; left out where there is nothing.
+   */
+  readonly further?: Readonly<Record<string, Tensor>>;
   /** How many units of each tile were kept. */
   readonly tileCounts: Int32Array;
   /** How the question had a part in it; null with `taskShare: 0`. */

@@ -73,11 +73,11 @@ def main():
     given = parser.parse_args()
     out = given.out
     (out / "onnx").mkdir(parents=True, exist_ok=True)
-    shared = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 3, "layer_norm_eps": 1e-6}
+    shared = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "layer_norm_eps": 1e-6}
     config = SiglipConfig(
         vision_config={**shared, "intermediate_size": 72, "image_size": 28, "patch_size": 7},
         text_config={**shared, "intermediate_size": 64, "vocab_size": 2 + len(WORDS), "max_position_embeddings": LENGTH,
-                     "projection_size": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 0},
+                     "projection_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 0},
     )
     config.vision_config.num_hidden_layers = 4
     config._attn_implementation = "eager"

@@ -187,6 +187,37 @@ export class Graph extends Editable {
     this.prune();
   }
 
+  /** The last nodes of RMS norms in their parts, each with what is normalised and the weight. */
+  private rms(): { node: Node; x: string; weight: string }[] {
+    const at = (value: string) => this.producer(value);
+    return this.nodes.flatMap((node) => {
+      const [weight, product] = node.inputs;
+      const scaled = node.op === 'Mul' && this.tensors.has(weight) ? at(product) : undefined;
+      const isNorm = scaled?.op === 'Mul' && at(scaled.inputs[1])?.op === 'Reciprocal';
+      return isNorm ? [{ node, x: scaled.inputs[0], weight }] : [];
+    });
+  }
+
+  /** Writes every RMS norm in another way. */
+  rmsNorms(write: (graph: Graph, x: string, weight: string) => string): void {
+    for (const { node, x, weight } of this.rms()) this.replace(node, () => write(this, x, weight));
+    this.prune();
+  }
+
+  /** RMS norms of residual sums as SkipSimplifiedLayerNormalization. */
+  skipRmsNorms(): void {
+    for (const { node, x, weight } of this.rms()) {
+      const sum = this.producer(x);
+      if (sum?.op !== 'Add') continue;
+      const outputs = [node.outputs[0], '', '', x];
+      node.outputs = [this.fresh('unused')];
+      sum.outputs = [this.fresh('unused')];
+      const options = { ...MICROSOFT, outputs };
+      this.add('SkipSimplifiedLayerNormalization', [...sum.inputs, weight], { epsilon: { f: 1e-6 } }, options);
+    }
+    this.prune();
+  }
+
   reshape(value: string, shape: number[]): string {
     return this.add('Reshape', [value, this.integers(shape)]);
   }

@@ -64,8 +64,8 @@ function weightError(got: BlockWeights, want: BlockWeights): number {
 const PACKED = join(FAMILY_ROOT, 'qwen3_vl_packed/onnx/vision_encoder.onnx');
 
 /** A file of torch.export after a change. */
-async function edited(edit: (graph: Graph) => void): Promise<string> {
-  const graph = await Graph.read(await readFile(PACKED));
+async function edited(edit: (graph: Graph) => void, source = PACKED): Promise<string> {
+  const graph = await Graph.read(await readFile(source));
   edit(graph);
   const path = join(root, 'edited.onnx');
   await writeFile(path, graph.bytes());
@@ -154,6 +154,53 @@ describe('what is read in other forms besides attention', () => {
     const errors = await confirmed(encoder);
     expect(errors.attention).toBeLessThan(1e-5);
     expect(errors.features).toBeLessThan(1e-5);
+  });
+});
+
+describe('RMS norms', () => {
+  const source = join(FAMILY_ROOT, 'qwen2_5_vl/onnx/vision_encoder.onnx');
+  const cases: [string, (graph: Graph) => void][] = [
+    [
+      'RMSNormalization of ONNX',
+      (graph) => {
+        graph.opset = 23;
+        graph.rmsNorms((g, x, weight) => g.add('RMSNormalization', [x, weight], { epsilon: { f: 1e-6 } }));
+      },
+    ],
+    [
+      'SimplifiedLayerNormalization',
+      (graph) =>
+        graph.rmsNorms((g, x, weight) => g.add('SimplifiedLayerNormalization', [x, weight], { epsilon: { f: 1e-6 } })),
+    ],
+    ['SkipSimplifiedLayerNormalization, which adds the residual', (graph) => graph.skipRmsNorms()],
+    [
+      'a division by the root',
+      (graph) =>
+        graph.rmsNorms((g, x, weight) => {
+          const squares = g.add('Mul', [x, x]);
+          const mean = g.add('ReduceMean', [squares, g.integers([-1])], { keepdims: { i: 1 } });
+          const root = g.add('Sqrt', [g.add('Add', [g.floats([1e-6], []), mean])]);
+          return g.add('Mul', [g.add('Div', [x, root]), weight]);
+        }),
+    ],
+    [
+      'a power of -1/2',
+      (graph) =>
+        graph.rmsNorms((g, x, weight) => {
+          const mean = g.add('ReduceMean', [g.add('Pow', [x, g.floats([2], [])]), g.integers([-1])]);
+          const power = g.add('Pow', [g.add('Add', [mean, g.floats([1e-6], [])]), g.floats([-0.5], [])]);
+          return g.add('Mul', [weight, g.add('Mul', [power, x])]);
+        }),
+    ],
+  ];
+  it.each(cases)('%s', async (_, edit) => {
+    const encoder = readLastBlock(await edited(edit, source));
+    const weights = await encoder.weights(ort);
+    expect(weights).toMatchObject({ norm: 'rms', epsilon: 1e-6, norm1: { bias: null } });
+    expect(weightError(weights, await readLastBlock(source).weights(ort))).toBe(0);
+    const errors = await confirmed(encoder);
+    expect(errors.attention).toBeLessThan(1e-5);
+    expect(errors.features).toBe(0);
   });
 });
 
@@ -274,6 +321,15 @@ describe('what is refused, with the operator in the way', () => {
     expect(() => readLastBlock(path)).toThrow(
       expect.objectContaining({ code: 'ERR_GRAPH', message: expect.stringMatching(message) }),
     );
+  });
+
+  it('windows in the last block, by its numbers', async () => {
+    const source = join(FAMILY_ROOT, 'qwen2_5_vl/onnx/vision_encoder.onnx');
+    const path = await edited((graph) => graph.skip('unsqueeze_34', 'unsqueeze_22'), source);
+    await expect(confirmed(readLastBlock(path))).rejects.toMatchObject({
+      code: 'ERR_HEAD_MISMATCH',
+      message: expect.stringMatching(/a last attention that differs .*windows/),
+    });
   });
 
   it('a rotation that is not by halves, by its numbers', async () => {

@@ -257,7 +257,7 @@ describe.each([
     const [one, , two] = prepared;
     await expect(generate({ ...one, pixel_values: two.pixel_values })).rejects.toMatchObject({
       code: 'ERR_SHAPE',
-      message: expect.stringMatching(/^input_ids: got \d+ image tokens/),
+      message: expect.stringMatching(/^input_ids: got \d+ visual tokens/),
     });
     const [, , ...extents] = one.pixel_values.dims;
     const flat = { data: one.pixel_values.data, dims: [3, ...extents] } as never;

@@ -57,7 +57,7 @@ describe('the text tower', () => {
       expect(text.contextLength).toBe(length);
       for (const [i, sentence] of texts.entries()) {
         const { embeddings, endOfText } = await text.encode(sentence);
-        expect([embeddings.dims, endOfText]).toEqual([[1, 48], 0]);
+        expect([embeddings.dims, endOfText]).toEqual([[1, 32], 0]);
         expect(relativeError(embeddings.data as Float32Array, expected(`text.${i}`))).toBeLessThan(1e-5);
       }
       // Without padding the row would be another.
@@ -68,7 +68,7 @@ describe('the text tower', () => {
   it('embeds the words that say something, each by itself', async () => {
     await using text = await SiglipText.open(FOLDER, { text: 'words' });
     const { embeddings, endOfText } = await text.encode(texts[0]);
-    expect(embeddings.dims).toEqual([4 - 1, 48]);
+    expect(embeddings.dims).toEqual([4 - 1, 32]);
     const rows = ['what', 'colour', 'dog'].map((word) => expected(`word.${word}`));
     expect(
       relativeError(
@@ -78,7 +78,7 @@ describe('the text tower', () => {
     ).toBeLessThan(1e-5);
     expect(relativeError(endOfText as Float32Array, expected('text.0'))).toBeLessThan(1e-5);
     const silent = await text.encode('is it on the');
-    expect(silent.embeddings.dims).toEqual([1, 48]);
+    expect(silent.embeddings.dims).toEqual([1, 32]);
   });
 
   it('cuts a text that is too long, into parts or off, or refuses it', async () => {
@@ -142,9 +142,9 @@ describe.each<[string, () => Promise<SiglipVision>]>([
       weight: float32(weight, [bias.length, weight.length / bias.length]),
       bias,
     });
-    const query = await backend.linear({ x: float32(head.probe, [1, 48]), ...dense(head.q) });
+    const query = await backend.linear({ x: float32(head.probe, [1, 32]), ...dense(head.q) });
     const got = await backend.siglipReadOut({
-      attention: float32(expected('ending'), [16, 48]),
+      attention: float32(expected('ending'), [16, 32]),
       query: values(query),
       postNorm: head.postNorm,
       key: dense(head.k),
@@ -173,7 +173,7 @@ describe.each<[string, () => Promise<SiglipVision>]>([
         expect(relativeError(block[field].weight, toFloat32(stored.get(`${key}.weight`)!))).toBeLessThan(1e-5);
         expect(relativeError(block[field].bias!, toFloat32(stored.get(`${key}.bias`)!))).toBeLessThan(1e-5);
       }
-    expect([siglip.blocks[0].heads, siglip.heads, siglip.epsilon]).toEqual([3, 3, 1e-6]);
+    expect([siglip.blocks[0].heads, siglip.heads, siglip.epsilon]).toEqual([4, 4, 1e-6]);
   });
 
   it('stands behind the block that a tower ends with, or in front of one that it leaves out', () => {
@@ -191,8 +191,8 @@ describe.each<[string, () => Promise<SiglipVision>]>([
     expect(() => fitSiglip(turned, siglip, FOLDER)).toThrow(
       /^siglip: got .*, whose last blocks differ from the vision encoder's by 1\.\d+ of their size/,
     );
-    expect(() => fitSiglip({ ...last, heads: 6 }, siglip, FOLDER)).toThrow(
-      /^siglip: got a SigLIP of 48 columns and 3 heads in .*, wanted the one that the vision encoder is: 48 columns, 6 heads/,
+    expect(() => fitSiglip({ ...last, heads: 8 }, siglip, FOLDER)).toThrow(
+      /^siglip: got a SigLIP of 32 columns and 4 heads in .*, wanted the one that the vision encoder is: 32 columns, 8 heads/,
     );
     expect(() => fitSiglip({ ...last, epsilon: 1e-5 }, siglip, FOLDER)).toThrow(
       /epsilon of 0\.000001, wanted 0\.00001, as/,
