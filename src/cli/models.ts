@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { requireFolder } from '../files.js';
 import { familyOf } from '../vision/families.js';
 import { readConfig } from '../vision/model-folder.js';
-import { clientImages } from './client/images.js';
+import { clientImages, ENCODER, PHI3 } from './client/images.js';
 import { expanded, imageFirst, type Processing, textFirst } from './client/processing.js';
 import { llavaImages } from './images/llava.js';
 import { llavaNextImages } from './images/llava-next.js';
@@ -25,13 +25,15 @@ export interface ModelKind {
   images(folder: string, flags?: ImageFlags): Promise<ImageReader>;
   /** How Transformers.js makes the inputs of its model; null for models that the command line runs itself. */
   readonly processing: Processing | null;
+  /** Why there is no answer from it. */
+  readonly unanswered?: string;
 }
 
 const own = (images: ModelKind['images'], isForVideos = false): ModelKind => {
   return { isClip: true, isForVideos, images, processing: null };
 };
 const client = (processing: Processing): ModelKind => {
-  return { isClip: false, isForVideos: false, images: clientImages, processing };
+  return { isClip: false, isForVideos: false, images: (folder) => clientImages(folder, ENCODER), processing };
 };
 
 /** Towers that are CLIP's, by family. */
@@ -39,6 +41,10 @@ const OWN: Readonly<Record<string, ModelKind>> = {
   llava: own(llavaImages),
   llava_next: own(llavaNextImages),
   video_llava: own((folder, { frames } = {}) => videoLlavaImages(folder, frames), true),
+  phi3_v: {
+    ...own((folder) => clientImages(folder, PHI3)),
+    unanswered: 'Phi-3.5-vision: its language model is not run here; desap prune shows what is kept',
+  },
 };
 
 /** All others, by `model_type`. */

@@ -43,9 +43,18 @@ export function withModels(command: Command): Command {
         'LLaVA, LLaVA-NeXT, Video-LLaVA: CLIP folder of the same vision tower (default: models/tiny-clip of a clone)',
       )
       .addOption(new Option('--dtype <name>', 'form of the model files (default: fp32)').choices(DTYPES))
+      .addOption(
+        new Option(
+          '--task <form>',
+          'SigLIP towers: the space that question and image are matched in (default: llm)',
+        ).choices(['llm', 'siglip']),
+      )
+      .option('--siglip <folder>', "with --task siglip: folder of the tower's SigLIP")
       .addOption(new Option('--anyres <form>', 'LLaVA-NeXT: tokens of an image (default: model)').choices(ANYRES))
       .addOption(
-        new Option('--newline <which>', 'LLaVA-NeXT: newlines that stay (default: kept-rows)').choices(NEWLINES),
+        new Option('--newline <which>', 'LLaVA-NeXT, Phi-3.5-vision: newlines that stay (default: kept-rows)').choices(
+          NEWLINES,
+        ),
       )
       .addOption(
         new Option('--class-rows <form>', 'Video-LLaVA: class row of each frame (default: keep)').choices(CLASS_ROWS),
@@ -104,6 +113,8 @@ export interface ModelFlags extends DeviceOptions, ImageFlags {
   model?: string;
   clip?: string;
   dtype?: Dtype;
+  task?: VisionModelOptions['task'];
+  siglip?: string;
   anyres?: Anyres;
   newline?: Newline;
   classRows?: ClassRows;
@@ -132,8 +143,10 @@ export async function chosenModel(flags: ModelFlags): Promise<ChosenModel> {
   if (flags.frames !== undefined && !kind.isForVideos)
     throw mismatch('ERR_VALUE', '--frames', `${flags.frames}`, 'a model for videos beside it');
   const clip = flags.clip ?? (kind.isClip ? await shipped('tiny-clip', '--clip') : undefined);
-  const { dtype, anyres, newline, classRows } = flags;
-  const given = Object.entries({ clip, dtype, anyres, newline, classRows }).filter(([, value]) => value !== undefined);
+  const { dtype, task, siglip, anyres, newline, classRows } = flags;
+  const given = Object.entries({ clip, dtype, task, siglip, anyres, newline, classRows }).filter(
+    ([, value]) => value !== undefined,
+  );
   return { folder, kind, options: { ...deviceOptions(flags), ...Object.fromEntries(given) } as ChosenModel['options'] };
 }
 

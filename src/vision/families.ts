@@ -97,6 +97,7 @@ const VIDEO_LLAVA: Family = {
 };
 
 const PHI3: Family = {
+  name: 'phi3_v',
   open: ({ visionEncoder }, { dtype: _, ...options }) => Phi3Vision.open(visionEncoder, options),
   loaded: null,
 };

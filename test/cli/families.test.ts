@@ -216,12 +216,26 @@ describe('the table of families', () => {
   it.each(MODEL_TYPES)('has %s', async (model_type) => {
     const { images, processing, isClip } = await modelKind(await folderOf({ model_type }));
     expect(images).toBeTypeOf('function');
-    expect(isClip).toBe(processing === null);
+    expect(isClip).toBe(processing === null); // CLIP's towers are run here
   });
 
   it('sends a LLaVA with another tower through Transformers.js', async () => {
     const config = { model_type: 'llava', vision_config: { model_type: 'siglip_vision_model' } };
     expect((await modelKind(await folderOf(config))).processing).not.toBeNull();
+  });
+
+  it('reads images for Phi-3.5-vision, and says what it does not do with them', async () => {
+    const config = { image_processor_type: 'Phi3VImageProcessor', num_crops: 4, num_img_tokens: 144 };
+    const model = await folderOf({ model_type: 'phi3_v' });
+    const normal = { image_mean: [0.5, 0.5, 0.5], image_std: [0.5, 0.5, 0.5] };
+    await writeFile(join(model, 'preprocessor_config.json'), JSON.stringify({ ...config, ...normal }));
+    const image = await png([1, 64, 64]);
+    const read = await (await (await modelKind(model)).images(model)).read(image);
+    expect(read.inputs.pixelValues?.dims).toEqual([1, 5, 3, 336, 336]);
+    expect(read.inputs.imageSizes?.dims).toEqual([1, 2]);
+    await expect(read.strips({} as never)).rejects.toMatchObject({ code: 'ERR_VALUE', message: /Phi-3.5-vision/ });
+    const asked = json(answerCommand(), image, 'what?', '--model', model);
+    await expect(asked).rejects.toMatchObject({ code: 'ERR_VALUE', message: /desap prune/ });
   });
 
   it.each([

@@ -1,16 +1,31 @@
 import type { Tensor } from '@huggingface/transformers';
+import { mismatch } from '../../errors.js';
 import { readImage } from '../../vision/image/source.js';
 import type { EncodedImage, VisionInputs } from '../../vision/vision-model.js';
 import { type ImageReader, mosaicStrip, type Strip, wholeStrip } from '../images/reader.js';
 import { openClient } from './load.js';
 
-/** What image processors return, by the names that vision models have for it. */
-const INPUTS = {
-  pixel_values: 'pixelValues',
-  image_grid_thw: 'imageGridThw',
-  pixel_attention_mask: 'pixelAttentionMask',
-  spatial_shapes: 'spatialShapes',
-} as const satisfies Record<string, keyof VisionInputs>;
+/** What is taken of an image processor's outputs, and whether tiles can be drawn. */
+export interface Taken {
+  readonly inputs: Readonly<Record<string, keyof VisionInputs>>;
+  /** Why there is no drawing. */
+  readonly undrawn?: string;
+}
+
+/** Processors of encoders with a last block of their own. */
+export const ENCODER: Taken = {
+  inputs: {
+    pixel_values: 'pixelValues',
+    image_grid_thw: 'imageGridThw',
+    pixel_attention_mask: 'pixelAttentionMask',
+    spatial_shapes: 'spatialShapes',
+  },
+};
+
+export const PHI3: Taken = {
+  inputs: { pixel_values: 'pixelValues', image_sizes: 'imageSizes' },
+  undrawn: 'Phi-3.5-vision, whose processor pads an image before it cuts it',
+};
 
 /** Rows and columns of tiles, which processors with tiles return on demand: of each image, or of each image of each sequence. */
 type Counts = readonly (number | readonly number[])[];
@@ -23,7 +38,7 @@ type Prepared = Readonly<Record<string, Tensor>> & {
 type Prepare = (images: readonly unknown[], options: { return_row_col_info: boolean }) => Promise<Prepared>;
 
 /** Images through the folder's image processor of Transformers.js. */
-export async function clientImages(folder: string): Promise<ImageReader> {
+export async function clientImages(folder: string, { inputs: taken, undrawn }: Taken): Promise<ImageReader> {
   const { transformers, id, load } = await openClient(folder);
   const prepare = (await load(transformers.AutoImageProcessor.from_pretrained(id))) as unknown as Prepare;
   return {
@@ -33,11 +48,14 @@ export async function clientImages(folder: string): Promise<ImageReader> {
       const prepared = await prepare([new transformers.RawImage(data, width, height, 3)], {
         return_row_col_info: true,
       });
-      const inputs = Object.entries(INPUTS).flatMap(([name, own]) => (prepared[name] ? [[own, prepared[name]]] : []));
+      const inputs = Object.entries(taken).flatMap(([name, own]) => (prepared[name] ? [[own, prepared[name]]] : []));
       const [rows, columns] = [prepared.rows ?? prepared.image_rows, prepared.cols ?? prepared.image_cols].map(first);
       return {
         inputs: Object.fromEntries(inputs),
-        strips: async (image) => stripsOf(image, rgb, { rows, columns }),
+        strips: async (image) => {
+          if (undrawn !== undefined) throw mismatch('ERR_VALUE', '--output', undrawn, 'a family that is drawn; --json');
+          return stripsOf(image, rgb, { rows, columns });
+        },
       };
     },
   };
