@@ -40,7 +40,7 @@ export function withModels(command: Command): Command {
       .option('--model <folder>', 'model folder of any family (default: models/tiny-llava of a clone)')
       .option(
         '--clip <folder>',
-        'LLaVA, LLaVA-NeXT, Video-LLaVA: CLIP folder of the same vision tower (default: models/tiny-clip of a clone)',
+        'LLaVA, LLaVA-NeXT, Video-LLaVA, Phi-3.5-vision: CLIP folder of the same vision tower (default: models/tiny-clip of a clone)',
       )
       .addOption(new Option('--dtype <name>', 'form of the model files (default: fp32)').choices(DTYPES))
       .addOption(

@@ -254,6 +254,7 @@ describe('the table of families', () => {
 
   it.each([
     ['a CLIP folder where there is no CLIP', ['--clip', 'models/tiny-clip'], /clip/],
+    ["SigLIP's space without a SigLIP", ['--task', 'siglip'], /^siglip: got undefined/],
     ['tiles of LLaVA-NeXT in another family', ['--anyres', 'paper'], /anyres/],
   ])('refuses %s', async (_, flags, message) => {
     const image = await png([1, 32, 32]);
