@@ -49,8 +49,8 @@ export const LLAVA = { rows: 577, patches: 576, width: 1024, heads: 16, projecti
 /** One image of 448 x 448 in Qwen2.5-VL: 2 x 2 patches in each visual token. */
 export const QWEN = { patches: 1024, width: 1280, heads: 16, side: 2 };
 
-/** SigLIP so400m, 384 x 384. */
-export const SIGLIP = { patches: 729, width: 1152, heads: 16, mlpWidth: 4304 };
+/** SigLIP base, 224 x 224. */
+export const SIGLIP = { patches: 196, width: 768, heads: 12, mlpWidth: 3072 };
 
 const MIN_SAMPLE_MS = 20;
 

@@ -12,6 +12,40 @@ export async function readBytes(path: string): Promise<Uint8Array> {
   }
 }
 
+/** A file of which parts are read. */
+export interface OpenFile {
+  /** Bytes. */
+  readonly size: number;
+  /** @throws DesapError `ERR_FILE` behind the end */
+  readonly read: (at: number, length: number) => Promise<Uint8Array>;
+}
+
+/**
+ * Reads parts of a file, which is closed again.
+ * @throws DesapError `ERR_FILE`
+ */
+export async function readPart<T>(path: string, use: (file: OpenFile) => Promise<T>): Promise<T> {
+  const fail = (cause: Error): never => {
+    throw new DesapError('ERR_FILE', `${path}: cannot be read: ${cause.message}`, { cause });
+  };
+  const handle = await open(path).catch(fail);
+  const read = async (at: number, length: number) => {
+    const bytes = new Uint8Array(length);
+    for (let done = 0; done < length; ) {
+      const { bytesRead } = await handle.read(bytes, done, length - done, at + done).catch(fail);
+      if (bytesRead === 0) fail(new Error(`it ends at byte ${at + done}, ${at + length} were wanted`));
+      done += bytesRead;
+    }
+    return bytes;
+  };
+  try {
+    const { size } = await handle.stat();
+    return await use({ size, read });
+  } finally {
+    await handle.close();
+  }
+}
+
 /** The text of a whole UTF-8 file. */
 export async function readText(path: string): Promise<string> {
   return new TextDecoder().decode(await readBytes(path));

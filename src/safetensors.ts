@@ -1,5 +1,5 @@
 import { DesapError } from './errors.js';
-import { readBytes } from './files.js';
+import { readBytes, readPart } from './files.js';
 import { halfToFloat } from './tensor.js';
 
 /** A tensor as a safetensors file stores it: its type name, shape and bytes (not copied). */
@@ -44,22 +44,49 @@ const MAX_HEADER = 100 * 1024 * 1024;
  * @throws DesapError `ERR_FILE` when the container is truncated, oversized or contradicts itself
  */
 export function parseSafeTensors(bytes: Uint8Array, name = 'safetensors'): SafeTensors {
-  const fail = (why: string) => new DesapError('ERR_FILE', `${name}: not a usable safetensors file: ${why}`);
-  if (bytes.length < 8) throw fail(`got ${bytes.length} bytes, wanted at least 8`);
-  const headerLength = Number(new DataView(bytes.buffer, bytes.byteOffset, 8).getBigUint64(0, true));
-  if (headerLength > MAX_HEADER) throw fail(`the header claims ${headerLength} bytes, wanted at most ${MAX_HEADER}`);
-  if (8 + headerLength > bytes.length)
-    throw fail(`the header claims ${headerLength} bytes, the file has ${bytes.length - 8} after its length`);
+  const length = headerLength(bytes, bytes.length, name);
+  const { places, metadata } = parseHeader(bytes.subarray(8, 8 + length), bytes.length - 8 - length, name);
+  const data = bytes.subarray(8 + length);
+  const tensors = [...places].map(
+    ([key, { dtype, shape, begin, end }]) => [key, { dtype, shape, bytes: data.subarray(begin, end) }] as const,
+  );
+  return { tensors: new Map(tensors), metadata };
+}
+
+/** Where a tensor's bytes lie behind the header. */
+interface Place {
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  readonly begin: number;
+  readonly end: number;
+}
+
+function unusable(name: string, why: string): DesapError {
+  return new DesapError('ERR_FILE', `${name}: not a usable safetensors file: ${why}`);
+}
+
+/** The bytes of the header, by the first eight of a file of `total` bytes. */
+function headerLength(first: Uint8Array, total: number, name: string): number {
+  if (total < 8 || first.length < 8) throw unusable(name, `got ${total} bytes, wanted at least 8`);
+  const length = Number(new DataView(first.buffer, first.byteOffset, 8).getBigUint64(0, true));
+  if (length > MAX_HEADER) throw unusable(name, `the header claims ${length} bytes, wanted at most ${MAX_HEADER}`);
+  if (8 + length > total)
+    throw unusable(name, `the header claims ${length} bytes, the file has ${total - 8} after its length`);
+  return length;
+}
+
+/** @param size bytes of data behind the header */
+function parseHeader(text: Uint8Array, size: number, name: string) {
+  const fail = (why: string) => unusable(name, why);
   let header: unknown;
   try {
-    header = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes.subarray(8, 8 + headerLength)));
+    header = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(text));
   } catch (cause) {
     throw new DesapError('ERR_FILE', `${name}: not a usable safetensors file: the header is not JSON`, { cause });
   }
   if (typeof header !== 'object' || header === null || Array.isArray(header))
     throw fail('the header is not a JSON object');
-  const data = bytes.subarray(8 + headerLength);
-  const tensors = new Map<string, StoredTensor>();
+  const places = new Map<string, Place>();
   const metadata: Record<string, string> = {};
   for (const [key, value] of Object.entries(header as Record<string, unknown>)) {
     if (key === '__metadata__') {
@@ -74,22 +101,50 @@ export function parseSafeTensors(bytes: Uint8Array, name = 'safetensors'): SafeT
     if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isIndex))
       throw fail(`tensor ${key} has bad offsets`);
     const [begin, end] = offsets as [number, number];
-    if (begin > end || end > data.length)
-      throw fail(`tensor ${key} lies at ${begin}..${end}, the file holds ${data.length} bytes of data`);
-    const size = ITEM_SIZE.get(dtype);
-    const wanted = size && shape.reduce((product: number, extent: number) => product * extent, size);
+    if (begin > end || end > size)
+      throw fail(`tensor ${key} lies at ${begin}..${end}, the file holds ${size} bytes of data`);
+    const item = ITEM_SIZE.get(dtype);
+    const wanted = item && shape.reduce((product: number, extent: number) => product * extent, item);
     if (wanted !== undefined && end - begin !== wanted)
       throw fail(
         `tensor ${key} is ${dtype} [${shape.join(', ')}], which is ${wanted} bytes, and lies at ${begin}..${end}`,
       );
-    tensors.set(key, { dtype, shape, bytes: data.subarray(begin, end) });
+    places.set(key, { dtype, shape, begin, end });
   }
-  return { tensors, metadata };
+  return { places, metadata };
 }
 
 /** Reads a safetensors file; see {@link parseSafeTensors}. */
 export async function readSafeTensors(path: string): Promise<SafeTensors> {
   return parseSafeTensors(await readBytes(path), path);
+}
+
+/** A safetensors file whose tensors are read one by one: checkpoints may be larger than memory. */
+export interface SafeTensorsFile {
+  /** Name and shape of each tensor. */
+  readonly shapes: ReadonlyMap<string, readonly number[]>;
+  /** @throws DesapError `ERR_FILE` for a name that is not there, and for a file that cannot be read */
+  read(name: string): Promise<StoredTensor>;
+}
+
+/**
+ * Reads the header of a safetensors file; see {@link parseSafeTensors}.
+ * @throws DesapError `ERR_FILE`
+ */
+export async function openSafeTensors(path: string): Promise<SafeTensorsFile> {
+  const { places, start } = await readPart(path, async ({ size, read }) => {
+    const length = headerLength(await read(0, Math.min(8, size)), size, path);
+    return { ...parseHeader(await read(8, length), size - 8 - length, path), start: 8 + length };
+  });
+  return {
+    shapes: new Map([...places].map(([name, { shape }]) => [name, shape])),
+    async read(name) {
+      const place = places.get(name);
+      if (!place) throw new DesapError('ERR_FILE', `${path}: looked for the tensor '${name}'; found none`);
+      const { dtype, shape, begin, end } = place;
+      return { dtype, shape, bytes: await readPart(path, ({ read }) => read(start + begin, end - begin)) };
+    },
+  };
 }
 
 /** The values of a floating-point tensor as float32 (F64 is rounded, F16 and BF16 are exact). */

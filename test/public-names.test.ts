@@ -42,6 +42,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
       'LlavaVision',
       'QwenImage',
       'QwenVision',
+      'SiglipText',
       'compact',
       'openVisionModel',
     ],

@@ -3,12 +3,13 @@ import { DesapError } from '../errors.js';
 import type { LinearWeights } from '../head.js';
 import { cut, type OrtModule, openGraph } from './edit.js';
 import { Builder } from './format/builder.js';
+import type { OnnxNode } from './format/messages.js';
 import { DataType } from './format/proto.js';
 import { times, unscaled } from './linear-weights.js';
 import type { Projection } from './search/attention.js';
 import type { Graph } from './search/graph.js';
 import type { LastBlock } from './search/last-block.js';
-import type { Linear, Part } from './search/linear.js';
+import type { Linear } from './search/linear.js';
 import { readFloats, readMatrix, readVector } from './weights.js';
 
 /**
@@ -26,7 +27,7 @@ export async function readBlockWeights(ort: OrtModule, { graph, block, heads }: 
     await reader.read('q', block.q),
     await reader.read('k', block.k),
     await reader.read('v', block.v),
-    await reader.read('out', { ...out, layer: { linear: out, part: null } }),
+    await reader.read('out', { ...out, layer: { of: out, part: null } }),
   ];
   const extent = width / heads;
   // A scale that cannot be told is taken for 1/sqrt(dh): numbers decide.
@@ -51,6 +52,16 @@ export async function readBlockWeights(ort: OrtModule, { graph, block, heads }: 
   };
 }
 
+/**
+ * One linear layer, float32; zeros where it has no bias.
+ * @throws DesapError `ERR_GRAPH`, `ERR_FILE`
+ */
+export async function readLayer(ort: OrtModule, graph: Graph, linear: Linear, inputs: number): Promise<LinearWeights> {
+  const layer = { of: linear, part: null };
+  const { weight, bias } = await new LayerReader(ort, graph, inputs).read(linear.op, { ...linear, layer }, null);
+  return { weight, bias: bias ?? new Float32Array(weight.length / inputs) };
+}
+
 function withBias({ weight, bias }: OptionalBias): LinearWeights {
   return { weight, bias: bias ?? new Float32Array() };
 }
@@ -60,7 +71,7 @@ const PROBED = 'desap.probed';
 
 /** Reads layers of D inputs and D outputs; a packed one is probed once. */
 class LayerReader {
-  private readonly probed = new Map<Linear, Promise<LinearWeights>>();
+  private readonly probed = new Map<Linear | OnnxNode, Promise<LinearWeights>>();
 
   constructor(
     private readonly ort: OrtModule,
@@ -68,22 +79,18 @@ class LayerReader {
     private readonly width: number,
   ) {}
 
-  async read(name: string, projection: Projection): Promise<OptionalBias> {
+  /** @param outputs that there have to be; default: as many as inputs; null: any */
+  async read(name: string, projection: Projection, outputs: number | null = this.width): Promise<OptionalBias> {
     const { weight: stored, bias: storedBias, alpha, beta, layer, op } = projection;
     const { graph, width } = this;
     const { model } = graph;
-    if (stored === null && layer === null)
-      throw new DesapError(
-        'ERR_GRAPH',
-        `${model.name}: the weight of ${name} (${op}) is quantised within the attention; take an export whose attention is not fused, or not quantised`,
-      );
-    const isWithin = stored === null && layer !== null && addsOwnBias(layer.linear);
+    const isWithin = stored === null && addsOwnBias(layer.of);
     const added = storedBias === null || isWithin ? null : times(await readVector(model, storedBias), beta);
     const own =
-      stored !== null
-        ? { weight: times(await readMatrix(model, stored), alpha), bias: null }
-        : await this.probedPart(layer as NonNullable<Projection['layer']>);
-    if (own.weight.length !== width * width)
+      stored === null
+        ? await this.probedPart(layer)
+        : { weight: times(await readMatrix(model, stored), alpha), bias: null };
+    if (own.weight.length !== (outputs ?? own.weight.length / width) * width)
       throw new DesapError(
         'ERR_GRAPH',
         `${model.name}: the weight of ${name} (${op}): got ${own.weight.length} elements, wanted [${width}, ${width}]`,
@@ -91,9 +98,9 @@ class LayerReader {
     return { weight: own.weight, bias: own.bias === null ? added : sum(own.bias, added) };
   }
 
-  private async probedPart({ linear, part }: { linear: Linear; part: Part | null }): Promise<OptionalBias> {
-    const found = this.probed.get(linear) ?? this.probe(linear);
-    this.probed.set(linear, found);
+  private async probedPart({ of, part }: Projection['layer']): Promise<OptionalBias> {
+    const found = this.probed.get(of) ?? this.probe(of);
+    this.probed.set(of, found);
     const { weight, bias } = await found;
     const rows = bias.length / (part?.count ?? 1);
     const first = (part?.index ?? 0) * rows;
@@ -105,11 +112,18 @@ class LayerReader {
   }
 
   /** What the layer makes of zeros is its bias; what it makes of unit vectors besides are the columns of its weight. */
-  private async probe({ input, product }: Linear): Promise<LinearWeights> {
+  private async probe(of: Linear | OnnxNode): Promise<LinearWeights> {
     const { graph, ort, width } = this;
     const builder = new Builder(graph.model.opset);
-    builder.cast(PROBE, graph.elementType(input), input);
-    builder.float(product, PROBED);
+    if ('product' in of) {
+      builder.cast(PROBE, graph.elementType(of.input), of.input);
+      builder.float(of.product, PROBED);
+    } else {
+      // QAttention: input, weight, bias, input scale, weight scale, mask, input zero point, weight zero point.
+      const { inputs } = of;
+      const weight = builder.add('DequantizeLinear', [inputs[1], inputs[4], inputs[7] ?? ''], { axis: { i: 1 } });
+      builder.add('MatMul', [PROBE, builder.float(weight)], {}, PROBED);
+    }
     const inputs = [{ name: PROBE, type: DataType.float }];
     const session = await openGraph(ort, cut(graph.model, { inputs, outputs: [PROBED], nodes: builder.nodes }));
     const identity = new Float32Array((width + 1) * width);
@@ -130,8 +144,8 @@ class LayerReader {
 }
 
 /** Whether the operator that multiplies adds the bias too. */
-function addsOwnBias({ bias, product, output, laterBias }: Linear): boolean {
-  return bias !== null && product === output && laterBias === null;
+function addsOwnBias(of: Linear | OnnxNode): boolean {
+  return 'product' in of && of.bias !== null && of.product === of.output && of.laterBias === null;
 }
 
 function sum(a: Float32Array, b: Float32Array | null): Float32Array {

@@ -43,6 +43,8 @@ export interface BlockEncoder {
   readonly inputs: readonly OnnxValue[];
   /** The whole encoder, with {@link HIDDEN} and what else is said here among its outputs. */
   readonly tower: EditedGraph;
+  /** The same for a tower that ends in front of another block: its {@link HIDDEN} are what its own last block ends with. */
+  readonly beyond: EditedGraph;
   /** What stands behind the last block: {@link ROWS} and `crossing` to {@link TASK_ROWS}. */
   readonly connector: EditedGraph;
   /** The tower with {@link ATTENTION} and {@link BLOCK_OUTPUT}, to compare with. */
@@ -89,13 +91,16 @@ export function readLastBlock(source: ModelSource, argument = 'visionEncoder'): 
   builder.float(out.laterBias === null ? out.output : builder.sum(out.output, out.laterBias), ATTENTION);
   const [first, ...others] = end.summands;
   builder.float(builder.sum(first, ...others), BLOCK_OUTPUT);
+  const trial = { inputs, outputs: [...tower.outputs, ATTENTION, BLOCK_OUTPUT], nodes: [...builder.nodes] };
+  builder.name(BLOCK_OUTPUT, HIDDEN);
 
   return {
     model,
     weights: (ort) => readBlockWeights(ort, found),
     inputs: model.inputs,
     tower: cut(model, tower),
-    trial: cut(model, { inputs, outputs: [...tower.outputs, ATTENTION, BLOCK_OUTPUT], nodes: builder.nodes }),
+    trial: cut(model, trial),
+    beyond: cut(model, { inputs, outputs: tower.outputs, nodes: builder.nodes }),
     connector: connectorGraph(graph, {
       end,
       connector,
@@ -175,12 +180,13 @@ function orderOf(builder: Builder, orders: readonly OnnxNode[]): string {
 }
 
 /** Rounding of sums in another order: of float32, of float16, or of activations that are quantised at run time. */
-const TOLERANCE = { float32: 1e-3, float16: 1e-2, quantized: 5e-2 } as const;
+export const TOLERANCE = { float32: 1e-3, float16: 1e-2, quantized: 5e-2 } as const;
 
 /** The same, between quantised activations and those that are not. */
 const ATTENTION_TOLERANCE = { ...TOLERANCE, quantized: 1e-1 } as const;
 
-function roundingOf(graph: Graph, linears: Linears, output: string): keyof typeof TOLERANCE {
+/** What has a part in a file's rounding. */
+export function roundingOf(graph: Graph, linears: Linears, output: string): keyof typeof TOLERANCE {
   const nodes = ancestors(graph, output);
   if (nodes.some((node) => linears.at(node)?.quantized)) return 'quantized';
   const isHalf = nodes.some((node) => linears.at(node) && graph.elementType(node.inputs[0]) === DataType.float16);

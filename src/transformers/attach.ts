@@ -2,7 +2,7 @@ import type { InferenceSession } from 'onnxruntime-common';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { mismatch } from '../errors.js';
 import { checkSession } from '../onnx/edit.js';
-import { type Family, familyOf } from '../vision/families.js';
+import { type LoadedFamily, loadedFamilyOf } from '../vision/families.js';
 import { confirmFeatures, fileInputs, runTrials } from '../vision/file-features.js';
 import { asEmbeddings } from '../vision/question-table.js';
 import type { VisionModel } from '../vision/vision-model.js';
@@ -53,7 +53,7 @@ import { isReleased, isStandIn, standIn } from './vision-session.js';
  */
 export async function attach(model: LoadedModel, options: AttachOptions): Promise<Detach> {
   const hooked = requireModel(model);
-  const family = familyOf('model.config', hooked.config);
+  const family = loadedFamilyOf('model.config', hooked.config);
   requireSessions(hooked);
   const { defaults, folder, opening } = attachOptions(hooked, options);
   const plain = hooked.sessions.vision_encoder;
@@ -100,7 +100,7 @@ interface Vision {
 /** Opens the vision model, and checks that it computes what the loaded session computes. */
 async function openVision(
   { config, sessions }: HookedModel,
-  family: Family,
+  family: LoadedFamily,
   files: ModelFiles,
   opening: OpeningOptions,
   { ort, embed, questions }: ModelRuntime & { questions: () => Promise<Questions> },
@@ -108,10 +108,10 @@ async function openVision(
   const plain = sessions.vision_encoder;
   const inputs = fileInputs(plain, 'model.sessions.vision_encoder');
   const embedQuestion = async (question: string) => asEmbeddings(await embed((await questions()).encode(question)));
-  const model = await family.openBeside({ ...files, config }, { ...opening, embedQuestion, ort });
+  const model = await family.open({ ...files, config }, { ...opening, embedQuestion, ort });
   try {
     const { visionEncoder: file } = files;
-    const samples = await runTrials(plain, family.trials(plain, config), { file, ort });
+    const samples = await runTrials(plain, await family.trials(plain, config), { file, ort });
     const wanted = `those of the file that the model was loaded from${family.premise}`;
     await confirmFeatures(model, samples, { argument: 'options.model', file, wanted });
     const sample = samples[0].features;
@@ -137,6 +137,7 @@ function ownMethods(model: HookedModel): Hooks {
     generate: model.generate.bind(model),
     prepare_inputs_for_generation: model.prepare_inputs_for_generation.bind(model),
     _update_model_kwargs_for_generation: model._update_model_kwargs_for_generation.bind(model),
+    get_rope_index: model.get_rope_index?.bind(model),
   };
 }
 

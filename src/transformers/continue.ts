@@ -1,6 +1,6 @@
 import { invalid, mismatch } from '../errors.js';
 import { type CacheMap, columnsOf, dropped, pickColumns, slotsOf } from './cache-map.js';
-import { type HookedModel, imageTokenId, type ModelCache, type ModelInputs, type ModelTensor } from './model.js';
+import { type HookedModel, type ModelCache, type ModelInputs, type ModelTensor, visualTokenIds } from './model.js';
 import type { CallOptions } from './options.js';
 import { make, originalPositions } from './prefill.js';
 import { behindDropped, rotaryPositions } from './rotary.js';
@@ -21,8 +21,9 @@ export function continued(model: HookedModel, inputs: ModelInputs, map: CacheMap
   }
   const columns = columnsSoFar(model, inputs, map, past);
   const next = behindCache(inputs, map, past, columns);
-  const hasImages = ((next.input_ids as ModelTensor).data as BigInt64Array).includes(imageTokenId(model));
-  if (!hasImages) next.pixel_values = undefined;
+  const visual = visualTokenIds(model);
+  const hasImages = ((next.input_ids as ModelTensor).data as BigInt64Array).some((id) => visual.includes(id));
+  if (!hasImages) Object.assign(next, { pixel_values: undefined, pixel_values_videos: undefined });
   if (model.get_rope_index) return rotaryBehindCache(model, inputs, next, hasImages);
   return isOriginal ? withOriginalPositions(next, past, map) : next;
 }
@@ -36,7 +37,7 @@ function columnsSoFar(model: HookedModel, inputs: ModelInputs, map: CacheMap, pa
   const [rows, given] = ids.dims;
   const done = columnsOf(map, past);
   if (rows === map.slots.length) {
-    if (given > done && dropsOnly(ids, map, imageTokenId(model))) return given;
+    if (given > done && dropsOnly(ids, map, visualTokenIds(model))) return given;
     if (inputs.attention_mask?.dims[1] === done + given && !model.get_rope_index) return done + given;
   }
   throw mismatch(
@@ -47,13 +48,13 @@ function columnsSoFar(model: HookedModel, inputs: ModelInputs, map: CacheMap, pa
   );
 }
 
-/** Whether what a cache has lost is image tokens in these ids too. */
-function dropsOnly(ids: ModelTensor, { slots, columns: covered }: CacheMap, token: bigint): boolean {
+/** Whether what a cache has lost is visual tokens in these ids too. */
+function dropsOnly(ids: ModelTensor, { slots, columns: covered }: CacheMap, visual: readonly bigint[]): boolean {
   const [, columns] = ids.dims;
   return slots.every((row, r) => {
     const kept = new Set(row);
     for (let column = 0; column < covered; column++)
-      if (!kept.has(column) && (ids.data as BigInt64Array)[r * columns + column] !== token) return false;
+      if (!kept.has(column) && !visual.includes((ids.data as BigInt64Array)[r * columns + column])) return false;
     return true;
   });
 }
@@ -94,7 +95,7 @@ function withOriginalPositions(inputs: ModelInputs, past: number, map: CacheMap)
 function rotaryBehindCache(model: HookedModel, whole: ModelInputs, next: ModelInputs, hasImages: boolean): ModelInputs {
   if (hasImages)
     throw mismatch('ERR_VALUE', 'pixel_values', 'an image behind a pruned cache', 'images in the first turn');
-  if (!whole.image_grid_thw)
+  if (!whole.image_grid_thw && !whole.video_grid_thw)
     throw invalid('ERR_VALUE', 'image_grid_thw', whole.image_grid_thw, 'the grids of the images of the first turn');
   const [positions, deltas] = rotaryPositions(model, whole);
   const columns = (whole.input_ids as ModelTensor).dims[1];

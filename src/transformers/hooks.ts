@@ -2,17 +2,28 @@ import type { CacheMap } from './cache-map.js';
 import { continued, nextPositions } from './continue.js';
 import type { HookedModel, ModelCache, ModelInputs, ModelTensor } from './model.js';
 import { type CallOptions, callOptions } from './options.js';
-import { type Attached, type Prefill, prefill } from './prefill.js';
-import { behindDropped, requireGrids, withRotaryPositions } from './rotary.js';
+import { type Prefill, prefill } from './prefill.js';
+import type { Attached } from './prompt-images.js';
+import { behindDropped, requireGrids, ropeIndex, VideoSeconds, withRotaryPositions } from './rotary.js';
 
 /** Own properties for a model instance that let it prune. */
 export type Hooks = Pick<
   HookedModel,
-  'forward_params' | 'forward' | 'generate' | 'prepare_inputs_for_generation' | '_update_model_kwargs_for_generation'
+  | 'forward_params'
+  | 'forward'
+  | 'generate'
+  | 'prepare_inputs_for_generation'
+  | '_update_model_kwargs_for_generation'
+  | 'get_rope_index'
 >;
 
 /** The name under which options and state travel among the model's inputs. */
 const KEY = 'desap';
+
+/** What Transformers.js does not take along by itself. */
+const VIDEO_INPUTS = ['pixel_values_videos', 'video_grid_thw', 'second_per_grid_ts'];
+/** What goes no further once it is encoded. */
+const ENCODED = { pixel_values: undefined, pixel_values_videos: undefined } as const;
 
 /** One call of `generate()`: its options, and what its cache holds. It travels through the loop. */
 class Run {
@@ -37,6 +48,7 @@ interface Call {
 export function pruningHooks(attached: Attached, own: Hooks, defaults: CallOptions): Hooks {
   const { model } = attached;
   const maps = new CacheMaps();
+  const seconds = new VideoSeconds();
 
   /** A call of the user's own goes on with the cache that it brings. */
   const directCall = (inputs: ModelInputs, desap: unknown): Call => {
@@ -52,10 +64,14 @@ export function pruningHooks(attached: Attached, own: Hooks, defaults: CallOptio
   };
 
   return {
-    forward_params: [...own.forward_params, KEY],
+    forward_params: [...own.forward_params, ...(own.get_rope_index ? VIDEO_INPUTS : []), KEY],
 
-    generate: async ({ [KEY]: desap, ...rest }) =>
-      own.generate({ ...rest, [KEY]: new Run(callOptions(model, defaults, desap)) }),
+    generate: async ({ [KEY]: desap, ...rest }) => {
+      seconds.note(rest);
+      return own.generate({ ...rest, [KEY]: new Run(callOptions(model, defaults, desap)) });
+    },
+
+    get_rope_index: own.get_rope_index && ropeIndex(model, own.get_rope_index, seconds),
 
     prepare_inputs_for_generation(ids, inputs, config) {
       const { [KEY]: run, past_key_values } = inputs;
@@ -69,13 +85,16 @@ export function pruningHooks(attached: Attached, own: Hooks, defaults: CallOptio
 
     async forward(given) {
       const { [KEY]: desap, ...inputs } = given;
+      seconds.note(inputs);
       const run = desap instanceof Run ? desap : null;
       const call = run ? { inputs, options: run.options, map: run.map } : directCall(inputs, desap);
       if (!prunes(call)) return forward(plainInputs(call), call.map);
       const whole = withRotaryPositions(model, call.inputs);
-      const short = await prefill(attached, whole, call.options, call.map);
+      // All tokens need no question.
+      const options = call.options.keep === 'all' ? { ...call.options, taskShare: 0 } : call.options;
+      const short = await prefill(attached, whole, options, call.map);
       if (run) goOn(run, given, whole, short);
-      return forward({ ...whole, ...short.inputs, pixel_values: undefined }, short.map);
+      return forward({ ...whole, ...short.inputs, ...ENCODED }, short.map);
     },
 
     _update_model_kwargs_for_generation(step) {
@@ -107,10 +126,11 @@ function tensorsOf(tensors: object, prefix: string): object[] {
   return Object.entries(tensors).flatMap(([name, tensor]) => (name.startsWith(prefix) ? [tensor as object] : []));
 }
 
-/** Whether a call is a prompt with images that are to be pruned. */
+/** Whether a call is a prompt with images that are to be pruned, or with videos, which the model itself does not encode. */
 function prunes({ inputs, options }: Call): boolean {
-  const { pixel_values, inputs_embeds, input_ids } = inputs;
-  return options.keep !== 'all' && Boolean(pixel_values && !inputs_embeds && input_ids && input_ids.dims[1] > 1);
+  const { pixel_values, pixel_values_videos, inputs_embeds, input_ids } = inputs;
+  const pixels = pixel_values_videos ?? (options.keep === 'all' ? null : pixel_values);
+  return Boolean(pixels && !inputs_embeds && input_ids && input_ids.dims[1] > 1);
 }
 
 /** Where `pixel_values` is there, even as null, a cached step sees all of the cache, its padding too. */
@@ -124,7 +144,7 @@ function goOn(run: Run, given: ModelInputs, whole: ModelInputs, { inputs, map }:
   const lost = (whole.input_ids as ModelTensor).dims[1] - (inputs.inputs_embeds as ModelTensor).dims[1];
   Object.assign(given, {
     attention_mask: inputs.attention_mask,
-    pixel_values: undefined,
+    ...ENCODED,
     rope_deltas: behindDropped(whole.rope_deltas, lost),
   });
 }

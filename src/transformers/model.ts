@@ -9,7 +9,7 @@ import type { ModelConfig as VisionConfig } from '../vision/model-folder.js';
 export interface ModelTensor {
   readonly type: string;
   readonly dims: readonly number[];
-  readonly data: Float32Array | Uint16Array | BigInt64Array;
+  readonly data: Float32Array | Uint16Array | BigInt64Array | Uint8Array;
 }
 
 /** The Tensor class of the Transformers.js that the user's model came from. */
@@ -20,8 +20,15 @@ export interface ModelInputs {
   input_ids?: ModelTensor;
   attention_mask?: ModelTensor | null;
   pixel_values?: ModelTensor | null;
+  /** Tiles of padding, rows of padding: Idefics3, LFM2-VL. */
+  pixel_attention_mask?: ModelTensor | null;
+  /** LFM2-VL: the grid of each tile. */
+  spatial_shapes?: ModelTensor | null;
   image_grid_thw?: ModelTensor | null;
+  pixel_values_videos?: ModelTensor | null;
   video_grid_thw?: ModelTensor | null;
+  /** Qwen2.5-VL: seconds from frame to frame, of each video. */
+  second_per_grid_ts?: ModelTensor | readonly number[] | null;
   position_ids?: ModelTensor | null;
   inputs_embeds?: ModelTensor | null;
   past_key_values?: ModelCache | null;
@@ -120,10 +127,21 @@ export function requireSessions({ sessions }: HookedModel): void {
  * The id that stands for one visual token in a prompt.
  * @throws DesapError `ERR_VALUE`
  */
-export function imageTokenId({ config }: HookedModel): bigint {
+export function imageTokenId({ config }: Pick<HookedModel, 'config'>): bigint {
   const id = config.image_token_index ?? config.image_token_id;
   if (Number.isInteger(id)) return BigInt(id as number);
   throw invalid('ERR_VALUE', 'model.config.image_token_id', id, 'the id of the image token');
+}
+
+/** The id that stands for one visual token of a video; null for a model without videos. */
+export function videoTokenId({ config }: Pick<HookedModel, 'config'>): bigint | null {
+  return config.video_token_id === undefined ? null : BigInt(config.video_token_id);
+}
+
+/** The ids that stand for visual tokens, of images and of videos. */
+export function visualTokenIds(model: Pick<HookedModel, 'config'>): bigint[] {
+  const video = videoTokenId(model);
+  return [imageTokenId(model), ...(video === null ? [] : [video])];
 }
 
 /** The user's own ONNX Runtime, and the element type of the language model's input. */

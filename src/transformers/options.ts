@@ -1,12 +1,12 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid, mismatch } from '../errors.js';
-import type { PruneOptions, PruneResult, TextEmbeddings } from '../index.js';
+import type { PruneOptions, TextEmbeddings } from '../index.js';
 import { type OptionNames, options } from '../options.js';
 import { pruneChoices, textEmbeddings } from '../prune-request.js';
 import { oneOf } from '../tensor.js';
 import { POSITIONS, type Positions } from '../vision/compact.js';
 import { VISION_MODEL_OPTIONS, type VisionModelOptions } from '../vision/families.js';
-import type { Budget } from '../vision/vision-model.js';
+import type { Allocation, Budget, PrunedFeatures } from '../vision/vision-model.js';
 import type { HookedModel } from './model.js';
 
 /** A question in words, or its embeddings. */
@@ -19,6 +19,12 @@ export type Keep = number | 'all';
 export interface CallOptions extends Pick<PruneOptions, 'taskShare' | 'alignment' | 'lambda' | 'merge'> {
   /** Visual tokens to keep: of each image, or a list with one entry for each image in the order of the prompts. */
   keep?: Keep | readonly Keep[];
+  /**
+   * What `keep` is of: of each tile of an image, the default; of each image, whose tiles share it; or of all images of a prompt, which
+   * share it. Shares go by what the question finds, or without one by what stands out; each tile keeps one token at least. With `prompt` a list has one
+   * entry for each sequence.
+   */
+  allocation?: Allocation | 'prompt';
   /** In place of `keep`: the share of an image's visual tokens, above 0 and up to 1, rounded half up, at least one token. */
   keepRatio?: number | readonly number[];
   /** The question of each sequence, or a list with one entry for each sequence. Default: the last user turn of the prompt. */
@@ -50,13 +56,14 @@ export interface AttachOptions extends CallOptions, OpeningOptions {
 }
 
 /** What was kept of one image. */
-export interface PrunedImage extends Pick<PruneResult, 'indices' | 'source' | 'assignment' | 'counts'> {
+export interface PrunedImage
+  extends Pick<PrunedFeatures, 'indices' | 'source' | 'assignment' | 'counts' | 'tileCounts' | 'task'> {
   /** Which sequence of the batch it belongs to. */
   readonly sequence: number;
 }
 
 const CALL_NAMES: OptionNames<CallOptions> = {
-  ...{ keep: true, keepRatio: true, question: true, positions: true, onPruned: true },
+  ...{ keep: true, keepRatio: true, allocation: true, question: true, positions: true, onPruned: true },
   ...{ taskShare: true, alignment: true, lambda: true, merge: true },
 };
 const { keep, keepRatio, dtype, embedQuestion, ort, ...OPENING_NAMES } = VISION_MODEL_OPTIONS;
@@ -100,11 +107,12 @@ export function callOptions(model: HookedModel, defaults: CallOptions, desap: un
 }
 
 function checked(model: HookedModel, given: CallOptions): CallOptions {
-  const { keep, keepRatio, question, positions, onPruned } = given;
+  const { keep, keepRatio, allocation, question, positions, onPruned } = given;
   if (keep !== undefined && keepRatio !== undefined)
     throw mismatch('ERR_VALUE', 'keepRatio', 'keep beside it', 'one of the two');
   if (keepRatio === undefined) each('keep', keep, isKeep, "a count of visual tokens or 'all' (or keepRatio, a share)");
   else each('keepRatio', keepRatio, isRatio, 'a share of the visual tokens, above 0 and up to 1');
+  if (allocation !== undefined) oneOf('allocation', allocation, ALLOCATIONS);
   if (question !== undefined) each('question', question, isQuestion, 'a text, or its embeddings');
   for (const one of isList(question) ? question : [question])
     if (typeof one === 'object') textEmbeddings('question', one);
@@ -115,6 +123,7 @@ function checked(model: HookedModel, given: CallOptions): CallOptions {
   return given;
 }
 
+const ALLOCATIONS = ['tile', 'image', 'prompt'] as const;
 const isKeep = (one: unknown) => one === 'all' || (Number.isSafeInteger(one) && (one as number) > 0);
 const isRatio = (one: unknown) => typeof one === 'number' && one > 0 && one <= 1;
 const isQuestion = (one: unknown) =>
@@ -141,13 +150,13 @@ function checkPositions(model: HookedModel, positions: Positions | undefined): v
 }
 
 /**
- * How much to keep of one image of some: as its `prune` takes it, or all of it.
+ * How much to keep of one of several images, or prompts.
  * @throws DesapError `ERR_VALUE` when a list has another length
  */
-export function amountOf({ keep, keepRatio }: CallOptions, index: number, images: number): Budget | 'all' {
-  if (keepRatio !== undefined) return { keepRatio: entryOf('keepRatio', keepRatio, index, images) };
-  const count = entryOf('keep', keep ?? 'all', index, images);
-  return count === 'all' ? count : { keep: count };
+export function amountOf({ keep, keepRatio }: CallOptions, index: number, count: number): Budget {
+  if (keepRatio !== undefined) return { keepRatio: entryOf('keepRatio', keepRatio, index, count) };
+  const amount = entryOf('keep', keep ?? 'all', index, count);
+  return amount === 'all' ? { keepRatio: 1 } : { keep: amount };
 }
 
 /**

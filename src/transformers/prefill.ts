@@ -1,34 +1,17 @@
 import { types } from 'node:util';
 import { mismatch } from '../errors.js';
-import type { TextEmbeddings } from '../index.js';
 import { floatToHalf } from '../tensor.js';
-import type { EncodedImage, InputNames, PrunedFeatures, VisionModel } from '../vision/vision-model.js';
+import type { PrunedFeatures } from '../vision/vision-model.js';
 import { append, type CacheMap, dropped, pack, pickColumns } from './cache-map.js';
-import { type HookedModel, imageTokenId, type ModelInputs, type ModelTensor, type ModelTensorClass } from './model.js';
-import { amountOf, type CallOptions, entryOf, type PrunedImage, type Question } from './options.js';
-import type { Questions } from './question/question.js';
-
-/** The parts of an attached model that a prefill works with. */
-export interface Attached {
-  readonly model: HookedModel;
-  readonly vision: VisionModel;
-  readonly questions: () => Promise<Questions>;
-}
+import type { ModelInputs, ModelTensor, ModelTensorClass } from './model.js';
+import type { CallOptions } from './options.js';
+import { type Attached, promptImages } from './prompt-images.js';
+import { pruneImages } from './prune-images.js';
 
 /** A shortened prefill: what the model's own `forward` takes, and where the slots of its cache come from. */
 export interface Prefill {
   readonly inputs: Required<Pick<ModelInputs, 'inputs_embeds' | 'attention_mask'>> & Pick<ModelInputs, 'position_ids'>;
   readonly map: CacheMap;
-}
-
-/** What callers of the model know its inputs by. */
-const NAMES: InputNames = { pixelValues: 'pixel_values', imageGridThw: 'image_grid_thw' };
-
-interface Image {
-  readonly sequence: number;
-  readonly encoded: EncodedImage;
-  /** Columns of its tokens. */
-  readonly columns: readonly number[];
 }
 
 /**
@@ -44,17 +27,12 @@ export async function prefill(
   options: CallOptions,
   before: CacheMap | null,
 ): Promise<Prefill> {
-  const { model, vision } = attached;
+  const { model } = attached;
   const ids = inputs.input_ids as ModelTensor;
   const [rows, columns] = ids.dims;
-  const { pixel_values, image_grid_thw } = inputs;
-  const encoded = await vision.encode(
-    { pixelValues: pixel_values as ModelTensor, imageGridThw: image_grid_thw ?? undefined },
-    NAMES,
-  );
+  const images = await promptImages(attached, inputs);
   try {
-    const images = assign(ids, imageTokenId(model), encoded);
-    const kept = await pruneAll(attached, inputs, images, options);
+    const kept = await pruneImages(attached, inputs, images, options);
     const stays = new Uint8Array(rows * columns).fill(1);
     for (const [i, { sequence, columns: own }] of images.entries()) {
       for (const column of own) stays[sequence * columns + column] = 0;
@@ -73,84 +51,8 @@ export async function prefill(
       map: append(before, past, slots, columns),
     };
   } finally {
-    for (const image of encoded) image.dispose();
+    for (const { encoded } of images) encoded.dispose();
   }
-}
-
-/** Gives each image its placeholders, which stand in the order of the images over the whole batch. */
-function assign(ids: ModelTensor, token: bigint, encoded: readonly EncodedImage[]): Image[] {
-  const [rows, columns] = ids.dims;
-  const data = ids.data as BigInt64Array;
-  const images: Image[] = [];
-  const unequal = (found: number) =>
-    mismatch(
-      'ERR_SHAPE',
-      'input_ids',
-      `${found} image tokens (id ${token}) in a sequence`,
-      `the tokens of its images: ${encoded.map(({ tokenCount }) => tokenCount).join(', ')}`,
-    );
-  for (let sequence = 0; sequence < rows; sequence++) {
-    const own: number[] = [];
-    for (let column = 0; column < columns; column++) if (data[sequence * columns + column] === token) own.push(column);
-    for (let at = 0; at < own.length; ) {
-      const image = encoded[images.length];
-      if (image === undefined || at + image.tokenCount > own.length) throw unequal(own.length);
-      images.push({ sequence, encoded: image, columns: own.slice(at, (at += image.tokenCount)) });
-    }
-  }
-  if (images.length !== encoded.length)
-    throw unequal(images.length === 0 ? 0 : images[images.length - 1].columns.length);
-  return images;
-}
-
-async function pruneAll(
-  attached: Attached,
-  inputs: ModelInputs,
-  images: readonly Image[],
-  options: CallOptions,
-): Promise<PrunedFeatures[]> {
-  const asked = new Map<number, TextEmbeddings | null>();
-  const kept: PrunedFeatures[] = [];
-  const { taskShare, alignment, lambda, merge } = options;
-  for (const [i, { sequence, encoded }] of images.entries()) {
-    if (!asked.has(sequence)) asked.set(sequence, await question(attached, inputs, sequence, options));
-    const amount = amountOf(options, i, images.length);
-    const how = { ...(amount === 'all' ? { keep: encoded.tokenCount } : amount), taskShare, alignment, lambda, merge };
-    kept.push(await encoded.prune(asked.get(sequence) ?? null, how));
-  }
-  options.onPruned?.(
-    kept.map(
-      ({ indices, source, assignment, counts }, i): PrunedImage => ({
-        ...{ sequence: images[i].sequence, indices, source, assignment, counts },
-      }),
-    ),
-  );
-  return kept;
-}
-
-/** The question of one sequence: the given one, or that of its last user turn. */
-async function question(
-  { model, vision, questions }: Attached,
-  inputs: ModelInputs,
-  sequence: number,
-  options: CallOptions,
-): Promise<TextEmbeddings | null> {
-  if (options.taskShare === 0) return null;
-  const ids = inputs.input_ids as ModelTensor;
-  let asked = entryOf('question', options.question, sequence, ids.dims[0]) as Question | undefined;
-  asked ??= (await questions()).read(unpadded(inputs, sequence), Number(imageTokenId(model)));
-  return typeof asked === 'string' ? vision.encodeQuestion(asked) : asked;
-}
-
-/** The ids of one sequence that its mask does not hide. */
-function unpadded({ input_ids, attention_mask, past_key_values }: ModelInputs, sequence: number): number[] {
-  const [rows, columns] = (input_ids as ModelTensor).dims;
-  const row = ((input_ids as ModelTensor).data as BigInt64Array).subarray(sequence * columns, (sequence + 1) * columns);
-  // With a cache the mask begins with the slots of the cache.
-  const past = past_key_values?.get_seq_length() ?? 0;
-  const mask = attention_mask?.data as BigInt64Array | undefined;
-  const hidden = (column: number) => mask?.[sequence * (past + columns) + past + column] === 0n;
-  return Array.from(row, Number).filter((_, column) => mask?.length !== rows * (past + columns) || !hidden(column));
 }
 
 /** Writes the features of the kept tokens over their placeholders. */

@@ -1,5 +1,6 @@
 import { mismatch } from '../errors.js';
-import type { HookedModel, ModelInputs, ModelTensor } from './model.js';
+import { type HookedModel, imageTokenId, type ModelInputs, type ModelTensor, videoTokenId } from './model.js';
+import { mropePositions } from './mrope.js';
 import { make } from './prefill.js';
 
 /** M-RoPE: positions on three axes, which Qwen-VL models count from the grids of their images and videos. */
@@ -21,8 +22,51 @@ export function rotaryPositions(model: HookedModel, inputs: ModelInputs): [Model
   return model.get_rope_index!(input_ids as ModelTensor, image_grid_thw, video_grid_thw, attention_mask);
 }
 
-const VIDEOS =
-  "video of the prompt. The model's class encodes no videos, and its generate() drops their grids: give the frames as one image, with the grid [frames, rows, columns] in image_grid_thw";
+/** What `get_rope_index` is not handed: the seconds between the frames of videos, by their grids. */
+export class VideoSeconds {
+  readonly #of = new WeakMap<ModelTensor, ArrayLike<number>>();
+
+  /** Takes them from the inputs of a call. */
+  note({ video_grid_thw, second_per_grid_ts }: ModelInputs): void {
+    if (!video_grid_thw || !second_per_grid_ts) return;
+    const seconds = Array.isArray(second_per_grid_ts) ? second_per_grid_ts : (second_per_grid_ts as ModelTensor).data;
+    this.#of.set(video_grid_thw, Array.from(seconds as ArrayLike<number>, Number));
+  }
+
+  of(grids: ModelTensor): ArrayLike<number> | undefined {
+    return this.#of.get(grids);
+  }
+}
+
+/**
+ * A model's `get_rope_index` with videos as Hugging Face counts them: its own counts a video's frames one apart whatever the seconds
+ * between them are, goes on behind the last frame rather than behind the longest side, and knows no video that is split by frames.
+ */
+export function ropeIndex(
+  { config }: HookedModel,
+  own: NonNullable<HookedModel['get_rope_index']>,
+  seconds: VideoSeconds,
+): NonNullable<HookedModel['get_rope_index']> {
+  return (ids, images, videos, mask) => {
+    if (!videos) return own(ids, images, videos, mask);
+    const { spatial_merge_size: merge = 2, tokens_per_second: tokensPerSecond } = config.vision_config ?? {};
+    const { positions, deltas } = mropePositions({
+      ids: ids.data as BigInt64Array,
+      dims: ids.dims,
+      mask: (mask?.data as BigInt64Array | undefined) ?? null,
+      image: { token: imageTokenId({ config }), grids: gridsOf(images) },
+      video: { token: videoTokenId({ config }), grids: gridsOf(videos) },
+      ...{ merge, tokensPerSecond, seconds: seconds.of(videos) },
+    });
+    return [make(ids, positions, [3, ...ids.dims]), make(ids, deltas, [deltas.length, 1])];
+  };
+}
+
+function gridsOf(tensor: ModelTensor | null | undefined): number[][] {
+  if (!tensor) return [];
+  const data = Array.from(tensor.data as BigInt64Array, Number);
+  return Array.from({ length: data.length / 3 }, (_, i) => data.slice(3 * i, 3 * i + 3));
+}
 
 /**
  * Checks that each image and each video of a prompt has its grid, as the model's own code takes for granted.
@@ -33,14 +77,15 @@ export function requireGrids(model: HookedModel, inputs: ModelInputs): void {
   // Without any grid all tokens count as text.
   if (!model.get_rope_index || position_ids || !input_ids || !(image_grid_thw || video_grid_thw)) return;
   const { image_token_id, video_token_id } = model.config;
-  requireGrid('image_grid_thw', image_grid_thw, begun(model, inputs, image_token_id), 'image of the prompt');
-  requireGrid('video_grid_thw', video_grid_thw, begun(model, inputs, video_token_id), VIDEOS);
+  requireGrid('image_grid_thw', image_grid_thw, begun(model, inputs, image_token_id), 'image');
+  // Where a video is split, each of its frames begins anew.
+  if (!video_grid_thw) requireGrid('video_grid_thw', video_grid_thw, begun(model, inputs, video_token_id), 'video');
 }
 
 function requireGrid(argument: string, grids: ModelTensor | null | undefined, count: number, of: string): void {
   const given = grids?.dims[0] ?? 0;
   if (given < count)
-    throw mismatch('ERR_VALUE', argument, `grids for ${given}`, `grids for ${count}, one for each ${of}`);
+    throw mismatch('ERR_VALUE', argument, `grids for ${given}`, `grids for ${count}, one for each ${of} of the prompt`);
 }
 
 /** How many vision parts of the prompts begin with a token. */

@@ -1,7 +1,7 @@
 import type { Tensor } from 'onnxruntime-common';
 import type { OrtModule } from '../onnx/edit.js';
 import { floatToHalf } from '../tensor.js';
-import { type AllFeatures, allFeatures, type FileInputs } from '../vision/file-features.js';
+import { type AllFeatures, allFeatures, type FileInputs, namesOf, visionInputs } from '../vision/file-features.js';
 import type { VisionModel } from '../vision/vision-model.js';
 import type { ModelSession } from './model.js';
 
@@ -35,7 +35,7 @@ export function standIn(
 ): ModelSession {
   const { inputNames, outputNames, inputMetadata, outputMetadata, config } = plain;
   const state = { released: false };
-  const names = { pixelValues: inputs.pixelValues, imageGridThw: inputs.imageGridThw ?? 'image_grid_thw' };
+  const names = namesOf(inputs);
   const face = {
     [STAND_IN]: state,
     ...{ inputNames, outputNames, inputMetadata, outputMetadata, config },
@@ -45,8 +45,7 @@ export function standIn(
       await vision.dispose();
     },
     run: async (feeds: Record<string, Tensor>) => {
-      const imageGridThw = inputs.imageGridThw === undefined ? undefined : feeds[inputs.imageGridThw];
-      const all = await allFeatures(vision, { pixelValues: feeds[inputs.pixelValues], imageGridThw }, names);
+      const all = await allFeatures(vision, visionInputs(inputs, feeds), names);
       return { [IMAGE_FEATURES]: inForm(sample, all, ort) };
     },
   };
@@ -54,10 +53,10 @@ export function standIn(
 }
 
 /** Features as a tensor of the type and the rank that another one has. */
-function inForm({ type, dims }: Tensor, { data, images }: AllFeatures, ort: OrtModule): Tensor {
+function inForm({ type, dims }: Tensor, { data, tiles }: AllFeatures, ort: OrtModule): Tensor {
   const width = dims[dims.length - 1];
   const rows = data.length / width;
-  const shape = dims.length === 3 ? [images, rows / images, width] : [rows, width];
+  const shape = dims.length === 3 ? [tiles, rows / tiles, width] : [rows, width];
   return type === 'float16'
     ? new ort.Tensor('float16', Uint16Array.from(data, floatToHalf), shape)
     : new ort.Tensor('float32', data, shape);

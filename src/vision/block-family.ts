@@ -1,6 +1,6 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import type { ModelConfig } from './model-folder.js';
-import type { InputNames, Tile, VisionInputs } from './vision-model.js';
+import type { ImageMarks, InputNames, Tile, VisionInputs } from './vision-model.js';
 
 /**
  * What a family of vision encoders with a last block of its own has to say: how the inputs of a call are fed, and which rows of the
@@ -15,9 +15,20 @@ export interface BlockFamily {
    * @param names what the caller knows the inputs by
    * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, with the input's name
    */
-  read(inputs: VisionInputs, names: InputNames, encoder: EncoderFacts): readonly EncoderRun[];
+  read(
+    inputs: VisionInputs,
+    names: InputNames,
+    encoder: EncoderFacts,
+  ): readonly EncoderRun[] | Promise<readonly EncoderRun[]>;
+  /**
+   * Left out where there is nothing to check.
+   * @throws DesapError `ERR_GRAPH` for an encoder that cannot be pruned, as its config says
+   */
+  check?(config: ModelConfig): void;
   /** Inputs on which the file and what was read of it are compared. */
   trials(session: InferenceSession, config: ModelConfig): VisionInputs[];
+  /** `VisionModel.marks`; left out where the tokens of an image stand in one piece. */
+  readonly marks?: ImageMarks;
   /** What else is wanted of a file whose features differ, behind a comma; empty where that is nothing. */
   readonly premise: string;
 }
@@ -25,10 +36,20 @@ export interface BlockFamily {
 /** What is known of an encoder before it runs. */
 export interface EncoderFacts {
   readonly config: ModelConfig;
-  /** The file's inputs by name, with their TensorProto.DataType. */
-  readonly inputs: readonly { readonly name: string; readonly type: number }[];
-  /** Whether one run computes of several images what it computes of each alone. */
-  readonly several: (...inputs: readonly VisionInputs[]) => Promise<boolean>;
+  /** The file's inputs by name, with their TensorProto.DataType, and their extents as far as the file says them. */
+  readonly inputs: readonly {
+    readonly name: string;
+    readonly type: number;
+    readonly dims: readonly (number | string)[] | null;
+  }[];
+  /**
+   * Whether one run computes of several images what it computes of each alone, by trial: some exports have the batch of their trial image
+   * in shapes, or let patches see those of all images. Asked once of an encoder.
+   *
+   * @param both a run of two images of one size
+   * @param alone a run of the second of them
+   */
+  several(both: EncoderRun, alone: EncoderRun): Promise<boolean>;
 }
 
 /** A tensor to feed: what `new ort.Tensor(type, data, dims)` takes. */
@@ -38,7 +59,7 @@ export interface Feed {
   readonly dims: readonly number[];
 }
 
-/** One run of the encoder. */
+/** One run of the encoder. The extents of what it is fed settle those of the hidden states. */
 export interface EncoderRun {
   readonly feeds: Readonly<Record<string, Feed>>;
   /**

@@ -274,7 +274,7 @@ interface Rows {
 }
 
 /** Whole numbers as [1, T], in the type that an input has. */
-function integers(ort: OrtModule, type: number, values: readonly number[]): Tensor {
+export function integers(ort: OrtModule, type: number, values: readonly number[]): Tensor {
   const dims = [1, values.length];
   if (type === DataType.int64) return new ort.Tensor('int64', BigInt64Array.from(values, BigInt), dims);
   if (type === DataType.bool) return new ort.Tensor('bool', Uint8Array.from(values), dims);

@@ -20,8 +20,8 @@ export interface CompactOptions {
   inputIds: Tensor | BigInt64Array | readonly number[];
   /** [1, L] or [L], int64: 0 where the sequence is padded; default: all ones. */
   attentionMask?: Tensor | BigInt64Array | readonly number[];
-  /** The id that stands for one patch. */
-  imageTokenId: number;
+  /** The id that stands for one patch; several where images and videos of a prompt have ids of their own. */
+  imageTokenId: number | readonly number[];
   /** The result for the image, or one result for each image in the order of the prompt. */
   kept: KeptPatches | readonly KeptPatches[];
   /**
@@ -65,23 +65,25 @@ export function compact(options: CompactOptions): CompactPrompt {
     attentionMask === undefined ? new BigInt64Array(ids.length).fill(1n) : int64('attentionMask', attentionMask);
   if (mask.length !== ids.length)
     throw mismatch('ERR_SHAPE', 'attentionMask', `${mask.length} elements`, `${ids.length}, as many as inputIds`);
-  const image = BigInt(integer('imageTokenId', imageTokenId, 0, Number.MAX_SAFE_INTEGER));
+  const visual = (Array.isArray(imageTokenId) ? imageTokenId : [imageTokenId]).map((id: number) =>
+    BigInt(integer('imageTokenId', id, 0, Number.MAX_SAFE_INTEGER)),
+  );
   const visible = keptFlags(given.kept);
-  const count = ids.reduce((sum, id) => sum + Number(id === image), 0);
+  const count = ids.reduce((sum, id) => sum + Number(visual.includes(id)), 0);
   if (count !== visible.length)
     throw mismatch(
       'ERR_SHAPE',
       'inputIds',
-      `${count} image tokens (id ${imageTokenId})`,
+      `${count} image tokens (id ${visual.join(', ')})`,
       `${visible.length}, one per patch`,
     );
 
-  const rows = positionIds && positionRows(positionIds, ids.length);
+  const rows = positionIds && positionRows(positionIds, mask);
   const columns: number[] = [];
   const out = { ids: [] as bigint[], mask: [] as bigint[], positions: [] as bigint[] };
   let [patch, next] = [0, 0];
   for (let i = 0; i < ids.length; i++) {
-    const stays = ids[i] !== image || visible[patch++];
+    const stays = !visual.includes(ids[i]) || visible[patch++];
     if (stays) {
       columns.push(i);
       out.ids.push(ids[i]);
@@ -103,8 +105,12 @@ const NAMES: OptionNames<CompactOptions> = {
   ...{ inputIds: true, attentionMask: true, imageTokenId: true, kept: true, positionIds: true, positions: true },
 };
 
-/** Given positions: some of their columns, and the position behind the largest. */
-function positionRows(positionIds: Tensor, length: number): { at(columns: readonly number[]): Tensor; next: number } {
+/** Given positions: some of their columns, and the position behind the last token's, which a video's last frame may exceed. */
+function positionRows(
+  positionIds: Tensor,
+  mask: BigInt64Array,
+): { at(columns: readonly number[]): Tensor; next: number } {
+  const { length } = mask;
   const { data, dims } = object('positionIds', positionIds, 'an int64 tensor');
   if (!types.isBigInt64Array(data)) throw invalid('ERR_DTYPE', 'positionIds', positionIds.type, 'int64');
   const rows = dims.length === 3 ? dims[0] : 1;
@@ -115,7 +121,7 @@ function positionRows(positionIds: Tensor, length: number): { at(columns: readon
       const kept = Array.from({ length: rows }, (_, r) => columns.map((column) => data[r * length + column]));
       return new Tensor('int64', BigInt64Array.from(kept.flat()), [...dims.slice(0, -1), columns.length]);
     },
-    next: Number(data.reduce((largest, position) => (position > largest ? position : largest), -1n)) + 1,
+    next: 1 + Math.max(-1, ...Array.from({ length: rows }, (_, r) => Number(data[r * length + mask.lastIndexOf(1n)]))),
   };
 }
 

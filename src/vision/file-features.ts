@@ -1,36 +1,70 @@
 /** What a vision encoder's file computes by itself, beside what a vision model makes of it. */
+import { types } from 'node:util';
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError } from '../errors.js';
 import type { OrtModule } from '../onnx/edit.js';
-import { floatData, widened } from '../tensor.js';
+import { floatData, type TensorLike, widened } from '../tensor.js';
+import type { Feed } from './block-family.js';
 import { TENTATIVE } from './session.js';
-import type { InputNames, VisionInputs, VisionModel } from './vision-model.js';
+import { INPUT_NAMES, type InputNames, type VisionInputs, type VisionModel } from './vision-model.js';
 
-/** The inputs of a whole vision encoder, by their types: pixels are float32, a grid is int64. */
-export interface FileInputs {
-  readonly pixelValues: string;
-  readonly imageGridThw: string | undefined;
-}
+/** The inputs of a whole vision encoder by name, each with the one of {@link VisionInputs} that it takes. */
+export type FileInputs = Readonly<Record<string, Exclude<keyof VisionInputs, 'tileCounts'>>>;
+
+/** What Transformers.js calls them. */
+const CALLED: FileInputs = {
+  pixel_values: 'pixelValues',
+  image_grid_thw: 'imageGridThw',
+  grid_thw: 'imageGridThw',
+  pixel_attention_mask: 'pixelAttentionMask',
+  spatial_shapes: 'spatialShapes',
+  image_sizes: 'imageSizes',
+};
 
 /**
+ * By their types: pixels are the only floats, and what is alone with its type needs no name. Several of one type are told apart by what
+ * Transformers.js feeds them by.
+ *
  * @param name of the session, for messages
  * @throws DesapError `ERR_GRAPH` for further inputs, and for further outputs than the features
  */
 export function fileInputs({ inputNames, inputMetadata, outputNames }: InferenceSession, name: string): FileInputs {
   const of = (type: string) => inputMetadata.filter((input) => input.isTensor && input.type === type);
-  const [pixels, grid] = [of('float32'), of('int64')];
-  if (pixels.length === 1 && grid.length <= 1 && inputNames.length === 1 + grid.length && outputNames.length === 1)
-    return { pixelValues: pixels[0].name, imageGridThw: grid[0]?.name };
+  const [pixels, integers, masks] = [of('float32'), of('int64'), of('bool')];
+  const isAlone = integers.length === 1;
+  const inputs: [string, FileInputs[string] | undefined][] = [
+    ...pixels.map((input): [string, FileInputs[string]] => [input.name, 'pixelValues']),
+    ...masks.map((input): [string, FileInputs[string]] => [input.name, 'pixelAttentionMask']),
+    ...integers.map((input): [string, FileInputs[string] | undefined] => [
+      input.name,
+      CALLED[input.name] ?? (isAlone ? 'imageGridThw' : undefined),
+    ]),
+  ];
+  const parts = inputs.map(([, part]) => part);
+  const isKnown = inputs.length === inputNames.length && new Set(parts).size === parts.length;
+  if (pixels.length === 1 && isKnown && !parts.includes(undefined) && outputNames.length === 1)
+    return Object.fromEntries(inputs) as FileInputs;
   throw new DesapError(
     'ERR_GRAPH',
     `${name}: got the inputs ${inputNames.join(', ')} and the outputs ${outputNames.join(', ')}, wanted pixels in float32, for Qwen-VL their int64 grid, and image_features only (deepstack features are taken as further columns of these, not as outputs)`,
   );
 }
 
+/** What the caller of a whole file knows the inputs by. */
+export function namesOf(inputs: FileInputs): InputNames {
+  return { ...INPUT_NAMES, ...Object.fromEntries(Object.entries(inputs).map(([name, part]) => [part, name])) };
+}
+
+/** The feeds of a whole file as a vision model takes them. */
+export function visionInputs(inputs: FileInputs, feeds: Readonly<Record<string, Tensor>>): VisionInputs {
+  return Object.fromEntries(Object.entries(inputs).map(([name, part]) => [part, feeds[name]]));
+}
+
 /** All visual tokens of the images of one call, one image after the other. */
 export interface AllFeatures {
   readonly data: Float32Array;
-  readonly images: number;
+  /** Tiles of all images: whole files give one matrix for each. */
+  readonly tiles: number;
   /** Visual tokens that the prompt has for them. */
   readonly tokens: number;
 }
@@ -48,16 +82,42 @@ export async function allFeatures(
     const data = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
     for (let i = 0, at = 0; i < parts.length; at += parts[i++].length) data.set(parts[i], at);
     const tokens = images.reduce((sum, image) => sum + image.tokenCount, 0);
-    return { data, images: images.length, tokens };
+    const tiles = images.reduce((sum, image) => sum + image.tiles.length, 0);
+    return { data, tiles, tokens };
   } finally {
     for (const image of images) image.dispose();
   }
 }
 
-/** A trial image, and what a whole file computes of it. */
+/** Trial images, as a vision model takes them and as a whole file does. */
+export interface Trial {
+  readonly inputs: VisionInputs;
+  readonly feeds: Readonly<Record<string, Feed>>;
+}
+
+/** Trial images, and what a whole file computes of them. */
 export interface Sample {
   readonly trial: VisionInputs;
   readonly features: Tensor;
+}
+
+/**
+ * Trial images for a file whose inputs are told by {@link fileInputs}.
+ * @param name of the session, for messages
+ * @throws DesapError `ERR_GRAPH`
+ */
+export function fileTrials(session: InferenceSession, name: string, trials: readonly VisionInputs[]): Trial[] {
+  const inputs = Object.entries(fileInputs(session, name));
+  const feed = (tensor: TensorLike | undefined): [Feed] | [] => {
+    if (tensor === undefined) return [];
+    const { data, dims } = tensor;
+    const type = types.isFloat32Array(data) ? 'float32' : types.isBigInt64Array(data) ? 'int64' : 'bool';
+    return [{ type, data: data as Feed['data'], dims }];
+  };
+  return trials.map((given) => ({
+    inputs: given,
+    feeds: Object.fromEntries(inputs.flatMap(([name, part]) => feed(given[part]).map((own) => [name, own]))),
+  }));
 }
 
 /**
@@ -69,12 +129,14 @@ export interface Sample {
  */
 export async function runTrials(
   session: InferenceSession,
-  [first, ...others]: readonly VisionInputs[],
+  [first, ...others]: readonly Trial[],
   { file, ort }: { readonly file: string; readonly ort: OrtModule },
 ): Promise<[Sample, ...Sample[]]> {
-  const inputs = fileInputs(session, file);
-  const run = async (trial: VisionInputs) => {
-    const outputs = await session.run(feeds(inputs, trial, ort), TENTATIVE);
+  const run = async ({ inputs: trial, feeds }: Trial) => {
+    const fed = Object.entries(feeds).map(([name, { type, data, dims }]) => {
+      return [name, new ort.Tensor(type as 'float32', data as Float32Array, dims)];
+    });
+    const outputs = await session.run(Object.fromEntries(fed), TENTATIVE);
     return { trial, features: outputs[session.outputNames[0]] as Tensor };
   };
   const sample = await run(first).catch((cause: Error) => {
@@ -111,17 +173,9 @@ export async function confirmFeatures(
   for (const sample of samples) await compare(vision, sample, what);
 }
 
-function feeds({ pixelValues, imageGridThw }: FileInputs, trial: VisionInputs, ort: OrtModule): Record<string, Tensor> {
-  const { pixelValues: pixels, imageGridThw: grid } = trial;
-  return {
-    [pixelValues]: new ort.Tensor('float32', pixels.data as Float32Array, pixels.dims),
-    ...(imageGridThw && grid && { [imageGridThw]: new ort.Tensor('int64', grid.data as BigInt64Array, grid.dims) }),
-  };
-}
-
 /** Rows of pixels to a row of features. */
 function unit({ trial, features: { dims } }: Sample): number {
-  return trial.pixelValues.dims[0] / dims[dims.length - 2];
+  return (trial.pixelValues as TensorLike).dims[0] / dims[dims.length - 2];
 }
 
 async function compare(

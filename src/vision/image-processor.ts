@@ -35,10 +35,7 @@ export class ImageProcessor {
    * @throws DesapError `ERR_FILE` for a folder without these files; `ERR_VALUE` for an unsupported kind of processor, field or value
    */
   static async open(source: string | ImageProcessorConfig): Promise<ImageProcessor> {
-    const config = typeof source === 'string' ? await readConfig(source) : source;
-    if (typeof config !== 'object' || config === null)
-      throw invalid('ERR_VALUE', 'source', source, 'a model folder, or the fields of its preprocessor_config.json');
-    return new ImageProcessor(readRecipe(nested(config) ?? config));
+    return new ImageProcessor(readRecipe(await imageConfig(source)));
   }
 
   /**
@@ -48,6 +45,24 @@ export class ImageProcessor {
    */
   async process(source: ImageSource): Promise<Tensor> {
     return this.normalize(await this.rgb(source));
+  }
+
+  /**
+   * Frames of a video, one after the other: `pixel_values_videos` [1, frames, 3, H, W], float32.
+   * @throws DesapError as {@link ImageProcessor.process}; `ERR_VALUE` for no frame, `ERR_SHAPE` for frames of several sizes
+   */
+  async video(frames: readonly ImageSource[]): Promise<Tensor> {
+    if (!Array.isArray(frames) || frames.length < 1)
+      throw invalid('ERR_VALUE', 'frames', frames, 'a list of at least one image');
+    const [first, ...others] = await Promise.all(frames.map((frame) => this.process(frame)));
+    const size = first.data.length;
+    const pixels = new Float32Array(frames.length * size);
+    [first, ...others].forEach(({ data, dims }, i) => {
+      if (dims.join() !== first.dims.join())
+        throw mismatch('ERR_SHAPE', `frames[${i}]`, `[${dims.join(', ')}]`, `[${first.dims.join(', ')}], as frames[0]`);
+      pixels.set(data as Float32Array, i * size);
+    });
+    return new Tensor('float32', pixels, [1, frames.length, ...first.dims.slice(1)]);
   }
 
   /**
@@ -90,6 +105,17 @@ export class ImageProcessor {
     }
     return new Tensor('float32', values, [1, 3, extent.height, extent.width]);
   }
+}
+
+/**
+ * The image processor's fields of a model folder, or of a configuration.
+ * @throws DesapError `ERR_FILE`, `ERR_VALUE`
+ */
+export async function imageConfig(source: string | ImageProcessorConfig): Promise<ImageProcessorConfig> {
+  const config = typeof source === 'string' ? await readConfig(source) : source;
+  if (typeof config !== 'object' || config === null)
+    throw invalid('ERR_VALUE', 'source', source, 'a model folder, or the fields of its preprocessor_config.json');
+  return nested(config) ?? config;
 }
 
 async function readConfig(folder: string): Promise<ImageProcessorConfig> {

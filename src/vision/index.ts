@@ -19,8 +19,10 @@ export { LlavaImage } from './llava-image.js';
 export type { Dtype, ModelConfig } from './model-folder.js';
 export { openVisionModel } from './open.js';
 export type { QwenVisionOptions } from './qwen.js';
-export { QwenVision } from './qwen.js';
-export { QwenImage } from './qwen-image.js';
+export { QwenImage, QwenVision } from './qwen.js';
+export type { SiglipOptions } from './siglip-options.js';
+export type { SiglipRows, SiglipTextOptions } from './siglip-text.js';
+export { SiglipText } from './siglip-text.js';
 export type {
   Budget,
   EncodedImage,

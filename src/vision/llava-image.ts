@@ -1,6 +1,7 @@
 import type { Tensor } from 'onnxruntime-common';
 import type { AnalyzeOptions, Pruner, TensorLike } from '../index.js';
-import { type Analyzed, EncodedImageBase, type ImageOwner, type Kept } from './image-base.js';
+import { type Analyzed, EncodedImageBase, type ImageOwner, type Kept, tokensOf } from './image-base.js';
+import { plainLayout } from './layout.js';
 import type { TowerBatch } from './tower-batch.js';
 import type { Tile } from './vision-model.js';
 
@@ -24,21 +25,16 @@ export type Rows = TensorLike & { readonly data: Float32Array };
 
 /** One encoded image for many questions; made by `LlavaVision.encode`. */
 export class LlavaImage extends EncodedImageBase {
-  /** P, patches. */
-  readonly tokenCount: number;
-  /** One tile; patches that are no squares stand in one line. */
-  readonly tiles: readonly Tile[];
-
   /** @internal */
   constructor(
     private readonly vision: Vision,
     private readonly batch: TowerBatch,
     private readonly index: number,
-    private readonly about: About,
+    private readonly how: About,
   ) {
-    super('LlavaImage', vision, about.milliseconds);
-    this.tokenCount = batch.dims[1] - Number(vision.pruner.head.classToken);
-    this.tiles = [tileOf(about.extents, this.tokenCount)];
+    const patches = batch.dims[1] - Number(vision.pruner.head.classToken);
+    const layout = plainLayout([tileOf(how.extents, patches)], [patches]);
+    super('LlavaImage', vision, { layout, form: 'clip', milliseconds: how.milliseconds });
   }
 
   /**
@@ -55,13 +51,16 @@ export class LlavaImage extends EncodedImageBase {
     return last(this.hidden, this.tokenCount);
   }
 
-  protected makeAnalysis(): Promise<Analyzed> {
-    const { encoding } = this.about;
-    return this.batch.analyze(this.index, (images) => this.vision.pruner.analyzeBatch(images, { encoding }));
+  protected async makeAnalyses(): Promise<Analyzed> {
+    const { encoding } = this.how;
+    const { analysis, milliseconds } = await this.batch.analyze(this.index, (images) =>
+      this.vision.pruner.analyzeBatch(images, { encoding }),
+    );
+    return { analyses: [analysis], milliseconds };
   }
 
-  protected connect({ tokens }: Kept): Promise<Tensor> {
-    return this.vision.project(tokens);
+  protected connect(kept: readonly Kept[]): Promise<Tensor> {
+    return this.vision.project(tokensOf(kept));
   }
 
   /** [1, P, W]; [1, P + 1, W], the class token's first, of a file that has it among its features. */
@@ -80,6 +79,7 @@ function last({ data, dims: [, width] }: Rows, rows: number): Rows {
   return { data: data.subarray(data.length - rows * width), dims: [rows, width] };
 }
 
+/** Patches that are no squares stand in one line. */
 function tileOf(extents: readonly number[], patches: number): Tile {
   const [height, width] = extents.slice(-2);
   const side = Math.sqrt((height * width) / patches);

@@ -26,12 +26,20 @@ export const DTYPES = Object.keys(SUFFIX) as Dtype[];
 /** What vision models read of a `config.json`. */
 export interface ModelConfig {
   readonly model_type?: string;
+  /** LLaVA-NeXT: sizes that an image may be brought to, [height, width] each. */
+  readonly image_grid_pinpoints?: readonly (readonly [height: number, width: number])[];
+  /** LFM2-VL: rows, and columns, of patches that become one visual token. */
+  readonly downsample_factor?: number;
+  /** nanoLLaVA and FastVLM: the name of the tower. */
+  readonly mm_vision_tower?: string;
   readonly vision_config?: {
     readonly model_type?: string;
+    readonly architecture?: string;
     readonly image_size?: number;
     readonly spatial_merge_size?: number;
     readonly patch_size?: number;
     readonly temporal_patch_size?: number;
+    readonly tokens_per_second?: number;
     readonly in_channels?: number;
     readonly in_chans?: number;
     readonly depth?: number;

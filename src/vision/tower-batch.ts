@@ -1,14 +1,13 @@
-import { DesapError, HostBuffer, type ImageAnalysis, type TensorLike } from '../index.js';
-import type { Analyzed } from './image-base.js';
+import type { ImageAnalysis, TensorLike } from '../index.js';
+import { type HostMemory, hostMemory } from './host-memory.js';
 import { Once } from './once.js';
+import { resultOf, settled } from './settled.js';
 
 /** Hidden states of the images that one run of a tower encoded, and their analyses: freed with the last of the images. */
 export class TowerBatch {
-  /** [B, N, D], in memory that the pruner reads in place. */
-  readonly data: Float32Array;
-  readonly #free: () => void;
+  readonly #memory: HostMemory;
   #images: number;
-  readonly #analyses = new Once<Analyzed[]>();
+  readonly #analyses = new Once<{ each: PromiseSettledResult<ImageAnalysis>[]; milliseconds: number }>();
 
   /**
    * @param device where the pruner runs
@@ -18,10 +17,13 @@ export class TowerBatch {
     readonly dims: readonly [images: number, rows: number, width: number],
     device: string,
   ) {
-    const { data, free } = hiddenMemory(dims, device);
-    this.data = data;
-    this.#free = free;
+    this.#memory = hostMemory(dims, device);
     this.#images = dims[0];
+  }
+
+  /** [B, N, D], in memory that the pruner reads in place. */
+  get data(): Float32Array {
+    return this.#memory.data;
   }
 
   /** The hidden states of one image, [N, D], in the same memory. */
@@ -31,42 +33,29 @@ export class TowerBatch {
     return { data: this.data.subarray(image * size, (image + 1) * size), dims: [rows, width] };
   }
 
-  /** Analyses all images in one go, once. */
+  /** Analyses all images in one go, once; the milliseconds are one image's share. */
   async analyze(
     image: number,
     analyzeBatch: (images: readonly TensorLike[]) => Promise<ImageAnalysis[]>,
-  ): Promise<Analyzed> {
-    const analyzed = await this.#analyses.get(async () => {
+  ): Promise<{ analysis: ImageAnalysis; milliseconds: number }> {
+    const { each, milliseconds } = await this.#analyses.get(async () => {
       const start = performance.now();
-      const [count] = this.dims;
-      const analyses = await analyzeBatch(Array.from({ length: count }, (_, i) => this.rows(i)));
-      const milliseconds = (performance.now() - start) / count;
-      return analyses.map((analysis) => ({ analysis, milliseconds }));
+      const images = Array.from({ length: this.dims[0] }, (_, i) => this.rows(i));
+      const each = await settled(images, analyzeBatch);
+      return { each, milliseconds: (performance.now() - start) / images.length };
     });
-    return analyzed[image];
+    return { analysis: resultOf(each[image]), milliseconds };
   }
 
   /** An image needs it no more. */
   async release(): Promise<void> {
     if (--this.#images > 0) return;
-    for (const { analysis } of (await this.#analyses.made()) ?? []) analysis.dispose();
-    this.#free();
+    for (const one of (await this.#analyses.made())?.each ?? []) if (one.status === 'fulfilled') one.value.dispose();
+    this.#memory.free();
   }
 
   /** No image was made of it. */
   discard(): void {
-    this.#free();
-  }
-}
-
-/** A `HostBuffer`; without the native addon, where JavaScript reads any memory in place, ordinary memory. */
-function hiddenMemory(dims: readonly number[], device: string): { data: Float32Array; free: () => void } {
-  try {
-    const buffer = HostBuffer.forTensor('float32', dims, device.startsWith('cuda') ? {} : { pinned: false });
-    return { data: buffer.float32(), free: () => buffer.dispose() };
-  } catch (error) {
-    if (!(error instanceof DesapError) || error.code !== 'ERR_DEVICE_UNAVAILABLE') throw error;
-    const length = dims.reduce((product, extent) => product * extent, 1);
-    return { data: new Float32Array(length), free: () => {} };
+    this.#memory.free();
   }
 }

@@ -5,6 +5,7 @@ import { confirmBoth } from '../onnx/head/confirm.js';
 import type { OpenTower } from '../onnx/head/trial.js';
 import { extractHead, type OrtModule, readModel, type TowerStructure } from '../onnx/index.js';
 import { object } from '../tensor.js';
+import { warnOnce } from '../warn.js';
 import { clipFile } from './clip-folder.js';
 
 /** Where the head of a tower comes from. */
@@ -12,7 +13,15 @@ export interface HeadOrigin {
   readonly clip: string;
   readonly head?: string | HeadWeights;
   readonly session?: InferenceSession.SessionOptions;
+  /** Whether models of the family have towers that were trained further; such a one is warned of, once. */
+  readonly tuned?: boolean;
 }
+
+/**
+ * How far the hidden states of a tower that was trained further may lie from CLIP's, relative to the largest. Those of another tower lie
+ * about as far as they are large.
+ */
+const TUNED = 0.25;
 
 /**
  * The head for a LLaVA vision tower: the given one, or that of the CLIP folder's vision tower. The CLIP file is run
@@ -24,7 +33,7 @@ export async function towerHead(
   ort: OrtModule,
   visionEncoder: string,
   tower: OpenTower,
-  { clip, head: given, session }: HeadOrigin,
+  { clip, head: given, session, tuned }: HeadOrigin,
 ): Promise<HeadWeights> {
   if (given !== undefined) {
     const head =
@@ -35,7 +44,12 @@ export async function towerHead(
   const visionModel = await clipFile(clip, 'vision', ', or the option head (made by: desap extract)');
   const model = readModel(visionModel);
   const head = await extractHead({ visionModel: model });
-  await confirmBoth(ort, tower, model, head, { session });
+  const { error, tolerance } = await confirmBoth(ort, tower, model, head, { session, tuned: tuned ? TUNED : 0 });
+  if (error > tolerance)
+    warnOnce(
+      'DESAP_TUNED_TOWER',
+      `${visionEncoder}: its tower was trained further than that of ${clip} (hidden states differ by ${error.toExponential(1)} relative to the largest): the read-out and the text tower are those of the CLIP that it comes from`,
+    );
   return head;
 }
 

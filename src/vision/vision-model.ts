@@ -13,6 +13,8 @@ export interface VisionModel extends AsyncDisposable {
   readonly deviceDescription: string;
   /** How far features may lie from those of the whole file, relative to the largest magnitude: what its arithmetic rounds. */
   readonly tolerance: number;
+  /** How a prompt shows which image tokens are one image's; undefined where they stand in one piece. */
+  readonly marks?: ImageMarks;
   /**
    * Encodes the images of one call, in their order, by as few runs of the encoder as it takes. An image is analysed when its first
    * question comes; what a question may yet ask for can be left to {@link EncodedImage.prune}: a family with tiles may look at the
@@ -58,6 +60,17 @@ export interface VisionInputs {
   readonly videoGridThw?: TensorLike;
   /** How many tiles each image has, where the other inputs do not say it: Idefics3 and LFM2-VL with several images. */
   readonly tileCounts?: readonly number[];
+}
+
+/**
+ * The texts of tokens that show where an image of a prompt ends, where its image tokens stand in several pieces with other tokens
+ * between: one piece for each tile. An image ends with the first piece that has one of them beside it.
+ */
+export interface ImageMarks {
+  /** Stands in front of the last piece. */
+  readonly beforeLast?: string;
+  /** Stands behind the last piece. */
+  readonly afterLast?: string;
 }
 
 /** What a caller knows the inputs by. */

@@ -9,6 +9,8 @@ import type { BlockEncoder } from '../../src/onnx/last-block.js';
 export const FAMILY_ROOT = 'test/fixtures/families';
 export const QUIET = { logSeverityLevel: 3 } as const;
 
+import { readSafeTensors, type StoredTensor, toFloat32 } from '../../src/safetensors.js';
+
 type Feeds = BlockTrial['feeds'];
 type Outputs = Record<string, ort.Tensor>;
 
@@ -33,6 +35,12 @@ export async function feedsOf(family: string, pixels: Float32Array): Promise<Fee
   } else if (mask)
     feeds.pixel_attention_mask = { type: 'bool', data: new Uint8Array(sizeOf(mask)).fill(1), dims: mask };
   return feeds;
+}
+
+/** The pixels of that case. */
+export async function pixelsOf(family: string): Promise<Float32Array> {
+  const { tensors } = await readSafeTensors(join(FAMILY_ROOT, family, 'expected.safetensors'));
+  return toFloat32(tensors.get('pixel_values') as StoredTensor);
 }
 
 /** Feeds of which every sequence of the hidden states is whole: [B, N, D], or one [N, D]. */

@@ -129,7 +129,7 @@ export class Graph extends Editable {
   }
 
   /** Writes every rotation `x cos + turned(x) sin` of rows [L, H, dh] in another way. */
-  rotations(as: 'halves' | 'com.microsoft' | 'onnx'): void {
+  rotations(as: 'halves' | 'interleaved' | 'com.microsoft' | 'onnx'): void {
     const at = (value: string) => this.producer(value);
     const isTurned = (value: string) => at(value)?.inputs.some((input) => at(input)?.op === 'Concat');
     const sums = this.nodes.filter(
@@ -159,12 +159,13 @@ export class Graph extends Editable {
     const tables = [c, s].map((value) => this.add('Squeeze', [value, this.integers([1])]));
     const rows = this.reshape(x, [1, -1, HEADS * EXTENT]);
     const heads = { num_heads: { i: HEADS } };
+    const pairs = { ...heads, interleaved: { i: 1 } };
     const count = this.add('Gather', [this.add('Shape', [x]), this.integers([0], [])]);
     const places = this.unsqueeze(this.add('Range', [this.integers([0], []), count, this.integers([1], [])]), 0);
     const turned =
       as === 'onnx'
         ? this.add('RotaryEmbedding', [rows, ...tables.map((table) => this.unsqueeze(table, 0))], heads)
-        : this.add('RotaryEmbedding', [rows, places, ...tables], heads, MICROSOFT);
+        : this.add('RotaryEmbedding', [rows, places, ...tables], as === 'interleaved' ? pairs : heads, MICROSOFT);
     return this.reshape(turned, [-1, HEADS, EXTENT]);
   }
 

@@ -7,7 +7,7 @@ import { int64 } from './support.js';
 
 export const ROOT = 'test/fixtures/families';
 
-type Size = readonly [seed: number, width: number, height: number];
+export type Size = readonly [seed: number, width: number, height: number];
 /** One prompt, or a batch of them, and what Hugging Face says of it. */
 export interface Case {
   readonly name: string;
@@ -43,8 +43,28 @@ export async function expectedOf(family: string): Promise<Expected> {
   return JSON.parse(await readFile(join(ROOT, family, 'expected.json'), 'utf8'));
 }
 
+/** One prompt, or a batch of them, with videos, and what Hugging Face says of it. */
+export interface VideoCase
+  extends Pick<Case, 'name' | 'input_ids' | 'attention_mask' | 'image_grid_thw' | 'positions'> {
+  readonly video_grid_thw: number[][];
+  /** Of Qwen2.5-VL. */
+  readonly second_per_grid_ts: number[] | null;
+  readonly ids: number[][];
+}
+
+/** Pixels of images, or of videos, of these grids: float32 [patches, C]. */
+export function wavesOf(grids: readonly (readonly number[])[]): [data: Float32Array, dims: number[]] {
+  const channels = 96;
+  const patches = grids.reduce((sum, [t, h, w]) => sum + t * h * w, 0);
+  return [Float32Array.from({ length: patches * channels }, (_, i) => Math.sin(i * i)), [patches, channels]];
+}
+
+export async function videosOf(family: string): Promise<VideoCase[]> {
+  return JSON.parse(await readFile(join(ROOT, 'videos', 'expected.json'), 'utf8')).families[family];
+}
+
 /** The image of a seed, as the formula in `expected.json` has it. */
-function image([seed, width, height]: Size): RawImage {
+export function image([seed, width, height]: Size): RawImage {
   const data = new Uint8Array(width * height * 3);
   const ramp = (at: number, size: number) => Math.floor((at * 255) / Math.max(1, size - 1));
   for (let y = 0; y < height; y++)

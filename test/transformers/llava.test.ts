@@ -12,7 +12,7 @@ import {
 import { Tensor as OrtTensor } from 'onnxruntime-common';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { extractHead } from '../../src/onnx/index.js';
-import { attach, type PrunedImage } from '../../src/transformers/index.js';
+import { attach, type CallOptions, type PrunedImage } from '../../src/transformers/index.js';
 import { compact, LlavaVision, type Positions } from '../../src/vision/index.js';
 import { IMAGE_TOKEN, PATCHES, type SmallLlava, writeLlava } from './small/llava.js';
 import {
@@ -150,6 +150,31 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
       [0, 3],
       [0, 6],
     ]);
+  });
+
+  it('shares a budget over the images of a prompt, and over those of each sequence', async () => {
+    const placeholders = '<image>'.repeat(PATCHES);
+    const text = `${placeholders}the left photo${placeholders}${QUESTIONS[0]}<ans>`;
+    const inputs = { input_ids: tokens(processor, text), pixel_values: both.pixel_values } as Inputs;
+    inputs.attention_mask = int64(new Array(inputs.input_ids.dims[1]).fill(1), inputs.input_ids.dims);
+    const counts = async (of: Inputs, desap: CallOptions) => {
+      await model.generate({ ...of, max_new_tokens: 1, desap: { allocation: 'prompt', ...desap } });
+      return pruned.map(({ indices }) => indices.length);
+    };
+    for (const taskShare of [0, 0.5]) {
+      const [first, second] = await counts(inputs, { keep: 9, taskShare });
+      expect([first + second, Math.min(first, second) > 0]).toEqual([9, true]);
+    }
+    expect(await counts(inputs, { keep: 2 * PATCHES })).toEqual([PATCHES, PATCHES]);
+    expect(await counts(inputs, { keep: 2 })).toEqual([1, 1]);
+    expect(await counts(inputs, { keepRatio: 0.001 })).toEqual([1, 1]);
+    expect(await counts(both, { keep: [3, 7] })).toEqual([3, 7]);
+    await expect(counts(inputs, { keep: 1 })).rejects.toMatchObject({
+      code: 'ERR_VALUE',
+      message: /^keep: got 1 for 2/,
+    });
+    const wrong = counts(inputs, { allocation: 'turn' as never });
+    await expect(wrong).rejects.toMatchObject({ code: 'ERR_VALUE', message: /^allocation: got 'turn', wanted 'tile'/ });
   });
 
   it.each(POSITIONS)('counts masks and positions on, positions %s', async (positions) => {

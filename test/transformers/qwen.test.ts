@@ -277,32 +277,48 @@ describe.each([
     for (const [id, value] of hand.entries()) expect(got[id]).toBeCloseTo(value, 4);
   });
 
-  it('lets videos beside images pass as the model does, and wants a grid for each', async () => {
-    // Two video tokens of one frame of 2 x 4 patches, which nobody encodes.
-    const video = tokens(processor, '<|vision_start|><|video_pad|><|video_pad|><|vision_end|>');
+  it('encodes videos beside images as it does images, and wants grids and frames of each', async () => {
+    // A video of one frame of 2 x 4 patches.
     const [{ pixel_values, image_grid_thw, input_ids }] = singles;
-    const all = [...(video.data as BigInt64Array), ...(input_ids.data as BigInt64Array)];
-    const dims = [1, all.length];
-    const prompt = { input_ids: int64(all, dims), attention_mask: int64(new Array(all.length).fill(1), dims) };
-    const inputs = { ...prompt, pixel_values, image_grid_thw };
-    const video_grid_thw = int64([1, 2, 4], [1, 3]);
-    const pruned = await model({ ...inputs, video_grid_thw, desap: { keep: TOKENS[0] } });
-    expect((await model({ ...inputs, video_grid_thw })).logits.dims[1]).toBe(all.length - TOKENS[0] + 5);
-    const error = {
-      code: 'ERR_VALUE',
-      message: /^video_grid_thw: got grids for 0, wanted grids for 1, .*image_grid_thw/,
+    const channels = pixel_values.dims[1];
+    const frame = (pixel_values.data as Float32Array).slice(-8 * channels);
+    const prompt = (pad: string) => {
+      const part = tokens(processor, `<|vision_start|>${pad}${pad}<|vision_end|>`);
+      const all = [...(part.data as BigInt64Array), ...(input_ids.data as BigInt64Array)];
+      const dims = [1, all.length];
+      return { input_ids: int64(all, dims), attention_mask: int64(new Array(all.length).fill(1), dims) };
     };
-    await expect(model(inputs)).rejects.toMatchObject(error);
-    await expect(model.generate({ ...inputs, ...EIGHT, video_grid_thw })).rejects.toMatchObject(error);
+    const video = {
+      pixel_values_videos: new Tensor('float32', frame, [8, channels]),
+      video_grid_thw: int64([1, 2, 4], [1, 3]),
+    };
+    const inputs = { ...prompt('<|video_pad|>'), pixel_values, image_grid_thw };
+    const pruned = await model({ ...inputs, ...video, desap: { keep: [5, 1] } });
+    expect(pruned.logits.dims[1]).toBe(inputs.input_ids.dims[1] - TOKENS[0] - 2 + 5 + 1);
+    const kept = await model({ ...inputs, ...video, desap: { keep: [TOKENS[0], 2] } });
+    const grid = { code: 'ERR_VALUE', message: /^video_grid_thw: got grids for 0, wanted grids for 1, / };
+    await expect(model(inputs)).rejects.toMatchObject(grid);
+    await expect(model.generate({ ...inputs, ...EIGHT })).rejects.toMatchObject(grid);
+    const frames = { code: 'ERR_VALUE', message: /^pixel_values_videos: got undefined, wanted the frames/ };
+    const { video_grid_thw } = video;
+    await expect(model({ ...inputs, video_grid_thw })).rejects.toMatchObject(frames);
+    await expect(model.generate({ ...inputs, ...EIGHT, video_grid_thw })).rejects.toMatchObject(frames);
     const image: Inputs = { ...singles[0], input_ids: tokens(processor, `${PREFIX}${IMAGE}${IMAGE}a${SUFFIX}`) };
     const missing = { code: 'ERR_VALUE', message: /^image_grid_thw: got grids for 1, wanted grids for 2, / };
     image.attention_mask = int64(new Array(image.input_ids.dims[1]).fill(1), image.input_ids.dims);
     await expect(model(image)).rejects.toMatchObject(missing);
     await expect(model.generate({ ...image, ...EIGHT })).rejects.toMatchObject(missing);
     await detach();
-    const whole = await model({ ...inputs, video_grid_thw });
+    const images = {
+      pixel_values: new Tensor('float32', Float32Array.from([...frame, ...(pixel_values.data as Float32Array)]), [
+        pixel_values.dims[0] + 8,
+        channels,
+      ]),
+      image_grid_thw: int64([1n, 2n, 4n, ...(image_grid_thw.data as BigInt64Array)], [2, 3]),
+    };
+    const whole = await model({ ...prompt('<|image_pad|>'), ...images });
     for (const [i, value] of (whole.logits.data as Float32Array).entries())
-      expect(pruned.logits.data[i]).toBeCloseTo(value, 4);
+      expect(kept.logits.data[i]).toBeCloseTo(value, 4);
   });
 
   it('needs no question where the saliency map alone decides', async () => {
@@ -342,7 +358,7 @@ describe.each([
       expect(attach(model, { ...good, ...options })).rejects.toMatchObject({ name: 'DesapError', code });
     await refused({ clip: 'models/tiny-clip' }, 'ERR_VALUE');
     await refused({ positions: 'compact' }, 'ERR_VALUE');
-    await refused({ encoding: 'kk' }, 'ERR_VALUE');
+    await refused({ encoding: 'kq' }, 'ERR_VALUE');
     const other = join(root, 'other');
     await writeQwen(other, seed + 77, kind);
     await refused({ model: join(other, 'small-qwen') }, 'ERR_HEAD_MISMATCH');

@@ -60,13 +60,22 @@ export interface HandMade {
   readonly positions: (index: number) => readonly number[];
 }
 
-/** Greedy decoding through the decoder's own session: no cache, the whole sequence again for each token. */
-export async function decodeByHand(model: PreTrainedModel, prompt: HandMade, count: number): Promise<number[]> {
+/**
+ * Greedy decoding through the decoder's own session: no cache, the whole sequence again for each token.
+ * @param never ids that are not generated
+ */
+export async function decodeByHand(
+  model: PreTrainedModel,
+  prompt: HandMade,
+  count: number,
+  never: readonly number[] = [],
+): Promise<number[]> {
   const [, , width] = prompt.embeds.dims;
   let rows = Float32Array.from(prompt.embeds.data as Float32Array);
   const generated: number[] = [];
   while (generated.length < count) {
     const logits = await logitsByHand(model, rows, width, prompt.positions);
+    for (const id of never) logits[id] = Number.NEGATIVE_INFINITY;
     generated.push(logits.indexOf(Math.max(...logits)));
     const next = await embed(model, generated.slice(-1));
     rows = Float32Array.from([...rows, ...(next.data as Float32Array)]);
@@ -95,9 +104,13 @@ export async function logitsByHand(
       Array.from({ length: axes }, (_, axis) => places.map((place) => place[axis])).flat(),
       dims,
     ).ort_tensor;
-  for (const { name, shape } of session.inputMetadata)
+  for (const { name, shape } of session.inputMetadata) {
     if (name.startsWith('past_key_values'))
       feeds[name] = new Tensor('float32', new Float32Array(0), [1, shape[1], 0, shape[3]]).ort_tensor;
+    // The state of a convolution begins with zeros.
+    if (name.startsWith('past_conv'))
+      feeds[name] = new Tensor('float32', new Float32Array(shape[1] * shape[2]), [1, shape[1], shape[2]]).ort_tensor;
+  }
   const { logits } = await session.run(feeds);
   return [...(logits.data as Float32Array).slice(-logits.dims[2])];
 }

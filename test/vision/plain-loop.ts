@@ -1,4 +1,4 @@
-/** Greedy decoding over plain onnxruntime-node, as a user's own pipeline does it: a folder's embedding table and decoder, M-RoPE. */
+/** Greedy decoding over plain onnxruntime-node, as a user's own pipeline does it: a folder's embedding table and decoder. */
 import { join } from 'node:path';
 import * as ort from 'onnxruntime-node';
 
@@ -6,10 +6,10 @@ import * as ort from 'onnxruntime-node';
 export interface Prompt {
   /** [1, L]. */
   readonly inputIds: ort.Tensor;
-  /** [3, 1, L]. */
+  /** [1, L]; [3, 1, L] for M-RoPE. */
   readonly positionIds: ort.Tensor;
   readonly nextPosition: number;
-  /** Rows for the image tokens, one image after the other: [1, K, W] each. */
+  /** Rows for the visual tokens, one image after the other: [1, K, W] each. */
   readonly features: readonly ort.Tensor[];
 }
 
@@ -18,18 +18,19 @@ export class PlainLoop {
   private constructor(
     private readonly table: ort.InferenceSession,
     private readonly decoder: ort.InferenceSession,
-    private readonly imageToken: number,
+    private readonly visual: readonly number[],
   ) {}
 
-  static async open(folder: string, imageToken: number): Promise<PlainLoop> {
+  /** @param visual ids that stand for visual tokens */
+  static async open(folder: string, ...visual: number[]): Promise<PlainLoop> {
     const open = (name: string) => ort.InferenceSession.create(join(folder, 'onnx', `${name}.onnx`));
-    return new PlainLoop(await open('embed_tokens'), await open('decoder_model_merged'), imageToken);
+    return new PlainLoop(await open('embed_tokens'), await open('decoder_model_merged'), visual);
   }
 
   /** @param never ids that are not generated */
   async generate({ inputIds, positionIds, nextPosition, features }: Prompt, count: number, never: readonly number[]) {
     let embeds = await this.#embed(inputIds.data as BigInt64Array);
-    place(embeds, inputIds, this.imageToken, features);
+    place(embeds, inputIds, this.visual, features);
     let [positions, cache, length] = [positionIds, this.#emptyCache(), 0];
     const ids: number[] = [];
     for (;;) {
@@ -48,7 +49,8 @@ export class PlainLoop {
       );
       embeds = await this.#embed(ids.slice(-1).map(BigInt));
       const next = BigInt(nextPosition + ids.length - 1);
-      positions = new ort.Tensor('int64', new BigInt64Array(3).fill(next), [3, 1, 1]);
+      const dims = positionIds.dims.with(-1, 1);
+      positions = new ort.Tensor('int64', new BigInt64Array(dims[0]).fill(next), dims);
     }
   }
 
@@ -72,13 +74,13 @@ export class PlainLoop {
   }
 }
 
-/** Writes the images' rows over the embeddings of the image tokens. */
-function place(embeds: ort.Tensor, ids: ort.Tensor, imageToken: number, features: readonly ort.Tensor[]): void {
+/** Writes the images' rows over the embeddings of the visual tokens. */
+function place(embeds: ort.Tensor, ids: ort.Tensor, visual: readonly number[], features: readonly ort.Tensor[]): void {
   const width = embeds.dims[2];
   const rows = features.flatMap(({ data }) => [...(data as Float32Array)]);
   let row = 0;
   for (const [at, id] of (ids.data as BigInt64Array).entries())
-    if (id === BigInt(imageToken))
+    if (visual.includes(Number(id)))
       (embeds.data as Float32Array).set(rows.slice(row * width, ++row * width), at * width);
-  if (rows.length !== row * width) throw new Error(`${rows.length / width} rows for ${row} image tokens`);
+  if (rows.length !== row * width) throw new Error(`${rows.length / width} rows for ${row} visual tokens`);
 }

@@ -11,12 +11,14 @@ import {
   type VisionInputs,
   type VisionModel,
 } from '../../src/vision/index.js';
+import { INPUT_NAMES } from '../../src/vision/vision-model.js';
 import { normal, relativeError } from '../support.js';
 
 const LLAVA = 'models/tiny-llava';
 const CLIP = 'models/tiny-clip';
 const FAMILIES = 'test/fixtures/families';
 const QWEN = join(FAMILIES, 'qwen2_5_vl');
+const FLAT = join(FAMILIES, 'llava_onevision');
 
 let root: string;
 beforeAll(async () => {
@@ -24,10 +26,16 @@ beforeAll(async () => {
 });
 afterAll(() => rm(root, { recursive: true }));
 
-const llavaImages = (count: number): VisionInputs => ({
+/** Inputs with images. */
+type Images = VisionInputs & Required<Pick<VisionInputs, 'pixelValues'>>;
+
+const llavaImages = (count: number): Images => ({
   pixelValues: { data: normal(1, count * 3 * 96 * 96), dims: [count, 3, 96, 96] },
 });
-const qwenImages = (count: number): VisionInputs => ({
+const flatImages = (count: number): Images => ({
+  pixelValues: { data: normal(3, count * 3 * 48 * 48), dims: [count, 3, 48, 48] },
+});
+const qwenImages = (count: number): Images => ({
   pixelValues: { data: normal(2, count * 96 * 96), dims: [count * 96, 96] },
   imageGridThw: {
     data: BigInt64Array.from(new Array(count).fill([1, 8, 12]).flat(), BigInt),
@@ -35,9 +43,10 @@ const qwenImages = (count: number): VisionInputs => ({
   },
 });
 
-const FILES: [family: string, folder: string, options: object, inputs: (count: number) => VisionInputs][] = [
+const FILES: [family: string, folder: string, options: object, inputs: (count: number) => Images][] = [
   ['llava', LLAVA, { clip: CLIP }, llavaImages],
   ['qwen', QWEN, {}, qwenImages],
+  ['flat', FLAT, {}, flatImages],
 ];
 describe.each(FILES)('%s', (family, folder, options, inputs) => {
   const question = 'what is the color ?';
@@ -48,7 +57,7 @@ describe.each(FILES)('%s', (family, folder, options, inputs) => {
   afterAll(() => vision.dispose());
 
   /** What a session of the file gives for all tokens. */
-  async function plain(given: VisionInputs): Promise<Float32Array> {
+  async function plain(given: Images): Promise<Float32Array> {
     const session = await ort.InferenceSession.create(join(folder, 'onnx/vision_encoder.onnx'));
     const [pixels, grid] = session.inputNames;
     const { pixelValues, imageGridThw } = given;
@@ -167,19 +176,22 @@ describe.each(FILES)('%s', (family, folder, options, inputs) => {
     image.dispose();
   });
 
-  it('refuses an image of which the encoder makes no finite numbers', async () => {
+  it('refuses an image of which the encoder makes no finite numbers, and not the others of its call', async () => {
     const given = inputs(2);
     (given.pixelValues.data as Float32Array).fill(Number.NaN, (given.pixelValues.data as Float32Array).length / 2);
     const images = await vision.encode(given);
     await expect(images[1].prune(question)).rejects.toMatchObject({
       code: 'ERR_NOT_FINITE',
-      message: expect.stringMatching(/^image: it, or another of its call, is not finite behind the encoder/),
+      message: expect.stringMatching(/^image: it is not finite behind the encoder/),
     });
+    const [alone] = await vision.encode(inputs(1));
+    expect((await images[0].prune(question)).indices).toEqual((await alone.prune(question)).indices);
+    alone.dispose();
     for (const image of images) image.dispose();
   });
 
   it('names the inputs as the caller does', async () => {
-    const names = { pixelValues: 'pixel_values', imageGridThw: 'image_grid_thw' };
+    const names = { ...INPUT_NAMES, pixelValues: 'pixel_values', imageGridThw: 'image_grid_thw' };
     const flat = { ...inputs(1), pixelValues: { data: new Float32Array(4), dims: [4] } };
     await expect(vision.encode(flat, names)).rejects.toMatchObject({
       code: 'ERR_SHAPE',
@@ -228,15 +240,37 @@ describe('openVisionModel', () => {
     await llava.dispose();
   });
 
-  it.each([
-    ['idefics3', "'idefics3', wanted 'llava' | "],
-    ['paligemma', "'paligemma', wanted 'llava' | "],
-    ['lfm2_vl', "'lfm2_vl' with a SigLIP tower: it has no class token"],
-    ['llava_onevision', "'llava_onevision' with a SigLIP tower"],
-  ])('refuses %s with the reason', async (family, message) => {
-    await expect(openVisionModel(join(FAMILIES, family), { clip: CLIP })).rejects.toMatchObject({
+  it('takes LLaVA’s class with a SigLIP tower, as nanoLLaVA has it', async () => {
+    const folder = join(root, 'nano');
+    await cp(FLAT, folder, { recursive: true });
+    const { vision_config: _, ...config } = JSON.parse(await readFile(join(folder, 'config.json'), 'utf8'));
+    const nano = { ...config, model_type: 'llava_qwen2', mm_vision_tower: 'google/siglip-so400m-patch14-384' };
+    await writeFile(join(folder, 'config.json'), JSON.stringify(nano));
+    await using vision = await openVisionModel(folder, { keep: 4 });
+    await using flat = await openVisionModel(FLAT, { keep: 4 });
+    const [one, other] = await Promise.all([vision, flat].map((model) => model.prune(flatImages(1), 'what is it ?')));
+    expect(one.indices).toEqual(other.indices);
+    expect(one.task).toEqual({ form: 'llm' });
+  });
+
+  it.each<[string, object, RegExp]>([
+    ['florence2', {}, /model_type: got 'florence2' with a DaViT encoder: .*ImageAnalysis\.from/],
+    ['gemma3n', {}, /model_type: got 'gemma3n' with a MobileNet encoder: .*ImageAnalysis\.from/],
+    ['fast_vlm', {}, /model_type: got 'fast_vlm' with a FastViT encoder: .*ImageAnalysis\.from/],
+    ['moondream2', {}, /model_type: got 'moondream2' which no Transformers\.js loads/],
+    ['internvl', {}, /model_type: got 'internvl' which no Transformers\.js loads/],
+    ['mistral3', {}, /model_type: got 'mistral3' with a Pixtral tower/],
+    ['glm_ocr', {}, /model_type: got 'glm_ocr' with a tower that merges patches by a convolution/],
+    ['toString', {}, /model_type: got 'toString', wanted 'llava' \| /],
+    ['llava_qwen2', { mm_vision_tower: 'mobileclip_l_1024' }, /config\.json: got a model with a FastViT encoder/],
+    ['llava', { vision_config: { model_type: 'pixtral' } }, /vision_config\.model_type: got 'pixtral', wanted 'clip_/],
+  ])('refuses %s with the reason', async (model_type, config, message) => {
+    const folder = join(root, `refused ${model_type}`);
+    await cp(join(LLAVA, 'onnx/vision_encoder.onnx'), join(folder, 'onnx/vision_encoder.onnx'));
+    await writeFile(join(folder, 'config.json'), JSON.stringify({ model_type, ...config }));
+    await expect(openVisionModel(folder)).rejects.toMatchObject({
       code: 'ERR_VALUE',
-      message: expect.stringContaining(`${join(FAMILIES, family, 'config.json')}.model_type: got ${message}`),
+      message: expect.stringMatching(message),
     });
   });
 
@@ -250,6 +284,8 @@ describe('openVisionModel', () => {
     ],
     ['no path', undefined as never, {}, /^model: got undefined, wanted the path/],
     ['a CLIP folder for Qwen-VL', QWEN, { clip: CLIP }, /^clip: got 'models\/tiny-clip', wanted none/],
+    ['a CLIP folder for SigLIP', FLAT, { clip: CLIP }, /^clip: got 'models\/tiny-clip', wanted none/],
+    ['a head for SigLIP', FLAT, { head: 'x' }, /unknown option 'head'/],
     ['no CLIP folder for LLaVA', LLAVA, {}, /^clip: got undefined, wanted a CLIP folder/],
     ['a table for LLaVA', LLAVA, { clip: CLIP, embedQuestion: () => {} }, /unknown option 'embedQuestion'/],
     ['an old name', LLAVA, { clipFolder: CLIP }, /the unknown option 'clipFolder', wanted clip, its name now/],

@@ -41,7 +41,8 @@ export interface ConfirmBlockOptions {
   /** Computes the attention from the weights. */
   readonly backend: Backend;
   readonly weights: BlockWeights;
-  readonly trials: readonly BlockTrial[];
+  /** Inputs, or what makes them for a session of the encoder. */
+  readonly trials: readonly BlockTrial[] | ((session: InferenceSession) => Promise<readonly BlockTrial[]>);
   /** The open connector; default: one of its own, which is closed again. */
   readonly connector?: InferenceSession;
   /** Session options of ONNX Runtime. */
@@ -83,9 +84,15 @@ export async function confirmBlock(
   const behind = connector ?? (await openGraph(ort, encoder.connector, session));
   let [attention, features] = [0, 0];
   try {
-    for (const { feeds, tiles } of trials) {
+    const attempt = async ({ feeds, tiles }: BlockTrial) => {
       const outputs = await run(encoder, whole, tensors(ort, feeds));
-      const sequences = tiles(outputs[HIDDEN].dims, outputs[FEATURES].dims);
+      return { outputs, sequences: tiles(outputs[HIDDEN].dims, outputs[FEATURES].dims) };
+    };
+    for (const [t, trial] of (typeof trials === 'function' ? await trials(whole) : trials).entries()) {
+      // It has to run the first of them; encoders that take no videos fail on them.
+      const made = await (t === 0 ? attempt(trial) : attempt(trial).catch(() => null));
+      if (made === null) continue;
+      const { outputs, sequences } = made;
       for (const { firstRow, patches } of sequences)
         attention = Math.max(attention, await attentionError(backend, weights, outputs, firstRow, patches));
       const given = Object.fromEntries(encoder.crossing.map((name) => [name, outputs[name]]));

@@ -2,7 +2,7 @@ import { dirname, join } from 'node:path';
 import { DesapError, invalid } from '../../errors.js';
 import { isFile, readJson } from '../../files.js';
 import { checkHead, type HeadWeights } from '../../head.js';
-import { readSafeTensors, type StoredTensor, toFloat32 } from '../../safetensors.js';
+import { openSafeTensors, type SafeTensorsFile, type StoredTensor, toFloat32 } from '../../safetensors.js';
 
 /** The part of a Hugging Face CLIP `config.json` that a head needs. */
 export interface VisionConfig {
@@ -77,41 +77,39 @@ export async function headFromCheckpoint(path: string, config?: object, heads?: 
   return checkHead(head, path);
 }
 
-/** The tensors of one safetensors file, or of the shards that an index names. */
-interface Checkpoint {
+/** The tensors of one safetensors file, or of the shards that an index names; each is read when it is asked for. */
+export interface Checkpoint {
   readonly names: readonly string[];
+  /** @throws DesapError `ERR_FILE` where there is none of this name */
   read(name: string): Promise<StoredTensor>;
 }
 
-async function openCheckpoint(path: string): Promise<Checkpoint> {
+/** @throws DesapError `ERR_FILE` */
+export async function openCheckpoint(path: string): Promise<Checkpoint> {
   if (!path.endsWith('.index.json')) {
-    const { tensors } = await readSafeTensors(path);
-    return { names: [...tensors.keys()], read: async (name) => found(path, name, tensors.get(name)) };
+    const { shapes, read } = await openSafeTensors(path);
+    return { names: [...shapes.keys()], read };
   }
   const { weight_map: map } = (await readJson(path)) as { weight_map?: Record<string, string> };
   if (typeof map !== 'object' || map === null)
     throw new DesapError('ERR_FILE', `${path}: looked for the key weight_map; found none`);
-  const shards = new Map<string, Promise<ReadonlyMap<string, StoredTensor>>>();
-  const shard = (file: string) => {
-    const opened = shards.get(file) ?? readSafeTensors(join(dirname(path), file)).then(({ tensors }) => tensors);
-    shards.set(file, opened);
-    return opened;
+  const shards = new Map<string, Promise<SafeTensorsFile>>();
+  const read = async (name: string) => {
+    if (map[name] === undefined)
+      throw new DesapError('ERR_FILE', `${path}: looked for the tensor '${name}'; found none`);
+    const file = join(dirname(path), map[name]);
+    const shard = shards.get(file) ?? openSafeTensors(file);
+    shards.set(file, shard);
+    return (await shard).read(name);
   };
-  const read = async (name: string) =>
-    found(path, name, map[name] === undefined ? undefined : (await shard(map[name])).get(name));
   return { names: Object.keys(map), read };
 }
 
-function found(path: string, name: string, tensor: StoredTensor | undefined): StoredTensor {
-  if (tensor === undefined) throw new DesapError('ERR_FILE', `${path}: looked for the tensor '${name}'; found none`);
-  return tensor;
-}
-
-async function configBeside(path: string): Promise<object> {
+export async function configBeside(path: string): Promise<object> {
   const file = join(dirname(path), 'config.json');
   return (await isFile(file)) ? readJson(file) : {};
 }
 
-function visionConfig(config: object): VisionConfig {
+export function visionConfig(config: object): VisionConfig {
   return (config as { vision_config?: VisionConfig }).vision_config ?? (config as VisionConfig);
 }

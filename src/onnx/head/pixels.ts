@@ -1,6 +1,6 @@
 import { invalid } from '../../errors.js';
 import { float32, type Tensor } from '../../tensor.js';
-import { ancestors } from '../search/graph.js';
+import { ancestors, type Graph } from '../search/graph.js';
 import { positionCount } from '../search/positions.js';
 import type { TowerStructure } from '../tower.js';
 
@@ -13,7 +13,9 @@ import type { TowerStructure } from '../tower.js';
 export function trialPixels(tower: TowerStructure): Tensor {
   const { pixels, graph } = tower;
   const known = pixels.dims ?? ['', '', '', ''];
-  const side = known.slice(2).every((extent) => typeof extent === 'number') ? null : imageSide(tower);
+  const { blocks, width, classToken } = tower;
+  const isKnown = known.slice(2).every((extent) => typeof extent === 'number');
+  const side = isKnown ? null : imageSide(graph, blocks[0].norm.output, width, classToken);
   const shape = known.map((extent, axis) =>
     typeof extent === 'number' && extent > 0 ? extent : [1, 3, side, side][axis],
   );
@@ -33,9 +35,13 @@ export function trialPixels(tower: TowerStructure): Tensor {
   return float32(values, dims);
 }
 
-/** Height and width of a square image, from the patch convolution and the count of positions. */
-function imageSide({ graph, blocks, width, classToken }: TowerStructure): number | null {
-  const first = blocks[0].norm.output;
+/**
+ * Height and width of a square image, from the patch convolution and the count of positions.
+ *
+ * @param first a value behind both
+ * @param width D
+ */
+export function imageSide(graph: Graph, first: string, width: number, classToken: boolean): number | null {
   // Conv, ConvInteger, QLinearConv, FusedConv.
   const convolution = ancestors(graph, first).find((node) => node.op.includes('Conv'));
   const stride = convolution?.attributes.get('strides')?.ints?.[0];

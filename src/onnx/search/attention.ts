@@ -25,8 +25,8 @@ export interface Projection {
   readonly quantized: boolean;
   /** The operator that multiplies. */
   readonly op: string;
-  /** The layer, and which of its outputs these are; null where an attention operator holds the weight itself. */
-  readonly layer: { readonly linear: Linear; readonly part: Part | null } | null;
+  /** The layer, or the attention operator that holds the weight itself, and which of its outputs these are. */
+  readonly layer: { readonly of: Linear | OnnxNode; readonly part: Part | null };
 }
 
 /** One pre-norm self-attention layer: `x + out(attention(q, k, v of norm(x)))`. */
@@ -287,7 +287,7 @@ function projection(linear: Linear, picked: Part | Range | null, later: Vector |
   }
   const bias = later ?? (linear.bias && { ...linear.bias, part });
   const own = weight && { ...weight, part };
-  return { weight: own, bias, alpha, beta: later === null ? beta : 1, quantized, op, layer: { linear, part } };
+  return { weight: own, bias, alpha, beta: later === null ? beta : 1, quantized, op, layer: { of: linear, part } };
 }
 
 /** What a target shape says: [batch, tokens, H, dh], [batch, H, tokens, dh], [batch * H, tokens, dh], or with 3 for packed ones. */
@@ -315,7 +315,8 @@ function headCount(width: number, { counts, extent }: HeadShape): number | null 
   return fitting.length === 1 ? fitting[0] : null;
 }
 
-function product(graph: Graph, factors: readonly Factor[], headExtent: number): number | null {
+/** What factors come to, given dh; null when one cannot be told. */
+export function product(graph: Graph, factors: readonly Factor[], headExtent: number): number | null {
   let total = 1;
   for (const { value, divides } of factors) {
     const factor =
@@ -345,7 +346,7 @@ function fusedCore(graph: Graph, linears: Linears, node: OnnxNode): Core | strin
       const packed: Matrix = { tensor: weight, order: 'in-out', part };
       const own = { weight: quantized ? null : packed, bias: bias && { tensor: bias, part } };
       return {
-        projection: { ...own, alpha: 1, beta: 1, quantized, op: node.op, layer: null },
+        projection: { ...own, alpha: 1, beta: 1, quantized, op: node.op, layer: { of: node, part } },
         input: quantized ? unquantized(graph, inputs[0]) : inputs[0],
         factors: [],
         heads: shape,

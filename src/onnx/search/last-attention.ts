@@ -52,10 +52,17 @@ export function lastAttention(graph: Graph, value: string): LastAttention {
   return node.op === 'Loop' ? lastAttention(new Graph(unrolled(graph, node)), value) : { graph, node };
 }
 
-/** How deep in the graph the last attention in front of a value lies; 0 without one. */
+/** How deep in the graph the last attention in front of a value lies; 0 without one, and where it is one of a learnt probe. */
 export function attentionDepth(graph: Graph, value: string): number {
   const node = lastCandidate(graph, value);
-  return node === null ? 0 : graph.depth(node.outputs[0]);
+  return node === null || isPooling(graph, node) ? 0 : graph.depth(node.outputs[0]);
+}
+
+/** Whether the image has no part in the queries of an attention: a head that pools all rows to one. */
+function isPooling(graph: Graph, node: OnnxNode): boolean {
+  if (node.op !== 'Softmax') return /Attention$/.test(node.op) && !hasPixels(graph, node.inputs[0]);
+  const product = scoresBehind(graph, node.inputs[0]).node;
+  return (product?.op === 'MatMul' || product?.op === 'FusedMatMul') && !hasPixels(graph, product.inputs[0]);
 }
 
 function lastCandidate(graph: Graph, value: string): OnnxNode | null {
@@ -100,13 +107,11 @@ const READERS: Readonly<Record<string, Read | undefined>> = {
   'com.microsoft:MultiHeadAttention': (graph, node) => {
     const { inputs } = node;
     if (!inputs[1] || !inputs[2]) refuse(graph, node, ' with packed operands');
-    if (inputs[3]) refuse(graph, node, ' with a bias behind the rotation');
     if (inputs[6] || inputs[7]) refuse(graph, node, ' with a cache');
     return fused(node, headCount(graph, node), 'BLW', Boolean(inputs[4] || inputs[5]));
   },
   'com.microsoft:PackedMultiHeadAttention': (graph, node) => {
     if (!node.inputs[1] || !node.inputs[2]) refuse(graph, node, ' with packed operands');
-    if (node.inputs[3]) refuse(graph, node, ' with a bias behind the rotation');
     return fused(node, headCount(graph, node), 'BLW', true);
   },
 };

@@ -88,11 +88,15 @@ function rotationOf(
   attention: Attention | null,
 ): LastBlock['rotation'] {
   if (!block.rotary) return null;
-  if (attention === null)
-    throw new DesapError(
+  const refuse = (found: string) =>
+    new DesapError(
       'ERR_GRAPH',
-      `${graph.model.name}: looked for the rotation of queries and keys in front of the last attention; found one within it`,
+      `${graph.model.name}: looked for the rotation of queries and keys in front of the last attention; found ${found}`,
     );
+  if (attention === null) throw refuse('one within it');
+  const { node } = attention;
+  if (node.op.endsWith('MultiHeadAttention') && node.inputs[3])
+    throw refuse(`${describeNode(node)} with a bias behind the rotation`);
   return { q: rotatedBehind(graph, linears, attention.q.value, 'queries'), attention };
 }
 

@@ -30,7 +30,7 @@ export class Norms {
 
   constructor(private readonly graph: Graph) {
     for (const node of graph.order) {
-      const layer = fused(graph, node) ?? nineNodes(graph, node);
+      const layer = fused(graph, node) ?? nineNodes(graph, node) ?? centredRms(graph, node);
       if (layer !== null) this.layers.set(layer.output, layer);
       const rms = layer === null ? rmsNorm(graph, node) : null;
       if (rms !== null) this.rms.set(rms.output, rms);
@@ -94,6 +94,20 @@ function nineNodes(graph: Graph, node: OnnxNode): LayerNorm | null {
     bias: add.tensor,
     epsilon: decimal(epsilon),
   };
+}
+
+/** The form that optimisers leave of {@link nineNodes} where an operator stands in between: an RMS norm of `x - mean(x)`, and a bias. */
+function centredRms(graph: Graph, node: OnnxNode): LayerNorm | null {
+  const add = constantOperand(graph, node, 'Add');
+  const rms = add && graph.producer(graph.origin(add.other));
+  if (!add || rms?.op !== 'SimplifiedLayerNormalization' || add.tensor.dims.length !== 1) return null;
+  const norm = fusedRms(graph, rms);
+  const centred = norm?.input ? graph.producer(graph.unmoved(norm.input)) : undefined;
+  if (norm === null || centred?.op !== 'Sub') return null;
+  const [input, by] = centred.inputs;
+  const mean = graph.producer(graph.origin(by));
+  if (mean?.op !== 'ReduceMean' || graph.origin(mean.inputs[0]) !== graph.origin(input)) return null;
+  return { ...norm, kind: 'layer', input, summands: [input], output: node.outputs[0], bias: add.tensor };
 }
 
 const SIMPLIFIED = new Set(['SimplifiedLayerNormalization', 'RMSNormalization', 'SkipSimplifiedLayerNormalization']);

@@ -110,7 +110,8 @@ function strangerBehind(graph: Graph, linears: Linears, value: string): OnnxNode
   while (linears.behind(at) === undefined) {
     const node = graph.producer(at);
     const isBias = node?.op === 'Add' && node.inputs.filter((input) => hasPixels(graph, input)).length === 1;
-    if (node === undefined || !(CARRIES.has(node.op) || isBias)) return node ?? null;
+    const isPassed = node !== undefined && (isBias || CARRIES.has(node.op) || factorOf(graph, node) !== null);
+    if (!isPassed) return node ?? null;
     at = node.inputs.find((input) => hasPixels(graph, input)) as string;
   }
   return null;

@@ -10,8 +10,10 @@ export class Questions {
   /** Those of the folder's templates first. */
   readonly #readers: readonly TurnReader[];
   readonly #hasTemplate: boolean;
+  readonly #added: ReadonlyMap<string, number>;
 
   private constructor({ tokenizer, addedTokens, names, templates }: TextFiles) {
+    this.#added = new Map(addedTokens.map(({ content, id }) => [content, id]));
     const text = new MarkedText({ tokenizer, addedTokens });
     const around = [names.bos_token, names.eos_token, names.pad_token].map((token) => token ?? '').join('');
     const ends = [...new Set(`${text.decode(tokenizer.encode('').ids)}${text.of(around)}`.match(MARKS))].join('');
@@ -54,6 +56,11 @@ export class Questions {
     if (unasked !== null || this.#hasTemplate) return unasked;
     const isWords = (mark: string) => mark !== IMAGE && !this.#text.special.has(mark);
     return { text: prompt.replace(MARKS, (mark) => (isWords(mark) ? mark : ' ')), asked: false };
+  }
+
+  /** The id of a token that the tokenizer matches whole; undefined where it has none of this text. */
+  idOf(token: string): number | undefined {
+    return this.#added.get(token);
   }
 
   /**

@@ -30,6 +30,7 @@ const KINDS: Readonly<Record<string, Kind>> = {
   CLIPImageProcessor: { defaults: CLIP, pads: 'end' },
   ChineseCLIPImageProcessor: { defaults: CLIP, pads: 'end' },
   BitImageProcessor: { defaults: CLIP, pads: 'end' },
+  VideoLlavaImageProcessor: { defaults: CLIP, pads: 'end' },
   LlavaImageProcessor: { defaults: CLIP, pads: 'square' },
   SiglipImageProcessor: { defaults: { ...STANDARD, ...SQUARE, default_to_square: false }, pads: 'end' },
   ViTImageProcessor: { defaults: { ...STANDARD, ...SQUARE, resample: BILINEAR }, pads: 'end' },

@@ -1,0 +1,116 @@
+/** Prunes the images of a prompt for its questions. */
+import type { TextEmbeddings } from '../index.js';
+import { shared, wholeImage } from '../vision/allocation.js';
+import type { PrunedFeatures, VisionPruneOptions } from '../vision/vision-model.js';
+import { imageTokenId, type ModelInputs, type ModelTensor, videoTokenId } from './model.js';
+import { amountOf, type CallOptions, entryOf, type PrunedImage, type Question } from './options.js';
+import type { Attached, PromptImage } from './prompt-images.js';
+
+/** An image of a prompt, with its sequence's question as embeddings. */
+interface Asked extends PromptImage {
+  readonly text: TextEmbeddings | null;
+}
+
+/**
+ * What is kept of each image, in their order.
+ * @throws DesapError as `EncodedImage.prune`; `ERR_VALUE` for lists of another length and for a question that cannot be found
+ */
+export async function pruneImages(
+  attached: Attached,
+  inputs: ModelInputs,
+  images: readonly PromptImage[],
+  options: CallOptions,
+): Promise<PrunedFeatures[]> {
+  const texts = new Map<number, TextEmbeddings | null>();
+  const asked: Asked[] = [];
+  for (const image of images) {
+    const { sequence } = image;
+    if (!texts.has(sequence)) texts.set(sequence, await question(attached, inputs, sequence, options));
+    asked.push({ ...image, text: texts.get(sequence) ?? null });
+  }
+  const { taskShare, alignment, lambda, merge } = options;
+  const how = { taskShare, alignment, lambda, merge };
+  const budgets = await budgetsOf(asked, options, how, (inputs.input_ids as ModelTensor).dims[0]);
+  const kept: PrunedFeatures[] = [];
+  for (const [i, { encoded, text }] of asked.entries()) kept.push(await encoded.prune(text, { ...how, ...budgets[i] }));
+  options.onPruned?.(
+    kept.map(
+      ({ indices, source, assignment, counts, tileCounts, task }, i): PrunedImage => ({
+        ...{ sequence: images[i].sequence, indices, source, assignment, counts, tileCounts, task },
+      }),
+    ),
+  );
+  return kept;
+}
+
+type Budgets = Pick<VisionPruneOptions, 'keep' | 'keepRatio' | 'allocation'>;
+
+/** How much to keep of each image. */
+async function budgetsOf(
+  images: readonly Asked[],
+  options: CallOptions,
+  how: VisionPruneOptions,
+  sequences: number,
+): Promise<Budgets[]> {
+  const { allocation } = options;
+  if (allocation !== 'prompt')
+    return images.map((_, i) => ({ ...amountOf(options, i, images.length), ...(allocation && { allocation }) }));
+  const masses: number[] = [];
+  for (const image of images) masses.push(await massOf(image, how));
+  const counts = new Map<Asked, number>();
+  for (let sequence = 0; sequence < sequences; sequence++) {
+    const own = images.filter((image) => image.sequence === sequence);
+    if (own.length === 0) continue;
+    const units = own.map(({ encoded }) => encoded.tokenCount);
+    const least = own.map(({ encoded }) => encoded.tiles.length);
+    const tiles = least.reduce((sum, count) => sum + count, 0);
+    const total = wholeImage(amountOf(options, sequence, sequences), units, tiles);
+    const mass = own.map((image) => masses[images.indexOf(image)]);
+    for (const [i, count] of shared(total, units, mass, least).entries()) counts.set(own[i], count);
+  }
+  return images.map((image) => ({ keep: counts.get(image), allocation: 'image' }));
+}
+
+/** What a question finds in an image, or without one what stands out in it: the sum of a map's part above zero. */
+async function massOf({ encoded, text }: Asked, how: VisionPruneOptions): Promise<number> {
+  const { maps } = await encoded.prune(text, { ...how, keepRatio: Number.MIN_VALUE, merge: false, maps: true });
+  const map = (how.taskShare !== 0 && maps?.task) || (maps?.saliency as Float32Array);
+  return map.reduce((sum, value) => sum + Math.max(0, value), 0);
+}
+
+/** The question of one sequence: the given one, or that of its last user turn. */
+async function question(
+  attached: Attached,
+  inputs: ModelInputs,
+  sequence: number,
+  options: CallOptions,
+): Promise<TextEmbeddings | null> {
+  if (options.taskShare === 0) return null;
+  const ids = inputs.input_ids as ModelTensor;
+  let asked = entryOf('question', options.question, sequence, ids.dims[0]) as Question | undefined;
+  asked ??= await questionOf(attached, unpadded(inputs, sequence));
+  return typeof asked === 'string' ? attached.vision.encodeQuestion(asked) : asked;
+}
+
+/** The times that Qwen3-VL's processor writes in front of a video's frames. */
+const TIMES = /<\d+(\.\d+)? seconds>/g;
+
+async function questionOf({ model, questions }: Attached, ids: readonly number[]): Promise<string> {
+  const [image, video] = [imageTokenId(model), videoTokenId(model)].map(Number);
+  const read = (await questions()).read(
+    ids.map((id) => (id === video ? image : id)),
+    image,
+  );
+  return ids.includes(video) ? read.replace(TIMES, '').trim() : read;
+}
+
+/** The ids of one sequence that its mask does not hide. */
+function unpadded({ input_ids, attention_mask, past_key_values }: ModelInputs, sequence: number): number[] {
+  const [rows, columns] = (input_ids as ModelTensor).dims;
+  const row = ((input_ids as ModelTensor).data as BigInt64Array).subarray(sequence * columns, (sequence + 1) * columns);
+  // With a cache the mask begins with the slots of the cache.
+  const past = past_key_values?.get_seq_length() ?? 0;
+  const mask = attention_mask?.data as BigInt64Array | undefined;
+  const hidden = (column: number) => mask?.[sequence * (past + columns) + past + column] === 0n;
+  return Array.from(row, Number).filter((_, column) => mask?.length !== rows * (past + columns) || !hidden(column));
+}

@@ -1,0 +1,123 @@
+import type { Tensor } from 'onnxruntime-common';
+import { type Backend, ImageAnalysis, type TextEmbeddings } from '../index.js';
+import { float32 } from '../tensor.js';
+import type { BlockBatch, TokenRows } from './block-batch.js';
+import {
+  type Analyzed,
+  type Comparison,
+  EncodedImageBase,
+  type ImageOwner,
+  type Kept,
+  type Purpose,
+  tokensOf,
+} from './image-base.js';
+import { plainLayout } from './layout.js';
+import { meanRows } from './mean-rows.js';
+import { taskScores } from './siglip-rows.js';
+import { taskText } from './task-text.js';
+import type { Part } from './whole-image.js';
+
+/** What an image needs of its model. */
+interface Vision extends ImageOwner {
+  readonly backend: Backend;
+}
+
+/** One encoded image, or video, of an encoder with a last block of its own; for many questions. */
+export class BlockImage extends EncodedImageBase {
+  readonly #vision: Vision;
+  readonly #batch: BlockBatch;
+  readonly #tiles: readonly number[];
+  /** Its first token among those of the batch. */
+  readonly #first: number;
+
+  /**
+   * @internal
+   * @param tiles its places among the batch's tiles, ascending; their tokens follow one another
+   * @param milliseconds that the encoder took
+   */
+  constructor(vision: Vision, batch: BlockBatch, tiles: readonly number[], milliseconds: number) {
+    const own = tiles.map((tile) => batch.tiles[tile]);
+    const layout = plainLayout(
+      own.map(({ frame, rows, columns }) => ({ frame, rows, columns })),
+      own.map(({ tokens }) => tokens),
+    );
+    const isJoint = own.some(({ frame }) => frame > 0);
+    super('BlockImage', vision, { layout, form: batch.form, medium: own[0].medium, isJoint, milliseconds });
+    this.#vision = vision;
+    this.#batch = batch;
+    this.#tiles = tiles;
+    this.#first = own[0].firstToken;
+  }
+
+  /** Without a question the connector has nothing to do. */
+  protected override covers({ task }: Purpose): string {
+    return task || this.#batch.isAsked ? 'task' : 'saliency';
+  }
+
+  protected async makeAnalyses(parts: readonly Part[], { task }: Purpose): Promise<Analyzed> {
+    const view = await this.#batch.view(task);
+    const start = performance.now();
+    for (const tile of this.#tiles) if (view.failed.has(tile)) throw view.failed.get(tile);
+    const analyses: ImageAnalysis[] = [];
+    try {
+      for (const part of parts) {
+        // Where nothing is compared, one column stands for the embeddings.
+        const embeddings = view.task ?? { data: new Float32Array(view.saliency.length).fill(1), width: 1 };
+        const patchEmbeddings = this.#tokens(embeddings, part);
+        const saliency = this.#tokens({ data: view.saliency, width: 1 }, part).data as Float32Array;
+        const features = this.#tokens(this.#batch.alike, part);
+        const [tile, ...others] = part.tiles;
+        const global = others.length === 0 ? view.readOut?.[this.#tiles[tile]].readOut?.global : undefined;
+        analyses.push(await ImageAnalysis.from({ patchEmbeddings, global, saliency, features }, this.#vision.backend));
+      }
+    } catch (error) {
+      for (const analysis of analyses) analysis.dispose();
+      throw error;
+    }
+    return { analyses, milliseconds: view.milliseconds * this.#tiles.length + performance.now() - start };
+  }
+
+  /** SigLIP's rows are of patches: where a token has several, each is compared by itself. */
+  protected override async taskMap(text: TextEmbeddings, how: Comparison): Promise<Float32Array | null> {
+    const { readOut } = await this.#batch.view(true);
+    const tiles = readOut && this.#tiles.map((tile) => readOut[tile]);
+    if (!tiles?.some(({ tile }) => tile.unit)) return null;
+    const scores = await taskScores(this.#vision.backend, tiles, this.#batch.count, text, how);
+    return scores.subarray(this.#first, this.#first + this.tokenCount);
+  }
+
+  protected override comparable(text: TextEmbeddings): TextEmbeddings {
+    if (this.#batch.form === 'siglip') return text;
+    return taskText(text, this.#batch.alike.width);
+  }
+
+  /** Features with further columns are compared by the last block's, and merged whole. */
+  protected async connect(kept: readonly Kept[]): Promise<Tensor> {
+    const { features, alike } = this.#batch;
+    const { width } = features;
+    let first = this.#first;
+    const whole = kept.map((part) => {
+      if (features === alike) return part;
+      const own = features.data.subarray(first * width, (first += part.assignment.length) * width);
+      return { ...part, tokens: float32(meanRows(own, width, part), [part.counts.length, width]) };
+    });
+    const { data, dims } = tokensOf(whole);
+    return float32(data as Float32Array, [1, dims[0], width]);
+  }
+
+  protected async everything(): Promise<Tensor> {
+    const places = Int32Array.from({ length: this.tokenCount }, (_, place) => place);
+    const { data, dims } = this.#tokens(this.#batch.features, { places });
+    return float32((data as Float32Array).slice(), [1, ...dims]);
+  }
+
+  /** The rows of a part, whose tokens follow one another. */
+  #tokens({ data, width }: TokenRows, { places }: Pick<Part, 'places'>): Tensor {
+    const first = (this.#first + places[0]) * width;
+    return float32(data.subarray(first, first + places.length * width), [places.length, width]);
+  }
+
+  protected free(): Promise<void> {
+    return this.#batch.release();
+  }
+}

@@ -1,0 +1,257 @@
+import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { deviceOptions } from '../devices/open.js';
+import { DesapError, mismatch } from '../errors.js';
+import { isFile, requireFolder } from '../files.js';
+import { type AnalyzeOptions, type DeviceOptions, type HeadWeights, Pruner, type TensorLike } from '../index.js';
+import { relativeError } from '../onnx/head/compare.js';
+import { confirmProjector } from '../onnx/head/confirm-rows.js';
+import {
+  type EditedGraph,
+  HIDDEN_STATES,
+  IMAGE_FEATURES,
+  type OrtModule,
+  openGraph,
+  PATCHES,
+  projectorGraph,
+  readTower,
+  towerGraph,
+} from '../onnx/index.js';
+import { ortModule } from '../ort.js';
+import { encodingOf } from '../pruner.js';
+import { matrix, nonEmpty, oneOf, widened } from '../tensor.js';
+import { findClipFile } from './clip-folder.js';
+import { ClipText, LONG_TEXT, type LongText } from './clip-text.js';
+import { checkShared } from './model-options.js';
+import { Once } from './once.js';
+import { allOrNone, atRest, runSession, TENTATIVE } from './session.js';
+import { TowerBatch } from './tower-batch.js';
+import { requireFit, towerHead } from './tower-head.js';
+import { floats, lastHalf, pixelExtents, waves } from './trial.js';
+import type { Budget } from './vision-model.js';
+
+const TOWER = { graph: 'the vision tower' };
+const PROJECTOR = { argument: 'rows', graph: 'the projector' };
+
+/** Options of every family with a CLIP tower. */
+export interface ClipEncoderOptions extends DeviceOptions, Budget, Pick<AnalyzeOptions, 'encoding'> {
+  /**
+   * CLIP folder of the same vision tower: `onnx/vision_model.onnx` for the head, and for questions `onnx/text_model.onnx` and
+   * `tokenizer.json`; or both towers in one `model.onnx`, as Optimum exports them.
+   * Only with a `pruner` may it be left out: questions are then given as embeddings.
+   */
+  clip?: string;
+  /** A head (weights, or the path of a head file made by `desap extract`) in place of the CLIP folder's `vision_model.onnx`. */
+  head?: string | HeadWeights;
+  /** A pruner that is open already, in place of a head; it stays the caller's and can only be checked by its shape. */
+  pruner?: Pruner;
+  /** What happens to questions longer than the text tower's context; default `segment`. */
+  longText?: LongText;
+  /** Session options of ONNX Runtime, for every session; default: its own, with threads that do not spin between runs. */
+  session?: InferenceSession.SessionOptions;
+  /** The onnxruntime-node module; default: the installed one. */
+  ort?: OrtModule;
+}
+
+/** Images of one run of the tower: its activations are that many times those of one. */
+const AT_ONCE = 16;
+
+/** Rounding of float32, relative to the largest magnitude. */
+export const TOLERANCE = 1e-3;
+
+/** Where an image's hidden states lie, and the milliseconds that its share of the run took. */
+export interface Encoded {
+  readonly batch: TowerBatch;
+  readonly index: number;
+  readonly milliseconds: number;
+}
+
+/**
+ * A CLIP tower without its last layer and a projector behind it, over onnxruntime-node; the pruner of that last layer; and the text tower
+ * that belongs to them. LLaVA and the families that have its tower are made of this.
+ *
+ * The user's `vision_encoder.onnx` is opened in two parts that share its weights on disk. The tower writes its hidden states straight into
+ * memory that the pruner reads in place; the kept tokens are the projector's input as they are.
+ */
+export class ClipEncoder {
+  /** Rows and width of the hidden states for each size of images seen so far. */
+  readonly #shapes = new Map<string, readonly [rows: number, width: number]>();
+  /** Whether the tower takes several images in one run. */
+  readonly #several = new Once<boolean>();
+
+  private constructor(
+    readonly pruner: Pruner,
+    private readonly ownsPruner: boolean,
+    private readonly clipText: ClipText | null,
+    readonly ort: OrtModule,
+    private readonly tower: InferenceSession,
+    private readonly projector: InferenceSession,
+    /** Whether the file itself leaves the class token out of its features, or has none. */
+    readonly dropsClassToken: boolean,
+    readonly options: ClipEncoderOptions,
+  ) {}
+
+  /**
+   * Opens the encoder in two parts, takes the head out of the CLIP folder, and checks by numbers that both belong to one tower.
+   *
+   * @param visionEncoder path of a `vision_encoder.onnx`
+   * @param options whose names were checked
+   * @param how `tuned`: models of the family have towers that were trained further than that of the CLIP folder; `text: false`: its text
+   *   tower is not opened
+   * @throws DesapError `ERR_FILE`; `ERR_GRAPH` when a file holds another kind of model; `ERR_HEAD_MISMATCH` when head and tower
+   *   do not belong together; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`; `ERR_VALUE` for the options
+   */
+  static async open(
+    visionEncoder: string,
+    options: ClipEncoderOptions,
+    { text: hasText = true, ...how }: { readonly tuned?: boolean; readonly text?: boolean } = {},
+  ): Promise<ClipEncoder> {
+    nonEmpty('visionEncoder', visionEncoder, 'the path of a LLaVA vision_encoder.onnx');
+    const { clip, pruner, longText = 'segment' } = options;
+    checkShared(options);
+    encodingOf(options);
+    oneOf('longText', longText, LONG_TEXT);
+    const [session, ort] = [atRest(options.session), await ortModule(options.ort)];
+    if (clip !== undefined || !pruner)
+      await requireFolder(nonEmpty('clip', clip as string, 'a CLIP folder (or the option pruner)'), 'a CLIP folder');
+    if (!(await isFile(visionEncoder)))
+      throw new DesapError('ERR_FILE', `${visionEncoder}: got no such file, wanted a LLaVA vision encoder`);
+    const structure = readTower(visionEncoder);
+    if (pruner) requireFit(pruner.head, structure, visionEncoder);
+    const tower = towerGraph(structure);
+    if (tower.inputs.length !== 1)
+      throw new DesapError(
+        'ERR_GRAPH',
+        `${visionEncoder}: got the inputs ${tower.inputs.join(', ')} of its vision tower, wanted the pixels only`,
+      );
+    const projector = projectorGraph(structure);
+    return allOrNone(async (opened) => {
+      const open = async (graph: EditedGraph) => opened(await openGraph(ort, graph, session), (part) => part.release());
+      const [towerSession, projectorSession] = [await open(tower), await open(projector)];
+      await confirmProjector(ort, { structure, session: projectorSession }, session);
+      const { head } = options;
+      const weights = pruner
+        ? null
+        : await towerHead(
+            ort,
+            visionEncoder,
+            { structure, session: towerSession },
+            { clip: clip!, head, session, ...how },
+          );
+      const text = clip === undefined || !hasText ? null : await findClipFile(clip, 'text');
+      return new ClipEncoder(
+        weights ? opened(await Pruner.load(weights, deviceOptions(options)), (own) => own.dispose()) : pruner!,
+        weights !== null,
+        text === null ? null : opened(await openText(text, { ...options, session, ort }), (one) => one.dispose()),
+        ort,
+        towerSession,
+        projectorSession,
+        !structure.classToken || structure.projector?.dropsClassToken === true,
+        options,
+      );
+    });
+  }
+
+  /**
+   * The CLIP text tower.
+   * @throws DesapError `ERR_VALUE` when there is none: without a CLIP folder, or one without it
+   */
+  get text(): ClipText {
+    if (this.clipText) return this.clipText;
+    const { clip } = this.options;
+    const wanted = 'its embeddings, null with taskShare: 0, or the option clip with a folder that has a text tower';
+    throw mismatch('ERR_VALUE', 'question', `a text, and no text tower${clip ? ` in ${clip}` : ''}`, wanted);
+  }
+
+  /**
+   * Runs the tower on images of one size, several in one run where it takes them.
+   *
+   * @param pixels of all images, one after the other
+   * @param dims [images, 3, H, W]
+   * @param argument what the caller knows the pixels by
+   * @param together how many belong into one run, for towers whose images see each other
+   */
+  async encode(pixels: Float32Array, dims: readonly number[], argument: string, together?: number): Promise<Encoded[]> {
+    const [count, ...extents] = dims;
+    const size = pixels.length / count;
+    const atOnce = together ?? (count > 1 && (await this.#takesSeveral(extents, argument)) ? AT_ONCE : 1);
+    const images: Encoded[] = [];
+    try {
+      for (let at = 0; at < count; at += atOnce) {
+        const own = Math.min(atOnce, count - at);
+        const start = performance.now();
+        const batch = await this.#run(pixels.subarray(at * size, (at + own) * size), [own, ...extents], argument);
+        const milliseconds = (performance.now() - start) / own;
+        for (let index = 0; index < own; index++) images.push({ batch, index, milliseconds });
+      }
+      return images;
+    } catch (error) {
+      for (const { batch } of images) void batch.release();
+      throw error;
+    }
+  }
+
+  /** [3, H, W] of the images that the tower takes; a square of 224 where it does not say it. */
+  extents(): number[] {
+    const stated = pixelExtents(this.tower);
+    return [3, 224, 224].map((extent, axis) => stated[axis + 1] ?? extent);
+  }
+
+  /** One run of the tower: hidden states in memory that the pruner reads in place. */
+  async #run(pixels: Float32Array, dims: readonly number[], argument: string): Promise<TowerBatch> {
+    const run = { ...TOWER, argument };
+    const feeds = this.#feeds(pixels, dims);
+    const size = dims.slice(1).join();
+    const known = this.#shapes.get(size);
+    const output = known ? null : (await runSession(this.tower, run, feeds))[HIDDEN_STATES];
+    const [rows, width] = known ?? [output!.dims[1], output!.dims[2]];
+    this.#shapes.set(size, [rows, width]);
+    const batch = new TowerBatch([dims[0], rows, width], this.pruner.device);
+    try {
+      // ONNX Runtime writes into a given output only when its own Tensor class holds it.
+      const place = new this.ort.Tensor('float32', batch.data, batch.dims);
+      if (output) batch.data.set(output.data as Float32Array);
+      else await runSession(this.tower, run, feeds, { [HIDDEN_STATES]: place });
+      return batch;
+    } catch (error) {
+      batch.discard();
+      throw error;
+    }
+  }
+
+  #feeds(pixels: Float32Array, dims: readonly number[]): Record<string, Tensor> {
+    return { [this.tower.inputNames[0]]: new this.ort.Tensor('float32', pixels, dims) };
+  }
+
+  /** Whether the tower computes of two images what it computes of each: exports may have the batch of their trial image in shapes. */
+  #takesSeveral(extents: readonly number[], argument: string): Promise<boolean> {
+    return this.#several.get(async () => {
+      if (pixelExtents(this.tower)[0] !== undefined) return false;
+      const pixels = waves(2 * extents.reduce((product, extent) => product * extent, 1));
+      const second = this.#feeds(pixels.subarray(pixels.length / 2), [1, ...extents]);
+      const alone = await runSession(this.tower, { ...TOWER, argument }, second);
+      const both = await this.tower.run(this.#feeds(pixels, [2, ...extents]), TENTATIVE).catch(() => null);
+      return both !== null && relativeError(lastHalf(both[HIDDEN_STATES]), floats(alone[HIDDEN_STATES])) <= TOLERANCE;
+    });
+  }
+
+  /**
+   * The projector alone.
+   * @param rows [K, D] of any selection
+   * @returns features [1, K, W]
+   */
+  async project(rows: TensorLike): Promise<Tensor> {
+    const kept = matrix('rows', rows, { cols: this.pruner.head.width });
+    const input = new this.ort.Tensor('float32', widened(kept), [1, kept.rows, kept.cols]);
+    return (await runSession(this.projector, PROJECTOR, { [PATCHES]: input }))[IMAGE_FEATURES];
+  }
+
+  async dispose(): Promise<void> {
+    if (this.ownsPruner) this.pruner.dispose();
+    await Promise.all([this.clipText?.dispose(), this.tower.release(), this.projector.release()]);
+  }
+}
+
+function openText(model: string, given: ClipEncoderOptions & { session: object }): Promise<ClipText> {
+  const { clip, longText, session, ort } = given;
+  return ClipText.open({ model, tokenizer: clip as string, longText, session, ort });
+}

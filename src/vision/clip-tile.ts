@@ -1,0 +1,73 @@
+import { type AnalyzeOptions, ImageAnalysis, type TensorLike } from '../index.js';
+import type { ClipEncoder, Encoded } from './clip-encoder.js';
+
+/** An analysis, and the milliseconds that it took. */
+export interface AnalyzedTile {
+  readonly analysis: ImageAnalysis;
+  readonly milliseconds: number;
+}
+
+/** One tile (or frame) of an image, as a CLIP tower encoded it. */
+export interface ClipTile {
+  /** The pruner's view of its units; the caller frees it. */
+  analyze(): Promise<AnalyzedTile>;
+  /** Hidden states of its units, [units, D]. */
+  units(): TensorLike & { readonly data: Float32Array };
+  /** Hidden states of the class token, [1, D]. */
+  classRow(): TensorLike & { readonly data: Float32Array };
+  /** The tile needs its memory no more. */
+  release(): Promise<void>;
+}
+
+/**
+ * A tile of which some patches are units: the tower sees all of it, and the others are no part of the choice. Its global vector is that of
+ * the whole tile.
+ *
+ * @param patches ascending; a tile without any is not analysed
+ */
+export function clipTile(
+  encoder: ClipEncoder,
+  { batch, index }: Encoded,
+  { patches, encoding }: { readonly patches: Int32Array; readonly encoding: AnalyzeOptions['encoding'] },
+): ClipTile {
+  const { pruner } = encoder;
+  const classRows = Number(pruner.head.classToken);
+  const [, rows, width] = batch.dims;
+  const isWhole = patches.length === rows - classRows;
+  const units = () => {
+    const { data } = batch.rows(index);
+    return isWhole
+      ? { data: data.subarray(classRows * width), dims: [patches.length, width] }
+      : picked({ data, dims: [rows, width] }, patches, classRows);
+  };
+  return {
+    units,
+    classRow: () => ({ data: batch.rows(index).data.subarray(0, width), dims: [1, width] }),
+    release: () => batch.release(),
+    async analyze() {
+      const { analysis, milliseconds } = await batch.analyze(index, (tiles) =>
+        pruner.analyzeBatch(tiles, { encoding }),
+      );
+      if (isWhole) return { analysis, milliseconds };
+      const start = performance.now();
+      const saliency = analysis.saliency();
+      const parts = {
+        patchEmbeddings: picked(analysis.patchEmbeddings(), patches),
+        global: analysis.global(),
+        saliency: Float32Array.from(patches, (patch) => saliency[patch]),
+        features: units(),
+      };
+      const own = await ImageAnalysis.from(parts, pruner.backend);
+      return { analysis: own, milliseconds: milliseconds + performance.now() - start };
+    },
+  };
+}
+
+/** Some rows of a matrix: row `first` + i for each i. */
+function picked({ data, dims: [, width] }: TensorLike, rows: Int32Array, first = 0) {
+  const values = data as Float32Array;
+  const own = new Float32Array(rows.length * width);
+  for (const [i, row] of rows.entries())
+    own.set(values.subarray((first + row) * width, (first + row + 1) * width), i * width);
+  return { data: own, dims: [rows.length, width] };
+}

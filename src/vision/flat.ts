@@ -1,0 +1,95 @@
+import type { InferenceSession } from 'onnxruntime-common';
+import { DesapError, invalid } from '../errors.js';
+import { type OptionNames, options } from '../options.js';
+import { floatData, type TensorLike, widened } from '../tensor.js';
+import { type BlockFamily, type EncoderFacts, type EncoderRun, type TileRows, unitsOfGrid } from './block-family.js';
+import type { ModelConfig } from './model-folder.js';
+import { isFloat, rowsOf, sideOfUnit } from './tile-inputs.js';
+import { llavaTrials, waves } from './trial.js';
+import type { VisionInputs } from './vision-model.js';
+
+/**
+ * Families with one tile for each image and a SigLIP tower: PaliGemma, Gemma 3, LLaVA-OneVision and nanoLLaVA as Transformers.js runs
+ * them, moondream1. Each patch is a visual token, or squares of patches are pooled into one.
+ */
+export const FLAT = {
+  name: 'flat',
+  premise: ', a visual token for each patch or for each square of patches',
+  async read(inputs, names, encoder) {
+    const { pixelValues } = options<Inputs>('inputs', inputs, INPUTS);
+    const pixels = floatData(names.pixelValues, pixelValues as TensorLike);
+    const [count, ...extents] = pixels.dims;
+    if (pixels.dims.length !== 4 || extents[0] !== CHANNELS || pixels.dims.some((extent) => extent < 1))
+      throw invalid('ERR_SHAPE', `${names.pixelValues}.dims`, pixels.dims, '[images, 3, H, W]');
+    const data = widened(pixels);
+    const size = data.length / count;
+    const atOnce = count > 1 && (await takesSeveral(extents, encoder)) ? imagesAtOnce(extents, encoder.config) : 1;
+    const runs: EncoderRun[] = [];
+    for (let first = 0; first < count; first += atOnce) {
+      const own = Math.min(atOnce, count - first);
+      runs.push(runOf(data.subarray(first * size, (first + own) * size), [own, ...extents], { first, encoder }));
+    }
+    return runs;
+  },
+  trials(session: InferenceSession, config: ModelConfig): VisionInputs[] {
+    return llavaTrials(session, config);
+  },
+} satisfies BlockFamily;
+
+type Inputs = Pick<VisionInputs, 'pixelValues'>;
+const INPUTS: OptionNames<Inputs> = { pixelValues: true };
+const CHANNELS = 3;
+
+/** Patches of one run: its attention scores are no more than those of one image of 64 x 64. */
+const PATCHES_AT_ONCE = 4096;
+/** The default of SigLIP's config. */
+const PATCH = 16;
+
+function imagesAtOnce([, height, width]: readonly number[], { vision_config: vision = {} }: ModelConfig): number {
+  const patches = (height * width) / (vision.patch_size ?? PATCH) ** 2;
+  return Math.max(1, Math.floor(PATCHES_AT_ONCE / patches));
+}
+
+function takesSeveral(extents: readonly number[], encoder: EncoderFacts): Promise<boolean> {
+  const pixels = waves(2 * extents.reduce((product, extent) => product * extent, 1));
+  const run = (data: Float32Array, images: number) => runOf(data, [images, ...extents], { first: 0, encoder });
+  return encoder.several(run(pixels, 2), run(pixels.subarray(pixels.length / 2), 1));
+}
+
+function runOf(
+  data: Float32Array,
+  dims: readonly number[],
+  { first, encoder }: { readonly first: number; readonly encoder: EncoderFacts },
+): EncoderRun {
+  const [input, ...others] = encoder.inputs;
+  if (others.length > 0 || !isFloat(input.type))
+    throw new DesapError(
+      'ERR_GRAPH',
+      `the vision encoder: got the inputs ${encoder.inputs.map(({ name }) => name).join(', ')}, wanted the pixels only`,
+    );
+  const feeds = { [input.name]: { type: 'float32' as const, data, dims } };
+  return { feeds, tiles: (hidden, features) => tilesOf(hidden, features, dims, first) };
+}
+
+/** @throws DesapError `ERR_GRAPH` for visual tokens that are neither patches nor squares of patches */
+function tilesOf(
+  hidden: readonly number[],
+  features: readonly number[],
+  [count, , height, width]: readonly number[],
+  first: number,
+): TileRows[] {
+  const [patches, tokens] = [rowsOf(hidden) / count, rowsOf(features) / count];
+  const side = sideOfUnit(patches, tokens);
+  const rows = Math.round(Math.sqrt((patches * height) / width));
+  const columns = patches / rows;
+  if (side === null || !Number.isInteger(columns) || rows % side !== 0 || columns % side !== 0)
+    throw new DesapError(
+      'ERR_GRAPH',
+      `the vision encoder: got ${patches} patches and ${tokens} visual tokens for an image of ${height} x ${width}, wanted a token for each patch, or for each square of patches`,
+    );
+  const unit = side === 1 ? null : unitsOfGrid(rows, columns, side);
+  return Array.from({ length: count }, (_, i) => ({
+    ...{ image: first + i, medium: 'image' as const, frame: 0, rows: rows / side, columns: columns / side },
+    ...{ firstRow: i * patches, patches, unit, firstToken: i * tokens, tokens },
+  }));
+}

@@ -1,0 +1,92 @@
+/** What families with tiles have in common: masks, which image each tile belongs to, and how many rows came out. */
+import { types } from 'node:util';
+import { invalid, mismatch } from '../errors.js';
+import { isTensor, type TensorLike } from '../tensor.js';
+import type { Feed } from './block-family.js';
+
+/** The integers of a tensor, or its flags as 0 and 1. */
+export interface Integers {
+  readonly data: Uint8Array | Int32Array | BigInt64Array;
+  readonly dims: readonly number[];
+}
+
+/**
+ * The memory of an int64, int32 or bool tensor, checked for its element count. Nothing is copied.
+ *
+ * @param wanted what it is, for messages
+ * @throws DesapError `ERR_DTYPE`, `ERR_SHAPE`
+ */
+export function integers(argument: string, tensor: TensorLike, wanted: string): Integers {
+  if (!isTensor(tensor)) throw invalid('ERR_DTYPE', argument, tensor, wanted);
+  const { data, dims } = tensor;
+  if (!types.isUint8Array(data) && !types.isInt32Array(data) && !types.isBigInt64Array(data))
+    throw mismatch('ERR_DTYPE', argument, `${tensor.type ?? (data as object)?.constructor?.name}`, wanted);
+  const size = dims.reduce((product, extent) => product * extent, 1);
+  if (data.length === size) return { data, dims };
+  throw mismatch('ERR_SHAPE', argument, `${data.length} elements for dims [${dims.join(', ')}]`, `${size} elements`);
+}
+
+/**
+ * Which image each tile belongs to: the tiles of one image follow each other.
+ *
+ * @param tiles how many there are
+ * @param names of the counts, and of what has the tiles, for messages
+ * @throws DesapError `ERR_VALUE` for counts that are none, or of other tiles
+ */
+export function imageOfTiles(
+  counts: readonly number[],
+  tiles: number,
+  { argument, of }: { readonly argument: string; readonly of: string },
+): number[] {
+  if (!Array.isArray(counts)) throw invalid('ERR_VALUE', argument, counts, 'how many tiles each image has');
+  const bad = counts.findIndex((count) => !Number.isSafeInteger(count) || count < 1);
+  if (bad >= 0) throw invalid('ERR_VALUE', `${argument}[${bad}]`, counts[bad], 'at least one tile');
+  const sum = counts.reduce((total, count) => total + count, 0);
+  if (sum !== tiles)
+    throw mismatch('ERR_VALUE', argument, `${sum} tiles (${counts.join(', ')})`, `${tiles}, those of ${of}`);
+  return counts.flatMap((count, image) => new Array<number>(count).fill(image));
+}
+
+/** Tiles of one run: each has attention scores of its own, and memory for all of them at once. One image may have more. */
+const AT_ONCE = 20;
+
+/**
+ * Which tiles go into one run: those of whole images, which follow each other.
+ *
+ * @param images which image each tile belongs to, ascending
+ * @returns [first, end) of each run
+ */
+export function tileRuns(images: readonly number[]): [first: number, end: number][] {
+  const runs: [number, number][] = [];
+  for (let first = 0, end = 0; first < images.length; first = end) {
+    const imageEnd = () => images.lastIndexOf(images[end]) + 1;
+    do end = imageEnd();
+    while (end < images.length && imageEnd() - first <= AT_ONCE);
+    runs.push([first, end]);
+  }
+  return runs;
+}
+
+/** The extent of the squares of patches that become one visual token; null where these are no squares. */
+export function sideOfUnit(patches: number, tokens: number): number | null {
+  const side = Math.round(Math.sqrt(patches / tokens));
+  return side > 0 && side * side * tokens === patches ? side : null;
+}
+
+/** Whether a TensorProto.DataType is float32 or float16: of an encoder's inputs those are the pixels. */
+export function isFloat(type: number): boolean {
+  return type === 1 || type === 10;
+}
+
+/** Flags as the file takes them: bool, or else int64. */
+export function flagsFeed(type: number, flags: Uint8Array, dims: readonly number[]): Feed {
+  const isBool = type === 9;
+  return isBool
+    ? { type: 'bool', data: flags, dims }
+    : { type: 'int64', data: BigInt64Array.from(flags, BigInt), dims };
+}
+
+/** Rows of a tensor [.., columns]. */
+export function rowsOf(dims: readonly number[]): number {
+  return dims.slice(0, -1).reduce((product, extent) => product * extent, 1);
+}
