@@ -49,21 +49,24 @@ export const LLAVA = { rows: 577, patches: 576, width: 1024, heads: 16, projecti
 /** One image of 448 x 448 in Qwen2.5-VL: 2 x 2 patches in each visual token. */
 export const QWEN = { patches: 1024, width: 1280, heads: 16, side: 2 };
 
-/** SigLIP so400m, 384 x 384. */
-export const SIGLIP = { patches: 729, width: 1152, heads: 16, mlpWidth: 4304 };
+/** SigLIP base, 224 x 224. */
+export const SIGLIP = { patches: 196, width: 768, heads: 12, mlpWidth: 3072 };
 
 const MIN_SAMPLE_MS = 20;
 
-/** Median and the 10th and 90th percentile. */
-export function spread(samples: readonly number[]): Spread {
+/** Median, and how far from it the samples go: to the 10th and 90th percentile, or to others. */
+export function spread(samples: readonly number[], tail = 0.1): Spread {
   const sorted = [...samples].sort((a, b) => a - b);
   const at = (q: number) => sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))];
-  return { median: at(0.5), low: at(0.1), high: at(0.9) };
+  return { median: at(0.5), low: at(tail), high: at(1 - tail) };
 }
 
 /** Quotients of numbers that were sampled in the same rounds. */
-export function ratios(numerators: readonly number[], denominators: readonly number[]): Spread {
-  return spread(numerators.map((numerator, round) => numerator / denominators[round]));
+export function ratios(numerators: readonly number[], denominators: readonly number[], tail?: number): Spread {
+  return spread(
+    numerators.map((numerator, round) => numerator / denominators[round]),
+    tail,
+  );
 }
 
 /** How often a sample has to repeat a call that is too short for the clock. Runs it once. */
