@@ -11,6 +11,7 @@ import { modelKind } from '../../src/cli/models.js';
 import { pruneCommand } from '../../src/cli/prune.js';
 import { MODEL_TYPES } from '../../src/vision/families.js';
 import { imageOf, ROOT, type Size } from '../transformers/family-cases.js';
+import { desap, ONE_LINE } from './run.js';
 
 let folder: string;
 beforeAll(async () => {
@@ -277,6 +278,22 @@ describe('the table of families', () => {
       code: 'ERR_FILE',
     });
   });
+});
+
+it('gives the install line where Transformers.js is missing', async () => {
+  const hooks = `export function resolve(name, context, next) {
+    if (name !== '@huggingface/transformers') return next(name, context);
+    throw Object.assign(new Error('not there'), { code: 'ERR_MODULE_NOT_FOUND' });
+  }`;
+  const hook = join(folder, 'hook.mjs');
+  const url = `data:text/javascript,${encodeURIComponent(hooks)}`;
+  await writeFile(hook, `import { register } from 'node:module';\nregister(${JSON.stringify(url)});\n`);
+  vi.stubEnv('NODE_OPTIONS', `--import ${hook}`);
+  const { code, err } = await desap('answer', await png([1, 32, 32]), 'what?', '--model', join(ROOT, 'paligemma'));
+  vi.unstubAllEnvs();
+  expect(err).toMatch(ONE_LINE);
+  expect(err).toContain('npm install @huggingface/transformers');
+  expect(code).toBe(1);
 });
 
 /** The question of a prompt `USER: <image>\n… ASSISTANT:`. */
