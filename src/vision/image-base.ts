@@ -143,9 +143,13 @@ export abstract class EncodedImageBase implements EncodedImage {
     return partsOf(this.about.layout, this.about.isJoint === true && allocation === 'image');
   }
 
-  /** eq. 3 squares the cosine of a single row: a patch that has nothing to do with the question would score like one that has. */
+  /**
+   * eq. 3 squares the cosine of a single row: a patch that has nothing to do with the question would score like one that has. SigLIP's
+   * cosines are small and often negative, and eq. 3 weighs by them.
+   */
   #alignment(text: TextEmbeddings | null): PruneOptions['alignment'] {
     if (text === null || this.about.form === 'clip') return undefined;
+    if (this.about.form === 'siglip') return 'mean';
     return text.embeddings.dims?.at(-2) === 1 ? 'mean' : undefined;
   }
 
