@@ -30,7 +30,7 @@ describe.each(QWEN_FAMILIES)('%s', (family) => {
     const onPruned = (images: readonly PrunedImage[]) => {
       pruned = images;
     };
-    detach = await attach(model, { model: join(ROOT, family), keep: 'all', question: 'what moves?', onPruned });
+    detach = await attach(model, { model: join(ROOT, family), keep: 'all', onPruned });
   });
   afterAll(async () => {
     await detach();
@@ -91,6 +91,35 @@ describe.each(QWEN_FAMILIES)('%s', (family) => {
         expect(got, `${given.name}, ${JSON.stringify(options)}`).toEqual(wanted);
       }
     }
+  });
+
+  it('reads the question from a prompt with videos, without the times of their frames', async () => {
+    const inputs = inputsOf(cases[0]);
+    await generate(inputs, { keep: 9, taskShare: 1 });
+    const read = pruned.map(({ indices }) => indices);
+    await generate(inputs, { keep: 9, taskShare: 1, question: 'what moves?' });
+    expect(read).toEqual(pruned.map(({ indices }) => indices));
+  });
+
+  it('continues a pruned cache as if it had not stopped', async () => {
+    const desap = { keep: 5, taskShare: 0 };
+    const { input_ids, attention_mask: _, pixel_values_videos, ...grids } = inputsOf(cases[1]);
+    const how = { max_new_tokens: 3, eos_token_id: null as unknown as number, desap };
+    const run = async (inputs: object) =>
+      (await model.generate({ ...inputs, ...how, return_dict_in_generate: true } as never)) as unknown as {
+        sequences: Tensor;
+        past_key_values: DynamicCache;
+      };
+    const masked = (all: bigint[]) => {
+      const dims = [1, all.length];
+      return { input_ids: int64(all, dims), attention_mask: int64(new Array(all.length).fill(1), dims) };
+    };
+    const first = await run({ ...masked([...(input_ids.data as BigInt64Array)]), pixel_values_videos, ...grids });
+    const turn = tokens(processor, '<|im_start|>user\nand now?<|im_end|>\n<|im_start|>assistant\n');
+    const all = masked([...(first.sequences.data as BigInt64Array), ...(turn.data as BigInt64Array)]);
+    const whole = await run({ ...all, pixel_values_videos, ...grids });
+    const got = await run({ ...all, ...grids, past_key_values: first.past_key_values });
+    expect(got.sequences.tolist()).toEqual(whole.sequences.tolist());
   });
 
   /** The ids of each sequence alone, over plain onnxruntime: what stays has the positions that Hugging Face gives it. */
