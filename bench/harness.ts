@@ -54,16 +54,19 @@ export const SIGLIP = { patches: 196, width: 768, heads: 12, mlpWidth: 3072 };
 
 const MIN_SAMPLE_MS = 20;
 
-/** Median and the 10th and 90th percentile. */
-export function spread(samples: readonly number[]): Spread {
+/** Median, and how far from it the samples go: to the 10th and 90th percentile, or to others. */
+export function spread(samples: readonly number[], tail = 0.1): Spread {
   const sorted = [...samples].sort((a, b) => a - b);
   const at = (q: number) => sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))];
-  return { median: at(0.5), low: at(0.1), high: at(0.9) };
+  return { median: at(0.5), low: at(tail), high: at(1 - tail) };
 }
 
 /** Quotients of numbers that were sampled in the same rounds. */
-export function ratios(numerators: readonly number[], denominators: readonly number[]): Spread {
-  return spread(numerators.map((numerator, round) => numerator / denominators[round]));
+export function ratios(numerators: readonly number[], denominators: readonly number[], tail?: number): Spread {
+  return spread(
+    numerators.map((numerator, round) => numerator / denominators[round]),
+    tail,
+  );
 }
 
 /** How often a sample has to repeat a call that is too short for the clock. Runs it once. */

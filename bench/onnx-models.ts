@@ -160,7 +160,7 @@ export function llamaDecoder({ width, heads, intermediate }: DecoderShape, layer
   return graph;
 }
 
-const MAX_POSITIONS = 1024;
+const MAX_POSITIONS = 4096;
 
 /** Cosines and sines of RoPE, [positions, dh / 2] each. */
 function rotations(graph: Editable, headExtent: number): string[] {
@@ -219,7 +219,8 @@ export function visionEncoder(shape: VisionShape): RandomModel {
     const gate = graph.add('Sigmoid', [graph.add('Mul', [inner, graph.floats([1.702], [])])]);
     x = graph.add('Add', [x, linear(graph.add('Mul', [inner, gate]), intermediate, width)]);
   }
-  const [from, to, axis] = [[1], [patches + 1], [1]].map((values) => graph.integers(values));
+  // Up to the end, as exporters write it.
+  const [from, to, axis] = [[1], [2 ** 31 - 1], [1]].map((values) => graph.integers(values));
   const inner = linear(graph.add('Slice', [x, from, to, axis]), width, languageWidth);
   const erf = graph.add('Erf', [graph.add('Div', [inner, graph.floats([Math.SQRT2], [])])]);
   const twice = graph.add('Mul', [inner, graph.add('Add', [erf, graph.floats([1], [])])]);

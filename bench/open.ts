@@ -4,9 +4,6 @@
  * opening has a process of its own. Linux only, for the numbers of /proc. A full run (1.3 GB in a temporary folder) writes
  * bench/results/open.{json,md}; `--quick` tries everything out on a small tower and writes nothing.
  */
-import { fork } from 'node:child_process';
-import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
 import { mkdir, readdir, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -17,6 +14,7 @@ import { readTower } from '../src/onnx/tower.js';
 import { tensor } from './data.js';
 import { machine, type Spread, spread } from './harness.js';
 import { temporaryFolder, type VisionShape, visionEncoder } from './onnx-models.js';
+import { inProcess, resident } from './own-process.js';
 
 const QUICK = process.argv.includes('--quick');
 const SHAPE: VisionShape = QUICK
@@ -67,8 +65,7 @@ interface Sample {
 }
 
 function memory(): Memory {
-  const peak = /^VmHWM:\s+(\d+) kB/m.exec(readFileSync('/proc/self/status', 'utf8'));
-  return { resident: process.memoryUsage().rss / 2 ** 20, peak: Number(peak?.[1]) / 1024 };
+  return { resident: resident('VmRSS'), peak: resident('VmHWM') };
 }
 
 async function child(way: string, path: string): Promise<Sample> {
@@ -81,16 +78,6 @@ async function child(way: string, path: string): Promise<Sample> {
   const features = await encode(new ort.Tensor('float32', data as Float32Array, [1, 3, SHAPE.image, SHAPE.image]));
   const magnitude = (features.data as Float32Array).reduce((sum, x) => sum + Math.abs(x), 0);
   return { ms, started, opened, used: memory(), magnitude };
-}
-
-/** Opens a model in a process of its own, and waits until that process has ended. */
-async function sample(way: string, path: string): Promise<Sample> {
-  const opener = fork(fileURLToPath(import.meta.url), [CHILD, way, path, ...(QUICK ? ['--quick'] : [])]);
-  const exit = once(opener, 'exit');
-  const [result] = await Promise.race([once(opener, 'message'), once(opener, 'disconnect')]);
-  const [code] = await exit;
-  if (result === undefined) throw new Error(`${way}: the process ended without a result (exit code ${code})`);
-  return result as Sample;
 }
 
 /** Names, sizes and times of change in a folder. */
@@ -109,7 +96,8 @@ async function measure(path: string): Promise<Map<string, Sample[]>> {
   const samples = new Map(Object.keys(WAYS).map((way): [string, Sample[]] => [way, []]));
   for (let round = 0; round < ROUNDS; round++) {
     process.stderr.write(`round ${round + 1} of ${ROUNDS} ...\n`);
-    for (const [way, list] of samples) list.push(await sample(way, path));
+    for (const [way, list] of samples)
+      list.push(await inProcess(import.meta.url, [CHILD, way, path, ...(QUICK ? ['--quick'] : [])], way));
   }
   const after = await listing(dirname(path));
   if (after !== before) throw new Error(`the model's folder changed:\n${before}\n->\n${after}`);

@@ -2,6 +2,7 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { MODEL_TYPES } from '../src/vision/families.js';
 import { ROOT } from './support.js';
 
 const read = (file: string) => readFileSync(join(ROOT, file), 'utf8');
@@ -51,6 +52,11 @@ describe.each(PAPERS)('%s', (paper) => {
     expect(files.filter((file) => !existsSync(join(ROOT, file)))).toEqual([]);
     expect(runs.filter((script) => !(script in scripts))).toEqual([]);
   });
+});
+
+test.each(MODEL_TYPES)('the table of models has %s', (type) => {
+  const [section] = read('docs/models.md').split('## Which models')[1].split('\nQuestion matched by');
+  expect(section).toContain(`\`${type}\``);
 });
 
 describe('the table of kernels', () => {

@@ -1,5 +1,4 @@
 /** Who competes: the encoder by itself, with copied nodes, and with its last block on the package's kernels. One of them in a process. */
-import { readFileSync, writeFileSync } from 'node:fs';
 import * as ort from 'onnxruntime-node';
 import { BlockHead, type BlockOptions, HostBuffer, ImageAnalysis, openBackend } from '../../src/index.js';
 import { openGraph } from '../../src/onnx/edit.js';
@@ -15,6 +14,7 @@ import {
 import { float32, type Tensor } from '../../src/tensor.js';
 import { atRest } from '../../src/vision/session.js';
 import { normal, tensor } from '../data.js';
+import { beginAnew, resident } from '../own-process.js';
 import { HANDED_OUT, withCopiedNodes } from './copied-nodes.js';
 import { type EncoderShape, PATCHES } from './models.js';
 
@@ -138,16 +138,6 @@ const OPEN: Record<Way, (task: Task) => Promise<Contender>> = {
     };
   },
 };
-
-/** Resident memory now, or at its largest, in MB. */
-function resident(field: 'VmRSS' | 'VmHWM'): number {
-  return Number(new RegExp(`^${field}:\\s+(\\d+) kB`, 'm').exec(readFileSync('/proc/self/status', 'utf8'))?.[1]) / 1024;
-}
-
-/** The largest so far begins anew. */
-function beginAnew(): void {
-  writeFileSync('/proc/self/clear_refs', '5');
-}
 
 function processorTime(): number {
   const { user, system } = process.cpuUsage();

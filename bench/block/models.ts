@@ -102,13 +102,13 @@ class Blocks {
     return graph.add('Add', [attended, mlp], {}, this.#named(isLast ? LAST.rows : undefined));
   }
 
-  /** Qwen2.5-VL's merger: a norm, two linear layers on four patches; SigLIP: a norm and one. */
+  /** A norm; then of Qwen2.5-VL two linear layers on the patches of a unit, of SigLIP one. */
   connector(x: string): string {
     const { graph } = this;
     const { width, unit, languageWidth, kind } = this.shape;
     const rows = this.#norm(x);
-    if (kind === 'siglip') return this.linear(rows, width, languageWidth, FEATURES);
     const joined = graph.add('Reshape', [rows, graph.integers([-1, unit * width])]);
+    if (kind === 'siglip') return this.linear(joined, unit * width, languageWidth, FEATURES);
     const inner = this.linear(joined, unit * width, unit * width);
     return this.linear(this.#gelu(inner), unit * width, languageWidth, FEATURES);
   }

@@ -4,13 +4,12 @@
  * contender has a process of its own. Linux only, for the numbers of /proc. A full run writes bench/results/block.{json,md}; `--quick`
  * tries everything out at a small size and writes nothing.
  */
-import { fork } from 'node:child_process';
-import { once } from 'node:events';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { machine, range, type Spread, spread } from '../harness.js';
 import { temporaryFolder } from '../onnx-models.js';
+import { inProcess, MAPPED } from '../own-process.js';
 import { type Report, type Run, report, type Task, WAYS, type Way } from './contenders.js';
 import { type AttentionForm, type EncoderShape, encoder, QWEN, SO400M } from './models.js';
 
@@ -51,18 +50,6 @@ const CASES: readonly Case[] = QUICK
       { shape: SO400M, patches: 4096, form: 'nodes', ways: WAYS, runs: 2 },
     ];
 
-/** Runs a contender in a process of its own, and waits until that process has ended. */
-async function inProcess(task: Task): Promise<Report> {
-  // Large blocks are mapped and unmapped one by one: memory that an earlier block left behind would hide what a call needs.
-  const env = { ...process.env, MALLOC_MMAP_THRESHOLD_: '65536' };
-  const child = fork(fileURLToPath(import.meta.url), [CHILD, JSON.stringify(task)], { env });
-  const exit = once(child, 'exit');
-  const [result] = await Promise.race([once(child, 'message'), once(child, 'disconnect')]);
-  const [code] = await exit;
-  if (result === undefined) throw new Error(`${task.way}: the process ended without a result (exit code ${code})`);
-  return result as Report;
-}
-
 /** One row of the table: a contender in one case. */
 interface Row {
   readonly model: string;
@@ -97,7 +84,8 @@ async function measure(one: Case, folder: string): Promise<Row[]> {
   for (let round = 0; round < ROUNDS; round++)
     for (const [way, list] of reports) {
       process.stderr.write(`${shape.name}, ${patches} patches, round ${round + 1} of ${ROUNDS}: ${way} ...\n`);
-      list.push(await inProcess({ way, path, shape, patches, runs }));
+      const task: Task = { way, path, shape, patches, runs };
+      list.push(await inProcess(import.meta.url, [CHILD, JSON.stringify(task)], way, MAPPED));
     }
   const fastest = (way: Way) => reports.get(way)!.map((one) => one.runs.reduce((a, b) => (a.whole <= b.whole ? a : b)));
   const largest = (way: Way, of: (one: Report) => number) => Math.max(...reports.get(way)!.map(of));

@@ -56,9 +56,7 @@ std::atomic<int> last_gpu{0};
 
 // ----------------------------------------------------------------------------------------------------------- GPU
 
-Gpu::~Gpu() {
-  if (enter().good()) trim(0);
-}
+Gpu::~Gpu() { trim(0); }
 
 Status Gpu::enter() {
   if (lost()) return {Code::device_lost, cudaGetErrorName(lost_)};
@@ -102,14 +100,15 @@ cudaError_t Gpu::allocate(size_t bytes, void** block, size_t* capacity) {
   return error;
 }
 
+// The block is kept even where the driver refuses at the moment: only what goes back to it needs the driver.
 void Gpu::release(void* block, size_t capacity) noexcept {
-  if (!enter().good()) return;
+  if (lost()) return;
   try {
     std::lock_guard<std::mutex> lock(mutex_);
     free_.push_back({block, capacity});
     free_bytes_ += capacity;
   } catch (const std::bad_alloc&) {
-    status(cudaFree(block), "device memory");
+    if (enter().good()) status(cudaFree(block), "device memory");
     return;
   }
   trim(kept_bytes);
@@ -118,6 +117,7 @@ void Gpu::release(void* block, size_t capacity) noexcept {
 // Whether anything went back to the driver.
 bool Gpu::trim(size_t limit) noexcept {
   std::lock_guard<std::mutex> lock(mutex_);
+  if (free_bytes_ <= limit || !enter().good()) return false;
   size_t dropped = 0;
   for (; free_bytes_ > limit && !lost(); dropped++) {
     status(cudaFree(free_[dropped].block), "device memory");

@@ -1,11 +1,10 @@
 import { mkdir, readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { Command } from 'commander';
-import { deviceOptions } from '../devices/open.js';
 import { DesapError } from '../errors.js';
 import { writeWhole } from '../files.js';
 import { type Answer, Llava } from './llava/llava.js';
-import { keepCount, MODELS, type ModelFlags, modelFolders, print, printJson, withDevice } from './options.js';
+import { chosenModel, keepCount, MODELS, type ModelFlags, print, printJson, withDevice } from './options.js';
 import { progress } from './progress.js';
 import { draw } from './prune.js';
 import { median, table } from './table.js';
@@ -43,9 +42,9 @@ export function demoCommand(): Command {
     .addHelpText('after', '\nExamples:\n  $ desap demo\n  $ desap demo --keep 8 --output /tmp/kept')
     .action(async (flags: Flags) => {
       const { keep } = flags;
-      const { model, clip } = await modelFolders(flags);
+      const { folder, options } = await chosenModel(flags);
       const scenes = await readScenes(join(MODELS, 'eval', 'demo.jsonl'));
-      const llava = await Llava.open(model, { ...deviceOptions(flags), clip });
+      const llava = await Llava.open(folder, options);
       try {
         const rows = await askAll(llava, scenes, keep);
         const drawing = await drawOne(llava, scenes[DRAWN.scene], keep, flags.output);
@@ -98,12 +97,11 @@ async function timed(ask: () => Promise<Answer>): Promise<Answer> {
 
 async function drawOne(llava: Llava, scene: Scene, keep: number, folder: string): Promise<string> {
   const { question } = scene.questions[DRAWN.question];
-  const rgb = await llava.images.rgb(join(MODELS, 'eval', scene.image));
-  using seen = await llava.see(rgb);
+  using seen = await llava.see(join(MODELS, 'eval', scene.image));
   const { pruned, text } = await seen.answer(question, { keep, maps: true });
   const path = resolve(folder, 'kept.png');
   await mkdir(resolve(folder), { recursive: true });
-  if (pruned) await writeWhole(path, await draw(rgb, seen.image.tiles, pruned, question, text));
+  if (pruned) await writeWhole(path, await draw(await seen.strips(), pruned, { question, answer: text }));
   return path;
 }
 

@@ -1,9 +1,16 @@
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { DesapError } from '../errors.js';
+import { deviceOptions } from '../devices/open.js';
+import { DesapError, mismatch } from '../errors.js';
 import { isFile } from '../files.js';
 import type { Device, DeviceOptions } from '../index.js';
+import { ANYRES, type Anyres, NEWLINES, type Newline } from '../vision/anyres.js';
+import type { VisionModelOptions } from '../vision/families.js';
+import { DTYPES, type Dtype } from '../vision/model-folder.js';
+import { CLASS_ROWS, type ClassRows } from '../vision/video-llava.js';
+import type { Allocation, VisionPruneOptions } from '../vision/vision-model.js';
+import { type ImageFlags, type ModelKind, modelKind } from './models.js';
 
 /** The repository's own models; they come with a clone, not with the npm package. */
 export const MODELS = fileURLToPath(new URL('../../models', import.meta.url));
@@ -26,12 +33,33 @@ export function withDevice(command: Command): Command {
     );
 }
 
-/** Options that choose the models of a question about an image. */
+/** Options that choose the models of a question about an image, and what is special to some families. */
 export function withModels(command: Command): Command {
   return withDevice(
     command
-      .option('--model <folder>', 'LLaVA folder (default: models/tiny-llava of a clone)')
-      .option('--clip <folder>', 'CLIP folder of the same vision tower (default: models/tiny-clip of a clone)'),
+      .option('--model <folder>', 'model folder of any family (default: models/tiny-llava of a clone)')
+      .option(
+        '--clip <folder>',
+        'LLaVA, LLaVA-NeXT, Video-LLaVA, Phi-3.5-vision: CLIP folder of the same vision tower (default: models/tiny-clip of a clone)',
+      )
+      .addOption(new Option('--dtype <name>', 'form of the model files (default: fp32)').choices(DTYPES))
+      .addOption(
+        new Option(
+          '--task <form>',
+          'SigLIP towers: the space that question and image are matched in (default: llm)',
+        ).choices(['llm', 'siglip']),
+      )
+      .option('--siglip <folder>', "with --task siglip: folder of the tower's SigLIP")
+      .addOption(new Option('--anyres <form>', 'LLaVA-NeXT: tokens of an image (default: model)').choices(ANYRES))
+      .addOption(
+        new Option('--newline <which>', 'LLaVA-NeXT, Phi-3.5-vision: newlines that stay (default: kept-rows)').choices(
+          NEWLINES,
+        ),
+      )
+      .addOption(
+        new Option('--class-rows <form>', 'Video-LLaVA: class row of each frame (default: keep)').choices(CLASS_ROWS),
+      )
+      .option('--frames <count>', 'Video-LLaVA: frames that are taken of a video file (default: 8)', positive),
   );
 }
 
@@ -40,7 +68,10 @@ export function withModels(command: Command): Command {
  * @param all whether `--keep all` keeps every visual token; it is the default then
  */
 export function withPruning(command: Command, all = false): Command {
-  const count = new Option('--keep <count>', `visual tokens to keep${all ? ', or all (the default)' : ''}`)
+  const count = new Option(
+    '--keep <count>',
+    `visual tokens to keep, of each tile or frame${all ? ', or all (the default)' : ''}`,
+  )
     .argParser(all ? keepOrAll : keepCount)
     .conflicts('keepRatio');
   return command
@@ -53,9 +84,16 @@ export function withPruning(command: Command, all = false): Command {
       0.5,
     )
     .addOption(
-      new Option('--alignment <form>', 'how question and image are matched')
-        .choices(['fcma', 'fcma-clamped', 'mean'])
-        .default('fcma'),
+      new Option('--allocation <of>', 'what --keep is of: each tile or frame, or the image (default: tile)').choices([
+        'tile',
+        'image',
+      ]),
+    )
+    .addOption(
+      new Option(
+        '--alignment <form>',
+        "how question and image are matched (default: fcma; mean for one row of text that is not CLIP's)",
+      ).choices(['fcma', 'fcma-clamped', 'mean']),
     )
     .option('--lambda <number>', 'lambda of eq. 3', finite, 0.1)
     .option('--no-merge', 'drop the other visual tokens instead of merging them');
@@ -65,33 +103,60 @@ export interface PruningFlags {
   keep?: number | 'all';
   keepRatio?: number;
   taskShare: number;
-  alignment: 'fcma' | 'fcma-clamped' | 'mean';
+  allocation?: Allocation;
+  alignment?: 'fcma' | 'fcma-clamped' | 'mean';
   lambda: number;
   merge: boolean;
 }
 
-export interface ModelFlags extends DeviceOptions {
+export interface ModelFlags extends DeviceOptions, ImageFlags {
   model?: string;
   clip?: string;
+  dtype?: Dtype;
+  task?: VisionModelOptions['task'];
+  siglip?: string;
+  anyres?: Anyres;
+  newline?: Newline;
+  classRows?: ClassRows;
+}
+
+/** What flags say of pruning, without how much. */
+export function pruningOf({ taskShare, allocation, alignment, lambda, merge }: PruningFlags) {
+  return { taskShare, allocation, alignment, lambda, merge } satisfies VisionPruneOptions;
+}
+
+/** A model folder, how its family is run, and the options that it is opened with. */
+export interface ChosenModel {
+  readonly folder: string;
+  readonly kind: ModelKind;
+  /** `clip` is given where the tower is CLIP's. */
+  readonly options: VisionModelOptions & { readonly clip: string };
 }
 
 /**
- * The two model folders of a command.
- * @throws DesapError `ERR_FILE` when none was given and this is not a clone
+ * The model of a command.
+ * @throws DesapError `ERR_FILE` when a folder is needed, none was given, and this is not a clone; `ERR_VALUE` for a family that is not taken
  */
-export async function modelFolders({ model, clip }: ModelFlags): Promise<{ model: string; clip: string }> {
-  const shipped = async (name: string, option: string) => {
-    const folder = join(MODELS, name);
-    if (await isFile(join(folder, 'config.json'))) return folder;
-    throw new DesapError(
-      'ERR_FILE',
-      `${option}: got no folder, and the example model is not at ${folder}; give ${option}, or work in a clone of the repository`,
-    );
-  };
-  return {
-    model: model ?? (await shipped('tiny-llava', '--model')),
-    clip: clip ?? (await shipped('tiny-clip', '--clip')),
-  };
+export async function chosenModel(flags: ModelFlags): Promise<ChosenModel> {
+  const folder = flags.model ?? (await shipped('tiny-llava', '--model'));
+  const kind = await modelKind(folder);
+  if (flags.frames !== undefined && !kind.isForVideos)
+    throw mismatch('ERR_VALUE', '--frames', `${flags.frames}`, 'a model for videos beside it');
+  const clip = flags.clip ?? (kind.isClip ? await shipped('tiny-clip', '--clip') : undefined);
+  const { dtype, task, siglip, anyres, newline, classRows } = flags;
+  const given = Object.entries({ clip, dtype, task, siglip, anyres, newline, classRows }).filter(
+    ([, value]) => value !== undefined,
+  );
+  return { folder, kind, options: { ...deviceOptions(flags), ...Object.fromEntries(given) } as ChosenModel['options'] };
+}
+
+async function shipped(name: string, option: string): Promise<string> {
+  const folder = join(MODELS, name);
+  if (await isFile(join(folder, 'config.json'))) return folder;
+  throw new DesapError(
+    'ERR_FILE',
+    `${option}: got no folder, and the example model is not at ${folder}; give ${option}, or work in a clone of the repository`,
+  );
 }
 
 const number = (text: string): number => (text.trim() === '' ? Number.NaN : Number(text));

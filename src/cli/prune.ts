@@ -1,20 +1,20 @@
 import { Command } from 'commander';
-import { deviceOptions } from '../devices/open.js';
 import { mismatch } from '../errors.js';
 import { writeWhole } from '../files.js';
-import { ImageProcessor, type RgbImage } from '../vision/image-processor.js';
 import { openVisionModel } from '../vision/open.js';
-import type { PrunedFeatures, Tile } from '../vision/vision-model.js';
+import type { EncodedImage, PrunedFeatures } from '../vision/vision-model.js';
+import type { Strip } from './images/reader.js';
 import {
+  chosenModel,
   type ModelFlags,
-  modelFolders,
   type PruningFlags,
   print,
   printJson,
+  pruningOf,
   withModels,
   withPruning,
 } from './options.js';
-import { renderKept } from './render.js';
+import { type KeptView, renderKept } from './render.js';
 
 interface Flags extends ModelFlags, PruningFlags {
   keep?: number;
@@ -25,33 +25,34 @@ interface Flags extends ModelFlags, PruningFlags {
 export function pruneCommand(): Command {
   return withPruning(withModels(new Command('prune')))
     .description('Show which patches of an image a question keeps, and why.')
-    .argument('<image>', 'PNG, JPEG, WebP, ... file')
-    .argument('[question]', 'the question, for the CLIP text tower; --task-share 0 needs none')
-    .option('-o, --output <file>', 'draw the kept patches and the maps (PNG)')
-    .option('--json', 'print indices, source, assignment, counts, maps and timings as JSON')
+    .argument('<image>', 'PNG, JPEG, WebP, ... file; Video-LLaVA also: a video file, or a folder of frames')
+    .argument('[question]', 'the question; --task-share 0 needs none')
+    .option('-o, --output <file>', 'draw the kept patches and the maps, of each tile or frame (PNG)')
+    .option('--json', 'print indices, source, assignment, counts, tiles, maps and timings as JSON')
     .addHelpText(
       'after',
       `
 Examples:
   $ desap prune models/eval/demo/02.png "what color is the star ?" --keep 16 -o kept.png
   $ desap prune photo.png "where is the red thing ?" --keep-ratio 0.1 --json
-  $ desap prune photo.png --task-share 0 --keep 16`,
+  $ desap prune photo.png --task-share 0 --keep 16
+  $ desap prune photo.png "where is the red thing ?" --keep 100 --allocation image --model SmolVLM-500M-Instruct`,
     )
     .action(async (file: string, question: string | undefined, flags: Flags, command: Command) => {
-      const { keep, keepRatio, taskShare, alignment, lambda, merge, output } = flags;
+      const { keep, keepRatio, taskShare, output } = flags;
       if (keep === undefined && keepRatio === undefined) command.error('--keep or --keep-ratio is missing');
       if (question === undefined && taskShare > 0)
         command.error('the question is missing; only --task-share 0 needs none');
-      const { model, clip } = await modelFolders(flags);
-      const images = await ImageProcessor.open(model);
-      const rgb = await images.rgb(file);
-      const vision = await openVisionModel(model, { ...deviceOptions(flags), clip });
+      const { folder, kind, options } = await chosenModel(flags);
+      const read = await (await kind.images(folder, flags)).read(file);
+      const vision = await openVisionModel(folder, options);
       try {
-        const [image] = await vision.encode({ pixelValues: images.normalize(rgb) });
-        const options = { keep, keepRatio, taskShare, alignment, lambda, merge, maps: true };
-        const kept = await image.prune(taskShare > 0 ? (question as string) : null, options);
-        if (output !== undefined) await writeWhole(output, await draw(rgb, image.tiles, kept, question ?? ''));
-        if (flags.json) printJson(forPrograms(question, kept, vision.device));
+        const [image] = await vision.encode(read.inputs);
+        const how = { ...pruningOf(flags), keep, keepRatio, maps: true };
+        const kept = await image.prune(taskShare > 0 ? (question as string) : null, how);
+        if (output !== undefined)
+          await writeWhole(output, await draw(await read.strips(image), kept, { question: question ?? '' }));
+        if (flags.json) printJson(forPrograms(question, image, kept, vision.device));
         else summarize(kept, vision.deviceDescription, output);
         image.dispose();
       } finally {
@@ -62,27 +63,56 @@ Examples:
 
 /** {@link renderKept} for one pruning with maps. */
 export async function draw(
-  image: RgbImage,
-  tiles: readonly Tile[],
-  { indices, source, maps }: PrunedFeatures,
-  question: string,
-  answer?: string,
+  strips: readonly Strip[],
+  kept: PrunedFeatures,
+  words: Pick<KeptView, 'question' | 'answer'>,
 ): Promise<Uint8Array> {
-  const [tile] = tiles;
-  if (!maps || tiles.length > 1) throw mismatch('ERR_SHAPE', 'image', `${tiles.length} tiles`, 'one, to draw it');
-  return renderKept(image, { indices, source, ...maps, rows: tile.rows, columns: tile.columns, question, answer });
+  return renderKept(strips.map((strip, i) => viewOf(strip, kept, i === 0 ? words : { question: '' })));
 }
 
-function forPrograms(question: string | undefined, kept: PrunedFeatures, device: string) {
-  const { indices, source, assignment, counts, maps, timings } = kept;
-  return { question, device, patches: assignment.length, indices, source, assignment, counts, maps, timings };
+/** What was kept, cell by cell of a strip. */
+function viewOf(strip: Strip, { indices, source, maps }: PrunedFeatures, words: Pick<KeptView, 'question' | 'answer'>) {
+  if (!maps) throw mismatch('ERR_VALUE', 'maps', 'none', 'those of a pruning that is drawn');
+  const { rows, columns, image, title } = strip;
+  const places = Array.from({ length: rows * columns }, (_, cell) =>
+    strip.place(Math.floor(cell / columns), cell % columns),
+  );
+  const cells = new Map(places.map((place, cell) => [place, cell]));
+  const shown = [...indices.keys()].filter((k) => cells.has(indices[k]));
+  const map = (values: Float32Array) => Float32Array.from(places, (place) => values[place]);
+  return {
+    ...{ image, title, rows, columns, ...words },
+    indices: Int32Array.from(shown, (k) => cells.get(indices[k]) as number),
+    source: Uint8Array.from(shown, (k) => source[k]),
+    task: maps.task && map(maps.task),
+    saliency: map(maps.saliency),
+  };
 }
 
-function summarize({ indices, source, assignment, timings }: PrunedFeatures, device: string, output?: string): void {
-  const list = (which: number) => [...indices].filter((_, at) => source[at] === which).join(' ');
-  print(`kept ${indices.length} of ${assignment.length} patches on: ${device}`);
-  print(`by task:     ${list(0)}`);
-  print(`by saliency: ${list(1)}`);
+function forPrograms(
+  question: string | undefined,
+  { medium, tiles }: EncodedImage,
+  kept: PrunedFeatures,
+  device: string,
+) {
+  const { indices, source, assignment, counts, tileCounts, task, maps, timings } = kept;
+  const image = { medium, patches: assignment.length, tiles, tileCounts: tileCounts };
+  return { question, device, ...image, indices, source, assignment, counts, task, maps, timings };
+}
+
+/** By `source`. */
+const MARKER = 2;
+
+function summarize(kept: PrunedFeatures, device: string, output?: string): void {
+  const { indices, source, assignment, tileCounts, task, timings } = kept;
+  const list = (which: number) => [...indices].filter((_, at) => source[at] === which);
+  const markers = list(MARKER);
+  const units = indices.length - markers.length;
+  print(`kept ${units} of ${assignment.length} patches on: ${device}`);
+  if (tileCounts.length > 1) print(`by tile:     ${tileCounts.join(' ')}`);
+  print(`by task:     ${list(0).join(' ')}${task && task.form !== 'clip' ? ` (form: ${task.form})` : ''}`);
+  print(`by saliency: ${list(1).join(' ')}`);
+  if (markers.length > 0) print(`markers:     ${markers.join(' ')}`);
   const { vision, analyze, text, prune, projector } = timings;
   const ms = (value: number) => value.toFixed(1);
   print(

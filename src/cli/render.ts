@@ -1,8 +1,12 @@
 import { optional } from '../optional.js';
 import type { RgbImage } from '../vision/image-processor.js';
 
-/** What {@link renderKept} shows of one pruning. P patches row by row, K kept. */
+/** What {@link renderKept} shows of one image, tile or frame. P patches row by row, K kept. */
 export interface KeptView {
+  /** What the encoder saw, so that patches lie on the grid. */
+  readonly image: RgbImage;
+  /** What it is, where there are several. */
+  readonly title?: string;
   readonly indices: Int32Array;
   /** 0 task, 1 saliency. */
   readonly source: Uint8Array;
@@ -55,13 +59,48 @@ const HEAT: readonly Rgb[] = [
 
 /**
  * A PNG with two or three panels: the image with dropped patches greyed and kept ones outlined by what chose them, and the task map
- * (where there is one) and the saliency map as heat over the image.
- *
- * @param image what the encoder saw, so that patches lie on the grid
+ * (where there is one) and the saliency map as heat over the image. Several views stand one below the other.
  */
-export async function renderKept(image: RgbImage, view: KeptView): Promise<Uint8Array> {
+export async function renderKept(views: readonly KeptView[]): Promise<Uint8Array> {
   const { default: sharp } = await optional(() => import('sharp'), 'sharp', 'drawing images');
-  const panels = panelsOf(image, view);
+  const drawn: Drawn[] = [];
+  for (const view of views) drawn.push(await renderView({ ...view, image: await shrunk(view.image, sharp) }, sharp));
+  if (drawn.length === 1) return drawn[0].png;
+  const width = Math.max(...drawn.map((one) => one.width));
+  let height = 0;
+  const layers = drawn.map(({ png, height: own }) => {
+    const layer = { input: Buffer.from(png), left: 0, top: height };
+    height += own;
+    return layer;
+  });
+  return sharp({ create: { width, height, channels: 3, background: '#ffffff' } })
+    .composite(layers)
+    .png()
+    .toBuffer();
+}
+
+type Sharp = typeof import('sharp')['default'];
+interface Drawn {
+  readonly png: Uint8Array;
+  readonly width: number;
+  readonly height: number;
+}
+
+/** The longest edge of a panel. */
+const MAX_EDGE = 960;
+
+async function shrunk(image: RgbImage, sharp: Sharp): Promise<RgbImage> {
+  const scale = MAX_EDGE / Math.max(image.width, image.height);
+  if (scale >= 1) return image;
+  const [width, height] = [image.width, image.height].map((edge) => Math.max(1, Math.round(edge * scale)));
+  const raw = { width: image.width, height: image.height, channels: 3 } as const;
+  const data = await sharp(image.data, { raw }).resize({ width, height, fit: 'fill' }).raw().toBuffer();
+  return { data, width, height };
+}
+
+async function renderView(view: KeptView, sharp: Sharp): Promise<Drawn> {
+  const { image } = view;
+  const panels = panelsOf(view);
   const side = panelSide(image);
   const left = (panel: number) => MARGIN + panel * (side.width + MARGIN);
   const layout: Layout = { width: left(panels.length), height: TITLE + side.height + LEGEND, side, left };
@@ -77,20 +116,25 @@ export async function renderKept(image: RgbImage, view: KeptView): Promise<Uint8
     })),
   );
   const { width, height } = layout;
-  return sharp({ create: { width, height, channels: 3, background: '#ffffff' } })
+  const png = await sharp({ create: { width, height, channels: 3, background: '#ffffff' } })
     .composite([...layers, { input: Buffer.from(drawing(view, panels, layout)), left: 0, top: 0 }])
     .png()
     .toBuffer();
+  return { png, width, height };
 }
 
-function panelsOf(image: RgbImage, view: KeptView): Panel[] {
-  const { indices, task, saliency } = view;
+function panelsOf(view: KeptView): Panel[] {
+  const { indices, task, saliency, title: name } = view;
   const kept = new Set(indices);
-  const pixels = paint(image, view, (rgb, patch) => (kept.has(patch) ? rgb : faded(rgb)));
-  const own: Panel = { title: `kept ${indices.length} of ${saliency.length} patches`, pixels, heat: false };
+  const pixels = paint(view, (rgb, patch) => (kept.has(patch) ? rgb : faded(rgb)));
+  const own: Panel = {
+    title: `${name === undefined ? '' : `${name}: `}kept ${indices.length} of ${saliency.length} patches`,
+    pixels,
+    heat: false,
+  };
   const map = (title: string, values: Float32Array, source: number): Panel => ({
     title,
-    pixels: heat(image, view, values),
+    pixels: heat(view, values),
     source,
     heat: true,
   });
@@ -107,7 +151,7 @@ function panelSide({ width, height }: RgbImage): { width: number; height: number
   return { width: width * factor, height: height * factor };
 }
 
-function paint(image: RgbImage, { rows, columns }: KeptView, color: (rgb: Rgb, patch: number) => Rgb): Uint8Array {
+function paint({ image, rows, columns }: KeptView, color: (rgb: Rgb, patch: number) => Rgb): Uint8Array {
   const { data, width, height } = image;
   const out = new Uint8Array(data.length);
   for (let i = 0; i < data.length; i += 3) {
@@ -125,10 +169,10 @@ function faded(rgb: Rgb): Rgb {
   return [grey, grey, grey];
 }
 
-function heat(image: RgbImage, view: KeptView, map: Float32Array): Uint8Array {
+function heat(view: KeptView, map: Float32Array): Uint8Array {
   const [low, high] = [Math.min(...map), Math.max(...map)];
   const span = high > low ? high - low : 1;
-  return paint(image, view, (rgb, patch) => mixed(heatColor((map[patch] - low) / span), 0.72, luminance(rgb)));
+  return paint(view, (rgb, patch) => mixed(heatColor((map[patch] - low) / span), 0.72, luminance(rgb)));
 }
 
 function heatColor(value: number): Rgb {

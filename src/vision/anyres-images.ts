@@ -36,7 +36,8 @@ export class AnyresImageProcessor {
   private constructor(
     /** What turns bytes into `pixel_values`. */
     private readonly values: ImageProcessor,
-    private readonly rule: TileRule,
+    /** How images are cut into tiles. */
+    readonly rule: TileRule,
     private readonly resampling: number,
   ) {}
 

@@ -3,7 +3,7 @@ import { Template } from '@huggingface/jinja';
 import { isFile, readJsonIfThere, readText } from '../files.js';
 
 /** A part of a message, as the templates of processors take it. */
-export type ContentPart = { readonly type: 'image' } | { readonly type: 'text'; readonly text: string };
+export type ContentPart = { readonly type: 'image' | 'video' } | { readonly type: 'text'; readonly text: string };
 
 export interface Message {
   readonly role: 'system' | 'user' | 'assistant';

@@ -53,6 +53,8 @@ export interface Described extends ModelFolder {
 
 /** One implementation of `VisionModel`. */
 export interface Family {
+  /** As {@link VisionModel.family}. */
+  readonly name: string;
   open(model: Described, options: VisionModelOptions): Promise<VisionModel>;
   /** For a model that Transformers.js has loaded; null where it has no class for it. */
   readonly loaded: LoadedFamily | null;
@@ -71,6 +73,7 @@ export interface LoadedFamily {
 const FILE = 'the vision encoder';
 
 const LLAVA: Family = {
+  name: 'llava',
   open: ({ visionEncoder }, { dtype: _, ...options }) => LlavaVision.open(visionEncoder, options),
   loaded: {
     // Its own checks are those of its parts; its questions are for the CLIP text tower.
@@ -81,23 +84,27 @@ const LLAVA: Family = {
 };
 
 const LLAVA_NEXT: Family = {
+  name: 'llava_next',
   open: ({ visionEncoder, folder, config }, { dtype: _, ...options }) =>
     LlavaNextVision.open(visionEncoder, { ...options, model: folder, config }),
   loaded: null,
 };
 
 const VIDEO_LLAVA: Family = {
+  name: 'video_llava',
   open: ({ visionEncoder }, { dtype: _, ...options }) => VideoLlavaVision.open(visionEncoder, options),
   loaded: null,
 };
 
 const PHI3: Family = {
+  name: 'phi3_v',
   open: ({ visionEncoder }, { dtype: _, ...options }) => Phi3Vision.open(visionEncoder, options),
   loaded: null,
 };
 
 /** The config of the original is that of a LLaVA, with a tower for videos beside that for images. */
 const ORIGINAL_VIDEO: Family = {
+  name: 'video_llava',
   open: ({ visionEncoder }, { dtype: _, ...options }) =>
     VideoLlavaVision.open(visionEncoder, { kind: 'video-llava', ...options }),
   loaded: null,
@@ -105,6 +112,7 @@ const ORIGINAL_VIDEO: Family = {
 
 function block(family: BlockFamily, Vision = BlockVision): Family {
   return {
+    name: family.name,
     open: ({ visionEncoder, folder, config }, options) =>
       Vision.openAs(family, visionEncoder, { ...options, model: folder, config }),
     loaded: {
@@ -142,6 +150,9 @@ const FAMILIES: Readonly<Record<string, Family>> = {
   qwen3_5_moe: OF_QWEN,
 };
 
+/** Every `model_type` that is taken. */
+export const MODEL_TYPES: readonly string[] = Object.keys(FAMILIES);
+
 /** Families whose encoder has no last self-attention over patches, and what can be done for them all the same. */
 const BY_HAND = 'ImageAnalysis.from prunes its features by a saliency map of your own';
 const FASTVLM = `with a FastViT encoder: convolutions stand where a last self-attention over patches is needed; ${BY_HAND}`;
@@ -177,7 +188,7 @@ export function familyOf(name: string, config: ModelConfig): Family {
   if (family === LLAVA) return config.mm_video_tower ? ORIGINAL_VIDEO : familyOfTower(name, config);
   if (family !== undefined) return family;
   const why = Object.hasOwn(REFUSED, type) ? ` ${REFUSED[type]}` : '';
-  throw mismatch('ERR_VALUE', `${name}.model_type`, `${describe(type)}${why}`, alternatives(Object.keys(FAMILIES)));
+  throw mismatch('ERR_VALUE', `${name}.model_type`, `${describe(type)}${why}`, alternatives(MODEL_TYPES));
 }
 
 /**

@@ -30,7 +30,7 @@ const KINDS = ['video-llava-hf', 'video-llava'] as const;
 
 /** Whether the class token's row of each frame stays among the frame's tokens. */
 export type ClassRows = (typeof CLASS_ROWS)[number];
-const CLASS_ROWS = ['keep', 'drop'] as const;
+export const CLASS_ROWS = ['keep', 'drop'] as const;
 
 /** Options of {@link VideoLlavaVision.open}. */
 export interface VideoLlavaVisionOptions extends ClipEncoderOptions {

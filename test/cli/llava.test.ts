@@ -5,6 +5,7 @@ import { InferenceSession } from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Llava } from '../../src/cli/llava/llava.js';
 import { Tensor } from '../../src/tensor.js';
+import { ImageProcessor } from '../../src/vision/index.js';
 import { relativeError } from '../support.js';
 
 const MODEL = 'models/tiny-llava';
@@ -43,7 +44,7 @@ describe('Llava', () => {
 
   it('all tokens and every patch are what the file itself computes', async () => {
     const session = await InferenceSession.create(`${MODEL}/onnx/vision_encoder.onnx`);
-    const pixelValues = await llava.images.process(IMAGE);
+    const pixelValues = await (await ImageProcessor.open(MODEL)).process(IMAGE);
     const { [session.outputNames[0]]: want } = await session.run({ [session.inputNames[0]]: pixelValues });
     using seen = await llava.see(IMAGE);
     const kept = await seen.answer(QUESTION, { keep: 144 });
@@ -57,7 +58,7 @@ describe('Llava', () => {
 
   it('takes bytes, decoded pixels and many questions', async () => {
     using fromBytes = await llava.see(new Uint8Array(await readFile(IMAGE)));
-    using fromPixels = await llava.see(await llava.images.rgb(IMAGE));
+    using fromPixels = await llava.see(await (await ImageProcessor.open(MODEL)).rgb(IMAGE));
     for (const question of [QUESTION, 'what shape is the green thing ?', 'is there a red ring ?']) {
       const a = await fromPixels.answer(question, { keep: 24 });
       const b = await fromBytes.answer(question, { keep: 24 });

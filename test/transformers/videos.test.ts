@@ -1,6 +1,6 @@
 /** Videos in attached models, which Transformers.js itself does not encode, against what Hugging Face's classes say of them. */
 import { join } from 'node:path';
-import { type DynamicCache, type PreTrainedModel, type Processor, Tensor } from '@huggingface/transformers';
+import { type PreTrainedModel, Tensor } from '@huggingface/transformers';
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { attach, type CallOptions, type PrunedImage } from '../../src/transformers/index.js';
@@ -13,7 +13,6 @@ const COUNT = 8;
 
 describe.each(QWEN_FAMILIES)('%s', (family) => {
   let model: PreTrainedModel;
-  let processor: Processor;
   let cases: VideoCase[];
   let never: number[];
   let config: { image_token_id: number; video_token_id: number };
@@ -23,7 +22,7 @@ describe.each(QWEN_FAMILIES)('%s', (family) => {
   let pruned: readonly PrunedImage[] = [];
 
   beforeAll(async () => {
-    ({ model, processor } = await load(ROOT, family));
+    ({ model } = await load(ROOT, family));
     [cases, { never_generated: never }] = await Promise.all([videosOf(family), expectedOf(family)]);
     config = model.config as never;
     vision = await QwenVision.open(join(ROOT, family, 'onnx', 'vision_encoder.onnx'));
@@ -31,7 +30,7 @@ describe.each(QWEN_FAMILIES)('%s', (family) => {
     const onPruned = (images: readonly PrunedImage[]) => {
       pruned = images;
     };
-    detach = await attach(model, { model: join(ROOT, family), keep: 'all', question: 'what moves?', onPruned });
+    detach = await attach(model, { model: join(ROOT, family), keep: 'all', onPruned });
   });
   afterAll(async () => {
     await detach();
@@ -92,6 +91,35 @@ describe.each(QWEN_FAMILIES)('%s', (family) => {
         expect(got, `${given.name}, ${JSON.stringify(options)}`).toEqual(wanted);
       }
     }
+  });
+
+  it('reads the question from a prompt with videos, without the times of their frames', async () => {
+    const inputs = inputsOf(cases[0]);
+    await generate(inputs, { keep: 9, taskShare: 1 });
+    const read = pruned.map(({ indices }) => indices);
+    await generate(inputs, { keep: 9, taskShare: 1, question: 'what moves?' });
+    expect(read).toEqual(pruned.map(({ indices }) => indices));
+  });
+
+  it('continues a pruned cache as if it had not stopped', async () => {
+    const desap = { keep: 5, taskShare: 0 };
+    const { input_ids, attention_mask: _, pixel_values_videos, ...grids } = inputsOf(cases[1]);
+    const how = { max_new_tokens: 3, eos_token_id: null as unknown as number, desap };
+    const run = async (inputs: object) =>
+      (await model.generate({ ...inputs, ...how, return_dict_in_generate: true } as never)) as unknown as {
+        sequences: Tensor;
+        past_key_values: DynamicCache;
+      };
+    const masked = (all: bigint[]) => {
+      const dims = [1, all.length];
+      return { input_ids: int64(all, dims), attention_mask: int64(new Array(all.length).fill(1), dims) };
+    };
+    const first = await run({ ...masked([...(input_ids.data as BigInt64Array)]), pixel_values_videos, ...grids });
+    const turn = tokens(processor, '<|im_start|>user\nand now?<|im_end|>\n<|im_start|>assistant\n');
+    const all = masked([...(first.sequences.data as BigInt64Array), ...(turn.data as BigInt64Array)]);
+    const whole = await run({ ...all, pixel_values_videos, ...grids });
+    const got = await run({ ...all, ...grids, past_key_values: first.past_key_values });
+    expect(got.sequences.tolist()).toEqual(whole.sequences.tolist());
   });
 
   /** The ids of each sequence alone, over plain onnxruntime: what stays has the positions that Hugging Face gives it. */

@@ -157,7 +157,7 @@ describe('special tokens', () => {
       'chat_template.jinja': BOTH,
     });
     const chat = await Chat.open(folder);
-    expect([chat.imageTokenId, [...chat.endTokens]]).toEqual([419, [2]]);
+    expect([chat.prompt('a', 1).visualId, [...chat.endTokens]]).toEqual([419, [2]]);
     expect(chat.text([])).toBe('');
   });
 

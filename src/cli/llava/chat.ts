@@ -1,31 +1,39 @@
 import { join } from 'node:path';
 import type { Tokenizer } from '@huggingface/tokenizers';
 import { DesapError, invalid } from '../../errors.js';
-import { readJson, readJsonIfThere } from '../../files.js';
+import { readJson } from '../../files.js';
 import { readTextFiles } from '../../vision/text-files.js';
+import type { EncodedImage } from '../../vision/vision-model.js';
+import { type GenerationConfig, MAX_NEW_TOKENS, readGeneration } from '../generation.js';
 import { formPrompt, type PromptForm, type PromptWriter, requireTemplate, templatePrompt } from './prompt.js';
-
-interface GenerationConfig {
-  eos_token_id?: number | number[] | null;
-  max_new_tokens?: number | null;
-}
 
 interface ModelConfig extends GenerationConfig {
   image_token_id?: number;
   image_token_index?: number;
+  video_token_id?: number;
+  video_token_index?: number;
   text_config?: GenerationConfig;
+}
+
+type Medium = EncodedImage['medium'];
+
+/** How one medium stands in prompts: an image, or a video. */
+interface Placeholder {
+  readonly token: string;
+  /** The id of one visual token. */
+  readonly id: number;
+  readonly write: PromptWriter;
 }
 
 /** The text side of a LLaVA folder: questions to token ids, token ids to answers, and which tokens end an answer. */
 export class Chat {
   private constructor(
     private readonly tokenizer: Tokenizer,
-    private readonly write: PromptWriter,
     private readonly startToken: string | undefined,
-    private readonly imageToken: string,
-    /** The placeholder of one visual token. */
-    readonly imageTokenId: number,
+    private readonly placeholder: (medium: Medium) => Placeholder,
     readonly endTokens: ReadonlySet<number>,
+    /** Ids that are never generated. */
+    readonly suppressed: ReadonlySet<number>,
     readonly maxNewTokens: number,
   ) {}
 
@@ -35,52 +43,59 @@ export class Chat {
    *   without its parts; `ERR_MISSING_PACKAGE`
    */
   static async open(folder: string, form?: PromptForm): Promise<Chat> {
-    const [config, given, files] = await Promise.all([
-      readJson<ModelConfig>(join(folder, 'config.json')),
-      readJsonIfThere<GenerationConfig>(join(folder, 'generation_config.json')),
+    const path = join(folder, 'config.json');
+    const [config, given, { tokenizer, names, templates }] = await Promise.all([
+      readJson<ModelConfig>(path),
+      readGeneration(folder),
       readTextFiles(folder, 'reading prompts'),
     ]);
-    const { tokenizer, names, templates } = files;
-    const imageTokenId = config.image_token_id ?? config.image_token_index ?? idOf(tokenizer, names.image_token);
-    const imageToken = imageTokenId === undefined ? undefined : tokenizer.id_to_token(imageTokenId);
-    if (imageTokenId === undefined || imageToken === undefined)
-      throw new DesapError(
-        'ERR_FILE',
-        `${join(folder, 'config.json')}: got image_token_id ${imageTokenId}, wanted the id of a token of tokenizer.json`,
-      );
+    const placeholder = (medium: Medium): Placeholder => {
+      const id =
+        config[`${medium}_token_id`] ?? config[`${medium}_token_index`] ?? idOf(tokenizer, names[`${medium}_token`]);
+      const token = id === undefined ? undefined : tokenizer.id_to_token(id);
+      if (id === undefined || token === undefined)
+        throw new DesapError(
+          'ERR_FILE',
+          `${path}: got ${medium}_token_id ${id}, wanted the id of a token of tokenizer.json`,
+        );
+      const write =
+        form === undefined
+          ? templatePrompt(requireTemplate(folder, templates), token, medium)
+          : formPrompt(form, token);
+      return { token, id, write };
+    };
+    const image = placeholder('image');
     const end =
-      given?.eos_token_id ??
+      given.eos_token_id ??
       config.eos_token_id ??
       config.text_config?.eos_token_id ??
       idOf(tokenizer, names.eos_token) ??
       [];
     return new Chat(
       tokenizer,
-      form === undefined
-        ? templatePrompt(requireTemplate(folder, templates), imageToken)
-        : formPrompt(form, imageToken),
       names.bos_token,
-      imageToken,
-      imageTokenId,
+      (medium) => (medium === 'image' ? image : placeholder(medium)),
       new Set([end].flat()),
-      given?.max_new_tokens ?? 128,
+      new Set(given.suppress_tokens ?? []),
+      given.max_new_tokens ?? MAX_NEW_TOKENS,
     );
   }
 
   /**
-   * The prompt of a question, with `patches` placeholders for the image, and where they begin.
-   * @throws DesapError `ERR_VALUE` for a question with a placeholder of its own
+   * The prompt of a question, with `patches` placeholders for the image or the video, where they begin, and their id.
+   * @throws DesapError `ERR_VALUE` for a question with a placeholder of its own; `ERR_FILE` for a folder without placeholder for videos
    */
-  prompt(question: string, patches: number): { ids: number[]; at: number } {
-    const text = this.write(question);
+  prompt(question: string, patches: number, medium: Medium = 'image'): { ids: number[]; at: number; visualId: number } {
+    const { token, id: visualId, write } = this.placeholder(medium);
+    const text = write(question);
     // As in Hugging Face's processors: no second start token where the template writes one itself.
     const starts = this.startToken !== undefined && text.startsWith(this.startToken);
     const { ids } = this.tokenizer.encode(text, { add_special_tokens: !starts });
-    const at = ids.indexOf(this.imageTokenId);
-    if (at < 0 || ids.includes(this.imageTokenId, at + 1))
-      throw invalid('ERR_VALUE', 'question', question, `a question without ${this.imageToken}`);
-    ids.splice(at, 1, ...new Array<number>(patches).fill(this.imageTokenId));
-    return { ids, at };
+    const at = ids.indexOf(visualId);
+    if (at < 0 || ids.includes(visualId, at + 1))
+      throw invalid('ERR_VALUE', 'question', question, `a question without ${token}`);
+    ids.splice(at, 1, ...new Array<number>(patches).fill(visualId));
+    return { ids, at, visualId };
   }
 
   /** The text of generated tokens. */

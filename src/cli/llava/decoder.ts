@@ -17,6 +17,8 @@ export interface GenerateOptions {
   maxNewTokens: number;
   /** Token ids that end the answer. The one that is generated belongs to it. */
   endTokens: ReadonlySet<number>;
+  /** Token ids that are never generated. */
+  suppressed: ReadonlySet<number>;
   /** Embeddings of token ids, float32 [1, n, W]. */
   embed(ids: readonly number[]): Promise<Tensor>;
 }
@@ -61,12 +63,17 @@ export class Decoder {
       throw invalid('ERR_VALUE', 'maxNewTokens', maxNewTokens, 'a positive integer');
     const start = performance.now();
     let length = options.embeds.dims[1];
-    let step = await this.#step(options.embeds, length, options.positionIds, this.#emptyCache());
+    const run = async (embeds: Tensor, positions: Tensor, cache: Record<string, Tensor>) => {
+      const { logits, cache: next } = await this.#step(embeds, length, positions, cache);
+      return { best: lastArgMax(logits, options.suppressed), cache: next };
+    };
+    let step = await run(options.embeds, options.positionIds, this.#emptyCache());
     const prefilled = performance.now();
     const ids = [step.best];
     while (ids.length < maxNewTokens && !endTokens.has(ids[ids.length - 1])) {
       const position = int64([options.nextPosition + ids.length - 1]);
-      step = await this.#step(await options.embed(ids.slice(-1)), ++length, position, step.cache);
+      length++;
+      step = await run(await options.embed(ids.slice(-1)), position, step.cache);
       ids.push(step.best);
     }
     return { ids, timings: { prefill: prefilled - start, decode: performance.now() - prefilled } };
@@ -84,7 +91,7 @@ export class Decoder {
     const next = Object.entries(outputs).flatMap(([name, tensor]) =>
       name.startsWith('present') ? [[name.replace('present', 'past_key_values'), tensor] as const] : [],
     );
-    return { best: lastArgMax(outputs.logits), cache: Object.fromEntries(next) };
+    return { logits: outputs.logits, cache: Object.fromEntries(next) };
   }
 
   #emptyCache(): Record<string, Tensor> {
@@ -111,15 +118,15 @@ export function int64(values: readonly number[]): Tensor {
   return new Tensor('int64', BigInt64Array.from(values, BigInt), [1, values.length]);
 }
 
-/** The id of the largest logit at the last position of [1, n, vocabulary]; equal logits: the lower id. */
-function lastArgMax(logits: Tensor | undefined): number {
+/** The id of the largest logit at the last position of [1, n, vocabulary], without suppressed ids; equal logits: the lower id. */
+function lastArgMax(logits: Tensor | undefined, suppressed: ReadonlySet<number>): number {
   if (!types.isFloat32Array(logits?.data))
     throw new DesapError(
       'ERR_GRAPH',
       `logits: got ${logits?.type ?? 'no such output'}, wanted a float32 output; export the decoder with float32 inputs and outputs`,
     );
   const row = logits.data.subarray(logits.data.length - (logits.dims.at(-1) ?? 0));
-  let best = 0;
-  for (let id = 1; id < row.length; id++) if (row[id] > row[best]) best = id;
+  let best = -1;
+  for (let id = 0; id < row.length; id++) if (!suppressed.has(id) && (best < 0 || row[id] > row[best])) best = id;
   return best;
 }

@@ -3,22 +3,27 @@ import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { ASYNC_DISPOSE, DISPOSE } from '../../dispose-symbols.js';
 import { DesapError, mismatch } from '../../errors.js';
 import { requireFolder } from '../../files.js';
-import type { DeviceOptions } from '../../index.js';
 import { checkQuestion } from '../../vision/check-question.js';
 import { compact, type KeptPatches, type Positions } from '../../vision/compact.js';
-import { ImageProcessor, type ImageSource } from '../../vision/image-processor.js';
+import type { VisionModelOptions } from '../../vision/families.js';
+import type { ImageSource } from '../../vision/image-processor.js';
+import { onnxName } from '../../vision/model-folder.js';
 import { openVisionModel } from '../../vision/open.js';
 import { allOrNone, atRest, openSession, runSession } from '../../vision/session.js';
 import type { EncodedImage, PrunedFeatures, VisionModel, VisionPruneOptions } from '../../vision/vision-model.js';
+import { llavaImages } from '../images/llava.js';
+import type { ImageReader, ReadImage, Strip } from '../images/reader.js';
 import { Chat } from './chat.js';
 import { Decoder, int64 } from './decoder.js';
 import type { PromptForm } from './prompt.js';
 
 const EMBED = { argument: 'inputIds', graph: 'embed_tokens.onnx' };
 
-export interface LlavaOptions extends DeviceOptions {
+export interface LlavaOptions extends VisionModelOptions {
   /** CLIP folder of the same vision tower. */
   clip: string;
+  /** What reads images; default: one tile for each. */
+  images?: ImageReader;
   /** Default: the folder's chat template. */
   prompt?: PromptForm;
 }
@@ -67,28 +72,31 @@ export interface Answer extends Completion {
 export interface VisualTokens {
   readonly features: Tensor;
   readonly kept?: KeptPatches;
+  /** Default `image`. */
+  readonly medium?: EncodedImage['medium'];
 }
 
 /**
  * The loop from image and question to an answer, as the command line and the measurements need it: a LLaVA folder (the layout of
- * Transformers.js) over plain onnxruntime-node, greedy, one image and one question at a time.
+ * Transformers.js) over plain onnxruntime-node, greedy, one image or video and one question at a time. LLaVA-NeXT and Video-LLaVA differ
+ * in how images are read.
  */
 export class Llava {
   private constructor(
     readonly vision: VisionModel,
-    readonly images: ImageProcessor,
+    private readonly images: ImageReader,
     private readonly embedTokens: InferenceSession,
     private readonly decoder: Decoder,
     private readonly chat: Chat,
   ) {}
 
-  /** @throws DesapError as `openVisionModel`, {@link ImageProcessor.open}, {@link Chat.open} and {@link Decoder.open} */
-  static async open(folder: string, { prompt, ...vision }: LlavaOptions): Promise<Llava> {
+  /** @throws DesapError as `openVisionModel`, {@link llavaImages}, {@link Chat.open} and {@link Decoder.open} */
+  static async open(folder: string, { prompt, images: given, ...vision }: LlavaOptions): Promise<Llava> {
     await requireFolder(folder, 'a LLaVA model folder');
-    const onnx = (name: string) => join(folder, 'onnx', `${name}.onnx`);
+    const onnx = (name: string) => join(folder, 'onnx', onnxName(name, vision.dtype));
     return allOrNone(async (opened) => {
       const chat = await Chat.open(folder, prompt);
-      const images = await ImageProcessor.open(folder);
+      const images = given ?? (await llavaImages(folder));
       const embedTokens = opened(await openSession(onnx('embed_tokens'), atRest()), (session) => session.release());
       const decoder = opened(await Decoder.open(onnx('decoder_model_merged')), (part) => part.dispose());
       return new Llava(await openVisionModel(folder, vision), images, embedTokens, decoder, chat);
@@ -97,10 +105,10 @@ export class Llava {
 
   /** Encodes an image, once for all of its questions. */
   async see(image: ImageSource): Promise<SeenImage> {
-    const pixelValues = await this.images.process(image);
+    const read = await this.images.read(image);
     const start = performance.now();
-    const [encoded] = await this.vision.encode({ pixelValues });
-    return new SeenImage(this, encoded, performance.now() - start);
+    const [encoded] = await this.vision.encode(read.inputs);
+    return new SeenImage(this, encoded, { read, milliseconds: performance.now() - start });
   }
 
   /** Answers one question about one image. */
@@ -119,7 +127,7 @@ export class Llava {
    *   for original positions without the input `position_ids`
    */
   async complete(
-    { features, kept = everyRow(features) }: VisualTokens,
+    { features, kept = everyRow(features), medium }: VisualTokens,
     question: string,
     { positions = 'compact', maxNewTokens = this.chat.maxNewTokens }: CompletionOptions = {},
   ): Promise<Completion> {
@@ -129,8 +137,8 @@ export class Llava {
         "positions: got 'original', wanted 'compact': this decoder has no input position_ids",
       );
     const start = performance.now();
-    const { ids, at } = this.chat.prompt(checkQuestion(question), kept.assignment.length);
-    const prompt = compact({ inputIds: ids, imageTokenId: this.chat.imageTokenId, kept, positions });
+    const { ids, at, visualId } = this.chat.prompt(checkQuestion(question), kept.assignment.length, medium);
+    const prompt = compact({ inputIds: ids, imageTokenId: visualId, kept, positions });
     const embeds = await this.#embed(prompt.inputIds);
     const [tokens, width] = [kept.indices.length, embeds.dims[2]];
     if (features.type !== 'float32' || features.dims.join() !== `1,${tokens},${width}`)
@@ -148,6 +156,7 @@ export class Llava {
       nextPosition: prompt.nextPosition,
       maxNewTokens,
       endTokens: this.chat.endTokens,
+      suppressed: this.chat.suppressed,
       embed: (next) => this.#embed(int64(next)),
     });
     return {
@@ -178,24 +187,30 @@ export class SeenImage implements Disposable {
   constructor(
     private readonly llava: Llava,
     readonly image: EncodedImage,
-    private readonly milliseconds: number,
+    private readonly about: { readonly read: ReadImage; readonly milliseconds: number },
   ) {}
+
+  /** What can be drawn of it. */
+  strips(): Promise<Strip[]> {
+    return this.about.read.strips(this.image);
+  }
 
   /** @throws DesapError as {@link EncodedImage.prune} and {@link Llava.complete} */
   async answer(question: string, { positions, maxNewTokens, keep, ...options }: AnswerOptions = {}): Promise<Answer> {
     const completion = { positions, maxNewTokens };
+    const { medium } = this.image;
     if (keep === 'all' || (keep === undefined && options.keepRatio === undefined)) {
       const start = performance.now();
       const features = await this.image.all();
-      const encoded = { vision: this.milliseconds, prune: 0, projector: performance.now() - start };
-      const { timings, ...answer } = await this.llava.complete({ features }, question, completion);
+      const encoded = { vision: this.about.milliseconds, prune: 0, projector: performance.now() - start };
+      const { timings, ...answer } = await this.llava.complete({ features, medium }, question, completion);
       return { ...answer, timings: { ...encoded, ...timings } };
     }
     const asked = options.taskShare === 0 ? null : checkQuestion(question);
     const pruned = await this.image.prune(asked, { ...options, keep });
     const { vision, analyze, text, prune, projector } = pruned.timings;
     const { timings, ...answer } = await this.llava.complete(
-      { features: pruned.features, kept: pruned },
+      { features: pruned.features, kept: pruned, medium },
       question,
       completion,
     );

@@ -1,5 +1,5 @@
 import { DesapError, invalid } from '../../errors.js';
-import { type ChatTemplate, type Message, writesParts } from '../../vision/chat-template.js';
+import { type ChatTemplate, type ContentPart, type Message, writesParts } from '../../vision/chat-template.js';
 
 /** A prompt as text, with `{image}` and `{question}` in their places. */
 export type PromptForm = string;
@@ -30,9 +30,11 @@ export function requireTemplate(folder: string, [preferred]: readonly ChatTempla
   );
 }
 
-/** Contents that mean "an image, then this text": parts, a text with the placeholder, and parts with such a text. */
-const CONTENTS: readonly ((question: string, imageToken: string) => Message['content'])[] = [
-  (text) => [{ type: 'image' }, { type: 'text', text }],
+type Medium = Exclude<ContentPart['type'], 'text'>;
+
+/** Contents that mean "an image (or a video), then this text": parts, a text with the placeholder, and parts with such a text. */
+const CONTENTS: readonly ((question: string, imageToken: string, medium: Medium) => Message['content'])[] = [
+  (text, _, type) => [{ type }, { type: 'text', text }],
   (text, imageToken) => `${imageToken}\n${text}`,
   (text, imageToken) => [{ type: 'text', text: `${imageToken}\n${text}` }],
 ];
@@ -48,11 +50,11 @@ const TRIAL = 'desapquestion';
  *
  * @throws DesapError `ERR_FILE` for a template without such a form
  */
-export function templatePrompt(template: ChatTemplate, imageToken: string): PromptWriter {
+export function templatePrompt(template: ChatTemplate, imageToken: string, medium: Medium = 'image'): PromptWriter {
   let reason = `it does not write ${imageToken} and the question once each`;
   for (const content of CONTENTS) {
     const write: PromptWriter = (question) =>
-      template.render([{ role: 'user', content: content(question, imageToken) }], true);
+      template.render([{ role: 'user', content: content(question, imageToken, medium) }], true);
     try {
       const trial = write(TRIAL);
       if (count(trial, imageToken) === 1 && count(trial, TRIAL) === 1 && !writesParts(trial)) return write;

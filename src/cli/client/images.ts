@@ -1,0 +1,80 @@
+import type { Tensor } from '@huggingface/transformers';
+import { mismatch } from '../../errors.js';
+import { readImage } from '../../vision/image/source.js';
+import type { EncodedImage, VisionInputs } from '../../vision/vision-model.js';
+import { type ImageReader, mosaicStrip, type Strip, wholeStrip } from '../images/reader.js';
+import { openClient } from './load.js';
+
+/** What is taken of an image processor's outputs, and whether tiles can be drawn. */
+export interface Taken {
+  readonly inputs: Readonly<Record<string, keyof VisionInputs>>;
+  /** Why there is no drawing. */
+  readonly undrawn?: string;
+}
+
+/** Processors of encoders with a last block of their own. */
+export const ENCODER: Taken = {
+  inputs: {
+    pixel_values: 'pixelValues',
+    image_grid_thw: 'imageGridThw',
+    pixel_attention_mask: 'pixelAttentionMask',
+    spatial_shapes: 'spatialShapes',
+  },
+};
+
+export const PHI3: Taken = {
+  inputs: { pixel_values: 'pixelValues', image_sizes: 'imageSizes' },
+  undrawn: 'Phi-3.5-vision, whose processor pads an image before it cuts it',
+};
+
+/** Rows and columns of tiles, which processors with tiles return on demand: of each image, or of each image of each sequence. */
+type Counts = readonly (number | readonly number[])[];
+type Prepared = Readonly<Record<string, Tensor>> & {
+  readonly rows?: Counts;
+  readonly cols?: Counts;
+  readonly image_rows?: Counts;
+  readonly image_cols?: Counts;
+};
+type Prepare = (images: readonly unknown[], options: { return_row_col_info: boolean }) => Promise<Prepared>;
+
+/** Images through the folder's image processor of Transformers.js. */
+export async function clientImages(folder: string, { inputs: taken, undrawn }: Taken): Promise<ImageReader> {
+  const { transformers, id, load } = await openClient(folder);
+  const prepare = (await load(transformers.AutoImageProcessor.from_pretrained(id))) as unknown as Prepare;
+  return {
+    async read(source) {
+      const rgb = await readImage(source);
+      const { data, width, height } = rgb;
+      const prepared = await prepare([new transformers.RawImage(data, width, height, 3)], {
+        return_row_col_info: true,
+      });
+      const inputs = Object.entries(taken).flatMap(([name, own]) => (prepared[name] ? [[own, prepared[name]]] : []));
+      const [rows, columns] = [prepared.rows ?? prepared.image_rows, prepared.cols ?? prepared.image_cols].map(first);
+      return {
+        inputs: Object.fromEntries(inputs),
+        strips: async (image) => {
+          if (undrawn !== undefined) throw mismatch('ERR_VALUE', '--output', undrawn, 'a family that is drawn; --json');
+          return stripsOf(image, rgb, { rows, columns });
+        },
+      };
+    },
+  };
+}
+
+function first(counts: Counts | undefined): number {
+  return Number(counts?.flat()[0] ?? 0);
+}
+
+/** The tiles that the image is cut into, then the whole image, small; or the whole image alone. */
+function stripsOf(
+  { tiles, tokenCount }: EncodedImage,
+  image: Strip['image'],
+  grid: { rows: number; columns: number },
+): Strip[] {
+  if (tiles.length === 1) return [wholeStrip(image, tiles[0])];
+  const cut = grid.rows * grid.columns;
+  const strips = cut > 0 ? [mosaicStrip(image, tiles[0], grid)] : [];
+  const whole = tiles.at(cut);
+  if (whole) strips.push(wholeStrip(image, whole, tokenCount - whole.rows * whole.columns, 'whole image'));
+  return strips;
+}
