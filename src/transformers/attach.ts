@@ -6,7 +6,7 @@ import { type LoadedFamily, loadedFamilyOf } from '../vision/families.js';
 import { confirmFeatures, fileInputs, runTrials } from '../vision/file-features.js';
 import { asEmbeddings } from '../vision/question-table.js';
 import type { VisionModel } from '../vision/vision-model.js';
-import { FurtherInputs } from './further-inputs.js';
+import { FurtherInputs, type FurtherOutput } from './further-inputs.js';
 import { type Hooks, pruningHooks } from './hooks.js';
 import {
   furtherOutputs,
@@ -130,12 +130,18 @@ async function openVision(
     return {
       model,
       session: standIn(plain, model, { ort, inputs, sample }),
-      further: FurtherInputs.of(sessions.decoder_model_merged, model.further ?? [], ort),
+      further: FurtherInputs.of(sessions.decoder_model_merged, outputsOf(plain, model.further), ort),
     };
   } catch (error) {
     await model.dispose();
     throw error;
   }
+}
+
+/** Outputs of a session with these names. */
+function outputsOf({ outputMetadata }: ModelSession, names: readonly string[] = []): FurtherOutput[] {
+  const own = outputMetadata.filter(({ name }) => names.includes(name));
+  return own.map((output) => ({ name: output.name, shape: output.isTensor ? output.shape : [] }));
 }
 
 /** The caller's session options, or the device that the model's own vision session runs on. */

@@ -14,6 +14,12 @@ interface FurtherInput {
   readonly rank: number;
 }
 
+/** An output of the encoder besides the features, with its extents as far as the file says them. */
+export interface FurtherOutput {
+  readonly name: string;
+  readonly shape: readonly (number | string)[];
+}
+
 /** Where the visual tokens of a shortened prompt are: their rows in the order of the slots. */
 interface Placed {
   /** [rows * slots]: the image's place and the row among its kept ones, or null. */
@@ -35,22 +41,29 @@ export class FurtherInputs {
   readonly #layers = new Map<string, number>();
 
   /**
-   * @param names outputs of the encoder besides the features
+   * @param outputs of the encoder besides the features
    * @returns null for a decoder that takes none of them
    */
-  static of(decoder: ModelSession, names: readonly string[], ort: OrtModule): FurtherInputs | null {
-    return decoder.inputNames.some((name) => names.includes(name)) ? new FurtherInputs(decoder, names, ort) : null;
+  static of(decoder: ModelSession, outputs: readonly FurtherOutput[], ort: OrtModule): FurtherInputs | null {
+    const isTaken = decoder.inputNames.some((input) => outputs.some(({ name }) => name === input));
+    return isTaken ? new FurtherInputs(decoder, outputs, ort) : null;
   }
 
   private constructor(
     decoder: ModelSession,
-    names: readonly string[],
+    outputs: readonly FurtherOutput[],
     private readonly ort: OrtModule,
   ) {
+    const names = outputs.map(({ name }) => name);
     this.#inputs = decoder.inputMetadata.flatMap((input): FurtherInput[] => {
       if (!names.includes(input.name)) return [];
-      if (input.isTensor && (input.type === 'float32' || input.type === 'float16'))
+      if (input.isTensor && (input.type === 'float32' || input.type === 'float16')) {
+        // A prompt without images may come first: what is fed it has layers too.
+        const stacked = outputs.find(({ name, shape }) => name === input.name && shape.length === 3);
+        const layers = stacked && [stacked.shape[0], input.shape[0]].find((extent) => typeof extent === 'number');
+        if (layers !== undefined) this.#layers.set(input.name, layers as number);
         return [{ name: input.name, type: input.type, rank: input.shape.length }];
+      }
       throw new DesapError(
         'ERR_GRAPH',
         `model.sessions.decoder_model_merged: got the input ${input.name}, wanted floats`,

@@ -13,7 +13,7 @@ import { attach, type CallOptions, type PrunedImage } from '../../src/transforme
 import { QwenVision } from '../../src/vision/index.js';
 import { Editable } from '../onnx/editable.js';
 import { type Case, type Expected, expectedOf, inputsOf, ROOT } from './family-cases.js';
-import { ids, load } from './support.js';
+import { ids, int64, load } from './support.js';
 
 const PACKED = join(ROOT, 'qwen3_vl_packed');
 const WIDTH = 24;
@@ -100,6 +100,15 @@ describe.each<Form>(['an output for each layer', 'one output of all layers'])('%
     const output = model.generate({ ...inputs, desap, max_new_tokens, ...how } as Parameters<typeof model.generate>[0]);
     return (await ids(output)).map((row) => row.slice(inputs.input_ids.dims[1]));
   };
+
+  it('attached: takes a prompt without images before any other', async () => {
+    const detach = await attach(model, { model: folder, keep: 4 });
+    const prompt = int64([1, 2, 3], [1, 3]);
+    const ones = int64([1, 1, 1], [1, 3]);
+    const output = model.generate({ input_ids: prompt, attention_mask: ones, max_new_tokens: 2 } as never);
+    expect((await ids(output))[0]).toHaveLength(5);
+    await detach();
+  });
 
   it('attached: the decoder gets the rows of kept tokens', async () => {
     let pruned: readonly PrunedImage[] = [];

@@ -48,7 +48,7 @@ describe('what a decoder takes of visual tokens besides their features', () => {
     ],
   ] as const)('%s, and zeros in later steps', async (_, rank, of, data, dims, later) => {
     const { session, fed } = decoder({ deep: rank });
-    const further = FurtherInputs.of(session, ['deep'], ort)!;
+    const further = FurtherInputs.of(session, [{ name: 'deep', shape: [] }], ort)!;
     expect(further.session.inputNames).toEqual(['inputs_embeds']);
     const prompt = embeds();
     further.note(prompt as never, slots, images, kept(of));
@@ -61,6 +61,6 @@ describe('what a decoder takes of visual tokens besides their features', () => {
   });
 
   it('is nothing where the decoder takes none', () => {
-    expect(FurtherInputs.of(decoder({}).session, ['deep'], ort)).toBeNull();
+    expect(FurtherInputs.of(decoder({}).session, [{ name: 'deep', shape: [] }], ort)).toBeNull();
   });
 });
