@@ -1,6 +1,6 @@
 /** Videos in attached models, which Transformers.js itself does not encode, against what Hugging Face's classes say of them. */
 import { join } from 'node:path';
-import { type PreTrainedModel, Tensor } from '@huggingface/transformers';
+import { type DynamicCache, type PreTrainedModel, type Processor, Tensor } from '@huggingface/transformers';
 import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { attach, type CallOptions, type PrunedImage } from '../../src/transformers/index.js';
@@ -13,6 +13,7 @@ const COUNT = 8;
 
 describe.each(QWEN_FAMILIES)('%s', (family) => {
   let model: PreTrainedModel;
+  let processor: Processor;
   let cases: VideoCase[];
   let never: number[];
   let config: { image_token_id: number; video_token_id: number };
@@ -22,7 +23,7 @@ describe.each(QWEN_FAMILIES)('%s', (family) => {
   let pruned: readonly PrunedImage[] = [];
 
   beforeAll(async () => {
-    ({ model } = await load(ROOT, family));
+    ({ model, processor } = await load(ROOT, family));
     [cases, { never_generated: never }] = await Promise.all([videosOf(family), expectedOf(family)]);
     config = model.config as never;
     vision = await QwenVision.open(join(ROOT, family, 'onnx', 'vision_encoder.onnx'));
