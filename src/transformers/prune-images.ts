@@ -1,7 +1,7 @@
 /** Prunes the images of a prompt for its questions. */
 import type { TextEmbeddings } from '../index.js';
-import { shared, wholeImage } from '../vision/allocation.js';
-import type { PrunedFeatures, VisionPruneOptions } from '../vision/vision-model.js';
+import { massOf, shared, wholeImage } from '../vision/allocation.js';
+import type { EncodedImage, PrunedFeatures, VisionPruneOptions } from '../vision/vision-model.js';
 import { imageTokenId, type ModelInputs, type ModelTensor, videoTokenId } from './model.js';
 import { amountOf, type CallOptions, entryOf, type PrunedImage, type Question } from './options.js';
 import type { Attached, PromptImage } from './prompt-images.js';
@@ -30,9 +30,11 @@ export async function pruneImages(
   }
   const { taskShare, alignment, lambda, merge } = options;
   const how = { taskShare, alignment, lambda, merge };
-  const budgets = await budgetsOf(asked, options, how, (inputs.input_ids as ModelTensor).dims[0]);
-  const kept: PrunedFeatures[] = [];
-  for (const [i, { encoded, text }] of asked.entries()) kept.push(await encoded.prune(text, { ...how, ...budgets[i] }));
+  const budgets = await budgetsOf(attached, asked, options, how, (inputs.input_ids as ModelTensor).dims[0]);
+  const kept = await attached.vision.pruneImages(
+    ...questionsOf(asked),
+    budgets.map((budget) => ({ ...how, ...budget })),
+  );
   options.onPruned?.(
     kept.map(
       ({ indices, source, assignment, counts, tileCounts, task }, i): PrunedImage => ({
@@ -47,6 +49,7 @@ type Budgets = Pick<VisionPruneOptions, 'keep' | 'keepRatio' | 'allocation'>;
 
 /** How much to keep of each image. */
 async function budgetsOf(
+  { vision }: Attached,
   images: readonly Asked[],
   options: CallOptions,
   how: VisionPruneOptions,
@@ -55,14 +58,17 @@ async function budgetsOf(
   const { allocation } = options;
   if (allocation !== 'prompt')
     return images.map((_, i) => ({ ...amountOf(options, i, images.length), ...(allocation && { allocation }) }));
-  const masses: number[] = [];
-  for (const image of images) masses.push(await massOf(image, how));
+  const maps = await vision.mapImages(
+    ...questionsOf(images),
+    images.map(() => how),
+  );
+  const masses = maps.map((map) => massOf(map, how));
   const counts = new Map<Asked, number>();
   for (let sequence = 0; sequence < sequences; sequence++) {
     const own = images.filter((image) => image.sequence === sequence);
     if (own.length === 0) continue;
     const units = own.map(({ encoded }) => encoded.tokenCount);
-    const least = own.map(({ encoded }) => encoded.tiles.length);
+    const least = own.map(({ encoded }) => encoded.least);
     const tiles = least.reduce((sum, count) => sum + count, 0);
     const total = wholeImage(amountOf(options, sequence, sequences), units, tiles);
     const mass = own.map((image) => masses[images.indexOf(image)]);
@@ -71,11 +77,9 @@ async function budgetsOf(
   return images.map((image) => ({ keep: counts.get(image), allocation: 'image' }));
 }
 
-/** What a question finds in an image, or without one what stands out in it: the sum of a map's part above zero. */
-async function massOf({ encoded, text }: Asked, how: VisionPruneOptions): Promise<number> {
-  const { maps } = await encoded.prune(text, { ...how, keepRatio: Number.MIN_VALUE, merge: false, maps: true });
-  const map = (how.taskShare !== 0 && maps?.task) || (maps?.saliency as Float32Array);
-  return map.reduce((sum, value) => sum + Math.max(0, value), 0);
+/** The images, and their questions. */
+function questionsOf(images: readonly Asked[]): [EncodedImage[], (TextEmbeddings | null)[]] {
+  return [images.map(({ encoded }) => encoded), images.map(({ text }) => text)];
 }
 
 /** The question of one sequence: the given one, or that of its last user turn. */

@@ -1,7 +1,7 @@
 /** How the visual tokens that an image may keep are shared over its tiles. */
 import { mismatch } from '../errors.js';
 import { keepCount } from '../prune-request.js';
-import type { Budget } from './vision-model.js';
+import type { Budget, TokenMaps, VisionPruneOptions } from './vision-model.js';
 
 /**
  * K of each tile where the budget is of each: `keep`, or all units of a tile that has fewer; or their share.
@@ -52,6 +52,12 @@ export function shared(
   const byRemainder = [...quotas.keys()].sort((a, b) => quotas[b] - counts[b] - (quotas[a] - counts[a]) || a - b);
   for (const tile of byRemainder.slice(0, rest)) counts[tile]++;
   return counts;
+}
+
+/** What a question finds in a tile or an image, or without one what stands out in it: the sum of a map's part above zero. */
+export function massOf({ task, saliency }: TokenMaps, { taskShare }: Pick<VisionPruneOptions, 'taskShare'>): number {
+  const map = (taskShare !== 0 && task) || saliency;
+  return map.reduce((sum, value) => sum + Math.max(0, value), 0);
 }
 
 /** Shares in proportion to the masses, each within its bounds: those at the bound that is violated more are settled first. */

@@ -1,15 +1,15 @@
 import type { Tensor } from 'onnxruntime-common';
 import { DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch, notFinite } from '../errors.js';
-import { ImageAnalysis, type PruneOptions, type PruneResult, type TensorLike, type TextEmbeddings } from '../index.js';
+import type { ImageAnalysis, PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
 import { type OptionNames, options } from '../options.js';
 import { PRUNE_OPTIONS, textEmbeddings } from '../prune-request.js';
 import { float32, oneOf, vector } from '../tensor.js';
-import { eachTile, shared, wholeImage } from './allocation.js';
 import { checkQuestion } from './check-question.js';
 import type { TokenLayout } from './layout.js';
 import { Once } from './once.js';
+import { asEncoding, asQuestion, type PreparedImage, type Prunable, pruneTogether, rethrow } from './prune-together.js';
 import type {
   Allocation,
   Budget,
@@ -50,11 +50,11 @@ export type Comparison = Pick<PruneOptions, 'alignment' | 'lambda'>;
 export type Kept = Pick<PruneResult, 'tokens' | 'indices' | 'assignment' | 'counts'>;
 
 const { task: _, features: __, matrices: ___, ...OWN } = PRUNE_OPTIONS;
-const NAMES: OptionNames<VisionPruneOptions> = { ...OWN, allocation: true };
+export const VISION_PRUNE_OPTIONS: OptionNames<VisionPruneOptions> = { ...OWN, allocation: true };
 const ALLOCATIONS = ['tile', 'image'] as const;
 
 /** What encoded images have in common: a question's way through text encoder, pruner and connector. */
-export abstract class EncodedImageBase implements EncodedImage {
+export abstract class EncodedImageBase implements EncodedImage, Prunable {
   readonly #life: Lifetime;
   readonly #analyzed = new Map<string, Once<Analyzed>>();
   readonly medium: EncodedImage['medium'];
@@ -87,11 +87,23 @@ export abstract class EncodedImageBase implements EncodedImage {
     return this.about.layout.tiles;
   }
 
-  async prune(question: Question, given?: VisionPruneOptions): Promise<PrunedFeatures> {
-    return this.call(() => this.#prune(question, options<VisionPruneOptions>('options', given, NAMES)));
+  get least(): number {
+    return this.#parts('image').length;
   }
 
-  async #prune(question: Question, given: VisionPruneOptions): Promise<PrunedFeatures> {
+  async prune(question: Question, given?: VisionPruneOptions): Promise<PrunedFeatures> {
+    const checked = options<VisionPruneOptions>('options', given, VISION_PRUNE_OPTIONS);
+    const [pruned] = await pruneTogether([{ image: this, question, options: checked }]);
+    return pruned;
+  }
+
+  /** @internal Whether this model encoded it. */
+  isOf(owner: ImageOwner): boolean {
+    return this.owner === owner;
+  }
+
+  /** @internal What the pruner is to be asked. */
+  async prepare(question: Question, given: VisionPruneOptions): Promise<PreparedImage> {
     const { keep, keepRatio, saliency, allocation = this.#allocation, ...how } = given;
     oneOf('allocation', allocation, ALLOCATIONS);
     const budget = keep === undefined && keepRatio === undefined ? this.owner.budget : { keep, keepRatio };
@@ -107,31 +119,40 @@ export abstract class EncodedImageBase implements EncodedImage {
     const alignment = how.alignment ?? this.#alignment(text);
     const isCompared = text !== null && how.taskShare !== 0;
     const compared = { alignment, lambda: how.lambda };
-    const tasks = isCompared ? await this.taskMaps(parts, text, compared).catch(asQuestion) : null;
+    const tasks = isCompared ? await this.taskMaps(parts, text, compared).catch(rethrow(asQuestion)) : null;
     const requests = parts.map(({ places }, p) => ({
       ...how,
       alignment,
       ...(map && { saliency: Float32Array.from(places, (place) => map[place]) }),
       ...(tasks && { task: tasks[p] }),
     }));
-    const counts = await countsFor({ budget, allocation }, analyses, text, requests).catch(asQuestion);
-    const kept = await pruneAll(
-      analyses,
-      text,
-      requests.map((request, p) => ({ ...request, keep: counts[p] })),
-    ).catch(asQuestion);
-    const pruned = performance.now();
-    const whole = joined(layout, parts, kept);
-    const features = await this.#features(whole, kept);
-    const timings: VisionTimings = {
-      ...{ vision, analyze, text: asked - start, prune: pruned - analyzed, projector: performance.now() - pruned },
-      stages: whole.timings,
+    const own = { vision, analyze, text: asked - start, prune: performance.now() - analyzed };
+    const join = (kept: readonly PruneResult[]) => joined(layout, parts, kept);
+    return {
+      ...{ analyses, text, requests, budget, allocation, join },
+      finish: (kept, milliseconds) =>
+        this.#finish(join(kept), kept, {
+          task: isCompared ? { form } : null,
+          timings: { ...own, prune: own.prune + milliseconds },
+        }),
     };
-    const { unitRows: _, markerRows: __, markers: ___, ...result } = whole;
-    const task = isCompared ? { form } : null;
+  }
+
+  async #finish(
+    whole: KeptImage,
+    kept: readonly Kept[],
+    { task, timings }: Pick<PrunedFeatures, 'task'> & { timings: Omit<VisionTimings, 'projector' | 'stages'> },
+  ): Promise<PrunedFeatures> {
+    const start = performance.now();
+    const features = await this.#features(whole, kept);
+    const projector = performance.now() - start;
+    const { unitRows: _, markerRows: __, markers: ___, timings: stages, ...result } = whole;
     const further = this.further(kept);
-    const tileCounts = countsOfTiles(layout, whole);
-    return { ...result, features, ...(further && { further }), tileCounts, task, timings };
+    const tileCounts = countsOfTiles(this.about.layout, whole);
+    return {
+      ...{ ...result, features, ...(further && { further }), tileCounts, task },
+      timings: { ...timings, projector, stages },
+    };
   }
 
   /** What `keep` is of unless the caller says: all frames that are pruned as one, or else each tile. */
@@ -154,7 +175,8 @@ export abstract class EncodedImageBase implements EncodedImage {
   }
 
   async #embeddings(question: Question, taskShare = 0.5): Promise<TextEmbeddings | null> {
-    if (typeof question === 'string') return this.owner.encodeQuestion(checkQuestion(question)).catch(asQuestion);
+    if (typeof question === 'string')
+      return this.owner.encodeQuestion(checkQuestion(question)).catch(rethrow(asQuestion));
     if (question === null && taskShare === 0) return null;
     if (typeof question === 'object' && question !== null && 'embeddings' in question)
       return textEmbeddings('question', question);
@@ -204,7 +226,7 @@ export abstract class EncodedImageBase implements EncodedImage {
     const key = `${parts.length} ${this.covers(purpose)}`;
     const once = this.#analyzed.get(key) ?? new Once();
     this.#analyzed.set(key, once);
-    return once.get(() => this.makeAnalyses(parts, purpose).catch(asEncoding));
+    return once.get(() => this.makeAnalyses(parts, purpose).catch(rethrow(asEncoding)));
   }
 
   dispose(): void {
@@ -224,8 +246,8 @@ export abstract class EncodedImageBase implements EncodedImage {
     this.#life.check();
   }
 
-  /** Runs a call of the image, which is one of its model too. */
-  protected async call<T>(work: () => Promise<T>): Promise<T> {
+  /** @internal Runs a call of the image, which is one of its model too. */
+  async call<T>(work: () => Promise<T>): Promise<T> {
     return this.#life.call(() => this.owner.life.call(work));
   }
 
@@ -280,27 +302,6 @@ export function tokensOf(kept: readonly Kept[]): Tensor {
   return float32(all, [rows, width]);
 }
 
-/** K of each part. An image's K is shared by what the question finds in the parts; without one by what stands out. */
-async function countsFor(
-  { budget, allocation }: { budget: Budget; allocation: Allocation },
-  analyses: readonly ImageAnalysis[],
-  text: TextEmbeddings | null,
-  requests: readonly PruneOptions[],
-): Promise<number[]> {
-  const units = analyses.map(({ patches }) => patches);
-  if (allocation === 'tile') return eachTile(budget, units);
-  const total = wholeImage(budget, units);
-  if (units.length === 1) return [total];
-  const ask = requests.map((request) => ({ ...request, keep: 1, merge: false, maps: true }));
-  const maps = (await pruneAll(analyses, text, ask)).map((kept) => kept.maps!);
-  const isAsked = text !== null && requests[0].taskShare !== 0;
-  return shared(
-    total,
-    units,
-    maps.map(({ task, saliency }) => positive((isAsked && task) || saliency)),
-  );
-}
-
 /** A map of all tokens, checked before its parts are told apart. */
 function finiteMap(argument: string, given: Float32Array | TensorLike, tokens: number): Float32Array {
   const map = vector(argument, given, tokens);
@@ -309,38 +310,10 @@ function finiteMap(argument: string, given: Float32Array | TensorLike, tokens: n
   return map;
 }
 
-/** The sum of what is above zero. */
-function positive(map: Float32Array): number {
-  return map.reduce((sum, value) => sum + Math.max(0, value), 0);
-}
-
-/** All parts in one go. */
-async function pruneAll(
-  analyses: readonly ImageAnalysis[],
-  text: TextEmbeddings | null,
-  requests: readonly PruneOptions[],
-): Promise<PruneResult[]> {
-  if (analyses.length > 1) return ImageAnalysis.pruneBatch(analyses, text, requests);
-  return [await analyses[0].prune(text, requests[0])];
-}
-
 /** A data error of the hidden states of one tile: where an image has several, it says which. */
 export function ofTile(error: unknown, tile: number, tiles: number): unknown {
   const { row, image } = error as { row?: number; image?: number };
   // With an image's number it is of a call for several tiles, and may be another's.
   if (row === undefined || image !== undefined) return error;
   return notFinite(tiles > 1 ? `hidden states of tile ${tile}` : 'hidden states', row);
-}
-
-/** What the pruner is given is the encoder's, and not what the caller knows. */
-function asEncoding(error: unknown): never {
-  if (!(error instanceof DesapError) || error.code !== 'ERR_NOT_FINITE') throw error;
-  const text = `image: it is not finite behind the encoder (${error.message})`;
-  throw new DesapError(error.code, text, { cause: error });
-}
-
-/** What is wrong with a text, under the name that the caller has for it. */
-function asQuestion(error: unknown): never {
-  if (!(error instanceof DesapError) || !/^text\b/.test(error.message)) throw error;
-  throw new DesapError(error.code, error.message.replace(/^text(\[\d+\])?/, 'question'), { cause: error });
 }

@@ -1,7 +1,11 @@
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
-import { mismatch } from '../errors.js';
+import { invalid, mismatch } from '../errors.js';
 import type { TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
+import { options } from '../options.js';
+import { isList } from '../prune-request.js';
+import { EncodedImageBase, VISION_PRUNE_OPTIONS } from './image-base.js';
+import { type AskedImage, mapTogether, pruneTogether } from './prune-together.js';
 import {
   type Budget,
   type EncodedImage,
@@ -9,6 +13,7 @@ import {
   type InputNames,
   type PrunedFeatures,
   type Question,
+  type TokenMaps,
   type VisionInputs,
   type VisionModel,
   type VisionPruneOptions,
@@ -61,6 +66,40 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
     });
   }
 
+  async pruneImages(
+    images: readonly EncodedImage[],
+    questions: readonly Question[],
+    options?: readonly (VisionPruneOptions | undefined)[],
+  ): Promise<PrunedFeatures[]> {
+    return this.life.call(async () => pruneTogether(this.#asked(images, questions, options)));
+  }
+
+  async mapImages(
+    images: readonly EncodedImage[],
+    questions: readonly Question[],
+    options?: readonly (VisionPruneOptions | undefined)[],
+  ): Promise<TokenMaps[]> {
+    return this.life.call(async () => mapTogether(this.#asked(images, questions, options)));
+  }
+
+  /** Its own images, each with its question and its options. */
+  #asked(
+    images: readonly EncodedImage[],
+    questions: readonly Question[],
+    given?: readonly (VisionPruneOptions | undefined)[],
+  ): AskedImage[] {
+    if (!isList(images)) throw invalid('ERR_VALUE', 'images', images, 'a list of encoded images');
+    oneOfEach('questions', questions, images.length);
+    if (given !== undefined) oneOfEach('options', given, images.length);
+    return images.map((image, i) => {
+      const [argument, wanted] = [`images[${i}]`, 'one that this model encoded'];
+      if (!(image instanceof EncodedImageBase)) throw invalid('ERR_VALUE', argument, image, wanted);
+      if (!image.isOf(this)) throw mismatch('ERR_VALUE', argument, 'an image of another model', wanted);
+      const checked = options<VisionPruneOptions>(`options[${i}]`, given?.[i], VISION_PRUNE_OPTIONS);
+      return { image, question: questions[i], options: checked };
+    });
+  }
+
   dispose(): Promise<void> {
     return this.life.end(() => this.free());
   }
@@ -73,4 +112,11 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
   protected abstract encodeImages(inputs: VisionInputs | Others, names: InputNames): Promise<Image[]>;
   protected abstract encodeText(question: string): Promise<TextEmbeddings>;
   protected abstract free(): Promise<unknown>;
+}
+
+/** @throws DesapError `ERR_VALUE`, `ERR_SHAPE` */
+function oneOfEach(argument: string, list: readonly unknown[], images: number): void {
+  if (!isList(list)) throw invalid('ERR_VALUE', argument, list, 'a list with one for each image');
+  if (list.length !== images)
+    throw mismatch('ERR_SHAPE', argument, `${list.length} of them`, `${images}, one for each image`);
 }

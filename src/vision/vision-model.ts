@@ -37,9 +37,36 @@ export interface VisionModel extends AsyncDisposable {
    * @throws DesapError as {@link VisionModel.encode} and {@link EncodedImage.prune}; `ERR_SHAPE` for several images
    */
   prune(inputs: VisionInputs, question: Question, options?: VisionPruneOptions): Promise<PrunedFeatures>;
+  /**
+   * Prunes several encoded images of this model in one go, each for its question: the images of a prompt, or of a batch. Each result is
+   * what {@link EncodedImage.prune} gives for that image alone, to the bit.
+   *
+   * @param questions one for each image
+   * @param options those of each image; default: what the model was opened with
+   * @throws DesapError as {@link EncodedImage.prune}, with the image; `ERR_SHAPE` for lists of different lengths; `ERR_VALUE` for an image
+   *   that this model did not encode; one bad image fails the call
+   */
+  pruneImages(
+    images: readonly EncodedImage[],
+    questions: readonly Question[],
+    options?: readonly (VisionPruneOptions | undefined)[],
+  ): Promise<PrunedFeatures[]>;
+  /**
+   * The maps that {@link VisionModel.pruneImages} chooses by, [P] of each image, with zeros for markers. Nothing is merged, the connector
+   * does not run, and it does not matter how many tokens the options keep.
+   * @throws DesapError as {@link VisionModel.pruneImages}
+   */
+  mapImages(
+    images: readonly EncodedImage[],
+    questions: readonly Question[],
+    options?: readonly (VisionPruneOptions | undefined)[],
+  ): Promise<TokenMaps[]>;
   /** Frees everything, after the calls under way. Safe to call again. */
   dispose(): Promise<void>;
 }
+
+/** How much each token has of the question (null without one), and how much it stands out. */
+export type TokenMaps = NonNullable<PruneResult['maps']>;
 
 /** What an image processor makes of the images of one call. A family takes those that its encoder takes. */
 export interface VisionInputs {
@@ -104,6 +131,8 @@ export interface EncodedImage extends Disposable {
   readonly tokenCount: number;
   /** Where they stand: the tokens of one tile after the other, row by row. An image without tiles is one tile. */
   readonly tiles: readonly Tile[];
+  /** The fewest units that `allocation: 'image'` keeps: one of each tile, or one of a video whose frames are pruned as one. */
+  readonly least: number;
   /**
    * Keeps K visual tokens for a question, as rows of the language model's width.
    *
@@ -148,7 +177,7 @@ export type TaskForm = 'clip' | 'siglip' | 'llm';
 
 /**
  * Milliseconds: the encoder; what the image costs the pruner; encoding the question; pruning; the connector. Of images that were
- * encoded in one run each has its share.
+ * encoded in one run, or pruned in one call, each has its share.
  */
 export interface VisionTimings {
   readonly vision: number;
