@@ -68,6 +68,10 @@ export class ImageAnalysis implements Disposable {
     return after(opened, ({ made, driver }) => new ImageAnalysis(made, driver, true));
   }
 
+  /** @internal Analyses of one device can be pruned together. */
+  get driver(): Driver {
+    return this.#device;
+  }
   /** N, rows of the hidden states; of an analysis from parts: P. */
   get rows(): number {
     return this.#analysis.rows;

@@ -98,8 +98,8 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   }
 
   /** @internal Whether this model encoded it. */
-  isOf(owner: ImageOwner): boolean {
-    return this.owner === owner;
+  isOf({ life }: Pick<ImageOwner, 'life'>): boolean {
+    return this.owner.life === life;
   }
 
   /** @internal What the pruner is to be asked. */

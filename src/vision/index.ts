@@ -49,6 +49,7 @@ export type {
   Question,
   TaskForm,
   Tile,
+  TokenMaps,
   VisionInputs,
   VisionModel,
   VisionPruneOptions,

@@ -98,25 +98,36 @@ function mapsOnly(request: PruneOptions): PruneOptions {
   return { ...request, keep: 1, merge: false, maps: true };
 }
 
-/** The pruner's answers for the parts of each image, by one call for all of them. */
+/** One part of one of several images. */
+interface AskedPart {
+  readonly image: number;
+  readonly analysis: ImageAnalysis;
+  readonly request: PruneOptions;
+}
+
+/** The pruner's answers for the parts of each image, by one call for all of one device; models have one, or one for each tower. */
 async function pruneParts(
   images: readonly PreparedImage[],
   request: (given: PruneOptions, image: number, part: number) => PruneOptions,
 ): Promise<PruneResult[][]> {
-  if (images.length === 0) return [];
-  const parts = images.flatMap(({ analyses, requests }, image) =>
-    analyses.map((analysis, part) => ({ image, analysis, request: request(requests[part], image, part) })),
+  const parts = images.map(({ analyses, requests }, image) =>
+    analyses.map((analysis, part): AskedPart => ({ image, analysis, request: request(requests[part], image, part) })),
   );
-  const answers = await ImageAnalysis.pruneBatch(
-    parts.map(({ analysis }) => analysis),
-    parts.map(({ image }) => images[image].text),
-    parts.map(({ request }) => request),
-  ).catch(rethrow((error) => ofPart(error, parts, images.length)));
-  return images.map((_, i) => answers.filter((_, part) => parts[part].image === i));
+  const answers = new Map<AskedPart, PruneResult>();
+  for (const device of new Set(parts.flat().map(({ analysis }) => analysis.driver))) {
+    const own = parts.flat().filter(({ analysis }) => analysis.driver === device);
+    const pruned = await ImageAnalysis.pruneBatch(
+      own.map(({ analysis }) => analysis),
+      own.map(({ image }) => images[image].text),
+      own.map(({ request }) => request),
+    ).catch(rethrow((error) => ofPart(error, own, images.length)));
+    for (const [i, part] of own.entries()) answers.set(part, pruned[i]);
+  }
+  return parts.map((own) => own.map((part) => answers.get(part)!));
 }
 
 /** A data error of the pruner's call, under the name that the caller has for what is wrong. */
-function ofPart(error: unknown, parts: readonly { readonly image: number }[], images: number): unknown {
+function ofPart(error: unknown, parts: readonly AskedPart[], images: number): unknown {
   const asked = asQuestion(error);
   const { image: part = 0 } = error as { image?: number };
   return asked === error ? ofImage(asEncoding(error), parts[part].image, images) : asked;

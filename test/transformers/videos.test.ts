@@ -94,6 +94,20 @@ describe.each(QWEN_FAMILIES)('%s', (family) => {
     }
   });
 
+  it('shares a budget over the images and videos of a prompt: all frames of a video together need one token', async () => {
+    for (const given of cases) {
+      const inputs = inputsOf(given);
+      const prune = (desap: CallOptions) => generate(inputs, { taskShare: 0, ...desap }, { max_new_tokens: 1 });
+      await prune({ keepRatio: 1 });
+      const least = given.input_ids.map((_, row) => pruned.filter(({ sequence }) => sequence === row).length);
+      await prune({ keep: least, allocation: 'prompt' });
+      expect(pruned.map(({ indices }) => indices.length)).toEqual(pruned.map(() => 1));
+      await prune({ keep: least.map((count) => count + 2), allocation: 'prompt' });
+      const kept = pruned.reduce((sum, { indices }) => sum + indices.length, 0);
+      expect(kept).toBe(pruned.length + 2 * least.length);
+    }
+  });
+
   it('reads the question from a prompt with videos, without the times of their frames', async () => {
     const inputs = inputsOf(cases[0]);
     await generate(inputs, { keep: 9, taskShare: 1 });

@@ -2,10 +2,17 @@
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
 import { ImageAnalysis } from '../../src/index.js';
-import { type EncodedImage, openVisionModel, type PrunedFeatures, type VisionModel } from '../../src/vision/index.js';
+import {
+  type EncodedImage,
+  LlavaVision,
+  openVisionModel,
+  type PrunedFeatures,
+  type VisionModel,
+} from '../../src/vision/index.js';
 import { ROOT } from '../transformers/family-cases.js';
 
 const FOLDER = join(ROOT, 'idefics3');
+const LLAVA = 'models/tiny-llava/onnx/vision_encoder.onnx';
 const QUESTIONS = ['what is it ?', 'what is the color ?', 'is it red ?'];
 const TILES = [2, 5, 3];
 const SIDE = 32;
@@ -55,16 +62,26 @@ describe('pruneImages', () => {
     expect(await vision.pruneImages([], [])).toEqual([]);
   });
 
-  it('gives the maps by which it chooses, without the connector’s work', async () => {
+  it('gives the maps by which it chooses', async () => {
     const batch = vi.spyOn(ImageAnalysis, 'pruneBatch');
     const maps = await vision.mapImages(images, QUESTIONS);
     expect(batch).toHaveBeenCalledTimes(1);
-    const kept = await vision.pruneImages(
-      images,
-      QUESTIONS,
-      images.map(() => ({ maps: true })),
-    );
+    const how = images.map(() => ({ maps: true }));
+    const kept = await vision.pruneImages(images, QUESTIONS, how);
     expect(maps).toEqual(kept.map((one) => one.maps));
+  });
+
+  it('runs no projector for maps', async () => {
+    await using llava = await LlavaVision.open(LLAVA, { clip: 'models/tiny-clip', keep: 4 });
+    const data = Float32Array.from({ length: 2 * 3 * 96 * 96 }, (_, i) => Math.sin(i * i));
+    const both = await llava.encode({ pixelValues: { data, dims: [2, 3, 96, 96] } });
+    const project = vi.spyOn(llava, 'project');
+    const asked = QUESTIONS.slice(1);
+    expect((await llava.mapImages(both, asked)).map(({ saliency }) => saliency.length)).toEqual([144, 144]);
+    expect(project).not.toHaveBeenCalled();
+    await llava.pruneImages(both, asked);
+    expect(project).toHaveBeenCalledTimes(2);
+    for (const image of both) image.dispose();
   });
 
   it('knows the fewest units of an image', () => {

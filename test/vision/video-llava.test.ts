@@ -171,7 +171,11 @@ describe('Video-LLaVA', () => {
       const frame = (await video.prune(QUESTION, { keep: 3 })).indices;
       expect([...indices]).toEqual([...frame.slice(5, 8)].map((place) => place - (PATCHES + 1) - 1));
       expect(features.dims).toEqual([1, 3, 24]);
-      image.dispose();
+      // Together with a video, whatever device each tower's analyses are on.
+      const [short] = await own.encode({ pixelValuesVideos });
+      const both = await own.pruneImages([short, image], [QUESTION, QUESTION], [{ keep: 3 }, { keep: 3 }]);
+      expect(both.map((one) => one.indices)).toEqual([(await short.prune(QUESTION, { keep: 3 })).indices, indices]);
+      for (const one of [image, short]) one.dispose();
     }
   });
 
