@@ -248,6 +248,15 @@ describe('files that tools wrote', () => {
   });
 });
 
+it('an encoder of one image a call, which has no mask for frames', async () => {
+  const encoder = readLastBlock(join(FAMILY_ROOT, 'forms/qwen3_vl.one-image.onnx'));
+  const { attention, features } = await confirmed(encoder);
+  expect(attention).toBeLessThan(1e-5);
+  expect(features).toBeLessThan(1e-5);
+  // One image has one sequence, whatever the frames of others do.
+  await expect(confirmed(encoder, [GRIDS[1]])).rejects.toMatchObject({ code: 'ERR_HEAD_MISMATCH' });
+});
+
 describe('outputs besides the features', () => {
   it('deepstack features are handed out as they are', async () => {
     const path = await edited((graph) => {
