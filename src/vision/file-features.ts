@@ -3,7 +3,7 @@ import { types } from 'node:util';
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError } from '../errors.js';
 import type { OrtModule } from '../onnx/edit.js';
-import { floatData, type TensorLike, widened } from '../tensor.js';
+import { floatData, floatToHalf, type TensorLike, widened } from '../tensor.js';
 import type { Feed } from './block-family.js';
 import { TENTATIVE } from './session.js';
 import { INPUT_NAMES, type InputNames, type VisionInputs, type VisionModel } from './vision-model.js';
@@ -140,8 +140,13 @@ export async function runTrials(
   { file, ort, further = [] }: { readonly file: string; readonly ort: OrtModule; readonly further?: readonly string[] },
 ): Promise<[Sample, ...Sample[]]> {
   const output = session.outputNames.find((name) => !further.includes(name)) as string;
+  const halves = new Set(
+    session.inputMetadata.filter((input) => input.isTensor && input.type === 'float16').map(({ name }) => name),
+  );
   const run = async ({ inputs: trial, feeds }: Trial) => {
     const fed = Object.entries(feeds).map(([name, { type, data, dims }]) => {
+      if (halves.has(name))
+        return [name, new ort.Tensor('float16', Uint16Array.from(data as Float32Array, floatToHalf), dims)];
       return [name, new ort.Tensor(type as 'float32', data as Float32Array, dims)];
     });
     const outputs = await session.run(Object.fromEntries(fed), TENTATIVE);

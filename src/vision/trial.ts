@@ -21,7 +21,7 @@ export function lastHalf(output: Tensor): Float32Array {
 
 /** The extents that a session says its float32 input has; undefined where they are open. */
 export function pixelExtents({ inputMetadata }: InferenceSession): readonly (number | undefined)[] {
-  const input = inputMetadata.find((one) => one.isTensor && one.type === 'float32');
+  const input = inputMetadata.find((one) => one.isTensor && one.type.startsWith('float'));
   const shape = input?.isTensor ? input.shape : [];
   return shape.map((extent) => (typeof extent === 'number' && extent > 0 ? extent : undefined));
 }

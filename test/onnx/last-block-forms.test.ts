@@ -215,6 +215,7 @@ describe('files that tools wrote', () => {
   const files: [string, keyof typeof ROUNDING, string | null][] = [
     ['qwen3_vl.extended', 'float32', 'qwen3_vl'],
     ['qwen2_vl.torch-23', 'float32', null],
+    ['qwen2_vl.torch-17', 'float32', null],
     ['qwen2_vl.fp16', 'float16', null],
     ['qwen2_5_vl.q8', 'quantized', 'qwen2_5_vl'],
     ['qwen2_vl.q8-extended', 'quantized', 'qwen2_vl'],
@@ -245,6 +246,15 @@ describe('files that tools wrote', () => {
     const form = /q8|q4|fp16/.exec(name)?.[0] as keyof typeof WEIGHTS | undefined;
     expect(weightError(await encoder.weights(ort), want)).toBeLessThanOrEqual(WEIGHTS[form ?? 'other']);
   });
+});
+
+it('an encoder of one image a call, which has no mask for frames', async () => {
+  const encoder = readLastBlock(join(FAMILY_ROOT, 'forms/qwen3_vl.one-image.onnx'));
+  const { attention, features } = await confirmed(encoder);
+  expect(attention).toBeLessThan(1e-5);
+  expect(features).toBeLessThan(1e-5);
+  // One image has one sequence, whatever the frames of others do.
+  await expect(confirmed(encoder, [GRIDS[1]])).rejects.toMatchObject({ code: 'ERR_HEAD_MISMATCH' });
 });
 
 describe('outputs besides the features', () => {

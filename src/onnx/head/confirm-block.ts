@@ -64,7 +64,8 @@ const ROUNDING: Readonly<Record<Precision, number>> = { fp32: 0, fp16: 1e-2, bf1
 
 /**
  * Runs a vision encoder on trial inputs, and compares
- * - its last attention with softmax(rot(Q) rot(K)^T / sqrt(dh)) V of each sequence, through `out`, from the weights and tables that were read;
+ * - its last attention with softmax(rot(Q) rot(K)^T / sqrt(dh)) V of each sequence, through `out`, from the weights and tables that were read
+ *   (of trials behind the first, also that of all sequences as one);
  * - its features with what the connector makes of the rows that end its last block.
  *
  * A wrong weight, head count, scale or rotation shows, and so does a last block whose patches see a part of their image only.
@@ -93,8 +94,14 @@ export async function confirmBlock(
       const made = await (t === 0 ? attempt(trial) : attempt(trial).catch(() => null));
       if (made === null) continue;
       const { outputs, sequences } = made;
+      let apart = 0;
       for (const { firstRow, patches } of sequences)
-        attention = Math.max(attention, await attentionError(backend, weights, outputs, firstRow, patches));
+        apart = Math.max(apart, await attentionError(backend, weights, outputs, firstRow, patches));
+      // An export for one image a call has no mask: of several frames, which are no first trial, its patches see all.
+      const isOne = t > 0 && sequences.length > 1 && apart > tolerance.attention;
+      const patches = sequences.reduce((sum, one) => sum + one.patches, 0);
+      const joined = isOne ? await attentionError(backend, weights, outputs, 0, patches) : apart;
+      attention = Math.max(attention, Math.min(apart, joined));
       const given = Object.fromEntries(encoder.crossing.map((name) => [name, outputs[name]]));
       const rows = await run(encoder, behind, { ...given, [ROWS]: outputs[BLOCK_OUTPUT] });
       const wanted = outputs[encoder.packed ? MAIN_FEATURES : FEATURES];

@@ -4,7 +4,7 @@ import { describeNode, type Graph } from './graph.js';
 import { type Linear, type Linears, type Matrix, outputs, type Part, unquantized, type Vector } from './linear.js';
 import type { LayerNorm, Norm, Norms } from './norm.js';
 import { rotatedBy } from './rotary.js';
-import { slicesOf } from './slice.js';
+import { slicesOf, takesFirst } from './slice.js';
 import {
   ahead,
   contextAhead,
@@ -223,7 +223,7 @@ function operandBehind(graph: Graph, linears: Linears, value: string): Operand |
       part = own;
       at = node.inputs[0];
     } else if (MOVES.has(node.op) || slicesOf(graph, node)?.length === 0) {
-      if (node.op === 'Reshape') heads = nearest(heads, headShape(graph, node.inputs[1]));
+      if (node.op === 'Reshape') heads = nearest(heads, headShape(graph, node.inputs[1], part !== null));
       at = node.inputs[0];
     } else return node;
   }
@@ -290,15 +290,22 @@ function projection(linear: Linear, picked: Part | Range | null, later: Vector |
   return { weight: own, bias, alpha, beta: later === null ? beta : 1, quantized, op, layer: { of: linear, part } };
 }
 
-/** What a target shape says: [batch, tokens, H, dh], [batch, H, tokens, dh], [batch * H, tokens, dh], or with 3 for packed ones. */
-function headShape(graph: Graph, target: string): HeadShape {
+/**
+ * What a target shape says: [batch, tokens, H, dh], [batch, H, tokens, dh], [batch * H, tokens, dh]; or, where queries, keys and values
+ * are packed, one of these with a 3 among its extents.
+ */
+function headShape(graph: Graph, target: string, isPacked: boolean): HeadShape {
   const shape = graph.constants.entries(target);
   if (shape === null || shape.length < 3) return NO_SHAPE;
   const positive = (entry: number | null) => (entry !== null && entry > 0 ? [entry] : []);
   const [extent = null] = positive(shape[shape.length - 1]);
   const share = extent === null ? graph.constants.lastShare(target) : null;
   if (share !== null) return { counts: [share], extent: null };
-  return { counts: shape.length === 4 ? shape.slice(1, 3).flatMap(positive) : [], extent };
+  const counts = shape.slice(1, -1).flatMap(positive);
+  if (!isPacked) return { counts: shape.length === 4 ? counts : [], extent };
+  // A width may be a multiple of 3 as well as of H.
+  const three = shape[0] === 3 ? -1 : counts.indexOf(3);
+  return { counts: shape.length <= 5 ? counts.filter((_, i) => i !== three) : [], extent };
 }
 
 /** Of two shapes, the one nearer to the attention counts: farther back, packed projections have shapes of their own. */
@@ -373,14 +380,14 @@ function fusedCore(graph: Graph, linears: Linears, node: OnnxNode): Core | strin
   };
 }
 
-/** The first linear layer that a value goes through, past operators that only move elements or quantise them. */
+/** The first linear layer that a value goes through, past operators that only move elements, take the one sequence of a batch or quantise. */
 function linearAhead(graph: Graph, linears: Linears, value: string): Linear | null {
   const passed = new Set([...MOVES, 'DynamicQuantizeLinear', 'QuantizeLinear']);
   const node = ahead(
     graph,
     value,
     (user) => linears.at(user) !== undefined,
-    ({ op }) => passed.has(op),
+    (user) => passed.has(user.op) || takesFirst(graph, user),
   );
   return node === null ? null : (linears.at(node) ?? null);
 }

@@ -7,6 +7,7 @@ import { lastAttention, type Queries, queriesOf } from './last-attention.js';
 import { Linears } from './linear.js';
 import { type Norm, Norms } from './norm.js';
 import { hasPixels, type Rotated, rotatedBehind } from './rotary.js';
+import { takesFirst } from './slice.js';
 import { softmaxAt } from './softmax.js';
 
 /** The last block of an encoder: `h = x + out(attention(norm(x)))`, `y = h + mlp(norm(h))`. */
@@ -133,7 +134,7 @@ function nextSum(
       const [a, b] = node.inputs;
       if (end !== null && (a === as || b === as) && isOther(a === as ? b : a)) return { end, found: '' };
       const isScaled = node.op === 'Mul' && graph.isConstant(a === as ? b : a);
-      if (MOVES.has(node.op) || isScaled) open.push(node.outputs[0]);
+      if (MOVES.has(node.op) || isScaled || takesFirst(graph, node)) open.push(node.outputs[0]);
       else if (node.op !== 'Shape') found.add(describeNode(node));
     }
   return { end: null, found: [...found].join(', ') || 'nothing behind it' };

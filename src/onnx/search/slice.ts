@@ -25,3 +25,11 @@ export function slicesOf(graph: Graph, node: OnnxNode): readonly SliceRange[] | 
   const ranges = starts.map((start, i) => ({ axis: axes[i], start, end: ends[i], step: steps[i] }));
   return ranges.filter(({ start, end, step }) => !(step === 1 && (start === 0 || start <= -END) && end >= END));
 }
+
+/** Whether a node takes the first along axis 0: the one sequence of a batch, as exporters write `[0]`. */
+export function takesFirst(graph: Graph, node: OnnxNode): boolean {
+  const { op, attributes, inputs } = node;
+  if (op === 'Gather') return !attributes.get('axis')?.i && graph.constants.numbers(inputs[1])?.join() === '0';
+  const [range, ...others] = slicesOf(graph, node) ?? [];
+  return others.length === 0 && range?.axis === 0 && range.start === 0 && range.end === 1 && range.step === 1;
+}
