@@ -4,7 +4,9 @@
 //
 //   DESAP_SEED=n   data of run n again: on a GPU each run has data of its own
 //   DESAP_SMALL=1  only small shapes, for compute-sanitizer (sanitize.sh)
+//   DESAP_PRECISION=fp16  that precision alone; the kernels' own cases belong to fp32
 #include <cstdlib>
+#include <cstring>
 #include <random>
 
 #include "cuda_harness.h"
@@ -17,6 +19,11 @@ constexpr bool emulated = true;
 #else
 constexpr bool emulated = false;
 #endif
+
+bool runs(Precision precision) {
+  const char* one = std::getenv("DESAP_PRECISION");
+  return !one || std::strcmp(one, name_of(precision)) == 0;
+}
 
 int run(const char* wanted) {
   const cuda::Availability availability = cuda::availability();
@@ -41,10 +48,12 @@ int run(const char* wanted) {
   queue.overlap = device.major >= 9;
   queue.note(cudaSetDevice(device.index));
   queue.note(cudaStreamCreateWithFlags(&queue.stream, cudaStreamNonBlocking));
-  run_cuda_cases(queue, device.name, wanted);
+  if (runs(Precision::fp32)) run_cuda_cases(queue, device.name, wanted);
   cudaStreamDestroy(queue.stream);
 
-  for (Precision precision : precisions) run_cases(machine_of(device, precision, small), wanted);
+  for (Precision precision : precisions) {
+    if (runs(precision)) run_cases(machine_of(device, precision, small), wanted);
+  }
   return report();
 }
 
