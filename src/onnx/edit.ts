@@ -70,6 +70,9 @@ export function cut(model: OnnxModel, { inputs = [], outputs, nodes = [] }: Cut)
     if (producer(value) === undefined)
       throw new DesapError('ERR_GRAPH', `${model.name}: looked for a node that writes '${value}'; found none`);
 
+  // Rows that are fed may be of any number.
+  const isWhole = inputs.every(({ name }) => graphInputs.has(name));
+  const own = new Set<GraphNode>(model.nodes);
   const kept = sorted(
     model.name,
     outputs.flatMap((value) => producer(value) ?? []),
@@ -105,8 +108,17 @@ export function cut(model: OnnxModel, { inputs = [], outputs, nodes = [] }: Cut)
     initializers: tensors,
     inputs: [...needed.values()],
     outputs: outputs.map((value) => writeValue(value)),
+    values: isWhole ? kept.flatMap((node) => (own.has(node) ? recorded(model, node, outputs) : [])) : [],
   });
   return { bytes, folder, name: model.name, inputs: [...needed.keys()], outputs };
+}
+
+/**
+ * What a model records of the values that a node writes. ONNX Runtime optimises by shapes, not all of which it works out itself: graphs
+ * without them have made it crash.
+ */
+function recorded({ values }: OnnxModel, node: GraphNode, outputs: readonly string[]): Uint8Array[] {
+  return node.outputs.flatMap((name) => (outputs.includes(name) ? [] : (values.get(name)?.bytes ?? [])));
 }
 
 /** The deepest folder that holds all files, or null when there is none to hold. */

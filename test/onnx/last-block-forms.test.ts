@@ -217,6 +217,7 @@ describe('files that tools wrote', () => {
     ['qwen2_vl.torch-23', 'float32', null],
     ['qwen2_vl.torch-17', 'float32', null],
     ['qwen2_vl.fp16', 'float16', null],
+    ['qwen3_vl.fp16', 'float16', null],
     ['qwen2_5_vl.q8', 'quantized', 'qwen2_5_vl'],
     ['qwen2_vl.q8-extended', 'quantized', 'qwen2_vl'],
     ['qwen2_vl.q4', 'quantized', 'qwen2_vl'],

@@ -116,6 +116,15 @@ describe('Video-LLaVA', () => {
     await own.dispose();
   });
 
+  it('is read where it is quantised, the convolution of its patches too', async () => {
+    const own = await VideoLlavaVision.open('test/fixtures/families/forms/video_llava.q8.onnx', { clip: CLIP });
+    opened.push(own);
+    const [quantised] = await own.encode({ pixelValuesVideos });
+    expect(quantised.tokenCount).toBe(video.tokenCount);
+    const [got, wanted] = [await quantised.all(), await video.all()];
+    expect(relativeError(got.data as Float32Array, wanted.data as Float32Array)).toBeLessThan(0.1);
+  });
+
   it('keeps K of each frame, or shares those of the video', async () => {
     const frame = await video.prune(QUESTION, { keep: 5 });
     expect([...frame.tileCounts]).toEqual(new Array(FRAMES).fill(5));

@@ -32,8 +32,8 @@ export interface OnnxModel {
   /** What must be fed: graph inputs that are not initialisers. */
   readonly inputs: readonly OnnxValue[];
   readonly outputs: readonly OnnxValue[];
-  /** @internal Recorded types of values between. */
-  readonly valueTypes: ReadonlyMap<string, number>;
+  /** @internal What is recorded of values between. */
+  readonly values: ReadonlyMap<string, OnnxValue>;
 }
 
 /** A model as functions take it: path, bytes, or one that was read before. */
@@ -83,10 +83,10 @@ function parseModel(source: ByteSource, file: ModelFile | null): OnnxModel {
   const found = `IR version ${irVersion}, ONNX operator set ${opset}, ${parts.nodes.length} nodes, ${parts.outputs.length} outputs`;
   if (irVersion < 1 || opset < 1 || parts.nodes.length === 0 || parts.outputs.length === 0)
     throw new DesapError('ERR_FILE', `${source.name}: not an ONNX model: got ${found}; wanted at least one of each`);
-  const { nodes, initializers, outputs, valueTypes } = parts;
+  const { nodes, initializers, outputs, values } = parts;
   // Before IR version 4 every initialiser was listed as an input too.
   const inputs = parts.inputs.filter((value) => !initializers.has(value.name));
-  return { name: source.name, file, header, opset, nodes, initializers, inputs, outputs, valueTypes };
+  return { name: source.name, file, header, opset, nodes, initializers, inputs, outputs, values };
 }
 
 /** Reads a GraphProto inside of a node. Its inputs are in their order; names that it does not write are those of the graph around. */
@@ -115,7 +115,7 @@ class GraphParts {
   readonly initializers = new Map<string, StoredTensor>();
   readonly inputs: OnnxValue[] = [];
   readonly outputs: OnnxValue[] = [];
-  readonly valueTypes = new Map<string, number>();
+  readonly values = new Map<string, OnnxValue>();
 
   constructor(private readonly source: ByteSource) {}
 
@@ -138,8 +138,8 @@ class GraphParts {
           this.outputs.push(readValue(source.name, payload(source, field)));
           break;
         case GraphField.valueInfo: {
-          const { name, type } = readValue(source.name, payload(source, field));
-          this.valueTypes.set(name, type);
+          const value = readValue(source.name, payload(source, field));
+          this.values.set(value.name, value);
           break;
         }
         case GraphField.sparseInitializer:

@@ -40,6 +40,8 @@ export interface WritableGraph {
   readonly initializers: readonly WritableTensor[];
   readonly inputs: readonly Uint8Array[];
   readonly outputs: readonly Uint8Array[];
+  /** What is known of values between. */
+  readonly values?: readonly Uint8Array[];
 }
 
 const writer = () => new BinaryWriter();
@@ -49,13 +51,14 @@ const text = (w: BinaryWriter, field: number, value: string) => w.tag(field, Wir
 const integer = (w: BinaryWriter, field: number, value: number) => w.tag(field, WireType.Varint).int64(value);
 
 /** The bytes of a ModelProto. */
-export function writeModel({ header, nodes, initializers, inputs, outputs }: WritableGraph): Uint8Array {
+export function writeModel({ header, nodes, initializers, inputs, outputs, values = [] }: WritableGraph): Uint8Array {
   const graph = writer();
   for (const { bytes } of nodes) message(graph, GraphField.node, bytes);
   text(graph, GraphField.name, 'desap');
   for (const tensor of initializers) message(graph, GraphField.initializer, writeTensor(tensor));
   for (const input of inputs) message(graph, GraphField.input, input);
   for (const output of outputs) message(graph, GraphField.output, output);
+  for (const value of values) message(graph, GraphField.valueInfo, value);
   const model = writer();
   for (const field of header) model.raw(field);
   return message(model, ModelField.graph, graph.finish()).finish();

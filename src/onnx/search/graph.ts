@@ -143,7 +143,7 @@ export class Graph {
         model.initializers.get(at)?.type ??
         model.inputs.find((input) => input.name === at)?.type ??
         model.outputs.find((output) => output.name === at)?.type ??
-        model.valueTypes.get(at);
+        model.values.get(at)?.type;
       if (recorded) return recorded;
       const node = this.producer(at);
       if (node === undefined) return DataType.float;

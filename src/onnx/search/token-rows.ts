@@ -38,7 +38,7 @@ export function tokenRows(graph: Graph, norms: Norms, value: string, width: numb
     const summands = norm?.summands ?? (node !== undefined && ADDS.has(node.op) ? node.inputs : null);
     if (summands !== null) {
       // Position embeddings do not depend on the pixels, whether they are constant or computed from the image's size.
-      const own = summands.filter((summand) => graph.sourcesOf(summand).floats);
+      const own = summands.filter((summand) => graph.sourcesOf(summand).floats && !isScale(graph, summand));
       if (own.length !== 1) return found({ ...PATCHES, parts: null });
       at = graph.origin(own[0]);
     } else if (node?.op === 'Concat') return found(joined(graph, norms, node, width));
@@ -49,6 +49,14 @@ export function tokenRows(graph: Graph, norms: Norms, value: string, width: numb
     else if (node?.op === 'Slice') return found(cutOut(graph, node, tokenRows(graph, norms, node.inputs[0], width)));
     else return found(node !== undefined && PICKS.has(node.op) ? { ...PATCHES, parts: null } : PATCHES);
   }
+}
+
+/** Whether a value is the scale of what was quantised at run time, or a product of that with others. */
+function isScale(graph: Graph, value: string): boolean {
+  const source = graph.origin(value);
+  const node = graph.producer(source);
+  if (node?.op === 'DynamicQuantizeLinear') return node.outputs[1] === source;
+  return node?.op === 'Mul' && node.inputs.every((input) => !graph.sourcesOf(input).floats || isScale(graph, input));
 }
 
 /** The rows of a sequence that a Slice takes: some learnt ones from the first on, or all from one on. */
