@@ -5,7 +5,7 @@
  * @module desap/onnxruntime
  */
 
-export type { Anyres, Newline } from './anyres.js';
+export type { Anyres, ImageSize, Newline, TileRule } from './anyres.js';
 export type { AnyresImageProcessorConfig, AnyresImages } from './anyres-images.js';
 export { AnyresImageProcessor } from './anyres-images.js';
 export { BlockImage } from './block-image.js';
