@@ -24,6 +24,7 @@ DESAP_CASE(block_against_float64) {
   for (const Form& form : forms) {
     if (form.gain > 1 && machine.precision != Precision::fp32) continue;  // operands of 16 bits resolve no such scores
     if (!machine.affords(static_cast<double>(form.rows * form.rows * form.block.width))) continue;
+    if (machine.small() && form.rows * form.block.width > 10000) continue;
     const RandomBlock weights(form.block);
     const std::shared_ptr<Block> block = new_block(machine.one(), weights);
     if (!block) continue;
