@@ -2,9 +2,9 @@ import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
 import { type OptionNames, options } from '../options.js';
 import { floatData, type TensorLike, widened } from '../tensor.js';
-import { type BlockFamily, type EncoderFacts, type EncoderRun, type TileRows, unitsOfGrid } from './block-family.js';
+import type { BlockFamily, EncoderFacts, EncoderRun } from './block-family.js';
 import type { ModelConfig } from './model-folder.js';
-import { isFloat, rowsOf, sideOfUnit } from './tile-inputs.js';
+import { equalTiles, isFloat, rowsOf } from './tile-inputs.js';
 import { llavaTrials, waves } from './trial.js';
 import type { VisionInputs } from './vision-model.js';
 
@@ -68,28 +68,11 @@ function runOf(
       `the vision encoder: got the inputs ${encoder.inputs.map(({ name }) => name).join(', ')}, wanted the pixels only`,
     );
   const feeds = { [input.name]: { type: 'float32' as const, data, dims } };
-  return { feeds, tiles: (hidden, features) => tilesOf(hidden, features, dims, first) };
-}
-
-/** @throws DesapError `ERR_GRAPH` for visual tokens that are neither patches nor squares of patches */
-function tilesOf(
-  hidden: readonly number[],
-  features: readonly number[],
-  [count, , height, width]: readonly number[],
-  first: number,
-): TileRows[] {
-  const [patches, tokens] = [rowsOf(hidden) / count, rowsOf(features) / count];
-  const side = sideOfUnit(patches, tokens);
-  const rows = Math.round(Math.sqrt((patches * height) / width));
-  const columns = patches / rows;
-  if (side === null || !Number.isInteger(columns) || rows % side !== 0 || columns % side !== 0)
-    throw new DesapError(
-      'ERR_GRAPH',
-      `the vision encoder: got ${patches} patches and ${tokens} visual tokens for an image of ${height} x ${width}, wanted a token for each patch, or for each square of patches`,
-    );
-  const unit = side === 1 ? null : unitsOfGrid(rows, columns, side);
-  return Array.from({ length: count }, (_, i) => ({
-    ...{ image: first + i, medium: 'image' as const, frame: 0, rows: rows / side, columns: columns / side },
-    ...{ firstRow: i * patches, patches, unit, firstToken: i * tokens, tokens },
-  }));
+  const [count, , height, width] = dims;
+  const images = Array.from({ length: count }, (_, i) => first + i);
+  return {
+    feeds,
+    tiles: (hidden, features) =>
+      equalTiles(rowsOf(hidden) / count, rowsOf(features) / count, { images, height, width, noun: 'image' }),
+  };
 }

@@ -2,16 +2,9 @@ import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { type OptionNames, options } from '../options.js';
 import { floatData, type TensorLike, widened } from '../tensor.js';
-import {
-  type BlockFamily,
-  type EncoderFacts,
-  type EncoderRun,
-  type Feed,
-  type TileRows,
-  unitsOfGrid,
-} from './block-family.js';
+import type { BlockFamily, EncoderFacts, EncoderRun, Feed, TileRows } from './block-family.js';
 import type { ModelConfig } from './model-folder.js';
-import { flagsFeed, imageOfTiles, integers, isFloat, rowsOf, sideOfUnit, tileRuns } from './tile-inputs.js';
+import { equalTiles, flagsFeed, imageOfTiles, integers, isFloat, rowsOf, tileRuns } from './tile-inputs.js';
 import { pixelExtents, waves } from './trial.js';
 import type { InputNames, VisionInputs } from './vision-model.js';
 
@@ -175,7 +168,7 @@ interface Geometry {
   readonly names: InputNames;
 }
 
-/** @throws DesapError `ERR_SHAPE` for another number of tiles, `ERR_GRAPH` for visual tokens that are no squares of patches */
+/** @throws DesapError `ERR_SHAPE` for another number of tiles, `ERR_GRAPH` as {@link equalTiles} */
 function tileRows(hidden: readonly number[], features: readonly number[], geometry: Geometry): TileRows[] {
   const { images, height, width, names } = geometry;
   const count = images.length;
@@ -188,22 +181,5 @@ function tileRows(hidden: readonly number[], features: readonly number[], geomet
       `${count} tiles, and states of ${rowsOf(hidden) / patches}`,
       `${count}`,
     );
-  const side = sideOfUnit(patches, tokens);
-  const [rows, columns] = gridOf(patches, height / width);
-  if (side === null || rows * columns !== patches || rows % side !== 0 || columns % side !== 0)
-    throw new DesapError(
-      'ERR_GRAPH',
-      `the vision encoder: got ${patches} patches and ${tokens} visual tokens for a tile of ${height} x ${width}, wanted a token for each square of patches`,
-    );
-  const unit = side === 1 ? null : unitsOfGrid(rows, columns, side);
-  return images.map((image, tile) => ({
-    ...{ image, medium: 'image' as const, frame: 0, rows: rows / side, columns: columns / side },
-    ...{ firstRow: tile * patches, patches, unit, firstToken: tile * tokens, tokens },
-  }));
-}
-
-/** Rows and columns of the patches of a tile. They need not reach its edges: 384 pixels are 27 patches of 14. */
-function gridOf(patches: number, ratio: number): [rows: number, columns: number] {
-  const rows = Math.round(Math.sqrt(patches * ratio));
-  return [rows, Math.round(patches / rows)];
+  return equalTiles(patches, tokens, { images, height, width, noun: 'tile' });
 }

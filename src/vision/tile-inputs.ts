@@ -1,8 +1,8 @@
 /** What families with tiles have in common: masks, which image each tile belongs to, and how many rows came out. */
 import { types } from 'node:util';
-import { invalid, mismatch } from '../errors.js';
+import { DesapError, invalid, mismatch } from '../errors.js';
 import { isTensor, type TensorLike } from '../tensor.js';
-import type { Feed } from './block-family.js';
+import { type Feed, type TileRows, unitsOfGrid } from './block-family.js';
 
 /** The integers of a tensor, or its flags as 0 and 1. */
 export interface Integers {
@@ -71,6 +71,37 @@ export function tileRuns(images: readonly number[]): [first: number, end: number
 export function sideOfUnit(patches: number, tokens: number): number | null {
   const side = Math.round(Math.sqrt(patches / tokens));
   return side > 0 && side * side * tokens === patches ? side : null;
+}
+
+/** Images or tiles of one size, and what an error calls one of them. */
+export interface EqualTiles {
+  /** Which image of the call each belongs to. */
+  readonly images: readonly number[];
+  readonly height: number;
+  readonly width: number;
+  readonly noun: 'image' | 'tile';
+}
+
+/**
+ * Tiles of one size, each of as many patches and visual tokens. The patches need not reach a tile's edges: 384 pixels are 27 patches of 14.
+ * @param patches of a tile
+ * @param tokens of a tile
+ * @throws DesapError `ERR_GRAPH` for visual tokens that are neither patches nor squares of patches
+ */
+export function equalTiles(patches: number, tokens: number, { images, height, width, noun }: EqualTiles): TileRows[] {
+  const side = sideOfUnit(patches, tokens);
+  const rows = Math.round(Math.sqrt((patches * height) / width));
+  const columns = patches / rows;
+  if (side === null || !Number.isInteger(columns) || rows % side !== 0 || columns % side !== 0)
+    throw new DesapError(
+      'ERR_GRAPH',
+      `the vision encoder: got ${patches} patches and ${tokens} visual tokens for ${noun === 'image' ? 'an' : 'a'} ${noun} of ${height} x ${width}, wanted a token for each patch, or for each square of patches`,
+    );
+  const unit = side === 1 ? null : unitsOfGrid(rows, columns, side);
+  return images.map((image, tile) => ({
+    ...{ image, medium: 'image' as const, frame: 0, rows: rows / side, columns: columns / side },
+    ...{ firstRow: tile * patches, patches, unit, firstToken: tile * tokens, tokens },
+  }));
 }
 
 /** Whether a TensorProto.DataType is float32 or float16: of an encoder's inputs those are the pixels. */
