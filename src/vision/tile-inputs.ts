@@ -68,7 +68,7 @@ export function tileRuns(images: readonly number[]): [first: number, end: number
 }
 
 /** The extent of the squares of patches that become one visual token; null where these are no squares. */
-export function sideOfUnit(patches: number, tokens: number): number | null {
+function sideOfUnit(patches: number, tokens: number): number | null {
   const side = Math.round(Math.sqrt(patches / tokens));
   return side > 0 && side * side * tokens === patches ? side : null;
 }
