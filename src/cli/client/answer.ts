@@ -36,7 +36,7 @@ export async function answerThroughClient(
   const { data, width, height } = await readImage(asked.image);
   const image = new client.transformers.RawImage(data, width, height, 3);
   const { text, ...tokens } = await promptOf(folder, processing, { ...asked, question });
-  const { model, ...parts } = await load(client, asked.dtype);
+  const { model, ...parts } = await load(client, asked.dtype, processing.loader);
   try {
     const inputs = await processing.call({ ...parts, ...tokens, model }, text, image);
     const visual = countOf(inputs.input_ids, tokens.imageTokenId);
@@ -72,14 +72,15 @@ export async function answerThroughClient(
 /** The prompt with one placeholder in the image's place, and the token that stands for one visual token. */
 async function promptOf(
   folder: string,
-  { prompt: usual, placeholder }: Processing,
+  { prompt: usual, placeholder, visual }: Processing,
   { question, prompt: form }: { question: string; prompt?: PromptForm },
 ) {
   const [config, { tokenizer, names, templates }] = await Promise.all([
     readConfig(folder) as Promise<{ image_token_id?: number; image_token_index?: number }>,
     readTextFiles(folder, 'reading prompts'),
   ]);
-  const imageTokenId = config.image_token_id ?? config.image_token_index;
+  const named = config.image_token_id ?? config.image_token_index;
+  const imageTokenId = named ?? (visual === undefined ? undefined : tokenizer.token_to_id(visual));
   const imageToken = imageTokenId === undefined ? undefined : tokenizer.id_to_token(imageTokenId);
   if (imageTokenId === undefined || imageToken === undefined)
     throw new DesapError(
@@ -105,14 +106,16 @@ function startsTwice([first, second]: readonly number[]): boolean {
 async function load(
   { transformers, id, load }: Client,
   dtype: Dtype = 'fp32',
+  loader: NonNullable<Processing['loader']> | 'AutoModelForImageTextToText' = 'AutoModelForImageTextToText',
 ): Promise<Pick<ClientParts, 'processor' | 'model'> & { tokenizer: PreTrainedTokenizer }> {
-  const { AutoProcessor, AutoTokenizer, AutoModelForImageTextToText } = transformers;
+  const { AutoProcessor, AutoTokenizer } = transformers;
   const processor = await load(AutoProcessor.from_pretrained(id));
   const tokenizer = processor.tokenizer ?? (await load(AutoTokenizer.from_pretrained(id)));
-  const model: PreTrainedModel = await load(AutoModelForImageTextToText.from_pretrained(id, { dtype }));
+  const model: PreTrainedModel = await load(transformers[loader].from_pretrained(id, { dtype }));
   return { processor, tokenizer, model };
 }
 
+/** Visual tokens of a prompt; Phi-3.5-vision's processor negates their ids. */
 function countOf(ids: ClientInputs['input_ids'], token: number): number {
-  return (ids.data as BigInt64Array).reduce((count, id) => count + Number(id === BigInt(token)), 0);
+  return (ids.data as BigInt64Array).reduce((count, id) => count + Number(Math.abs(Number(id)) === token), 0);
 }
