@@ -64,8 +64,8 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
   imageIds(hooked);
 
   const files = await locate(hooked, folder);
-  const runtime = await modelRuntime(hooked);
   await confirmPlacing(hooked);
+  const runtime = await modelRuntime(hooked);
   const session = { logSeverityLevel: 3 as const, ...sessionOptions(hooked, opening) };
   let opened: Promise<Questions> | undefined;
   const questions = () => (opened ??= Questions.open(files.folder));

@@ -46,14 +46,16 @@ export async function embedText(model: HookedModel, ids: ModelTensor): Promise<M
 async function rowsOf(model: HookedModel, ids: BigInt64Array, dims: readonly number[]): Promise<Tensor> {
   const session = model.sessions[sessionNames(model).rows];
   const fed = new Tensor('int64', ids, dims);
-  // What Transformers.js gives the graph for a prompt without images.
-  const none = new Tensor('float32', new Float32Array(0), [0, widthOf(model)]);
-  const feeds = isJoint(model) ? { input_ids: fed, image_features: none } : { [session.inputNames[0]]: fed };
+  const feeds = isJoint(model)
+    ? { input_ids: fed, image_features: features(model, new Float32Array(0)) }
+    : { [session.inputNames[0]]: fed };
   return (await session.run(feeds))[session.outputNames[0]] as Tensor;
 }
 
-function widthOf({ config }: HookedModel): number {
-  return config.normalized_config?.hidden_size ?? 0;
+/** Rows of visual tokens as Transformers.js gives them to a joint graph, also where there are none. */
+function features({ config }: HookedModel, data: Float32Array): Tensor {
+  const width = config.normalized_config.hidden_size;
+  return new Tensor('float32', data, [data.length / width, width]);
 }
 
 /** Two words, and two visual tokens between: as few as no image has. */
@@ -69,22 +71,22 @@ const HALF = 1e-3;
 export async function confirmPlacing(model: HookedModel): Promise<void> {
   if (!isJoint(model)) return;
   const name = `model.sessions.${sessionNames(model).rows}`;
-  const width = widthOf(model);
-  const features = waves(2 * width);
+  const width = model.config.normalized_config.hidden_size;
+  const two = waves(2 * width);
   const session = model.sessions.prepare_inputs_embeds;
   const run = async () => {
     const words = widened(floatData(name, await rowsOf(model, BigInt64Array.of(0n, 1n), [1, 2])));
     const { [session.outputNames[0]]: placed } = await session.run({
       input_ids: new Tensor('int64', BigInt64Array.from(TRIAL), [1, TRIAL.length]),
-      image_features: new Tensor('float32', features, [2, width]),
+      image_features: features(model, two),
     });
     return { words, placed: widened(floatData(name, placed as Tensor)) };
   };
   const { words, placed } = await run().catch((cause: Error) => {
     throw new DesapError('ERR_GRAPH', `${name}: onnxruntime does not run it: ${cause.message}`, { cause });
   });
-  const wanted = Float32Array.from([...words.subarray(0, width), ...features, ...words.subarray(width)]);
-  if (placed.length === wanted.length && relativeError(placed, wanted) <= HALF) return;
+  const wanted = Float32Array.from([...words.subarray(0, width), ...two, ...words.subarray(width)]);
+  if (relativeError(placed, wanted) <= HALF) return;
   throw new DesapError(
     'ERR_GRAPH',
     `${name}: got other rows for two visual tokens between words, wanted their features as they are, in the places of negative ids`,

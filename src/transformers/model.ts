@@ -53,7 +53,7 @@ interface ModelConfig extends VisionConfig {
   readonly vision_start_token_id?: number;
   readonly _name_or_path?: string;
   /** What Transformers.js makes of it. */
-  readonly normalized_config?: { readonly hidden_size?: number };
+  readonly normalized_config: { readonly hidden_size: number };
 }
 
 /** A loaded vision-language model of Transformers.js: what `from_pretrained` returns. */
@@ -90,7 +90,7 @@ type SessionName = (typeof APART | typeof JOINT)['rows' | 'decoder'];
 
 /** Whether rows of ids and of visual tokens come from one graph. */
 export function isJoint({ sessions }: Pick<HookedModel, 'sessions'>): boolean {
-  return sessions?.prepare_inputs_embeds !== undefined;
+  return sessions.prepare_inputs_embeds !== undefined;
 }
 
 /** The names of the language model's sessions. */
