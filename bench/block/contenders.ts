@@ -1,16 +1,9 @@
 /** Who competes: the encoder by itself, with copied nodes, and with its last block on the package's kernels. One of them in a process. */
 import * as ort from 'onnxruntime-node';
 import { BlockHead, type BlockOptions, HostBuffer, ImageAnalysis, openBackend } from '../../src/index.js';
+import { COS, HIDDEN, FEATURES as OWN_FEATURES, ROWS, SIN, TASK_ROWS } from '../../src/onnx/block-values.js';
 import { openGraph } from '../../src/onnx/edit.js';
-import {
-  COS,
-  HIDDEN,
-  FEATURES as OWN_FEATURES,
-  ROWS,
-  readLastBlock,
-  SIN,
-  TASK_ROWS,
-} from '../../src/onnx/last-block.js';
+import { readLastBlock } from '../../src/onnx/last-block.js';
 import { float32, type Tensor } from '../../src/tensor.js';
 import { atRest } from '../../src/vision/session.js';
 import { normal, tensor } from '../data.js';
