@@ -39,9 +39,12 @@ export interface BlockEncoder {
   readonly beyond: EditedGraph;
   /** What stands behind the last block: {@link ROWS} and `crossing` to {@link TASK_ROWS}, and {@link ORDER} where there is one. */
   readonly connector: EditedGraph;
-  /** The encoder without its last attention; null where it cannot be left out. */
+  /**
+   * The encoder without its last attention. Null where it cannot be left out, where the features have columns of earlier blocks, and where
+   * layers are quantised: the file's own features have the rounding of its own last attention.
+   */
   readonly split: SplitEncoder | null;
-  /** The tower with {@link ATTENTION}, {@link BLOCK_OUTPUT} and what crosses into the tail, to compare with. */
+  /** The tower with {@link ATTENTION} and {@link BLOCK_OUTPUT}, to compare with. */
   readonly trial: EditedGraph;
   /** Values that the connector needs besides the rows: outputs of the tower, inputs of the connector. */
   readonly crossing: readonly string[];
@@ -81,14 +84,14 @@ export function readLastBlock(source: ModelSource, argument = 'visionEncoder'): 
   const handedOut = [...towerOutputs(builder, found, { connector, orders, output }), ...further];
   for (const [i, name] of crossing.entries()) builder.name(connector.crossing[i], name);
   const tower = { inputs, outputs: [...handedOut, ...crossing], nodes: [...builder.nodes] };
-  const given = { inputs, further, connector: connector.crossing, crossing, packed: connector.packed };
-  const split = rounding === 'quantized' ? null : splitEncoder(model, found, builder, given);
+  const isSplit = rounding !== 'quantized' && !connector.packed;
+  const handed = { outputs: [...further, ...crossing], values: [...further, ...connector.crossing] };
+  const split = isSplit ? splitEncoder(model, found, { inputs, nodes: tower.nodes, ...handed }) : null;
   const { out } = block;
   builder.float(out.laterBias === null ? out.output : builder.sum(out.output, out.laterBias), ATTENTION);
   const [first, ...others] = end.summands;
   builder.float(builder.sum(first, ...others), BLOCK_OUTPUT);
-  const trialOutputs = [...tower.outputs, ATTENTION, BLOCK_OUTPUT, ...(split?.crossing ?? [])];
-  const trial = { inputs, outputs: trialOutputs, nodes: [...builder.nodes] };
+  const trial = { inputs, outputs: [...tower.outputs, ATTENTION, BLOCK_OUTPUT], nodes: [...builder.nodes] };
   builder.name(BLOCK_OUTPUT, HIDDEN);
 
   return {

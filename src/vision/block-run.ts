@@ -92,7 +92,7 @@ export async function splitRun(
   sequences: readonly Sequence[],
   names: RunNames,
 ): Promise<BlockRun> {
-  const { head, encoder, tail, ort, readOut } = engine;
+  const { head, tail, ort, readOut } = engine;
   const { dims } = hidden;
   const memory = () => hostMemory(dims, head.device);
   const held: HostMemory[] = [hidden];
@@ -106,17 +106,13 @@ export async function splitRun(
     const places = { attention, selfAttention };
     const attended = { ...(await attend(engine, hidden, given, sequences, places)), attention };
     const rows = ({ data }: HostMemory) => new ort.Tensor('float32', data, dims);
-    const { [BLOCK_OUTPUT]: last, ...handed } = await runSession(tail, names, {
-      ...Object.fromEntries((encoder.split?.crossing ?? []).map((name) => [name, given[name]])),
-      [HIDDEN]: rows(hidden),
-      [ATTENTION]: rows(selfAttention),
-    });
+    const ends = { [HIDDEN]: rows(hidden), [ATTENTION]: rows(selfAttention) };
+    const { [BLOCK_OUTPUT]: last } = await runSession(tail, names, ends);
     selfAttention.free();
     hidden.free();
-    const all = { ...given, ...handed };
-    const { [TASK_ROWS]: features, ...order } = await connect(engine, all, last, names);
+    const { [TASK_ROWS]: features, ...order } = await connect(engine, given, last, names);
     return {
-      outputs: { ...all, ...order, [FEATURES]: features },
+      outputs: { ...given, ...order, [FEATURES]: features },
       hidden: dims,
       attended: attended.milliseconds,
       attend: async () => attended,

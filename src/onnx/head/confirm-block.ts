@@ -165,8 +165,8 @@ async function splitError(
   const { tail, behind, outputs, wanted } = parts;
   if (outputs[ATTENTION].dims.join() !== outputs[HIDDEN].dims.join()) return Number.POSITIVE_INFINITY;
   try {
-    const { [BLOCK_OUTPUT]: rows, ...handed } = await run(encoder, tail, outputs);
-    const made = await run(encoder, behind, { ...outputs, ...handed, [ROWS]: rows });
+    const { [BLOCK_OUTPUT]: rows } = await run(encoder, tail, outputs);
+    const made = await run(encoder, behind, { ...outputs, [ROWS]: rows });
     return relativeError(numbers(made[TASK_ROWS]), numbers(wanted));
   } catch {
     return Number.POSITIVE_INFINITY;
