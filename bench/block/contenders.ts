@@ -1,10 +1,10 @@
 /** Who competes: the encoder by itself, with copied nodes, and with its last block on the package's kernels. One of them in a process. */
 import * as ort from 'onnxruntime-node';
 import { BlockHead, type BlockOptions, HostBuffer, ImageAnalysis, openBackend } from '../../src/index.js';
-import { ATTENTION, BLOCK_OUTPUT, COS, HIDDEN, ROWS, SIN, TASK_ROWS } from '../../src/onnx/block-values.js';
+import { COS, HIDDEN, ROWS, SIN, TASK_ROWS } from '../../src/onnx/block-values.js';
 import { openGraph } from '../../src/onnx/edit.js';
 import { readLastBlock } from '../../src/onnx/last-block.js';
-import type { SplitEncoder } from '../../src/onnx/split-encoder.js';
+import { type SplitEncoder, throughTail } from '../../src/onnx/split-encoder.js';
 import { float32, type Tensor } from '../../src/tensor.js';
 import { atRest } from '../../src/vision/session.js';
 import { normal, tensor } from '../data.js';
@@ -123,8 +123,9 @@ const OPEN: Record<Way, (task: Task) => Promise<Contender>> = {
         const start = processorTime();
         const { saliency, unitSaliency } = growth === null ? await grown(analyze) : await analyze();
         const analysed = processorTime();
-        const ends = await tail.run({ [HIDDEN]: place(hidden), [ATTENTION]: place(selfAttention) });
-        const features = await connected(ends[BLOCK_OUTPUT] as ort.Tensor);
+        const ends = { hidden: hidden.data as Float32Array, attention: selfAttention.data as Float32Array, dims: size };
+        await throughTail(ort, (feeds) => tail.run(feeds) as Promise<Record<string, ort.Tensor>>, ends);
+        const features = await connected(place(selfAttention));
         const encoded = processorTime();
         const rows = await connected(place(attention));
         const parts = { rows, saliency: unitSaliency ?? saliency, features };

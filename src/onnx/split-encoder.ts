@@ -1,6 +1,7 @@
+import type { Tensor as OrtTensor } from 'onnxruntime-common';
 import { ATTENTION, BLOCK_OUTPUT, COS, HIDDEN, SIN } from './block-values.js';
 import { between } from './connector.js';
-import { type Cut, cut, type EditedGraph } from './edit.js';
+import { type Cut, cut, type EditedGraph, type OrtModule } from './edit.js';
 import { Builder } from './format/builder.js';
 import type { OnnxModel } from './format/model.js';
 import { DataType } from './format/proto.js';
@@ -16,6 +17,35 @@ export interface SplitEncoder {
   readonly tower: EditedGraph;
   /** From the hidden states and the attention behind its output projection to the sum that ends the block. */
   readonly tail: EditedGraph;
+}
+
+/** Rows of a tail's run: what its feed-forward layers write stays small then. */
+export const TAIL_ROWS = 1024;
+
+/**
+ * Runs a tail over rows, some at a time.
+ *
+ * @param rows hidden states and attention of all rows; what ends the block is written over the attention
+ * @param dims of both: [B, N, D], or [N, D]
+ * @param atOnce rows of a run
+ */
+export async function throughTail(
+  { Tensor }: OrtModule,
+  run: (feeds: Record<string, OrtTensor>) => Promise<Readonly<Record<string, OrtTensor>>>,
+  rows: { readonly hidden: Float32Array; readonly attention: Float32Array; readonly dims: readonly number[] },
+  atOnce = TAIL_ROWS,
+): Promise<void> {
+  const { hidden, attention, dims } = rows;
+  const size = atOnce * dims[dims.length - 1];
+  for (let at = 0; at < attention.length; at += size) {
+    const some = (all: Float32Array) => {
+      const data = all.subarray(at, at + size);
+      const count = data.length / dims[dims.length - 1];
+      return new Tensor('float32', data, [...dims.slice(0, -2).map(() => 1), count, dims[dims.length - 1]]);
+    };
+    const { [BLOCK_OUTPUT]: ends } = await run({ [HIDDEN]: some(hidden), [ATTENTION]: some(attention) });
+    attention.set(ends.data as Float32Array, at);
+  }
 }
 
 /** What the tower is cut out with. */

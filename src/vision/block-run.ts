@@ -1,8 +1,9 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import type { BlockHead, Encoding, SiglipReadOut } from '../index.js';
-import { ATTENTION, BLOCK_OUTPUT, COS, FEATURES, HIDDEN, ORDER, ROWS, SIN, TASK_ROWS } from '../onnx/block-values.js';
+import { COS, FEATURES, type ORDER, ROWS, SIN, TASK_ROWS } from '../onnx/block-values.js';
 import type { OrtModule } from '../onnx/edit.js';
 import type { BlockEncoder } from '../onnx/last-block.js';
+import { throughTail } from '../onnx/split-encoder.js';
 import type { Sequence } from './block-family.js';
 import { type HostMemory, hostMemory } from './host-memory.js';
 import { type RunNames, runSession } from './session.js';
@@ -105,12 +106,12 @@ export async function splitRun(
     const selfAttention = hold(memory());
     const places = { attention, selfAttention };
     const attended = { ...(await attend(engine, hidden, given, sequences, places)), attention };
-    const rows = ({ data }: HostMemory) => new ort.Tensor('float32', data, dims);
-    const ends = { [HIDDEN]: rows(hidden), [ATTENTION]: rows(selfAttention) };
-    const { [BLOCK_OUTPUT]: last } = await runSession(tail, names, ends);
-    selfAttention.free();
+    const rows = { hidden: hidden.data, attention: selfAttention.data, dims };
+    await throughTail(ort, (feeds) => runSession(tail, names, feeds), rows);
     hidden.free();
-    const { [TASK_ROWS]: features, ...order } = await connect(engine, given, last, names);
+    const ends = new ort.Tensor('float32', selfAttention.data, dims);
+    const { [TASK_ROWS]: features, ...order } = await connect(engine, given, ends, names);
+    selfAttention.free();
     return {
       outputs: { ...given, ...order, [FEATURES]: features },
       hidden: dims,

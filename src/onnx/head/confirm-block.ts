@@ -20,6 +20,7 @@ import {
 } from '../block-values.js';
 import { type OrtModule, openGraph } from '../edit.js';
 import type { BlockEncoder } from '../last-block.js';
+import { throughTail } from '../split-encoder.js';
 import { relativeError } from './compare.js';
 
 /** What a file is compared on: inputs, and which rows of the hidden states are a sequence whose attention stays within. */
@@ -109,7 +110,7 @@ export async function confirmBlock(
       splits &&=
         tail !== null &&
         apart <= tolerance.attention &&
-        (await splitError(encoder, { tail, behind, outputs, wanted })) <= tolerance.features;
+        (await splitError(ort, encoder, { tail, behind, outputs, wanted })) <= tolerance.features;
     }
   } finally {
     await Promise.all([whole.release(), tail?.release()]);
@@ -157,15 +158,20 @@ async function run(
   }
 }
 
-/** How far the features lie from those of the file when tail and connector make them; infinite where one of them does not run. */
+/** How far the features lie from those of the file when tail, in two runs, and connector make them; infinite where one does not run. */
 async function splitError(
+  ort: OrtModule,
   encoder: BlockEncoder,
   parts: { tail: InferenceSession; behind: InferenceSession; outputs: Record<string, Tensor>; wanted: Tensor },
 ): Promise<number> {
   const { tail, behind, outputs, wanted } = parts;
   if (outputs[ATTENTION].dims.join() !== outputs[HIDDEN].dims.join()) return Number.POSITIVE_INFINITY;
   try {
-    const { [BLOCK_OUTPUT]: rows } = await run(encoder, tail, outputs);
+    const { dims } = outputs[HIDDEN];
+    const [hidden, attention] = [HIDDEN, ATTENTION].map((name) => numbers(outputs[name]).slice());
+    const half = Math.ceil(attention.length / dims[dims.length - 1] / 2);
+    await throughTail(ort, (feeds) => run(encoder, tail, feeds), { hidden, attention, dims }, half);
+    const rows = new ort.Tensor('float32', attention, dims);
     const made = await run(encoder, behind, { ...outputs, [ROWS]: rows });
     return relativeError(numbers(made[TASK_ROWS]), numbers(wanted));
   } catch {
