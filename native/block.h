@@ -1,7 +1,8 @@
 // The block head: the last block of an encoder whose read-out is not CLIP's (SPEC, "The last block").
 //
 //   hidden -> norm -> q, k, v -> attention (eq. 2, operands not rotated) -> out          rows for the family's own connector
-//                             -> saliency (rotated q and k) -> pool by units              a score for each visual token
+//                             -> self attention (rotated q and k) -> out                   rows for the rest of the encoder's own block
+//                             -> saliency (the same weights) -> pool by units              a score for each visual token
 //                      rows -> siglip_read_out                                            where SigLIP's head is there
 //
 // What it gives are parts of an analysis (head.h, Analysis::from): everything behind it is the same for every family.
@@ -46,10 +47,11 @@ struct BlockStates {
   int64_t units;        // of `unit`
 };
 
-// Null what is not wanted: of the read-out's three, which need one, all or none. Without `attention` and a read-out no attention is
-// computed. Outputs overlap neither each other nor the hidden states.
+// Null what is not wanted: of the read-out's three, which need one, all or none. Without `attention` and a read-out no decoupled attention
+// is computed. Outputs overlap neither each other nor the hidden states.
 struct BlockOutput {
-  float* attention;       // [N, D], behind the output projection
+  float* attention;       // [N, D], the decoupled one behind the output projection
+  float* self_attention;  // [N, D], the block's own behind the output projection
   float* saliency;        // [N]
   float* unit_saliency;   // [units]
   float* embeddings;      // [N, D] unit rows
@@ -67,7 +69,7 @@ class Block {
   const BlockConfig& config() const;
 
   // One output and one timing (or null timings) per sequence; the sequences may differ in size. Memory is linear in N: four arrays
-  // [N, D] beside the hidden states and the output, whatever H.
+  // [N, D] beside the hidden states and the output, whatever H; with self_attention its output is one of them (kk, qk: but not).
   // not_finite("hidden" | "cos" | "sin", row) with the image, the first at fault; out_of_memory, unsupported. What the outputs hold
   // then is not defined.
   Status analyze(Context&, const BlockStates* images, int64_t count, Encoding, const BlockOutput* outputs, BlockTimings*) const;

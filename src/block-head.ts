@@ -51,6 +51,11 @@ export interface BlockInput {
    * computed; into other memory once they are. Null: they are not wanted. Default: a `HostBuffer` of the analysis' own.
    */
   readonly attention?: Float32Array | null;
+  /**
+   * Where the rows of the block's own attention are written, [valid, D], as those of `attention` are. They share the scores of the
+   * saliency, so that they cost one product of N x N less than by themselves. Default, and null: they are not wanted.
+   */
+  readonly selfAttention?: Float32Array | null;
 }
 
 /** Options of {@link BlockHead.analyze}. */
@@ -59,16 +64,17 @@ export interface BlockOptions extends Omit<BlockInput, 'hidden'> {
   readonly encoding?: Encoding;
 }
 
-const INPUT: OptionNames<BlockInput> = { hidden: true, valid: true, cos: true, sin: true, unit: true, attention: true };
-const BATCH_OPTIONS: OptionNames<Pick<BlockOptions, 'encoding'>> = { encoding: true };
-const OPTIONS: OptionNames<BlockOptions> = {
+const SEQUENCE: OptionNames<Omit<BlockInput, 'hidden'>> = {
   valid: true,
   cos: true,
   sin: true,
   unit: true,
   attention: true,
-  encoding: true,
+  selfAttention: true,
 };
+const INPUT: OptionNames<BlockInput> = { hidden: true, ...SEQUENCE };
+const BATCH_OPTIONS: OptionNames<Pick<BlockOptions, 'encoding'>> = { encoding: true };
+const OPTIONS: OptionNames<BlockOptions> = { ...SEQUENCE, ...BATCH_OPTIONS };
 
 /** SigLIP's read-out of one sequence. */
 export interface SiglipReadOut {
@@ -159,6 +165,7 @@ export class BlockHead implements Disposable {
    *
    *     attention = out(softmax(Q Q^T / sqrt(dh)) V)                                         per head, no rotation
    *     saliency = mean over heads and queries of softmax(rot(Q) rot(K)^T / sqrt(dh))        rot(x) = x cos + turn(x) sin
+   *     selfAttention = out(softmax(rot(Q) rot(K)^T / sqrt(dh)) V)                           the encoder's own
    *     unitSaliency[u] = mean of saliency over the patches of unit u
    *
    * @param hidden hidden states that enter the encoder's last block, [N, D] or [1, N, D], float32 or float16. Memory of a
@@ -258,19 +265,26 @@ export class BlockAnalysis implements Disposable {
   readonly saliency: Float32Array;
   /** Its mean over the patches of each visual token; null without `unit`. */
   readonly unitSaliency: Float32Array | null;
+  /** The rows of the block's own attention behind its output projection, [rows, D], in the memory that was given for them; else null. */
+  readonly selfAttention: Tensor | null;
   /** SigLIP's read-out, where the block has one. */
   readonly siglip: SiglipReadOut | null;
   /** Milliseconds per stage. */
   readonly timings: AnalyzeTimings;
 
   /** @internal `buffer`: where the attention was written, when it belongs to the analysis */
-  constructor({ hidden: { rows, cols }, attention }: BlockStates, output: BlockOutput, buffer: HostBuffer | null) {
+  constructor(
+    { hidden: { rows, cols }, attention, selfAttention }: BlockStates,
+    output: BlockOutput,
+    buffer: HostBuffer | null,
+  ) {
     const { saliency, unitSaliency, siglip, timings } = output;
     this.#attention = attention && float32(attention, [rows, cols]);
     this.#buffer = buffer;
     this.rows = rows;
     this.saliency = saliency;
     this.unitSaliency = unitSaliency;
+    this.selfAttention = selfAttention && float32(selfAttention, [rows, cols]);
     this.siglip = siglip && { ...siglip, embeddings: float32(siglip.embeddings, [rows, cols]) };
     this.timings = timings;
   }
@@ -308,7 +322,7 @@ type Checked = Omit<BlockStates, 'attention'> & { readonly attention: Float32Arr
 
 function checkInput(
   prefix: string,
-  { hidden, valid, cos, sin, unit, attention }: BlockInput,
+  { hidden, valid, cos, sin, unit, attention, selfAttention = null }: BlockInput,
   { width, heads }: Pick<BlockWeights, 'width' | 'heads'>,
 ): Checked {
   const all = matrix(`${prefix}hidden`, hidden, { cols: width });
@@ -321,6 +335,7 @@ function checkInput(
     rotary: rotated ? rotaryTables({ cos, sin }, names, tables) : null,
     ...(unit === undefined ? { unit: null, units: rows } : unitsOf(`${prefix}unit`, unit, rows, all.rows)),
     attention: attention && destination(`${prefix}attention`, attention, [rows, width]),
+    selfAttention: selfAttention && destination(`${prefix}selfAttention`, selfAttention, [rows, width]),
   };
 }
 
@@ -332,18 +347,20 @@ function destination(argument: string, data: Float32Array, dims: readonly number
 
 /** What is written may lie neither over what is read nor over what else is written. */
 function refuseOverlaps(states: readonly Checked[], prefixes: readonly string[]): void {
-  states.forEach(({ attention }, b) => {
-    if (!attention) return;
-    states.forEach((other, c) => {
-      const taken = [other.hidden.data, other.rotary?.cos, other.rotary?.sin, c < b && other.attention];
-      if (taken.some((memory) => memory && overlap(attention, memory)))
+  const taken = states.flatMap(({ hidden, rotary }) => [hidden.data, ...(rotary ? [rotary.cos, rotary.sin] : [])]);
+  states.forEach((state, b) => {
+    for (const output of ['attention', 'selfAttention'] as const) {
+      const memory = state[output];
+      if (!memory) continue;
+      if (taken.some((other) => overlap(memory, other)))
         throw mismatch(
           'ERR_VALUE',
-          `${prefixes[b]}attention`,
+          `${prefixes[b]}${output}`,
           'memory that the call reads or writes',
           'memory of its own',
         );
-    });
+      taken.push(memory);
+    }
   });
 }
 

@@ -1,16 +1,10 @@
 /** Who competes: the encoder by itself, with copied nodes, and with its last block on the package's kernels. One of them in a process. */
 import * as ort from 'onnxruntime-node';
 import { BlockHead, type BlockOptions, HostBuffer, ImageAnalysis, openBackend } from '../../src/index.js';
+import { COS, HIDDEN, ROWS, SIN, TASK_ROWS } from '../../src/onnx/block-values.js';
 import { openGraph } from '../../src/onnx/edit.js';
-import {
-  COS,
-  HIDDEN,
-  FEATURES as OWN_FEATURES,
-  ROWS,
-  readLastBlock,
-  SIN,
-  TASK_ROWS,
-} from '../../src/onnx/last-block.js';
+import { readLastBlock } from '../../src/onnx/last-block.js';
+import { type SplitEncoder, throughTail } from '../../src/onnx/split-encoder.js';
 import { float32, type Tensor } from '../../src/tensor.js';
 import { atRest } from '../../src/vision/session.js';
 import { normal, tensor } from '../data.js';
@@ -95,13 +89,15 @@ const OPEN: Record<Way, (task: Task) => Promise<Contender>> = {
   },
   ours: async ({ path, shape, patches }) => {
     const encoder = readLastBlock(path);
-    const tower = await openGraph(ort, encoder.tower, atRest());
+    const split = encoder.split as SplitEncoder;
+    const tower = await openGraph(ort, split.tower, atRest());
+    const tail = await openGraph(ort, split.tail, atRest());
     const connector = await openGraph(ort, encoder.connector, atRest());
     const head = await BlockHead.load(await encoder.weights(ort), { device: 'cpu' });
     const unit = Int32Array.from({ length: patches }, (_, patch) => Math.floor(patch / shape.unit));
     const size = [patches, shape.width];
     const memory = () => HostBuffer.forTensor('float32', size, { pinned: false }).tensor('float32', size);
-    const [hidden, attention] = [memory(), memory()];
+    const [hidden, attention, selfAttention] = [memory(), memory(), memory()];
     const place = (tensor: Tensor) => new ort.Tensor('float32', tensor.data as Float32Array, size);
     const fetches = { ...Object.fromEntries(tower.outputNames.map((name) => [name, null])), [HIDDEN]: place(hidden) };
     let growth: number | null = null;
@@ -114,25 +110,26 @@ const OPEN: Record<Way, (task: Task) => Promise<Contender>> = {
     };
     let tables: Pick<BlockOptions, 'cos' | 'sin'> = {};
     const analyze = () => {
-      const options = { ...tables, ...(shape.unit > 1 && { unit }), attention: attention.data as Float32Array };
-      return head.analyze(hidden, options);
+      const rows = { attention: attention.data as Float32Array, selfAttention: selfAttention.data as Float32Array };
+      return head.analyze(hidden, { ...tables, ...(shape.unit > 1 && { unit }), ...rows });
     };
     return {
       encode: async (pixels) => {
         const outputs = await tower.run({ [PATCHES]: pixels }, fetches as never);
         if (encoder.rotary) tables = { cos: outputs[COS] as Tensor, sin: outputs[SIN] as Tensor };
+        const crossing = Object.fromEntries(encoder.crossing.map((name) => [name, outputs[name]]));
+        const connected = async (rows: ort.Tensor) =>
+          (await connector.run({ ...crossing, [ROWS]: rows }))[TASK_ROWS].data as Float32Array;
         const start = processorTime();
         const { saliency, unitSaliency } = growth === null ? await grown(analyze) : await analyze();
         const analysed = processorTime();
-        const crossing = Object.fromEntries(encoder.crossing.map((name) => [name, outputs[name]]));
-        const rows = await connector.run({ ...crossing, [ROWS]: place(attention) });
-        const connected = processorTime();
-        const parts = {
-          rows: rows[TASK_ROWS].data as Float32Array,
-          saliency: unitSaliency ?? saliency,
-          features: outputs[OWN_FEATURES].data as Float32Array,
-        };
-        return { block: analysed - start, connector: connected - analysed, parts };
+        const ends = { hidden: hidden.data as Float32Array, attention: selfAttention.data as Float32Array, dims: size };
+        await throughTail(ort, (feeds) => tail.run(feeds) as Promise<Record<string, ort.Tensor>>, ends);
+        const features = await connected(place(selfAttention));
+        const encoded = processorTime();
+        const rows = await connected(place(attention));
+        const parts = { rows, saliency: unitSaliency ?? saliency, features };
+        return { block: analysed - start, connector: processorTime() - encoded, parts };
       },
       growth: () => growth as number,
     };

@@ -1,8 +1,9 @@
 /** Who competes: a model pruned, and the same model with all its visual tokens. One of them in a process. */
 import * as ort from 'onnxruntime-node';
 import { BlockHead, HostBuffer, ImageAnalysis, Pruner } from '../../src/index.js';
+import { COS, FEATURES, HIDDEN, ROWS, SIN, TASK_ROWS } from '../../src/onnx/block-values.js';
 import { type EditedGraph, openGraph } from '../../src/onnx/edit.js';
-import { COS, FEATURES, HIDDEN, ROWS, readLastBlock, SIN, TASK_ROWS } from '../../src/onnx/last-block.js';
+import { readLastBlock } from '../../src/onnx/last-block.js';
 import { HIDDEN_STATES, PATCHES, projectorGraph, towerGraph } from '../../src/onnx/split.js';
 import { readTower } from '../../src/onnx/tower.js';
 import { float32, type Tensor } from '../../src/tensor.js';

@@ -45,11 +45,12 @@ struct Asked {
     unit = arguments.vector_or_null("unit");
     if (unit.given()) units = arguments.integer("units", 1, hidden.rows);
     attention = arguments.vector_or_null("attention");
+    self_attention = arguments.vector_or_null("selfAttention");
   }
 
   MatrixArgument hidden;
   RotaryArgument rotary;
-  VectorArgument unit, attention;
+  VectorArgument unit, attention, self_attention;
   int64_t units = 0;
 };
 
@@ -57,7 +58,7 @@ struct Asked {
 struct Sequence {
   Memory hidden, unit;
   RotaryInput rotary;
-  VectorOutput attention;
+  VectorOutput attention, self_attention;
   BlockStates states{};
   BlockOutput output{};
 };
@@ -100,6 +101,8 @@ Sequence hold(Napi::Env env, MemoryReader& memory, const BlockConfig& config, co
   }
   sequence.attention = VectorOutput(memory, asked.attention, rows * config.width);
   sequence.output.attention = sequence.attention.data();
+  sequence.self_attention = VectorOutput(memory, asked.self_attention, rows * config.width);
+  sequence.output.self_attention = sequence.self_attention.data();
   return sequence;
 }
 
@@ -111,19 +114,21 @@ struct Range {
 
 // Rows are written while others are still to be read.
 void expect_apart(const std::vector<Asked>& asked, const std::vector<Sequence>& sequences) {
-  const auto hidden = [&](size_t i) {
-    const MatrixArgument& matrix = asked[i].hidden;
-    return Range{static_cast<const char*>(sequences[i].hidden.data), matrix.size() * (matrix.half ? 2 : 4)};
-  };
-  const auto attention = [&](size_t i) {
-    return Range{reinterpret_cast<const char*>(sequences[i].output.attention), asked[i].hidden.size() * 4};
-  };
+  std::vector<Range> taken;
   for (size_t i = 0; i < sequences.size(); i++) {
-    if (!sequences[i].output.attention) continue;
-    for (size_t j = 0; j < sequences.size(); j++) {
-      const bool read = attention(i).overlaps(hidden(j)), written = j < i && sequences[j].output.attention && attention(i).overlaps(attention(j));
-      if (read || written)
-        throw invalid("ERR_VALUE", asked[i].attention.name, read ? "memory of hidden states" : "memory of another attention", "memory of its own");
+    const MatrixArgument& matrix = asked[i].hidden;
+    taken.push_back({static_cast<const char*>(sequences[i].hidden.data), matrix.size() * (matrix.half ? 2 : 4)});
+  }
+  for (size_t i = 0; i < sequences.size(); i++) {
+    const BlockOutput& output = sequences[i].output;
+    for (const auto& [data, name] : {std::pair{output.attention, &asked[i].attention.name}, {output.self_attention, &asked[i].self_attention.name}}) {
+      if (!data) continue;
+      const Range mine{reinterpret_cast<const char*>(data), asked[i].hidden.size() * 4};
+      for (size_t j = 0; j < taken.size(); j++) {
+        if (mine.overlaps(taken[j]))
+          throw invalid("ERR_VALUE", *name, j < sequences.size() ? "memory of hidden states" : "memory of another attention", "memory of its own");
+      }
+      taken.push_back(mine);
     }
   }
 }
@@ -147,6 +152,7 @@ class AnalyzeJob : public Job {
   Napi::Value finish(Napi::Env env, Napi::Object results) override {
     for (uint32_t i = 0; i < timings_.size(); i++) {
       sequences_[i].attention.deliver();
+      sequences_[i].self_attention.deliver();
       Napi::Object timings = Napi::Object::New(env);
       set_timings(timings, timings_[i]);
       results.Get(i).As<Napi::Object>().Set("timings", timings);

@@ -1,8 +1,9 @@
 // The block head: what it makes of its weights, and a sequence's way through it.
 //
 // Memory, in arrays [N, D]: the hidden states and the output are the caller's; beside them lie the normalised rows, later the attention's
-// context, and q and k. The values go into the output, which is written last. What the attention does not read of q and k is given
-// back before it begins, and all of it before the read-out.
+// context, and q and k. The values go into the output, which is written last; where the block's own attention is wanted, the keys go
+// into its output, unless the decoupled attention reads them too. What the attention does not read of q and k is given back before it
+// begins, and all of it before the read-out.
 #include "../block.h"
 
 #include <algorithm>
@@ -111,11 +112,11 @@ struct Block::Sequence {
   Stopwatch watch{};
   Scratch scratch{context.arena};
   const int64_t rows = states.hidden.rows, width = block.config.width, heads = block.config.heads;
-  const bool attends = attention.rows > 0, salient = output.saliency || output.unit_saliency;
+  const bool attends = attention.rows > 0, salient = output.saliency || output.unit_saliency, own = output.self_attention;
   // What the attention reads besides v.
   const bool attends_q = attends && (encoding == Encoding::qq || encoding == Encoding::qk);
   const bool attends_k = attends && (encoding == Encoding::kk || encoding == Encoding::qk);
-  Matrix normal{}, q{}, k{};
+  Matrix normal{}, q{}, k{}, v{};
 
   Status prepare();
   Status normalize();
@@ -126,8 +127,10 @@ struct Block::Sequence {
 
 Status Block::Sequence::prepare() {
   normal = padded(scratch, rows, width);
-  if (attends_q) q = padded(scratch, rows, width);
+  if (attends_q || own) q = padded(scratch, rows, width);
   if (attends_k) k = padded(scratch, rows, width);
+  else if (own) k = {output.self_attention, rows, width, width};
+  v = attends || !own ? attention : padded(scratch, rows, width);
   return scratch.failed() ? out_of_memory("analyze") : Status{};
 }
 
@@ -156,19 +159,25 @@ Status Block::Sequence::project(const LinearPointer& layer, Matrix y) {
   return {};
 }
 
-// Makes q and k, too.
+// Makes q, k and v, too.
 Status Block::Sequence::saliency() {
-  if (attends_q) DESAP_TRY(project(block.w_q, q));
-  if (attends_k) DESAP_TRY(project(block.w_k, k));
-  if (!salient) return {};
+  if (q.data) DESAP_TRY(project(block.w_q, q));
+  if (k.data) DESAP_TRY(project(block.w_k, k));
+  if (v.rows > 0) DESAP_TRY(project(block.w_v, v));
+  if (!salient && !own) return {};
   DESAP_TRY(check_rotary(states.rotary, rows, width / heads));
   Scratch passing(context.arena);
-  const Matrix queries = attends_q ? q : padded(passing, rows, width), keys = attends_k ? k : padded(passing, rows, width);
+  const Matrix queries = q.data ? q : padded(passing, rows, width), keys = k.data ? k : padded(passing, rows, width);
   float* scores = output.saliency ? output.saliency : passing.floats(rows);
   if (passing.failed()) return out_of_memory("analyze");
-  if (!attends_q) DESAP_TRY(project(block.w_q, queries));
-  if (!attends_k) DESAP_TRY(project(block.w_k, keys));
-  DESAP_TRY(desap::saliency(context, queries, keys, heads, false, states.rotary, scores));
+  if (!q.data) DESAP_TRY(project(block.w_q, queries));
+  if (!k.data) DESAP_TRY(project(block.w_k, keys));
+  if (own) {
+    DESAP_TRY(self_attention(context, queries, keys, v, heads, states.rotary, normal, scores));
+    DESAP_TRY(linear(context, normal, *block.w_out, {output.self_attention, rows, width, width}));
+  } else {
+    DESAP_TRY(desap::saliency(context, queries, keys, heads, false, states.rotary, scores));
+  }
   if (output.unit_saliency && states.unit) DESAP_TRY(pool(context, scores, states.unit, rows, states.units, output.unit_saliency));
   if (output.unit_saliency && !states.unit) std::copy_n(scores, rows, output.unit_saliency);
   times.saliency = watch.lap();
@@ -178,8 +187,6 @@ Status Block::Sequence::saliency() {
 // The context goes into `normal`, whose last reader is behind it.
 Status Block::Sequence::attend() {
   if (!attends) return {};
-  const Matrix v = attention;
-  DESAP_TRY(project(block.w_v, v));
   const ConstMatrix operands[][2] = {{q, q}, {k, k}, {v, v}, {q, k}};  // in the order of Encoding
   const ConstMatrix* const o = operands[static_cast<int>(encoding)];
   DESAP_TRY(desap::attention(context, o[0], o[1], v, heads, normal));

@@ -112,20 +112,23 @@ DESAP_CASE(block_parts) {
   Sequence whole(weights, 20, true, 5, 1);
   check(analyze(machine.one(), *block, {&whole}, Encoding::vv).good(), "whole");
   for (const bool attention : {false, true}) {
+   for (const bool self_attention : {false, true}) {
     for (const bool saliency : {false, true}) {
       for (const bool read_out : {false, true}) {
         Sequence part(weights, 20, true, 5, 1);
         const BlockStates states = part.states();
         BlockOutput output = part.output();
         if (!attention) output.attention = nullptr;
+        if (!self_attention) output.self_attention = nullptr;
         if (!saliency) output.saliency = output.unit_saliency = nullptr;
         if (!read_out) output.embeddings = output.global = output.probe_saliency = nullptr;
         check(block->analyze(machine.one(), &states, 1, Encoding::vv, &output, nullptr).good(), "part");
         const auto right = [](const Floats& x, const Floats& y, bool wanted) { return wanted ? x == y : std::isnan(x.front()); };
-        check(right(part.attention, whole.attention, attention) && right(part.saliency, whole.saliency, saliency) && right(part.unit_saliency, whole.unit_saliency, saliency) &&
+        check(right(part.attention, whole.attention, attention) && right(part.self_attention, whole.self_attention, self_attention) && right(part.saliency, whole.saliency, saliency) && right(part.unit_saliency, whole.unit_saliency, saliency) &&
               right(part.embeddings, whole.embeddings, read_out) && right(part.global, whole.global, read_out) && right(part.probe_saliency, whole.probe_saliency, read_out), "equal");
       }
     }
+   }
   }
   Sequence single(weights, 20, true, 20, 1);
   BlockStates states = single.states();

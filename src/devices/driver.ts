@@ -95,6 +95,8 @@ export interface BlockStates {
    * memory once it is. Null: it is not wanted.
    */
   readonly attention: Float32Array | null;
+  /** [N, D]: where the block's own attention is written, likewise. Null: it is not wanted, and nothing is computed for it. */
+  readonly selfAttention: Float32Array | null;
 }
 
 /** BlockOutput of native/block.h. */
@@ -124,7 +126,10 @@ export interface DriverParts {
   readonly features: FloatMatrix;
 }
 
-/** Milliseconds per stage of an analysis; of several images in one go each has its share of the whole. */
+/**
+ * Milliseconds per stage of an analysis; of several images in one go each has its share of the whole. A block's own attention, where it
+ * is wanted, is part of the stage `saliency`.
+ */
 export interface AnalyzeTimings {
   readonly normalize: number;
   readonly project: number;

@@ -65,6 +65,18 @@ export interface Kernels {
     rotary?: { cos: TensorLike; sin: TensorLike } | null;
   }): Float32Array;
   /**
+   * An encoder's own attention and the saliency of its weights, in one: softmax(rot(Q) rot(K)^T / sqrt(D / H)) V per head, heads
+   * concatenated, no output projection, and the mean of that softmax over heads and rows, which is `saliency` without a class token.
+   * q, k, v: [N, D]; `rotary` as for `saliency`; gives context [N, D] and saliency [N]. No N x N buffer.
+   */
+  selfAttention(args: {
+    q: TensorLike;
+    k: TensorLike;
+    v: TensorLike;
+    heads: number;
+    rotary?: { cos: TensorLike; sin: TensorLike } | null;
+  }): { context: Tensor; saliency: Float32Array };
+  /**
    * The mean score of each visual token over the patches that go into it. scores: [N]; unit: [N] the token of each patch, each from 0
    * on at least once; gives a mean for each token.
    */
@@ -287,6 +299,17 @@ const KERNELS: Checks = {
       return { q, k, heads: count, classToken, rotary };
     },
     wrap: (scores) => scores,
+  },
+  selfAttention: {
+    names: { q: true, k: true, v: true, heads: true, rotary: true },
+    check: (args) => {
+      const q = matrix('q', args.q);
+      const same = { rows: q.rows, cols: q.cols };
+      const [k, v] = [matrix('k', args.k, same), matrix('v', args.v, same)];
+      const count = heads(args.heads, q.cols);
+      return { q, k, v, heads: count, rotary: args.rotary ? tables(args.rotary, q.rows, q.cols / count) : null };
+    },
+    wrap: ({ context, saliency }, { q }) => ({ context: float32(context, [q.rows, q.cols]), saliency }),
   },
   pool: {
     names: { scores: true, unit: true },

@@ -9,6 +9,7 @@ import { type Matrix64, type Numbers, widen } from '../kernels/numeric.js';
 import { pool } from '../kernels/pool.js';
 import { rmsNorm } from '../kernels/rms-norm.js';
 import { saliency } from '../kernels/saliency.js';
+import { selfAttention } from '../kernels/self-attention.js';
 import { siglipReadOut } from '../kernels/siglip-read-out.js';
 import type { BlockOutput, BlockStates, DriverBlock, MaybePromise } from './driver.js';
 import { Clock, operands, settle, single } from './reference-support.js';
@@ -34,7 +35,7 @@ export class ReferenceBlock implements DriverBlock {
   }
 
   #one(
-    { hidden, rotary, unit, units, attention: place }: BlockStates,
+    { hidden, rotary, unit, units, attention: place, selfAttention: ownPlace }: BlockStates,
     encoding: Encoding,
     image?: number,
   ): BlockOutput {
@@ -50,7 +51,9 @@ export class ReferenceBlock implements DriverBlock {
     const A = wanted ? dense(attention(...operands(encoding, q, k, v), v, heads), this.weights.out) : null;
     if (A) place?.set(A.data);
     const attended = clock.lap();
-    const A_s = saliency(q, k, heads, false, rotary);
+    const own = ownPlace && selfAttention(q, k, v, heads, rotary);
+    if (own) ownPlace.set(dense(own.context, this.weights.out).data);
+    const A_s = own ? own.saliency : saliency(q, k, heads, false, rotary);
     const unitSaliency = unit && single(pool(A_s, unit, units));
     const salient = clock.lap();
     const siglip = A && this.#siglip && readOut(A, this.#siglip, image);

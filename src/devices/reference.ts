@@ -18,6 +18,7 @@ import { readOut } from '../kernels/read-out.js';
 import { rmsNorm } from '../kernels/rms-norm.js';
 import { saliency } from '../kernels/saliency.js';
 import { select } from '../kernels/select.js';
+import { selfAttention } from '../kernels/self-attention.js';
 import { siglipReadOut } from '../kernels/siglip-read-out.js';
 import { topK } from '../kernels/top-k.js';
 import { unitRows } from '../kernels/unit-rows.js';
@@ -34,6 +35,10 @@ const KERNELS: { [K in KernelName]: (args: KernelArguments[K]) => KernelResults[
   linear: ({ x, weight, bias }) => single(linear(widen(x), widen(weight), bias).data),
   attention: ({ q, k, v, heads }) => single(attention(widen(q), widen(k), widen(v), heads).data),
   saliency: ({ q, k, heads, classToken, rotary }) => single(saliency(widen(q), widen(k), heads, classToken, rotary)),
+  selfAttention: ({ q, k, v, heads, rotary }) => {
+    const { context, saliency } = selfAttention(widen(q), widen(k), widen(v), heads, rotary);
+    return { context: single(context.data), saliency: single(saliency) };
+  },
   pool: ({ scores, unit, units }) => single(pool(scores, unit, units)),
   unitRows: ({ x }) => single(unitRows(widen(x)).data),
   readOut: ({ context, out, postNorm, epsilon, visualProjection }) => {

@@ -23,6 +23,7 @@ export interface KernelArguments {
   linear: { x: FloatMatrix; weight: FloatMatrix; bias: Float32Array | null };
   attention: { q: FloatMatrix; k: FloatMatrix; v: FloatMatrix; heads: number };
   saliency: { q: FloatMatrix; k: FloatMatrix; heads: number; classToken: boolean; rotary: Rotary | null };
+  selfAttention: { q: FloatMatrix; k: FloatMatrix; v: FloatMatrix; heads: number; rotary: Rotary | null };
   /** `unit`: each from 0 to `units` - 1, every one at least once. */
   pool: { scores: Float32Array; unit: Int32Array; units: number };
   unitRows: { x: FloatMatrix };
@@ -74,6 +75,7 @@ export interface KernelResults {
   linear: Float32Array;
   attention: Float32Array;
   saliency: Float32Array;
+  selfAttention: { context: Float32Array; saliency: Float32Array };
   pool: Float32Array;
   unitRows: Float32Array;
   readOut: { attention: Float32Array; embeddings: Float32Array };

@@ -5,7 +5,7 @@ import type { OnnxNode } from './format/messages.js';
 import { DataType, isFloat } from './format/proto.js';
 import { renamed } from './format/write.js';
 import { MOVES, PASS } from './search/constants.js';
-import { ancestors, describeNode, type Graph } from './search/graph.js';
+import { describeNode, type Graph } from './search/graph.js';
 import { type BlockEnd, derivedFrom, outputsOf, SKIP_NORMS } from './search/last-block.js';
 import { beforePicks } from './search/read-out.js';
 import { hasPixels } from './search/rotary.js';
@@ -31,12 +31,7 @@ export interface Connector {
 export function readConnector(graph: Graph, end: BlockEnd, output: string): Connector {
   const derived = derivedFrom(graph, outputsOf(end.node));
   const { value, orders } = lastColumns(graph, derived, output);
-  const nodes = ancestors(graph, value).filter(
-    (node) => node !== end.node && node.outputs.some((one) => derived.has(one)),
-  );
-  const read = new Set([...nodes, ...orders].flatMap(({ inputs, captures }) => [...inputs, ...captures]));
-  const isGiven = (one: string) => graph.producer(one) !== undefined || graph.isInput(one);
-  const crossing = [...read].filter((one) => isGiven(one) && !derived.has(one) && !graph.isConstant(one));
+  const { nodes, crossing } = between(graph, outputsOf(end.node), [value], orders);
   for (const one of crossing)
     if (hasPixels(graph, one) && isFloat(graph.elementType(one)))
       throw new DesapError(
@@ -44,6 +39,39 @@ export function readConnector(graph: Graph, end: BlockEnd, output: string): Conn
         `${graph.model.name}: looked for features that come from the last block alone; found '${one}' of earlier states among what ${readerOf(nodes, one)} reads`,
       );
   return { value, orders, packed: value !== output, crossing };
+}
+
+/**
+ * The part of a graph between some values and others: the nodes there, and what they read besides, such as shapes and indices.
+ *
+ * @param from values that are handed in
+ * @param to values that are made of them
+ * @param further nodes that belong to the part
+ */
+export function between(
+  graph: Graph,
+  from: readonly string[],
+  to: readonly string[],
+  further: readonly OnnxNode[] = [],
+): { readonly nodes: readonly OnnxNode[]; readonly crossing: readonly string[] } {
+  const derived = derivedFrom(graph, from);
+  const isGiven = (value: string) => graph.producer(value) !== undefined || graph.isInput(value);
+  const nodes = new Set<OnnxNode>();
+  const crossing = new Set<string>();
+  const seen = new Set(from);
+  const open = [...to];
+  const visit = (node: OnnxNode) => {
+    nodes.add(node);
+    open.push(...node.inputs, ...node.captures);
+  };
+  for (const node of further) visit(node);
+  for (let value = open.pop(); value !== undefined; value = open.pop()) {
+    if (seen.has(value)) continue;
+    seen.add(value);
+    if (derived.has(value)) visit(graph.producer(value) as OnnxNode);
+    else if (isGiven(value) && !graph.isConstant(value)) crossing.add(value);
+  }
+  return { nodes: [...nodes], crossing: [...crossing] };
 }
 
 function readerOf(nodes: readonly OnnxNode[], value: string): string {
@@ -109,23 +137,35 @@ function isReordering(graph: Graph, { op, inputs }: OnnxNode): boolean {
   return graph.producer(graph.unmoved(inputs[1]))?.op !== 'NonZero';
 }
 
+/** Numbers of visual tokens in the encoder's order, through what reorders them. */
+export function orderOf(builder: Builder, orders: readonly OnnxNode[], as: string): string {
+  const count = builder.reshape(builder.extents(orders[0].inputs[0], 0), builder.integers());
+  const [zero, one] = [0, 1].map((value) => builder.reshape(builder.integers(value), builder.integers()));
+  const numbers = builder.add('Range', [zero, count, one]);
+  return builder.name(inOrder(builder, orders, numbers, 'desap.numbers'), as);
+}
+
 /**
  * The part of a graph behind the last block as a graph of its own.
  *
- * @param names its inputs, the rows and then one for each crossing value, and its output
+ * @param orders what reorders visual tokens, see {@link ordersBefore}
+ * @param names its inputs, the rows and then one for each crossing value; its output; and, where there are orders, that of
+ *   {@link orderOf}
  */
 export function connectorGraph(
   graph: Graph,
   {
     end,
     connector,
+    orders,
     builder,
     names,
   }: {
     end: BlockEnd;
     connector: Connector;
+    orders: readonly OnnxNode[];
     builder: Builder;
-    names: { rows: string; crossing: readonly string[]; output: string };
+    names: { rows: string; crossing: readonly string[]; output: string; order: string };
   },
 ): EditedGraph {
   const { node, value } = end;
@@ -142,10 +182,11 @@ export function connectorGraph(
   }
   for (const [i, name] of names.crossing.entries()) builder.name(name, connector.crossing[i]);
   builder.float(inOrder(builder, connector.orders, connector.value, 'desap.order'), names.output);
+  const order = orders.length > 0 ? [orderOf(builder, orders, names.order)] : [];
   const crossing = names.crossing.map((name, i) => ({ name, type: graph.elementType(connector.crossing[i]) }));
   return cut(graph.model, {
     inputs: [{ name: names.rows, type: DataType.float }, ...crossing],
-    outputs: [names.output],
+    outputs: [names.output, ...order],
     nodes: builder.nodes,
   });
 }

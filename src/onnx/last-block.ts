@@ -1,6 +1,18 @@
 import type { BlockWeights } from '../block-weights.js';
+import {
+  ATTENTION,
+  BLOCK_OUTPUT,
+  COS,
+  FEATURES,
+  HIDDEN,
+  MAIN_FEATURES,
+  ORDER,
+  ROWS,
+  SIN,
+  TASK_ROWS,
+} from './block-values.js';
 import { readBlockWeights } from './block-weights.js';
-import { type Connector, connectorGraph, inOrder, ordersBefore, readConnector } from './connector.js';
+import { type Connector, connectorGraph, inOrder, orderOf, ordersBefore, readConnector } from './connector.js';
 import { type Cut, cut, type EditedGraph, type OrtModule } from './edit.js';
 import { Builder } from './format/builder.js';
 import type { OnnxNode, OnnxValue } from './format/messages.js';
@@ -12,27 +24,7 @@ import { ancestors, Graph } from './search/graph.js';
 import { attentionDepth } from './search/last-attention.js';
 import { findLastBlock, type LastBlock } from './search/last-block.js';
 import type { Linears } from './search/linear.js';
-
-// The prefix keeps these names apart from those of the file.
-
-/** What the tower hands out: the features of the file, float32. */
-export const FEATURES = 'desap.features';
-/** The hidden states that enter the last block, float32, [B, N, D] or [N, D] as the file has them. */
-export const HIDDEN = 'desap.hidden';
-/** Where queries and keys are rotated: the tables of all rows, float32 [rows, dh] each. */
-export const COS = 'desap.cos';
-export const SIN = 'desap.sin';
-/** Where the encoder works in an order of its own: int64 [M]; feature i is visual token `order[i]` of that order. */
-export const ORDER = 'desap.order';
-/** Where features have columns of earlier blocks beside them: those of the last block, float32 [M, W']. */
-export const MAIN_FEATURES = 'desap.main_features';
-/** Input of the connector: rows with the dims of the hidden states, float32. */
-export const ROWS = 'desap.rows';
-/** Output of the connector: float32 [M, W'] (or [.., M, W'], as the features are), in the order of the features. */
-export const TASK_ROWS = 'desap.task_rows';
-/** What the trial hands out besides: the attention behind its output projection, and the sum that ends the block. */
-export const ATTENTION = 'desap.attention';
-export const BLOCK_OUTPUT = 'desap.block_output';
+import { type SplitEncoder, splitEncoder } from './split-encoder.js';
 
 /** A vision encoder whose last block can run on the package's kernels. Its weights stay where they are. */
 export interface BlockEncoder {
@@ -45,8 +37,13 @@ export interface BlockEncoder {
   readonly tower: EditedGraph;
   /** The same for a tower that ends in front of another block: its {@link HIDDEN} are what its own last block ends with. */
   readonly beyond: EditedGraph;
-  /** What stands behind the last block: {@link ROWS} and `crossing` to {@link TASK_ROWS}. */
+  /** What stands behind the last block: {@link ROWS} and `crossing` to {@link TASK_ROWS}, and {@link ORDER} where there is one. */
   readonly connector: EditedGraph;
+  /**
+   * The encoder without its last attention. Null where it cannot be left out, where the features have columns of earlier blocks, and where
+   * layers are quantised: the file's own features have the rounding of its own last attention.
+   */
+  readonly split: SplitEncoder | null;
   /** The tower with {@link ATTENTION} and {@link BLOCK_OUTPUT}, to compare with. */
   readonly trial: EditedGraph;
   /** Values that the connector needs besides the rows: outputs of the tower, inputs of the connector. */
@@ -87,6 +84,9 @@ export function readLastBlock(source: ModelSource, argument = 'visionEncoder'): 
   const handedOut = [...towerOutputs(builder, found, { connector, orders, output }), ...further];
   for (const [i, name] of crossing.entries()) builder.name(connector.crossing[i], name);
   const tower = { inputs, outputs: [...handedOut, ...crossing], nodes: [...builder.nodes] };
+  const isSplit = rounding !== 'quantized' && !connector.packed;
+  const handed = { outputs: [...further, ...crossing], values: [...further, ...connector.crossing] };
+  const split = isSplit ? splitEncoder(model, found, { inputs, nodes: tower.nodes, ...handed }) : null;
   const { out } = block;
   builder.float(out.laterBias === null ? out.output : builder.sum(out.output, out.laterBias), ATTENTION);
   const [first, ...others] = end.summands;
@@ -100,12 +100,14 @@ export function readLastBlock(source: ModelSource, argument = 'visionEncoder'): 
     inputs: model.inputs,
     tower: cut(model, tower),
     trial: cut(model, trial),
+    split,
     beyond: cut(model, { inputs, outputs: tower.outputs, nodes: builder.nodes }),
     connector: connectorGraph(graph, {
       end,
       connector,
+      orders,
       builder: new Builder(model.opset),
-      names: { rows: ROWS, crossing, output: TASK_ROWS },
+      names: { rows: ROWS, crossing, output: TASK_ROWS, order: ORDER },
     }),
     crossing,
     rotary: found.rotation !== null,
@@ -163,20 +165,12 @@ function towerOutputs(
     const { cos, sin } = rotaryTables(builder, found);
     outputs.push(builder.name(cos, COS), builder.name(sin, SIN));
   }
-  if (orders.length > 0) outputs.push(orderOf(builder, orders));
+  if (orders.length > 0) outputs.push(orderOf(builder, orders, ORDER));
   if (connector.packed) {
     const main = inOrder(builder, connector.orders, connector.value, 'desap.main');
     outputs.push(builder.float(main, MAIN_FEATURES));
   }
   return outputs;
-}
-
-/** Numbers of visual tokens in the encoder's order, through what reorders them. */
-function orderOf(builder: Builder, orders: readonly OnnxNode[]): string {
-  const count = builder.reshape(builder.extents(orders[0].inputs[0], 0), builder.integers());
-  const [zero, one] = [0, 1].map((value) => builder.reshape(builder.integers(value), builder.integers()));
-  const numbers = builder.add('Range', [zero, count, one]);
-  return builder.name(inOrder(builder, orders, numbers, 'desap.numbers'), ORDER);
 }
 
 /** Rounding of sums in another order: of float32, of float16, or of activations that are quantised at run time. */

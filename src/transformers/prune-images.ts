@@ -1,7 +1,7 @@
 /** Prunes the images of a prompt for its questions. */
 import type { TextEmbeddings } from '../index.js';
 import { massOf, shared, wholeImage } from '../vision/allocation.js';
-import type { EncodedImage, PrunedFeatures, VisionPruneOptions } from '../vision/vision-model.js';
+import type { Budget, EncodedImage, PrunedFeatures, VisionPruneOptions } from '../vision/vision-model.js';
 import type { ModelInputs, ModelTensor } from './model.js';
 import { amountOf, type CallOptions, entryOf, type PrunedImage, type Question } from './options.js';
 import type { Attached, PromptImage } from './prompt-images.js';
@@ -58,7 +58,10 @@ async function budgetsOf(
 ): Promise<Budgets[]> {
   const { allocation } = options;
   if (allocation !== 'prompt')
-    return images.map((_, i) => ({ ...amountOf(options, i, images.length), ...(allocation && { allocation }) }));
+    return images.map(({ encoded }, i) => ({
+      ...atMost(amountOf(options, i, images.length), unitsFor(encoded, allocation)),
+      ...(allocation && { allocation }),
+    }));
   const maps = await vision.mapImages(
     ...questionsOf(images),
     images.map(() => how),
@@ -71,11 +74,24 @@ async function budgetsOf(
     const units = own.map(({ encoded }) => encoded.tokenCount);
     const least = own.map(({ encoded }) => encoded.least);
     const tiles = least.reduce((sum, count) => sum + count, 0);
-    const total = wholeImage(amountOf(options, sequence, sequences), units, tiles);
+    const all = units.reduce((sum, count) => sum + count, 0);
+    const total = wholeImage(atMost(amountOf(options, sequence, sequences), all), units, tiles);
     const mass = own.map((image) => masses[images.indexOf(image)]);
     for (const [i, count] of shared(total, units, mass, least).entries()) counts.set(own[i], count);
   }
   return images.map((image) => ({ keep: counts.get(image), allocation: 'image' }));
+}
+
+/** A small image has fewer tokens than a call keeps of a large one: all of them are kept. */
+function atMost({ keep, keepRatio }: Budget, units: number): Budget {
+  return keep === undefined ? { keepRatio } : { keep: Math.min(keep, units) };
+}
+
+/** The visual tokens that `keep` can be of. */
+function unitsFor({ tiles, least }: EncodedImage, allocation: CallOptions['allocation']): number {
+  const units = tiles.map(({ rows, columns }) => rows * columns);
+  const isWhole = allocation === 'image' || least < tiles.length;
+  return isWhole ? units.reduce((sum, count) => sum + count, 0) : Math.max(...units);
 }
 
 /** The images, and their questions. */

@@ -1,27 +1,14 @@
-import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import type { Tensor } from 'onnxruntime-common';
 import { mismatch } from '../errors.js';
-import type { BlockHead, Encoding, SiglipReadOut } from '../index.js';
-import type { OrtModule } from '../onnx/edit.js';
-import { type BlockEncoder, COS, FEATURES, MAIN_FEATURES, ORDER, ROWS, SIN, TASK_ROWS } from '../onnx/last-block.js';
+import type { SiglipReadOut } from '../index.js';
+import { FEATURES, MAIN_FEATURES, ORDER, TASK_ROWS } from '../onnx/block-values.js';
 import type { TileRows } from './block-family.js';
+import { type BlockEngine, type BlockRun, connect, type Outputs } from './block-run.js';
 import { type FurtherRows, furtherRows } from './further.js';
-import { type HostMemory, hostMemory } from './host-memory.js';
+import type { HostMemory } from './host-memory.js';
 import { Once } from './once.js';
-import { runSession } from './session.js';
-import { settled } from './settled.js';
 import { type ReadTile, tokenRows, tokenScores } from './siglip-rows.js';
 import type { TaskForm } from './vision-model.js';
-
-/** What the images of a run need of their model. */
-export interface BlockEngine {
-  readonly ort: OrtModule;
-  readonly encoder: BlockEncoder;
-  readonly connector: InferenceSession;
-  readonly head: BlockHead;
-  readonly encoding: Encoding;
-  /** How SigLIP's read-out is used; null: the connector takes the attention. */
-  readonly readOut: { readonly saliency: 'columns' | 'probe' } | null;
-}
 
 /** Rows over all visual tokens of a run. */
 export interface TokenRows {
@@ -44,16 +31,11 @@ export interface BlockView {
   readonly milliseconds: number;
 }
 
-/** Hidden states [B, N, D], or [N, D]. */
-export interface HiddenRows extends HostMemory {
-  readonly dims: readonly number[];
-}
-
 const CONNECTOR = { argument: 'image', graph: 'the connector' };
 
 /**
  * What one run of an encoder says of its tiles, and what the last block makes of it by the package's kernels: freed with the last of the
- * run's images. The hidden states go as soon as no question needs them.
+ * run's images. What the kernels read goes as soon as no question needs it.
  */
 export class BlockBatch {
   /** All tokens as the file itself encodes them. */
@@ -64,24 +46,25 @@ export class BlockBatch {
   readonly further: ReadonlyMap<string, FurtherRows>;
   readonly #salient = new Once<BlockView>();
   readonly #asked = new Once<BlockView>();
+  #run: BlockRun | null;
   #isAsked = false;
   #images: number;
 
   /**
-   * @param hidden which the batch owns from now on
-   * @param outputs what else the encoder hands out, by name
+   * @param run which the batch owns from now on
    * @param images how many will be made of it
    */
   constructor(
     private readonly engine: BlockEngine,
-    private readonly hidden: HiddenRows,
-    private outputs: Readonly<Record<string, Tensor>>,
+    run: BlockRun,
     readonly tiles: readonly TileRows[],
     images: number,
   ) {
+    this.#run = run;
     this.#images = images;
     // SigLIP's read-out is a part of the block: it is there for whoever asks.
     this.#isAsked = engine.readOut !== null;
+    const { outputs } = run;
     this.features = rowsOf(outputs[FEATURES]);
     this.alike = MAIN_FEATURES in outputs ? rowsOf(outputs[MAIN_FEATURES]) : this.features;
     const tokens = this.features.data.length / this.features.width;
@@ -106,18 +89,13 @@ export class BlockBatch {
    * @param task whether a text is to be compared
    */
   view(task: boolean): Promise<BlockView> {
-    if (!task && !this.#isAsked) return this.#salient.get(() => this.#analyze(null));
+    if (!task && !this.#isAsked) return this.#salient.get(() => this.#view(false));
     this.#isAsked = true;
     return this.#asked.get(async () => {
       await this.#salient.made();
-      const rows = this.engine.readOut ? null : hostMemory(this.hidden.dims, this.engine.head.device);
-      try {
-        const view = await this.#analyze(rows);
-        this.#release();
-        return view;
-      } finally {
-        rows?.free();
-      }
+      const view = await this.#view(this.engine.readOut === null);
+      this.#release();
+      return view;
     });
   }
 
@@ -126,70 +104,44 @@ export class BlockBatch {
     return this.features.data.length / this.features.width;
   }
 
-  /** @param rows where the attention is written, all rows of the hidden states; null: it is not computed */
-  async #analyze(rows: HostMemory | null): Promise<BlockView> {
-    const { head, encoding, readOut } = this.engine;
+  /** @param attends whether the attention goes through the connector */
+  async #view(attends: boolean): Promise<BlockView> {
+    const { head, readOut } = this.engine;
+    const run = this.#run as BlockRun;
+    const { sequences, attention, milliseconds } = await run.attend(attends);
     const start = performance.now();
-    const { width } = head.block;
-    const each = await settled([...this.tiles.keys()], async (some) => {
-      const analyses = await head.analyzeBatch(
-        some.map((t) => this.#input(this.tiles[t], rows)),
-        { encoding },
-      );
-      return analyses.map((analysis, i) => {
-        const { attention, unitSaliency, saliency, siglip } = analysis;
-        const tile = this.tiles[some[i]];
-        if (rows && !rows.inPlace) rows.data.set(attention?.data as Float32Array, tile.firstRow * width);
-        analysis.dispose();
-        const probe = readOut?.saliency === 'probe' ? (siglip as SiglipReadOut).probeSaliency : null;
-        return { scores: probe ? tokenScores(head.backend, tile, probe) : (unitSaliency ?? saliency), siglip };
-      });
-    });
-    const failed = new Map<number, unknown>();
-    const saliency = new Float32Array(this.count);
-    for (const [t, one] of each.entries())
-      if (one.status === 'fulfilled') saliency.set(one.value.scores, this.tiles[t].firstToken);
-      else failed.set(t, one.reason);
-    const read = this.tiles.map((tile, t): ReadTile => {
-      const one = each[t];
-      return { tile, readOut: one.status === 'fulfilled' ? one.value.siglip : null };
-    });
-    const pooled = readOut && { data: tokenRows(read, this.count, width), width };
-    const task = rows ? await this.#connect(rows, failed) : pooled;
-    const milliseconds = (performance.now() - start) / this.tiles.length;
-    return { saliency: this.#ordered(saliency), task, readOut: readOut && read, failed, milliseconds };
-  }
-
-  #input({ firstRow, patches, unit }: TileRows, rows: HostMemory | null) {
-    const of = (data: Float32Array, width: number) => data.subarray(firstRow * width, (firstRow + patches) * width);
-    const { width } = this.engine.head.block;
-    const table = (name: string) => {
-      const all = this.outputs[name];
-      const extent = all.dims[all.dims.length - 1];
-      return { data: of(all.data as Float32Array, extent), dims: [patches, extent] };
-    };
-    return {
-      hidden: { data: of(this.hidden.data, width), dims: [patches, width] },
-      ...(COS in this.outputs && { cos: table(COS), sin: table(SIN) }),
-      ...(unit && { unit }),
-      attention: rows && (rows.inPlace ? of(rows.data, width) : undefined),
-    };
-  }
-
-  /** The attention's rows through the connector; zeros in padding, and for tiles that have none. */
-  async #connect(rows: HostMemory, failed: ReadonlyMap<number, unknown>): Promise<TokenRows> {
-    const { ort, encoder, connector, head } = this.engine;
-    const { width } = head.block;
-    let end = 0;
-    for (const [t, { firstRow, patches }] of this.tiles.entries()) {
-      if (failed.has(t)) continue;
-      rows.data.fill(0, end, firstRow * width);
-      end = (firstRow + patches) * width;
+    try {
+      const failed = new Map<number, unknown>();
+      const saliency = new Float32Array(this.count);
+      const read: ReadTile[] = [];
+      for (const [t, one] of sequences.entries()) {
+        const tile = this.tiles[t];
+        read.push({ tile, readOut: one.status === 'fulfilled' ? one.value.siglip : null });
+        if (one.status === 'rejected') {
+          failed.set(t, one.reason);
+          continue;
+        }
+        const { saliency: columns, siglip } = one.value;
+        const scores = readOut?.saliency === 'probe' ? (siglip as SiglipReadOut).probeSaliency : columns;
+        saliency.set(tokenScores(head.backend, tile, scores), tile.firstToken);
+      }
+      const { width } = head.block;
+      const pooled = readOut && { data: tokenRows(read, this.count, width), width };
+      const task = attends && attention ? await this.#connect(run, attention) : pooled;
+      return {
+        ...{ saliency: ordered(saliency, run.outputs), task, readOut: readOut && read, failed },
+        milliseconds: (milliseconds + performance.now() - start) / this.tiles.length,
+      };
+    } finally {
+      if (attends) attention?.free();
     }
-    rows.data.fill(0, end);
-    const crossing = encoder.crossing.map((name) => [name, this.outputs[name]]);
-    const feeds = { [ROWS]: new ort.Tensor('float32', rows.data, this.hidden.dims), ...Object.fromEntries(crossing) };
-    const task = rowsOf((await runSession(connector, CONNECTOR, feeds))[TASK_ROWS]);
+  }
+
+  /** The attention's rows through the connector. */
+  async #connect({ outputs, hidden }: BlockRun, attention: HostMemory): Promise<TokenRows> {
+    const { ort, encoder } = this.engine;
+    const rows = new ort.Tensor('float32', attention.data, hidden);
+    const task = rowsOf((await connect(this.engine, outputs, rows, CONNECTOR))[TASK_ROWS]);
     const [got, wanted] = [task.data.length / task.width, this.count];
     if (got === wanted) return task;
     throw mismatch(
@@ -198,13 +150,6 @@ export class BlockBatch {
       `${got} rows behind the connector`,
       `${wanted}, one for each token`,
     );
-  }
-
-  /** What is said of tokens in the encoder's order, in that of the features. */
-  #ordered(values: Float32Array): Float32Array {
-    if (!(ORDER in this.outputs)) return values;
-    const order = this.outputs[ORDER].data as BigInt64Array;
-    return Float32Array.from({ length: order.length }, (_, i) => values[Number(order[i])]);
   }
 
   /** An image needs it no more. */
@@ -216,9 +161,16 @@ export class BlockBatch {
 
   /** Lets go of what the kernels and the connector read. */
   #release(): void {
-    this.hidden.free();
-    this.outputs = {};
+    this.#run?.free();
+    this.#run = null;
   }
+}
+
+/** What is said of tokens in the encoder's order, in that of the features. */
+function ordered(values: Float32Array, outputs: Outputs): Float32Array {
+  if (!(ORDER in outputs)) return values;
+  const order = outputs[ORDER].data as BigInt64Array;
+  return Float32Array.from({ length: order.length }, (_, i) => values[Number(order[i])]);
 }
 
 function rowsOf({ data, dims }: Tensor): TokenRows {

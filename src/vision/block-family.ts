@@ -63,6 +63,11 @@ export interface Feed {
 export interface EncoderRun {
   readonly feeds: Readonly<Record<string, Feed>>;
   /**
+   * The sequences of the hidden states, one for each tile.
+   * @param hidden dims of the hidden states: [B, N, D], or [N, D]; their rows are counted through
+   */
+  sequences(hidden: readonly number[]): readonly Sequence[];
+  /**
    * The tiles of the run, in the order of their rows, once it is known what came out.
    * @param hidden dims of the hidden states: [B, N, D], or [N, D]; their rows are counted through
    * @param features dims of the features: [.., M, W]; their rows are counted through
@@ -70,14 +75,18 @@ export interface EncoderRun {
   tiles(hidden: readonly number[], features: readonly number[]): readonly TileRows[];
 }
 
-/** One tile: a sequence of the encoder, whose attention stays within. */
-export interface TileRows extends Tile {
-  /** Which image of the call it belongs to. */
-  readonly image: number;
-  readonly medium: 'image' | 'video';
+/** A sequence of the encoder, whose attention stays within. */
+export interface Sequence {
   /** Its first row among all rows of the hidden states, and how many patches follow; rows behind are padding. */
   readonly firstRow: number;
   readonly patches: number;
+}
+
+/** One tile, which is a sequence. */
+export interface TileRows extends Tile, Sequence {
+  /** Which image of the call it belongs to. */
+  readonly image: number;
+  readonly medium: 'image' | 'video';
   /** For each patch its visual token within the tile, before the encoder's order is undone; null: each patch is one. */
   readonly unit: Int32Array | null;
   /** Its first row among all rows of the features, and how many visual tokens follow. */

@@ -10,17 +10,19 @@ import {
   type Pruner,
   type TextEmbeddings,
 } from '../index.js';
+import { FEATURES, HIDDEN } from '../onnx/block-values.js';
 import { relativeError } from '../onnx/head/compare.js';
 import { confirmBlock } from '../onnx/head/confirm-block.js';
 import { type EditedGraph, type OrtModule, openGraph } from '../onnx/index.js';
-import { FEATURES, HIDDEN, readLastBlock } from '../onnx/last-block.js';
+import { readLastBlock } from '../onnx/last-block.js';
 import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { encodingOf } from '../pruner.js';
 import { nonEmpty, object, oneOf } from '../tensor.js';
-import { BlockBatch, type BlockEngine, type HiddenRows } from './block-batch.js';
+import { BlockBatch } from './block-batch.js';
 import type { BlockFamily, EncoderFacts, EncoderRun, Feed } from './block-family.js';
 import { BlockImage } from './block-image.js';
+import { type BlockEngine, type BlockRun, type HiddenRows, type Outputs, splitRun, wholeRun } from './block-run.js';
 import { blockTrials } from './block-trials.js';
 import { checkQuestion } from './check-question.js';
 import { confirmFeatures, runTrials, type Sample } from './file-features.js';
@@ -30,7 +32,7 @@ import { DTYPES, type Dtype, folderOf, type ModelConfig, readConfig } from './mo
 import { checkShared } from './model-options.js';
 import { Once } from './once.js';
 import { QuestionTable } from './question-table.js';
-import { allOrNone, atRest, openSession, runSession, TENTATIVE } from './session.js';
+import { allOrNone, atRest, openSession, type RunNames, runSession } from './session.js';
 import { openFit, type SiglipOptions, siglipOptions } from './siglip-options.js';
 import { SiglipText } from './siglip-text.js';
 import { floats } from './trial.js';
@@ -151,15 +153,19 @@ export class BlockVision extends VisionModelBase<BlockImage> {
       const open = async (graph: EditedGraph) => opened(await openGraph(ort, graph, session), (one) => one.release());
       const connector = await open(encoder.connector);
       const trials = async (one: InferenceSession) => (await blockTrials(family, one, config)).map(({ run }) => run);
-      await confirmBlock(ort, encoder, { backend, weights, trials, connector, session });
+      const { splits } = await confirmBlock(ort, encoder, { backend, weights, trials, connector, session });
+      // Features are float32 work, whatever arithmetic the kernels were allowed.
+      const split = splits && !fit?.beyond && backend.precision === 'fp32' ? encoder.split : null;
       // Now that the trial's session is closed: memory holds the weights once.
-      const tower = await open(fit?.beyond ? encoder.beyond : encoder.tower);
+      const tower = await open(split?.tower ?? (fit?.beyond ? encoder.beyond : encoder.tower));
+      const tail = split && (await open(split.tail));
       const readOut = siglip && {
         saliency: siglip.saliency,
         text: opened(await SiglipText.open(siglip.folder, { ...siglip.text, ort, session }), (one) => one.dispose()),
       };
       const own = { ...checked, model };
-      const parts = { family, encoder, ort, head, tower, connector, encoding, readOut, config, options: own };
+      const sessions = { tower, tail, connector };
+      const parts = { family, encoder, ort, head, ...sessions, encoding, readOut, config, options: own };
       const vision = new this(parts);
       const wanted = `those of the file by itself${family.premise}`;
       await confirmFeatures(vision, samples, { argument: 'visionEncoder', file, wanted });
@@ -214,14 +220,28 @@ export class BlockVision extends VisionModelBase<BlockImage> {
   /** The images of one run, each with its place in the call. */
   async #encodeRun(run: EncoderRun, names: InputNames): Promise<Map<number, BlockImage>> {
     const start = performance.now();
-    const { hidden, outputs } = await this.#runTower(run, names);
+    const made = await this.#run(run, { argument: names.pixelValues, graph: GRAPH });
     try {
-      const tiles = run.tiles(hidden.dims, outputs[FEATURES].dims);
-      const milliseconds = (performance.now() - start) / tiles.length;
+      const tiles = run.tiles(made.hidden, made.outputs[FEATURES].dims);
+      const milliseconds = (performance.now() - start - made.attended) / tiles.length;
       const own = new Map<number, number[]>();
       for (const [tile, { image }] of tiles.entries()) own.set(image, [...(own.get(image) ?? []), tile]);
-      const batch = new BlockBatch(this.#parts, hidden, outputs, tiles, own.size);
+      const batch = new BlockBatch(this.#parts, made, tiles, own.size);
       return new Map([...own].map(([at, some]) => [at, new BlockImage(this, batch, some, milliseconds * some.length)]));
+    } catch (error) {
+      made.free();
+      throw error;
+    }
+  }
+
+  /** One run, to the features. */
+  async #run(run: EncoderRun, about: RunNames): Promise<BlockRun> {
+    const { hidden, outputs } = await this.#runTower(run, about);
+    try {
+      const sequences = run.sequences(hidden.dims);
+      const { tail } = this.#parts;
+      if (tail === null) return wholeRun(this.#parts, hidden, outputs, sequences);
+      return await splitRun({ ...this.#parts, tail }, hidden, outputs, sequences, about);
     } catch (error) {
       hidden.free();
       throw error;
@@ -229,9 +249,8 @@ export class BlockVision extends VisionModelBase<BlockImage> {
   }
 
   /** Runs the encoder; its hidden states in memory that the kernels read in place. */
-  async #runTower({ feeds }: EncoderRun, names: InputNames): Promise<{ hidden: HiddenRows; outputs: Outputs }> {
+  async #runTower({ feeds }: EncoderRun, run: RunNames): Promise<{ hidden: HiddenRows; outputs: Outputs }> {
     const { tower, ort } = this.#parts;
-    const run = { argument: names.pixelValues, graph: GRAPH };
     const fed = this.#tensors(feeds);
     const extents = Object.values(feeds).map(({ dims }) => dims.join());
     const known = this.#hidden.get(extents.join(' '));
@@ -266,29 +285,31 @@ export class BlockVision extends VisionModelBase<BlockImage> {
 
   #takesSeveral(both: EncoderRun, alone: EncoderRun): Promise<boolean> {
     return this.#several.get(async () => {
-      const { tower, encoder } = this.#parts;
-      const run = { argument: 'a trial image', graph: GRAPH };
-      const one = await runSession(tower, run, this.#tensors(alone.feeds));
-      const two = (await tower.run(this.#tensors(both.feeds), TENTATIVE).catch(() => null)) as Outputs | null;
-      const isSame = (name: string) => {
-        const [all, own] = [floats((two as Outputs)[name]), floats(one[name])];
+      const { encoder } = this.#parts;
+      const about = { argument: 'a trial image', graph: GRAPH };
+      const one = await this.#run(alone, about);
+      const two = await this.#run(both, { ...about, isTentative: true }).catch(() => null);
+      try {
+        const [all, own] = [two, one].map((made) => made && floats(made.outputs[FEATURES]));
+        if (all === null || own === null) return false;
         return relativeError(all.subarray(Math.max(0, all.length - own.length)), own) <= encoder.tolerance;
-      };
-      return two !== null && [HIDDEN, FEATURES].every(isSame);
+      } finally {
+        one.free();
+        two?.free();
+      }
     });
   }
 
   protected async free(): Promise<void> {
-    const { options, head, tower, connector, readOut } = this.#parts;
+    const { options, head, tower, tail, connector, readOut } = this.#parts;
     const { backend } = this;
     head.dispose();
     if (options.pruner === undefined) backend.dispose();
     const table = await this.#table.made();
-    await Promise.all([tower.release(), connector.release(), table?.release(), readOut?.text.dispose()]);
+    const sessions = [tower, tail, connector].map((session) => session?.release());
+    await Promise.all([...sessions, table?.release(), readOut?.text.dispose()]);
   }
 }
-
-type Outputs = Readonly<Record<string, Tensor>>;
 
 /** What a file by itself computes of trial images. */
 async function samplesOf(

@@ -4,7 +4,7 @@ import { type OptionNames, options } from '../options.js';
 import { floatData, type TensorLike, widened } from '../tensor.js';
 import type { BlockFamily, EncoderFacts, EncoderRun } from './block-family.js';
 import type { ModelConfig } from './model-folder.js';
-import { equalTiles, isFloat, rowsOf } from './tile-inputs.js';
+import { equalSequences, equalTiles, isFloat, rowsOf } from './tile-inputs.js';
 import { llavaTrials, waves } from './trial.js';
 import type { VisionInputs } from './vision-model.js';
 
@@ -72,6 +72,7 @@ function runOf(
   const images = Array.from({ length: count }, (_, i) => first + i);
   return {
     feeds,
+    sequences: (hidden) => equalSequences(hidden, count),
     tiles: (hidden, features) =>
       equalTiles(rowsOf(hidden) / count, rowsOf(features) / count, { images, height, width, noun: 'image' }),
   };

@@ -4,7 +4,16 @@ import { type OptionNames, options } from '../options.js';
 import { floatData, type TensorLike, widened } from '../tensor.js';
 import type { BlockFamily, EncoderFacts, EncoderRun, Feed, TileRows } from './block-family.js';
 import type { ModelConfig } from './model-folder.js';
-import { equalTiles, flagsFeed, imageOfTiles, integers, isFloat, rowsOf, tileRuns } from './tile-inputs.js';
+import {
+  equalSequences,
+  equalTiles,
+  flagsFeed,
+  imageOfTiles,
+  integers,
+  isFloat,
+  rowsOf,
+  tileRuns,
+} from './tile-inputs.js';
 import { pixelExtents, waves } from './trial.js';
 import type { InputNames, VisionInputs } from './vision-model.js';
 
@@ -158,7 +167,11 @@ function runOf(
     const shown = new Uint8Array(count * height * width).fill(1);
     feeds[maskInput.name] = flagsFeed(maskInput.type, shown, [...lead, height, width]);
   }
-  return { feeds, tiles: (hidden, features) => tileRows(hidden, features, { images, height, width, names }) };
+  return {
+    feeds,
+    sequences: (hidden) => equalSequences(hidden, count),
+    tiles: (hidden, features) => tileRows(hidden, features, { images, height, width, names }),
+  };
 }
 
 interface Geometry {

@@ -142,7 +142,11 @@ function runOf(tiles: Tiles, images: readonly number[], names: InputNames, encod
     else if (input !== shapes) feeds[name] = flagsFeed(type, shown(grids, length), [count, length]);
     else feeds[name] = { type: 'int64', data: BigInt64Array.from(grids.flat(), BigInt), dims: [count, 2] };
   }
-  return { feeds, tiles: (hidden, features) => tileRows(tiles, images, hidden, features, names) };
+  return {
+    feeds,
+    sequences: () => grids.map(([rows, columns], tile) => ({ firstRow: tile * length, patches: rows * columns })),
+    tiles: (hidden, features) => tileRows(tiles, images, hidden, features, names),
+  };
 }
 
 /** Flags [tiles, patches] of the patches that are no padding. */

@@ -1,7 +1,7 @@
 import { DesapError } from '../errors.js';
 import type { BlockFamily, EncoderFacts, EncoderRun, Feed, TileRows } from './block-family.js';
 import { asVideo, type Patches, patchesOf, runsOf, type Visual, visualsOf } from './qwen-inputs.js';
-import { isFloat, rowsOf } from './tile-inputs.js';
+import { equalSequences, isFloat, rowsOf } from './tile-inputs.js';
 import { qwenTrials, waves } from './trial.js';
 
 /**
@@ -59,8 +59,12 @@ function runOf(
   merge: number,
   encoder: EncoderFacts,
 ): EncoderRun {
-  const tiles = (hidden: readonly number[], features: readonly number[]) => tilesOf(visuals, merge, hidden, features);
-  return { feeds: feedsOf(asVideo(visuals), encoder), tiles };
+  const frames = visuals.reduce((sum, { grid }) => sum + grid[0], 0);
+  return {
+    feeds: feedsOf(asVideo(visuals), encoder),
+    sequences: (hidden) => equalSequences(hidden, frames),
+    tiles: (hidden, features) => tilesOf(visuals, merge, hidden, features),
+  };
 }
 
 /** The pixels are the only floats, the grid are the only integers. */

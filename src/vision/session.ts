@@ -60,6 +60,8 @@ export const TENTATIVE = { logSeverityLevel: 4 } as const;
 export interface RunNames {
   readonly argument: string;
   readonly graph: string;
+  /** Whether it may fail: ONNX Runtime does not complain then. */
+  readonly isTentative?: boolean;
 }
 
 /**
@@ -69,12 +71,16 @@ export interface RunNames {
  */
 export async function runSession(
   session: InferenceSession,
-  { argument, graph }: RunNames,
+  { argument, graph, isTentative = false }: RunNames,
   feeds: Record<string, Tensor>,
   fetches?: Record<string, Tensor>,
 ): Promise<Record<string, Tensor>> {
   try {
-    return (await (fetches ? session.run(feeds, fetches) : session.run(feeds))) as Record<string, Tensor>;
+    const options = isTentative ? TENTATIVE : {};
+    return (await (fetches ? session.run(feeds, fetches, options) : session.run(feeds, options))) as Record<
+      string,
+      Tensor
+    >;
   } catch (cause) {
     const inputs = Object.values(feeds).map(({ type, dims }) => `${type} [${dims.join(', ')}]`);
     throw runError(argument, inputs[0], graph, cause as Error);

@@ -2,7 +2,7 @@
 import { types } from 'node:util';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { isTensor, type TensorLike } from '../tensor.js';
-import { type Feed, type TileRows, unitsOfGrid } from './block-family.js';
+import { type Feed, type Sequence, type TileRows, unitsOfGrid } from './block-family.js';
 
 /** The integers of a tensor, or its flags as 0 and 1. */
 export interface Integers {
@@ -71,6 +71,12 @@ export function tileRuns(images: readonly number[]): [first: number, end: number
 function sideOfUnit(patches: number, tokens: number): number | null {
   const side = Math.round(Math.sqrt(patches / tokens));
   return side > 0 && side * side * tokens === patches ? side : null;
+}
+
+/** Sequences of as many rows each, one behind the other. */
+export function equalSequences(hidden: readonly number[], count: number): Sequence[] {
+  const patches = rowsOf(hidden) / count;
+  return Array.from({ length: count }, (_, i) => ({ firstRow: i * patches, patches }));
 }
 
 /** Images or tiles of one size, and what an error calls one of them. */

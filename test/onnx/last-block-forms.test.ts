@@ -6,8 +6,9 @@ import * as ort from 'onnxruntime-node';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { BlockWeights } from '../../src/block-weights.js';
 import { openBackend } from '../../src/index.js';
+import { COS, MAIN_FEATURES, SIN } from '../../src/onnx/block-values.js';
 import { type BlockTrial, confirmBlock } from '../../src/onnx/head/confirm-block.js';
-import { type BlockEncoder, COS, MAIN_FEATURES, readLastBlock, SIN } from '../../src/onnx/last-block.js';
+import { type BlockEncoder, readLastBlock } from '../../src/onnx/last-block.js';
 import { FORM_NAMES, Graph, inForm } from './attention-forms.js';
 import { Editable } from './editable.js';
 import {
@@ -48,7 +49,7 @@ const GRIDS = [
   const pixels = { type: 'float32' as const, data: waves(frames * patches * 96), dims: [frames * patches, 96] };
   return {
     feeds: { pixel_values: pixels, grid_thw: grid, image_grid_thw: grid },
-    tiles: () => Array.from({ length: frames }, (_, frame) => ({ firstRow: frame * patches, patches })),
+    sequences: () => Array.from({ length: frames }, (_, frame) => ({ firstRow: frame * patches, patches })),
   };
 });
 

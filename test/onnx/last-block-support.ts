@@ -47,7 +47,7 @@ export async function pixelsOf(family: string): Promise<Float32Array> {
 export function trialOf(feeds: Feeds): BlockTrial {
   return {
     feeds,
-    tiles(hidden) {
+    sequences(hidden) {
       const patches = hidden[hidden.length - 2];
       const count = sizeOf(hidden.slice(0, -2));
       return Array.from({ length: count }, (_, i) => ({ firstRow: i * patches, patches }));

@@ -10,21 +10,22 @@ import { linear } from '../../src/kernels/linear.js';
 import type { NumberMatrix } from '../../src/kernels/numeric.js';
 import { rmsNorm } from '../../src/kernels/rms-norm.js';
 import { saliency } from '../../src/kernels/saliency.js';
-import { expose } from '../../src/onnx/edit.js';
-import { confirmBlock } from '../../src/onnx/head/confirm-block.js';
 import {
+  ATTENTION,
   BLOCK_OUTPUT,
-  type BlockEncoder,
   COS,
   FEATURES,
   HIDDEN,
   MAIN_FEATURES,
   ORDER,
   ROWS,
-  readLastBlock,
   SIN,
   TASK_ROWS,
-} from '../../src/onnx/last-block.js';
+} from '../../src/onnx/block-values.js';
+import { expose } from '../../src/onnx/edit.js';
+import { confirmBlock } from '../../src/onnx/head/confirm-block.js';
+import { type BlockEncoder, readLastBlock } from '../../src/onnx/last-block.js';
+import type { SplitEncoder } from '../../src/onnx/split-encoder.js';
 import { readSafeTensors, toFloat32 } from '../../src/safetensors.js';
 import { errorOf, FAMILY_ROOT, feedsOf, numbers, run, tensorsOf, trialOf } from './last-block-support.js';
 
@@ -97,6 +98,27 @@ describe.each(Object.entries(FAMILIES))('%s', (family, facts) => {
     const errors = await confirmBlock(ort, encoder, { backend, weights, trials });
     expect(errors.attention).toBeLessThan(1e-5);
     expect(errors.features).toBe(0);
+    expect(errors.splits).toBe(!packed);
+  });
+
+  it('splits at its last attention into parts that make the features', async () => {
+    if (packed) {
+      expect(encoder.split).toBeNull();
+      return;
+    }
+    const { tower, tail } = encoder.split as SplitEncoder;
+    const { pixel_values } = await expectedOf(family);
+    const feeds = tensorsOf(await feedsOf(family, pixel_values));
+    const whole = await run(encoder.trial, feeds);
+    const front = await run(tower, feeds);
+    expect(FEATURES in front).toBe(false);
+    expect(front[HIDDEN].data).toEqual(whole[HIDDEN].data);
+    const last = await run(tail, { [HIDDEN]: front[HIDDEN], [ATTENTION]: whole[ATTENTION] });
+    const made = await run(encoder.connector, { ...crossingOf(encoder, front), [ROWS]: last[BLOCK_OUTPUT] });
+    expect(made[TASK_ROWS].dims).toEqual(whole[FEATURES].dims);
+    expect(errorOf(numbers(made[TASK_ROWS]), numbers(whole[FEATURES]))).toBeLessThan(1e-5);
+    expect(ORDER in made).toBe(order);
+    if (order) expect(made[ORDER].data).toEqual(whole[ORDER].data);
   });
 });
 
@@ -151,7 +173,7 @@ describe('what numbers refuse', () => {
     const halves = [0, 48].map((firstRow) => ({ firstRow, patches: 48 }));
     const weights = await encoder.weights(ort);
     await expect(
-      confirmBlock(ort, encoder, { backend, weights, trials: [{ feeds, tiles: () => halves }] }),
+      confirmBlock(ort, encoder, { backend, weights, trials: [{ feeds, sequences: () => halves }] }),
     ).rejects.toMatchObject({ code: 'ERR_HEAD_MISMATCH', message: expect.stringMatching(/windows/) });
   });
 });

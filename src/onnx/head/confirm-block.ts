@@ -7,11 +7,9 @@ import type { Matrix64 } from '../../kernels/numeric.js';
 import { rmsNorm } from '../../kernels/rms-norm.js';
 import { rotated } from '../../kernels/saliency.js';
 import { float32, type Tensor as Rows } from '../../tensor.js';
-import { type OrtModule, openGraph } from '../edit.js';
 import {
   ATTENTION,
   BLOCK_OUTPUT,
-  type BlockEncoder,
   COS,
   FEATURES,
   HIDDEN,
@@ -19,16 +17,16 @@ import {
   ROWS,
   SIN,
   TASK_ROWS,
-} from '../last-block.js';
+} from '../block-values.js';
+import { type OrtModule, openGraph } from '../edit.js';
+import type { BlockEncoder } from '../last-block.js';
+import { throughTail } from '../split-encoder.js';
 import { relativeError } from './compare.js';
 
 /** What a file is compared on: inputs, and which rows of the hidden states are a sequence whose attention stays within. */
 export interface BlockTrial {
   readonly feeds: Readonly<Record<string, TrialFeed>>;
-  tiles(
-    hidden: readonly number[],
-    features: readonly number[],
-  ): readonly { readonly firstRow: number; readonly patches: number }[];
+  sequences(hidden: readonly number[]): readonly { readonly firstRow: number; readonly patches: number }[];
 }
 
 interface TrialFeed {
@@ -57,6 +55,8 @@ export interface BlockConfirmation {
   readonly features: number;
   /** What was allowed of both. */
   readonly tolerance: { readonly attention: number; readonly features: number };
+  /** Whether the parts of {@link BlockEncoder.split} with the attention of each sequence make the features, too. */
+  readonly splits: boolean;
 }
 
 /** What matrix products of a device round besides. */
@@ -83,11 +83,12 @@ export async function confirmBlock(
   };
   const whole = await openGraph(ort, encoder.trial, session);
   const behind = connector ?? (await openGraph(ort, encoder.connector, session));
-  let [attention, features] = [0, 0];
+  const tail = encoder.split && (await openGraph(ort, encoder.split.tail, session).catch(() => null));
+  let [attention, features, splits] = [0, 0, tail !== null];
   try {
-    const attempt = async ({ feeds, tiles }: BlockTrial) => {
+    const attempt = async ({ feeds, sequences }: BlockTrial) => {
       const outputs = await run(encoder, whole, tensors(ort, feeds));
-      return { outputs, sequences: tiles(outputs[HIDDEN].dims, outputs[FEATURES].dims) };
+      return { outputs, sequences: sequences(outputs[HIDDEN].dims) };
     };
     for (const [t, trial] of (typeof trials === 'function' ? await trials(whole) : trials).entries()) {
       // It has to run the first of them; encoders that take no videos fail on them.
@@ -106,9 +107,13 @@ export async function confirmBlock(
       const rows = await run(encoder, behind, { ...given, [ROWS]: outputs[BLOCK_OUTPUT] });
       const wanted = outputs[encoder.packed ? MAIN_FEATURES : FEATURES];
       features = Math.max(features, relativeError(numbers(rows[TASK_ROWS]), numbers(wanted)));
+      splits &&=
+        tail !== null &&
+        apart <= tolerance.attention &&
+        (await splitError(ort, encoder, { tail, behind, outputs, wanted })) <= tolerance.features;
     }
   } finally {
-    await whole.release();
+    await Promise.all([whole.release(), tail?.release()]);
     if (connector === undefined) await behind.release();
   }
   const wrong = (what: string, error: number, most: number) =>
@@ -124,7 +129,7 @@ export async function confirmBlock(
     );
   if (!(features <= tolerance.features))
     throw wrong('features that differ from those of the connector alone', features, tolerance.features);
-  return { attention, features, tolerance };
+  return { attention, features, tolerance, splits };
 }
 
 const numbers = ({ data }: Tensor) => data as Float32Array;
@@ -150,6 +155,27 @@ async function run(
       `${model.name}: onnxruntime does not run a part of it on a trial image: ${(cause as Error).message}`,
       { cause },
     );
+  }
+}
+
+/** How far the features lie from those of the file when tail, in two runs, and connector make them; infinite where one does not run. */
+async function splitError(
+  ort: OrtModule,
+  encoder: BlockEncoder,
+  parts: { tail: InferenceSession; behind: InferenceSession; outputs: Record<string, Tensor>; wanted: Tensor },
+): Promise<number> {
+  const { tail, behind, outputs, wanted } = parts;
+  if (outputs[ATTENTION].dims.join() !== outputs[HIDDEN].dims.join()) return Number.POSITIVE_INFINITY;
+  try {
+    const { dims } = outputs[HIDDEN];
+    const [hidden, attention] = [HIDDEN, ATTENTION].map((name) => numbers(outputs[name]).slice());
+    const half = Math.ceil(attention.length / dims[dims.length - 1] / 2);
+    await throughTail(ort, (feeds) => run(encoder, tail, feeds), { hidden, attention, dims }, half);
+    const rows = new ort.Tensor('float32', attention, dims);
+    const made = await run(encoder, behind, { ...outputs, [ROWS]: rows });
+    return relativeError(numbers(made[TASK_ROWS]), numbers(wanted));
+  } catch {
+    return Number.POSITIVE_INFINITY;
   }
 }
 
