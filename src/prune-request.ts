@@ -124,10 +124,10 @@ function checkText(argument: string, text: Text, cols: number): Pick<PruneReques
   return { text: rows, endOfText: last };
 }
 
-/** More may come with a text's embeddings, as `ClipText` gives it: its ids, and how it was filtered. */
-const TEXT: OptionNames<TextEmbeddings & Record<'ids' | 'filtered', unknown>> = {
+/** More may come with a text's embeddings: its ids and words, and how it was filtered. */
+const TEXT: OptionNames<TextEmbeddings & Record<'ids' | 'words' | 'filtered', unknown>> = {
   ...{ embeddings: true, endOfText: true },
-  ...{ ids: true, filtered: true },
+  ...{ ids: true, words: true, filtered: true },
 };
 
 /**

@@ -18,7 +18,7 @@ import {
 } from '../onnx/index.js';
 import { ortModule } from '../ort.js';
 import { encodingOf } from '../pruner.js';
-import { matrix, nonEmpty, oneOf, widened } from '../tensor.js';
+import { matrix, nonEmpty, widened } from '../tensor.js';
 import { findClipFile } from './clip-folder.js';
 import { ClipText } from './clip-text.js';
 import { type LongTextOptions, longTextChoice } from './long-text.js';

@@ -32,6 +32,7 @@ export type { Dtype, ModelConfig } from './model-folder.js';
 export { openVisionModel } from './open.js';
 export type { Phi3VisionOptions } from './phi3.js';
 export { Phi3Vision } from './phi3.js';
+export type { QuestionTokens } from './question-filter.js';
 export type { QwenVisionOptions } from './qwen.js';
 export { QwenImage, QwenVision } from './qwen.js';
 export type { SiglipOptions } from './siglip-options.js';
@@ -57,3 +58,4 @@ export type {
   VisionPruneOptions,
   VisionTimings,
 } from './vision-model.js';
+export type { Word } from './words.js';

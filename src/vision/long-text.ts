@@ -1,14 +1,14 @@
 /** What happens to long texts: options that every text tower has. */
 import { invalid, mismatch } from '../errors.js';
 import { type OptionNames, options } from '../options.js';
-import { boolean, integer, oneOf } from '../tensor.js';
+import { boolean, oneOf } from '../tensor.js';
 
 /**
  * What happens to a long text. Where it is longer than the tower's context, `segment` encodes it in windows, `truncate` drops what is too
  * much, `error` refuses it. `filter` is `segment`, and of more tokens than {@link TextFilter.maxTokens} only the most important words stay.
  */
 export type LongText = 'segment' | 'truncate' | 'error' | 'filter';
-const LONG_TEXT: readonly LongText[] = ['segment', 'truncate', 'error', 'filter'];
+export const LONG_TEXT: readonly LongText[] = ['segment', 'truncate', 'error', 'filter'];
 
 /**
  * What makes a token important: `attention`, what the end of the text pays it in the tower's last block; `cosine`, its similarity to the
@@ -66,7 +66,7 @@ const FEWEST = 3;
  */
 export function longTextChoice(
   { longText = 'segment', filter: given }: LongTextOptions,
-  context = Number.MAX_SAFE_INTEGER,
+  context = Number.POSITIVE_INFINITY,
 ): LongTextChoice {
   oneOf('longText', longText, LONG_TEXT);
   const { maxTokens, importance, frequency = () => 0, keepPunctuation = false } = options('filter', given, NAMES);
@@ -85,10 +85,16 @@ export function longTextChoice(
   return {
     longText,
     filter: {
-      maxTokens: integer('filter.maxTokens', maxTokens ?? Math.min(MAX_TOKENS, context), FEWEST, context),
+      maxTokens: checkCount(maxTokens ?? Math.min(MAX_TOKENS, context), context),
       importance,
       frequency,
       keepPunctuation: boolean('filter.keepPunctuation', keepPunctuation),
     },
   };
+}
+
+function checkCount(maxTokens: number, context: number): number {
+  if (Number.isSafeInteger(maxTokens) && maxTokens >= FEWEST && maxTokens <= context) return maxTokens;
+  const range = context === Number.POSITIVE_INFINITY ? `of at least ${FEWEST}` : `from ${FEWEST} to ${context}`;
+  throw invalid('ERR_VALUE', 'filter.maxTokens', maxTokens, `an integer ${range}`);
 }

@@ -10,34 +10,52 @@ export interface Word {
 }
 
 /** The part of tokenizer.json that says how pieces of a word are marked. */
-export interface WordMarks {
-  /** CLIP: `</w>`. */
-  readonly end_of_word_suffix?: string | null;
-  /** WordPiece: `##`. */
-  readonly continuing_subword_prefix?: string | null;
+export interface TokenizerFile {
+  readonly model?: {
+    /** CLIP: `</w>`. */
+    readonly end_of_word_suffix?: string | null;
+    /** WordPiece: `##`. */
+    readonly continuing_subword_prefix?: string | null;
+  };
 }
 
-/**
- * The words of content ids: each ends with a piece that has the tokenizer's mark for it, or in front of one that does not go on with a
- * word. Without marks every token is a word.
- */
-export function wordsOfIds(
-  tokenizer: Pick<Tokenizer, 'id_to_token' | 'decode'>,
-  { end_of_word_suffix: suffix, continuing_subword_prefix: prefix }: WordMarks,
-  ids: readonly number[],
-): Word[] {
-  const pieces = ids.map((id) => tokenizer.id_to_token(id) ?? '');
-  const isEnd = (at: number) => {
-    if (at === pieces.length - 1) return true;
-    if (suffix) return pieces[at].endsWith(suffix);
-    return !prefix || !pieces[at + 1].startsWith(prefix);
+/** Finds the words of a sequence of content ids. */
+export type WordReader = (ids: readonly number[]) => Word[];
+
+/** What a piece behind a blank begins with: of byte-level tokenizers, and of SentencePiece. */
+const BLANK = /^[Ġ▁]/;
+const PUNCTUATION = /^(?=[!-~]+$)[^a-z0-9]+$/i;
+const SAID = /[\p{L}\p{N}]/u;
+
+/** The words of a tokenizer, by the marks that its pieces have; without any, every piece is a word. */
+export function wordReader(
+  tokenizer: Pick<Tokenizer, 'id_to_token' | 'encode' | 'decode'>,
+  { model = {} }: TokenizerFile,
+): WordReader {
+  const endsWord = borderRule(tokenizer, model);
+  return (ids) => {
+    const pieces = ids.map((id) => tokenizer.id_to_token(id) ?? '');
+    const words: Word[] = [];
+    for (let from = 0, at = 0; at < ids.length; at++) {
+      if (at < ids.length - 1 && !endsWord(pieces[at], pieces[at + 1])) continue;
+      const text = tokenizer.decode(ids.slice(from, at + 1), { skip_special_tokens: false });
+      words.push({ from, to: at + 1, isSaid: SAID.test(text) });
+      from = at + 1;
+    }
+    return words;
   };
-  const words: Word[] = [];
-  for (let from = 0, at = 0; at < ids.length; at++) {
-    if (!isEnd(at)) continue;
-    const text = tokenizer.decode(ids.slice(from, at + 1), { skip_special_tokens: false });
-    words.push({ from, to: at + 1, isSaid: /[\p{L}\p{N}]/u.test(text) });
-    from = at + 1;
-  }
-  return words;
+}
+
+/** Whether a word ends between two pieces. */
+function borderRule(
+  tokenizer: Pick<Tokenizer, 'id_to_token' | 'encode'>,
+  { end_of_word_suffix: suffix, continuing_subword_prefix: prefix }: NonNullable<TokenizerFile['model']>,
+): (piece: string, next: string) => boolean {
+  if (suffix) return (piece) => piece.endsWith(suffix);
+  if (prefix) return (_, next) => !next.startsWith(prefix);
+  const { ids } = tokenizer.encode('a b', { add_special_tokens: false });
+  const hasBlanks = ids.some((id) => BLANK.test(tokenizer.id_to_token(id) ?? ''));
+  return hasBlanks
+    ? (piece, next) => BLANK.test(next) || PUNCTUATION.test(next) || PUNCTUATION.test(piece.replace(BLANK, ''))
+    : () => true;
 }
