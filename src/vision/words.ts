@@ -53,7 +53,7 @@ function borderRule(
 ): (piece: string, next: string) => boolean {
   if (suffix) return (piece) => piece.endsWith(suffix);
   if (prefix) return (_, next) => !next.startsWith(prefix);
-  const { ids } = tokenizer.encode('a b', { add_special_tokens: false });
+  const ids: number[] = tokenizer.encode('a b', { add_special_tokens: false }).ids;
   const hasBlanks = ids.some((id) => BLANK.test(tokenizer.id_to_token(id) ?? ''));
   return hasBlanks
     ? (piece, next) => BLANK.test(next) || PUNCTUATION.test(next) || PUNCTUATION.test(piece.replace(BLANK, ''))
