@@ -124,8 +124,11 @@ function checkText(argument: string, text: Text, cols: number): Pick<PruneReques
   return { text: rows, endOfText: last };
 }
 
-/** A text's ids may come with its embeddings, as `ClipText` gives them. */
-const TEXT: OptionNames<TextEmbeddings & { ids: unknown }> = { embeddings: true, endOfText: true, ids: true };
+/** More may come with a text's embeddings: its ids and words, and how it was filtered. */
+const TEXT: OptionNames<TextEmbeddings & Record<'ids' | 'words' | 'filtered', unknown>> = {
+  ...{ embeddings: true, endOfText: true },
+  ...{ ids: true, words: true, filtered: true },
+};
 
 /**
  * A text as its embeddings and their end.

@@ -7,6 +7,7 @@ import { isFile } from '../files.js';
 import type { Device, DeviceOptions } from '../index.js';
 import { ANYRES, type Anyres, NEWLINES, type Newline } from '../vision/anyres.js';
 import type { VisionModelOptions } from '../vision/families.js';
+import { LONG_TEXT, type LongText } from '../vision/long-text.js';
 import { DTYPES, type Dtype } from '../vision/model-folder.js';
 import { CLASS_ROWS, type ClassRows } from '../vision/video-llava.js';
 import type { Allocation, VisionPruneOptions } from '../vision/vision-model.js';
@@ -50,6 +51,10 @@ export function withModels(command: Command): Command {
         ).choices(['llm', 'siglip']),
       )
       .option('--siglip <folder>', "with --task siglip: folder of the tower's SigLIP")
+      .addOption(
+        new Option('--long-text <form>', 'what happens to long questions (default: segment)').choices(LONG_TEXT),
+      )
+      .option('--max-text-tokens <count>', 'with --long-text filter: tokens that a question has at most', positive)
       .addOption(new Option('--anyres <form>', 'LLaVA-NeXT: tokens of an image (default: model)').choices(ANYRES))
       .addOption(
         new Option('--newline <which>', 'LLaVA-NeXT, Phi-3.5-vision: newlines that stay (default: kept-rows)').choices(
@@ -115,6 +120,8 @@ export interface ModelFlags extends DeviceOptions, ImageFlags {
   dtype?: Dtype;
   task?: VisionModelOptions['task'];
   siglip?: string;
+  longText?: LongText;
+  maxTextTokens?: number;
   anyres?: Anyres;
   newline?: Newline;
   classRows?: ClassRows;
@@ -143,11 +150,18 @@ export async function chosenModel(flags: ModelFlags): Promise<ChosenModel> {
   if (flags.frames !== undefined && !kind.isForVideos)
     throw mismatch('ERR_VALUE', '--frames', `${flags.frames}`, 'a model for videos beside it');
   const clip = flags.clip ?? (kind.isClip ? await shipped('tiny-clip', '--clip') : undefined);
-  const { dtype, task, siglip, anyres, newline, classRows } = flags;
-  const given = Object.entries({ clip, dtype, task, siglip, anyres, newline, classRows }).filter(
+  const { dtype, task, anyres, newline, classRows } = flags;
+  const given = Object.entries({ clip, dtype, task, anyres, newline, classRows, ...textOptions(flags) }).filter(
     ([, value]) => value !== undefined,
   );
   return { folder, kind, options: { ...deviceOptions(flags), ...Object.fromEntries(given) } as ChosenModel['options'] };
+}
+
+/** Long questions are the business of the SigLIP where there is one. Its rows are words where they are filtered. */
+function textOptions({ siglip: folder, longText, maxTextTokens }: ModelFlags): Partial<VisionModelOptions> {
+  const filter = maxTextTokens === undefined ? undefined : { maxTokens: maxTextTokens };
+  if (folder === undefined || longText === undefined) return { siglip: folder, longText, filter };
+  return { siglip: { folder, longText, filter, ...(longText === 'filter' ? { text: 'words' } : {}) } };
 }
 
 async function shipped(name: string, option: string): Promise<string> {

@@ -18,7 +18,10 @@ import { readFloats, readMatrix, readVector } from './weights.js';
  *
  * @throws DesapError `ERR_GRAPH`, `ERR_FILE`
  */
-export async function readBlockWeights(ort: OrtModule, { graph, block, heads }: LastBlock): Promise<BlockWeights> {
+export async function readBlockWeights(
+  ort: OrtModule,
+  { graph, block, heads }: Pick<LastBlock, 'graph' | 'block' | 'heads'>,
+): Promise<BlockWeights> {
   const { model } = graph;
   const { norm, out } = block;
   const width = norm.weight.dims[0];

@@ -88,8 +88,13 @@ export function readText(source: ModelSource, name?: string): TextStructure {
  * The text tower with one row for each token. In: the file's own inputs, one text at a time. Out: `desap.text_tokens`
  * [T, E], the final norm's rows times the text projection, and `desap.text_embedding` [1, E], the row that the file picks;
  * where positions are fed, `desap.text_embedded` [1, T, D] too, what enters the first layer. All float32.
+ *
+ * @param further other values of the graph to hand out, by the names that they get
  */
-export function textGraph({ graph, readOut, positions, embedded }: TextStructure): EditedGraph {
+export function textGraph(
+  { graph, readOut, positions, embedded }: TextStructure,
+  further: Readonly<Record<string, string>> = {},
+): EditedGraph {
   const { norm, projection } = readOut;
   // The nodes of the projection are run a second time, on all rows: this holds for quantised ones too.
   const between = ancestors(graph, projection.output).filter((node) => !node.outputs.includes(projection.input));
@@ -108,6 +113,7 @@ export function textGraph({ graph, readOut, positions, embedded }: TextStructure
     builder.float(rename(projection.output), TEXT_TOKENS),
     builder.float(projection.output, TEXT_EMBEDDING),
     ...(positions.length > 0 ? [builder.float(embedded, TEXT_EMBEDDED)] : []),
+    ...Object.entries(further).map(([name, value]) => builder.float(value, name)),
   ];
   return cut(graph.model, { outputs, nodes: builder.nodes });
 }

@@ -121,7 +121,11 @@ async function openVision(
   const { config } = hooked;
   const plain = hooked.sessions.vision_encoder;
   const inputs = fileInputs(plain, VISION_SESSION, furtherOutputs(plain));
-  const embedQuestion = async (question: string) => asEmbeddings(await embed((await questions()).encode(question)));
+  const embedQuestion = async (question: string) => {
+    const reader = await questions();
+    const ids = reader.encode(question);
+    return { ...asEmbeddings(await embed(ids)), ids, words: reader.words(ids) };
+  };
   const model = await family.open({ ...files, config }, { ...opening, embedQuestion, ort });
   try {
     fileInputs(plain, VISION_SESSION, model.further);

@@ -1,6 +1,6 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DEVICE_OPTIONS, deviceOptions } from '../devices/open.js';
-import { invalid } from '../errors.js';
+import { invalid, mismatch } from '../errors.js';
 import {
   type AnalyzeOptions,
   type Backend,
@@ -27,10 +27,12 @@ import { blockTrials } from './block-trials.js';
 import { checkQuestion } from './check-question.js';
 import { confirmFeatures, runTrials, type Sample } from './file-features.js';
 import { hostMemory } from './host-memory.js';
+import { type CheckedFilter, type LongText, type LongTextOptions, longTextChoice } from './long-text.js';
 import { VisionModelBase } from './model-base.js';
 import { DTYPES, type Dtype, folderOf, type ModelConfig, readConfig } from './model-folder.js';
 import { checkShared } from './model-options.js';
 import { Once } from './once.js';
+import { filteredQuestion, type QuestionTokens } from './question-filter.js';
 import { QuestionTable } from './question-table.js';
 import { allOrNone, atRest, openSession, type RunNames, runSession } from './session.js';
 import { openFit, type SiglipOptions, siglipOptions } from './siglip-options.js';
@@ -38,7 +40,7 @@ import { SiglipText } from './siglip-text.js';
 import { floats } from './trial.js';
 import type { Budget, ImageMarks, InputNames, VisionInputs } from './vision-model.js';
 
-export interface BlockVisionOptions extends DeviceOptions, Budget, Pick<AnalyzeOptions, 'encoding'> {
+export interface BlockVisionOptions extends DeviceOptions, Budget, LongTextOptions, Pick<AnalyzeOptions, 'encoding'> {
   /**
    * The model's folder, which holds `config.json`, and for questions `tokenizer.json` and `onnx/embed_tokens.onnx`; default: the one
    * that the encoder lies in.
@@ -48,8 +50,16 @@ export interface BlockVisionOptions extends DeviceOptions, Budget, Pick<AnalyzeO
   config?: ModelConfig;
   /** The form of the embedding table to prefer where the folder has several; default `fp32`. */
   dtype?: Dtype;
-  /** A question as rows of the language model's embedding table; default: by tokenizer and table of the folder. */
-  embedQuestion?: (question: string) => Promise<TextEmbeddings>;
+  /**
+   * A question as rows of the language model's embedding table; default: by tokenizer and table of the folder. `longText: 'filter'` wants
+   * its ids and words too.
+   */
+  embedQuestion?: (question: string) => Promise<TextEmbeddings | QuestionTokens>;
+  /**
+   * What happens to long questions in the language model's space, which has no context to be too long for: `segment` (default), nothing;
+   * `filter`, as {@link LongText} says, by `cosine`. Questions in SigLIP's space have these options in `siglip`.
+   */
+  readonly longText?: LongText;
   /**
    * How questions and images are matched: `llm` (default), in the language model's embedding space; `siglip`, in that of the SigLIP that the
    * encoder is, by the value path of its pooling head, with `embedQuestion` left out. No accuracy is claimed for either.
@@ -68,7 +78,7 @@ export interface BlockVisionOptions extends DeviceOptions, Budget, Pick<AnalyzeO
 export const BLOCK_OPTIONS: OptionNames<BlockVisionOptions> = {
   ...DEVICE_OPTIONS,
   ...{ model: true, config: true, dtype: true, embedQuestion: true, pruner: true, keep: true, keepRatio: true },
-  ...{ encoding: true, task: true, siglip: true, session: true, ort: true },
+  ...{ encoding: true, task: true, siglip: true, longText: true, filter: true, session: true, ort: true },
 };
 const RENAMED = { modelDir: 'model' };
 
@@ -81,6 +91,7 @@ export interface BlockParts extends BlockEngine {
   readonly config: ModelConfig;
   /** SigLIP's read-out and its text tower, where that is how questions are matched. */
   readonly readOut: (NonNullable<BlockEngine['readOut']> & { readonly text: SiglipText }) | null;
+  readonly filter: CheckedFilter | null;
   readonly options: BlockVisionOptions & { readonly model: string };
 }
 
@@ -138,6 +149,7 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     checkShared(checked);
     checkOwn({ ...checked, model });
     const siglip = siglipOptions(checked);
+    const filter = filterOf(checked);
     const encoding = encodingOf(checked);
     const ort = await ortModule(checked.ort);
     const session = atRest(checked.session);
@@ -165,7 +177,7 @@ export class BlockVision extends VisionModelBase<BlockImage> {
       };
       const own = { ...checked, model };
       const sessions = { tower, tail, connector };
-      const parts = { family, encoder, ort, head, ...sessions, encoding, readOut, config, options: own };
+      const parts = { family, encoder, ort, head, ...sessions, encoding, readOut, config, filter, options: own };
       const vision = new this(parts);
       const wanted = `those of the file by itself${family.premise}`;
       await confirmFeatures(vision, samples, { argument: 'visionEncoder', file, wanted });
@@ -197,8 +209,14 @@ export class BlockVision extends VisionModelBase<BlockImage> {
 
   protected async encodeText(question: string): Promise<TextEmbeddings> {
     const asked = checkQuestion(question);
-    const { ort, options, readOut } = this.#parts;
+    const { readOut, filter } = this.#parts;
     if (readOut) return readOut.text.encode(asked);
+    const embedded = await this.#embed(asked);
+    return filter === null ? embedded : filteredQuestion(embedded, filter);
+  }
+
+  async #embed(asked: string): Promise<TextEmbeddings | QuestionTokens> {
+    const { ort, options } = this.#parts;
     if (options.embedQuestion) return options.embedQuestion(asked);
     const session = atRest(options.session);
     const table = await this.#table.get(() => QuestionTable.open(options.model, { ...options, session, ort }));
@@ -333,6 +351,17 @@ function withoutClip<T extends object>(given: T & { clip?: unknown }): T {
   const { clip, ...rest } = given;
   if (clip === undefined) return rest as unknown as T;
   throw invalid('ERR_VALUE', 'clip', clip, 'none: the vision encoder of this model is no CLIP tower');
+}
+
+/** How long questions are filtered in the language model's space. */
+function filterOf({ task = 'llm', longText, filter }: BlockVisionOptions): CheckedFilter | null {
+  if (longText === undefined && filter === undefined) return null;
+  if (task === 'siglip')
+    throw mismatch('ERR_VALUE', 'longText', "an option beside task: 'siglip'", 'siglip: { longText, filter }');
+  const choice = longTextChoice({ longText, filter });
+  oneOf('longText', choice.longText, ['segment', 'filter']);
+  if (choice.filter?.importance !== undefined) oneOf('filter.importance', choice.filter.importance, ['cosine']);
+  return choice.filter;
 }
 
 /** Checks the values of the options that other families do not have. */

@@ -18,9 +18,10 @@ import {
 } from '../onnx/index.js';
 import { ortModule } from '../ort.js';
 import { encodingOf } from '../pruner.js';
-import { matrix, nonEmpty, oneOf, widened } from '../tensor.js';
+import { matrix, nonEmpty, widened } from '../tensor.js';
 import { findClipFile } from './clip-folder.js';
-import { ClipText, LONG_TEXT, type LongText } from './clip-text.js';
+import { ClipText } from './clip-text.js';
+import { type LongTextOptions, longTextChoice } from './long-text.js';
 import { checkShared } from './model-options.js';
 import { Once } from './once.js';
 import { allOrNone, atRest, runSession, TENTATIVE } from './session.js';
@@ -33,7 +34,7 @@ const TOWER = { graph: 'the vision tower' };
 const PROJECTOR = { argument: 'rows', graph: 'the projector' };
 
 /** Options of every family with a CLIP tower. */
-export interface ClipEncoderOptions extends DeviceOptions, Budget, Pick<AnalyzeOptions, 'encoding'> {
+export interface ClipEncoderOptions extends DeviceOptions, Budget, LongTextOptions, Pick<AnalyzeOptions, 'encoding'> {
   /**
    * CLIP folder of the same vision tower: `onnx/vision_model.onnx` for the head, and for questions `onnx/text_model.onnx` and
    * `tokenizer.json`; or both towers in one `model.onnx`, as Optimum exports them.
@@ -44,8 +45,6 @@ export interface ClipEncoderOptions extends DeviceOptions, Budget, Pick<AnalyzeO
   head?: string | HeadWeights;
   /** A pruner that is open already, in place of a head; it stays the caller's and can only be checked by its shape. */
   pruner?: Pruner;
-  /** What happens to questions longer than the text tower's context; default `segment`. */
-  longText?: LongText;
   /** Session options of ONNX Runtime, for every session; default: its own, with threads that do not spin between runs. */
   session?: InferenceSession.SessionOptions;
   /** The onnxruntime-node module; default: the installed one. */
@@ -106,10 +105,10 @@ export class ClipEncoder {
     { text: hasText = true, ...how }: { readonly tuned?: boolean; readonly text?: boolean } = {},
   ): Promise<ClipEncoder> {
     nonEmpty('visionEncoder', visionEncoder, 'the path of a LLaVA vision_encoder.onnx');
-    const { clip, pruner, longText = 'segment' } = options;
+    const { clip, pruner } = options;
     checkShared(options);
     encodingOf(options);
-    oneOf('longText', longText, LONG_TEXT);
+    longTextChoice(options);
     const [session, ort] = [atRest(options.session), await ortModule(options.ort)];
     if (clip !== undefined || !pruner)
       await requireFolder(nonEmpty('clip', clip as string, 'a CLIP folder (or the option pruner)'), 'a CLIP folder');
@@ -253,6 +252,6 @@ export class ClipEncoder {
 
 /** The text tower of a CLIP folder. */
 export function openText(model: string, given: ClipEncoderOptions & { session: object }): Promise<ClipText> {
-  const { clip, longText, session, ort } = given;
-  return ClipText.open({ model, tokenizer: clip as string, longText, session, ort });
+  const { clip, longText, filter, session, ort } = given;
+  return ClipText.open({ model, tokenizer: clip as string, longText, filter, session, ort });
 }

@@ -1,6 +1,7 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
+import type { NumberMatrix } from '../kernels/numeric.js';
 import { Lifetime } from '../lifetime.js';
 import { checkSession, type OrtModule, openGraph } from '../onnx/edit.js';
 import type { ModelSource } from '../onnx/format/model.js';
@@ -16,45 +17,44 @@ import {
   type TextStructure,
   textGraph,
 } from '../onnx/text.js';
+import { TEXT_ATTENDED, TEXT_NORMED, TextAttention } from '../onnx/text-attention.js';
 import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
-import { float32, nonEmpty, oneOf, type Tensor } from '../tensor.js';
+import { float32, nonEmpty, type Tensor } from '../tensor.js';
+import { type CheckedFilter, type LongTextChoice, type LongTextOptions, longTextChoice } from './long-text.js';
+import { cosines, type FilteredText, filterWords, frequencies, levelled } from './text-filter.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
 
-/**
- * What happens to a text longer than the tower's context: `segment` encodes it in windows, `truncate` drops what is too
- * much, `error` refuses it.
- */
-export type LongText = 'segment' | 'truncate' | 'error';
-export const LONG_TEXT: readonly LongText[] = ['segment', 'truncate', 'error'];
-
 /** Where {@link ClipText.open} finds a text tower. */
-export interface ClipTextOptions {
+export interface ClipTextOptions extends LongTextOptions {
   /** A CLIP `text_model.onnx` with projection: path, bytes or model. */
   readonly model: ModelSource;
   /** Path of `tokenizer.json`, or of the folder that holds it. */
   readonly tokenizer: string;
   /** The onnxruntime-node module; default: the installed one. */
   readonly ort?: OrtModule;
-  /** Default `segment`. */
-  readonly longText?: LongText;
   /** Session options of ONNX Runtime. */
   readonly session?: InferenceSession.SessionOptions;
 }
 
-const NAMES: OptionNames<ClipTextOptions> = { model: true, tokenizer: true, ort: true, longText: true, session: true };
+const NAMES: OptionNames<ClipTextOptions> = {
+  ...{ model: true, tokenizer: true, ort: true, session: true },
+  ...{ longText: true, filter: true },
+};
 
 /** A text as tokens in the space that CLIP shares between image and text. */
 export interface EncodedText {
   /**
    * One row for each token [T, E], not normalised, no padding: from the start token to the end token; for a text that was
-   * encoded in windows, its content tokens.
+   * encoded in windows, its content tokens. Of a text that was filtered, rows of these.
    */
   readonly embeddings: Tensor;
   /** The end-of-text row: its index, or for a text in windows the row itself [E]: the normalised mean of the windows' unit end rows. */
   readonly endOfText: number | Float32Array;
   /** Token ids of the rows. */
   readonly ids: readonly number[];
+  /** How a text was filtered; absent where it was not. */
+  readonly filtered?: FilteredText;
 }
 
 /**
@@ -71,7 +71,8 @@ export class ClipText {
     private readonly tokenizer: ClipTokenizer,
     /** Tokens that the tower takes at a time, special ones included. */
     readonly contextLength: number,
-    private readonly longText: LongText,
+    private readonly how: LongTextChoice,
+    private readonly attention: TextAttention | null,
   ) {}
 
   /**
@@ -79,17 +80,11 @@ export class ClipText {
    * embedding that the file computes.
    *
    * @throws DesapError `ERR_FILE`, `ERR_GRAPH` (no CLIP text tower, or rows that do not agree), `ERR_MISSING_PACKAGE`,
-   *   `ERR_VALUE`
+   *   `ERR_VALUE` for the options
    */
   static async open(given: ClipTextOptions): Promise<ClipText> {
-    const {
-      model,
-      tokenizer: path,
-      ort,
-      longText = 'segment',
-      session: sessionOptions,
-    } = options('options', given, NAMES);
-    oneOf('longText', longText, LONG_TEXT);
+    const { model, tokenizer: path, ort, session: sessionOptions, ...long } = options('options', given, NAMES);
+    longTextChoice(long);
     checkSession(sessionOptions);
     nonEmpty('tokenizer', path, 'the path of a tokenizer.json, or of its folder');
     const runtime = await ortModule(ort, 'encoding text');
@@ -106,8 +101,11 @@ export class ClipText {
         'ERR_GRAPH',
         `${structure.graph.model.name}: got a context of ${length} tokens, wanted more than ${special}`,
       );
-    const session = await openGraph(runtime, textGraph(structure), sessionOptions);
-    const text = new ClipText(session, runtime, structure, tokenizer, length, longText);
+    const how = longTextChoice(long, length);
+    const needsAttention = how.filter !== null && how.filter.importance !== 'cosine';
+    const attention = needsAttention ? await TextAttention.read(runtime, structure) : null;
+    const session = await openGraph(runtime, textGraph(structure, attention?.values), sessionOptions);
+    const text = new ClipText(session, runtime, structure, tokenizer, length, how, attention);
     try {
       await text.confirm();
     } catch (error) {
@@ -120,8 +118,8 @@ export class ClipText {
   /**
    * Encodes one text.
    *
-   * @throws DesapError `ERR_VALUE` for no string, an empty text, or with `longText: 'error'` one that is too long;
-   *   `ERR_DISPOSED`
+   * @throws DesapError `ERR_VALUE` for no string, an empty text, with `longText: 'error'` one that is too long, or a frequency
+   *   beyond 0 to 1; `ERR_DISPOSED`
    */
   async encode(text: string): Promise<EncodedText> {
     return this.#life.call(() => this.#encode(text));
@@ -132,47 +130,75 @@ export class ClipText {
     const { start, end } = this.tokenizer;
     const content = upToEnd(this.tokenizer.content(text), end);
     if (content.length === 0) throw invalid('ERR_VALUE', 'text', text, 'a text with at least one token');
-    const room = this.contextLength - start.length - 1;
-    if (content.length > room && this.longText === 'error')
+    const { longText, filter } = this.how;
+    const special = start.length + 1;
+    const room = this.contextLength - special;
+    if (content.length > room && longText === 'error')
       throw mismatch(
         'ERR_VALUE',
         'text',
-        `${content.length + start.length + 1} tokens`,
+        `${content.length + special} tokens`,
         `at most ${this.contextLength} (or longText: 'segment' | 'truncate')`,
       );
-    if (content.length > room && this.longText === 'segment') return this.encodeWindows(content, room);
-    const ids = [...start, ...content.slice(0, room), end];
-    const { rows, width } = await this.run(ids);
-    return { embeddings: float32(rows, [ids.length, width]), endOfText: ids.length - 1, ids };
+    const windows = longText === 'truncate' ? [content.slice(0, room)] : windowsOf(content, room);
+    const parts: Rows[] = [];
+    for (const window of windows) parts.push(await this.run([...start, ...window, end]));
+    const whole = parts.length === 1 ? alone(parts[0], [...start, ...windows[0], end]) : this.joined(parts, content);
+    const budget = (filter?.maxTokens ?? Number.POSITIVE_INFINITY) - special;
+    return filter && content.length > budget ? this.filtered(whole, { windows, parts, budget, ...filter }) : whole;
   }
 
-  private async encodeWindows(content: readonly number[], room: number): Promise<EncodedText> {
-    const { start, end } = this.tokenizer;
-    const parts: Float32Array[] = [];
-    let sum: Float64Array | undefined;
-    let width = 0;
-    for (let at = 0; at < content.length; at += room) {
-      const window = content.slice(at, at + room);
-      const encoded = await this.run([...start, ...window, end]);
-      width = encoded.width;
-      const endRow = encoded.rows.subarray(-width);
-      const norm = length(endRow);
-      sum ??= new Float64Array(width);
-      for (let c = 0; c < width; c++) sum[c] += endRow[c] / norm;
-      parts.push(encoded.rows.subarray(start.length * width, -width));
-    }
-    const mean = sum ?? new Float64Array(width);
-    const norm = length(mean);
+  /** A text in windows: the rows of its content, and the normalised mean of the windows' unit end rows. */
+  private joined(parts: readonly Rows[], content: readonly number[]): EncodedText {
+    const [{ width }] = parts;
+    const sum = new Float64Array(width);
     const rows = new Float32Array(content.length * width);
     let offset = 0;
     for (const part of parts) {
-      rows.set(part, offset);
-      offset += part.length;
+      const endRow = part.rows.subarray(-width);
+      const norm = length(endRow);
+      for (let c = 0; c < width; c++) sum[c] += endRow[c] / norm;
+      const own = part.rows.subarray(this.tokenizer.start.length * width, -width);
+      rows.set(own, offset);
+      offset += own.length;
     }
+    const norm = length(sum);
     return {
       embeddings: float32(rows, [content.length, width]),
-      endOfText: Float32Array.from(mean, (value) => value / norm),
+      endOfText: Float32Array.from(sum, (value) => value / norm),
       ids: content,
+    };
+  }
+
+  /** The rows of a text's most important words; what stands for the whole text stays. */
+  private filtered(whole: EncodedText, { windows, parts, budget, ...filter }: Filtering): EncodedText {
+    const { start, words } = this.tokenizer;
+    const { ids, embeddings, endOfText } = whole;
+    const [{ width }] = parts;
+    const all = embeddings.data as Float32Array;
+    const end = typeof endOfText === 'number' ? all.subarray(-width) : endOfText;
+    const importance = parts.map((part) => {
+      const own = this.attention === null ? cosines(part.rows, end) : this.attention.row(part.normed as NumberMatrix);
+      return own.subarray(start.length, -1);
+    });
+    // A border between windows cuts a word in two.
+    const room = windows[0].length;
+    const own = windows.flatMap((window, i) =>
+      words(window).map(({ from, to, isSaid }) => ({ from: from + i * room, to: to + i * room, isSaid })),
+    );
+    const common = frequencies(windows.flat(), filter);
+    const filtered = filterWords(levelled(importance), common, own, { ...filter, budget });
+    const isOne = typeof endOfText === 'number';
+    const places = isOne
+      ? [...start.keys(), ...filtered.kept.map((j) => j + start.length), endOfText]
+      : [...filtered.kept];
+    const rows = new Float32Array(places.length * width);
+    for (const [at, place] of places.entries()) rows.set(all.subarray(place * width, (place + 1) * width), at * width);
+    return {
+      embeddings: float32(rows, [places.length, width]),
+      endOfText: isOne ? places.length - 1 : endOfText,
+      ids: places.map((place) => ids[place]),
+      filtered,
     };
   }
 
@@ -200,7 +226,21 @@ export class ClipText {
     const width = tokens.dims[1];
     const rows = (tokens.data as Float32Array).slice(0, ids.length * width);
     const picked = outputs[TEXT_EMBEDDING].data as Float32Array;
-    return { rows, picked, width, embedded: (outputs[TEXT_EMBEDDED]?.data as Float32Array | undefined) ?? null };
+    const { [TEXT_EMBEDDED]: embedded, [TEXT_NORMED]: normed, [TEXT_ATTENDED]: attended } = outputs;
+    // Rows of padding lie behind those of the text.
+    const matrixOf = ({ data, dims }: Tensor, cols = dims[dims.length - 1]) => ({
+      data: (data as Float32Array).slice(0, ids.length * cols),
+      rows: ids.length,
+      cols,
+    });
+    return {
+      rows,
+      picked,
+      width,
+      embedded: (embedded?.data as Float32Array | undefined) ?? null,
+      normed: normed ? matrixOf(normed) : null,
+      attended: attended ? matrixOf(attended) : null,
+    };
   }
 
   /** One text and the same with a token more, checked by what each says of the other and of the file. */
@@ -234,6 +274,20 @@ export class ClipText {
     const change = relativeError(twice.rows.subarray(0, shared), once.rows.subarray(0, shared));
     if (!(change <= rounding))
       throw fail('the rows of a text depend on what follows it', change, rounding, 'This is no CLIP text tower');
+
+    // The attention of the end token, by what it makes of the values.
+    const { attention } = this;
+    if (attention !== null && twice.normed !== null && twice.attended !== null) {
+      const { data, cols } = twice.attended;
+      const made = relativeError(attention.attended(twice.normed), data.subarray(-cols));
+      if (!(made <= attention.tolerance))
+        throw fail(
+          'the attention of its last block is not the one that was read',
+          made,
+          attention.tolerance,
+          "filter: { importance: 'cosine' } needs none",
+        );
+    }
 
     // The same token in two places: what enters the first layer differs by the rows of the position embedding.
     const table = await positionTable(this.structure);
@@ -271,6 +325,26 @@ interface Rows {
   readonly width: number;
   /** What enters the first layer, [T, D]; null unless positions are fed. */
   readonly embedded: Float32Array | null;
+  /** Rows behind the norm of the last block, and in front of its output projection, [T, D]; null unless its attention is wanted. */
+  readonly normed: NumberMatrix | null;
+  readonly attended: NumberMatrix | null;
+}
+
+/** A text's windows, what the tower says of each, and how many content tokens stay. */
+interface Filtering extends CheckedFilter {
+  readonly windows: readonly (readonly number[])[];
+  readonly parts: readonly Rows[];
+  readonly budget: number;
+}
+
+/** A text in one window: its end row is the last one. */
+function alone({ rows, width }: Rows, ids: readonly number[]): EncodedText {
+  return { embeddings: float32(rows, [ids.length, width]), endOfText: ids.length - 1, ids };
+}
+
+function windowsOf(content: readonly number[], room: number): number[][] {
+  const count = Math.ceil(content.length / room);
+  return Array.from({ length: count }, (_, i) => content.slice(i * room, (i + 1) * room));
 }
 
 /** Whole numbers as [1, T], in the type that an input has. */

@@ -21,7 +21,7 @@ import { VIDEO_LLAVA_OPTIONS, VideoLlavaVision, type VideoLlavaVisionOptions } f
 import type { VisionModel } from './vision-model.js';
 
 /**
- * Options of every family. A family refuses those that mean nothing to it: `clip`, `head` and `longText` are of towers that are CLIP's,
+ * Options of every family. A family refuses those that mean nothing to it: `clip` and `head` are of towers that are CLIP's,
  * `embedQuestion` of all others; `anyres`, `newline` and `newlineVector` are LLaVA-NeXT's (`newline` Phi-3.5-vision's too); `kind`, `classRows`, `imageEncoder` and
  * `imageClip` are Video-LLaVA's.
  */

@@ -12,7 +12,7 @@ export { BlockImage } from './block-image.js';
 export type { BlockVisionOptions } from './block-vision.js';
 export { BlockVision } from './block-vision.js';
 export type { ClipEncoderOptions } from './clip-encoder.js';
-export type { ClipTextOptions, EncodedText, LongText } from './clip-text.js';
+export type { ClipTextOptions, EncodedText } from './clip-text.js';
 export { ClipText } from './clip-text.js';
 export type { CompactOptions, CompactPrompt, KeptPatches, Positions } from './compact.js';
 export { compact } from './compact.js';
@@ -27,15 +27,18 @@ export type { Rows } from './llava-image.js';
 export { LlavaImage } from './llava-image.js';
 export type { LlavaNextVisionOptions } from './llava-next.js';
 export { LlavaNextVision } from './llava-next.js';
+export type { LongText, LongTextOptions, TextFilter, TextImportance } from './long-text.js';
 export type { Dtype, ModelConfig } from './model-folder.js';
 export { openVisionModel } from './open.js';
 export type { Phi3VisionOptions } from './phi3.js';
 export { Phi3Vision } from './phi3.js';
+export type { QuestionTokens } from './question-filter.js';
 export type { QwenVisionOptions } from './qwen.js';
 export { QwenImage, QwenVision } from './qwen.js';
 export type { SiglipOptions } from './siglip-options.js';
-export type { SiglipRows, SiglipTextOptions } from './siglip-text.js';
+export type { SiglipEncodedText, SiglipRows, SiglipTextOptions } from './siglip-text.js';
 export { SiglipText } from './siglip-text.js';
+export type { FilteredText } from './text-filter.js';
 export { TilesImage } from './tiles-image.js';
 export type { ClassRows, VideoLlavaKind, VideoLlavaVisionOptions } from './video-llava.js';
 export { VideoLlavaVision } from './video-llava.js';
@@ -55,3 +58,4 @@ export type {
   VisionPruneOptions,
   VisionTimings,
 } from './vision-model.js';
+export type { Word } from './words.js';

@@ -13,8 +13,8 @@ export interface LlavaVisionOptions extends ClipEncoderOptions {}
 
 export const LLAVA_OPTIONS: OptionNames<LlavaVisionOptions> = {
   ...DEVICE_OPTIONS,
-  ...{ clip: true, head: true, pruner: true, keep: true, keepRatio: true, encoding: true, longText: true },
-  ...{ session: true, ort: true },
+  ...{ clip: true, head: true, pruner: true, keep: true, keepRatio: true, encoding: true },
+  ...{ longText: true, filter: true, session: true, ort: true },
 };
 const RENAMED = { clipFolder: 'clip' };
 

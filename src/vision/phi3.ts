@@ -20,9 +20,10 @@ import { unitsOfGrid } from './block-family.js';
 import { checkQuestion } from './check-question.js';
 import { type ClipEncoderOptions, openText, TOLERANCE } from './clip-encoder.js';
 import { clipFile, findClipFile } from './clip-folder.js';
-import { type ClipText, LONG_TEXT } from './clip-text.js';
+import type { ClipText } from './clip-text.js';
 import type { ClipTile } from './clip-tile.js';
 import { LLAVA_OPTIONS } from './llava.js';
+import { longTextChoice } from './long-text.js';
 import { VisionModelBase } from './model-base.js';
 import { checkShared } from './model-options.js';
 import { Once } from './once.js';
@@ -68,10 +69,10 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
    */
   static async open(visionEncoder: string, given: Phi3VisionOptions): Promise<Phi3Vision> {
     const checked = options('options', given, PHI3_OPTIONS);
-    const { clip, head, pruner, longText = 'segment', newline = 'kept-rows' } = checked;
+    const { clip, head, pruner, newline = 'kept-rows' } = checked;
     checkShared(checked);
     encodingOf(checked);
-    oneOf('longText', longText, LONG_TEXT);
+    longTextChoice(checked);
     oneOf('newline', newline, NEWLINES);
     nonEmpty('visionEncoder', visionEncoder, 'the path of a vision_encoder.onnx');
     const [session, ort] = [atRest(checked.session), await ortModule(checked.ort)];

@@ -4,6 +4,7 @@ import type { TensorLike, TextEmbeddings } from '../index.js';
 import type { OrtModule } from '../onnx/edit.js';
 import { float32, floatData, widened } from '../tensor.js';
 import { anyOnnx, type Dtype } from './model-folder.js';
+import type { QuestionTokens } from './question-filter.js';
 import { openSession, runSession } from './session.js';
 import { readTextFiles, type TextFiles } from './text-files.js';
 
@@ -12,7 +13,7 @@ const EMBED = { argument: 'question', graph: 'embed_tokens' };
 /** A question's token ids as rows of the language model's embedding table: `tokenizer.json` and `embed_tokens.onnx` of a model folder. */
 export class QuestionTable {
   private constructor(
-    private readonly tokenizer: TextFiles['tokenizer'],
+    private readonly text: Pick<TextFiles, 'tokenizer' | 'words'>,
     private readonly session: InferenceSession,
     private readonly ort: OrtModule,
   ) {}
@@ -25,21 +26,19 @@ export class QuestionTable {
     folder: string,
     { ort, dtype, session }: { ort: OrtModule; dtype?: Dtype; session?: InferenceSession.SessionOptions },
   ): Promise<QuestionTable> {
-    const { tokenizer } = await readTextFiles(folder, 'reading questions');
-    return new QuestionTable(
-      tokenizer,
-      await openSession(await anyOnnx(folder, 'embed_tokens', dtype), session, ort),
-      ort,
-    );
+    const text = await readTextFiles(folder, 'reading questions');
+    return new QuestionTable(text, await openSession(await anyOnnx(folder, 'embed_tokens', dtype), session, ort), ort);
   }
 
   /** @throws DesapError `ERR_VALUE` for a text without tokens; `ERR_GRAPH` */
-  async embed(question: string): Promise<TextEmbeddings> {
-    const { ids } = this.tokenizer.encode(question, { add_special_tokens: false });
+  async embed(question: string): Promise<QuestionTokens> {
+    const { tokenizer, words } = this.text;
+    const { ids } = tokenizer.encode(question, { add_special_tokens: false });
     if (ids.length === 0) throw invalid('ERR_VALUE', 'question', question, 'a text with at least one token');
     const { inputNames, outputNames } = this.session;
     const input = new this.ort.Tensor('int64', BigInt64Array.from(ids, BigInt), [1, ids.length]);
-    return asEmbeddings((await runSession(this.session, EMBED, { [inputNames[0]]: input }))[outputNames[0]]);
+    const rows = (await runSession(this.session, EMBED, { [inputNames[0]]: input }))[outputNames[0]];
+    return { ...asEmbeddings(rows), ids, words: words(ids) };
   }
 
   release(): Promise<void> {

@@ -10,7 +10,7 @@ import { fitSiglip, readSiglipFolder, type SiglipFit } from './siglip-head.js';
 import type { SiglipTextOptions } from './siglip-text.js';
 
 /** How a SigLIP's read-out is used. */
-export interface SiglipOptions extends Pick<SiglipTextOptions, 'text' | 'longText'> {
+export interface SiglipOptions extends Pick<SiglipTextOptions, 'text' | 'longText' | 'filter'> {
   /**
    * The SigLIP that the vision encoder was made from, as Transformers.js has it: `onnx/vision_model.onnx` (or `model.safetensors`),
    * `onnx/text_model.onnx`, `tokenizer.json`, `tokenizer_config.json`, `config.json`.
@@ -23,7 +23,10 @@ export interface SiglipOptions extends Pick<SiglipTextOptions, 'text' | 'longTex
   readonly saliency?: 'columns' | 'probe';
 }
 
-const NAMES: OptionNames<SiglipOptions> = { folder: true, text: true, longText: true, saliency: true };
+const NAMES: OptionNames<SiglipOptions> = {
+  ...{ folder: true, text: true, longText: true, filter: true },
+  ...{ saliency: true },
+};
 const FORMS = ['llm', 'siglip'] as const;
 const SALIENCIES = ['columns', 'probe'] as const;
 
@@ -31,7 +34,7 @@ const SALIENCIES = ['columns', 'probe'] as const;
 export interface CheckedSiglip {
   readonly folder: string;
   readonly saliency: (typeof SALIENCIES)[number];
-  readonly text: Pick<SiglipTextOptions, 'text' | 'longText'>;
+  readonly text: Pick<SiglipTextOptions, 'text' | 'longText' | 'filter'>;
 }
 
 /**
@@ -53,11 +56,11 @@ export function siglipOptions({
   if (siglip === undefined)
     throw invalid('ERR_VALUE', 'siglip', siglip, 'the folder of the SigLIP that the vision encoder was made from');
   const given = typeof siglip === 'string' ? { folder: siglip } : options<SiglipOptions>('siglip', siglip, NAMES);
-  const { folder, saliency = 'columns', text, longText } = given;
+  const { folder, saliency = 'columns', text, longText, filter } = given;
   return {
     folder: nonEmpty('siglip.folder', folder, 'the folder of a SigLIP'),
     saliency: oneOf('siglip.saliency', saliency, SALIENCIES),
-    text: { text, longText },
+    text: { text, longText, filter },
   };
 }
 

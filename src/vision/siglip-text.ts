@@ -12,8 +12,10 @@ import { POOLED_TEXT, readSiglipText, type SiglipTextStructure, siglipTextGraph 
 import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { float32, nonEmpty, oneOf, type Tensor } from '../tensor.js';
-import { integers, LONG_TEXT, type LongText } from './clip-text.js';
+import { integers } from './clip-text.js';
+import { type CheckedFilter, type LongTextChoice, type LongTextOptions, longTextChoice } from './long-text.js';
 import { readTextFiles, type TextFiles } from './text-files.js';
+import { cosines, type FilteredText, filterWords, frequencies } from './text-filter.js';
 
 /**
  * What the rows of a text are: `pooled`, one row, the embedding of the whole text; `words`, one row for each word that says something,
@@ -23,18 +25,25 @@ export type SiglipRows = 'pooled' | 'words';
 const ROWS: readonly SiglipRows[] = ['pooled', 'words'];
 
 /** Options of {@link SiglipText.open}. */
-export interface SiglipTextOptions {
+export interface SiglipTextOptions extends LongTextOptions {
   /** Default `pooled`. */
   readonly text?: SiglipRows;
-  /** What happens to a text longer than the tower's context; default `segment`: the mean of its parts. */
-  readonly longText?: LongText;
   /** The onnxruntime-node module; default: the installed one. */
   readonly ort?: OrtModule;
   /** Session options of ONNX Runtime. */
   readonly session?: InferenceSession.SessionOptions;
 }
 
-const NAMES: OptionNames<SiglipTextOptions> = { text: true, longText: true, ort: true, session: true };
+const NAMES: OptionNames<SiglipTextOptions> = {
+  ...{ text: true, longText: true, filter: true },
+  ...{ ort: true, session: true },
+};
+
+/** A text as rows in the space that SigLIP shares between image and text. */
+export interface SiglipEncodedText extends TextEmbeddings {
+  /** How the words of a text were filtered; absent where they were not. */
+  readonly filtered?: FilteredText;
+}
 
 const MODELS = ['onnx/text_model.onnx', 'text_model.onnx', 'onnx/model.onnx', 'model.onnx'];
 
@@ -57,7 +66,7 @@ export class SiglipText {
     private readonly ort: OrtModule,
     private readonly structure: SiglipTextStructure,
     private readonly tokens: Tokens,
-    private readonly how: Required<Pick<SiglipTextOptions, 'text' | 'longText'>>,
+    private readonly how: LongTextChoice & { readonly text: SiglipRows },
   ) {}
 
   /**
@@ -68,15 +77,16 @@ export class SiglipText {
    */
   static async open(folder: string, given: SiglipTextOptions = {}): Promise<SiglipText> {
     nonEmpty('folder', folder, 'the folder of a SigLIP');
-    const { text = 'pooled', longText = 'segment', ort, session } = options('options', given, NAMES);
+    const { text = 'pooled', ort, session, ...long } = options('options', given, NAMES);
     oneOf('text', text, ROWS);
-    oneOf('longText', longText, LONG_TEXT);
+    checkFilter(longTextChoice(long), text);
     checkSession(session);
     const runtime = await ortModule(ort, 'encoding text');
     const structure = readSiglipText(await modelFile(folder), 'siglip');
     const tokens = await readTokens(folder, structure);
+    const how = longTextChoice(long, tokens.length);
     const opened = await openGraph(runtime, siglipTextGraph(structure), session);
-    return new SiglipText(opened, runtime, structure, tokens, { text, longText });
+    return new SiglipText(opened, runtime, structure, tokens, { text, ...how });
   }
 
   /** Tokens that every text is padded to. */
@@ -86,21 +96,35 @@ export class SiglipText {
 
   /**
    * A text as rows in the space that SigLIP shares between image and text, not normalised: [1, E], the text itself, or with
-   * `text: 'words'` [T, E], its words, and the text itself as their end.
+   * `text: 'words'` [T, E], its words, and the text itself as their end. With `longText: 'filter'` the words that are most like the text;
+   * a word is as common as its rarest token.
    *
-   * @throws DesapError `ERR_VALUE` for no string, an empty text, or with `longText: 'error'` one that is too long; `ERR_DISPOSED`
+   * @throws DesapError `ERR_VALUE` for no string, an empty text, with `longText: 'error'` one that is too long, or a frequency beyond
+   *   0 to 1; `ERR_DISPOSED`
    */
-  async encode(text: string): Promise<TextEmbeddings> {
+  async encode(text: string): Promise<SiglipEncodedText> {
     return this.#life.call(async () => {
       if (typeof text !== 'string' || text.trim() === '') throw invalid('ERR_VALUE', 'text', text, 'a text');
       const whole = await this.#whole(text);
       const words = this.how.text === 'words' ? wordsOf(text) : [];
       if (words.length === 0) return { embeddings: float32(whole, [1, whole.length]), endOfText: 0 };
       const rows = await Promise.all(words.map((word) => this.#word(word)));
-      const all = new Float32Array(rows.length * whole.length);
-      for (const [i, row] of rows.entries()) all.set(row, i * whole.length);
-      return { embeddings: float32(all, [rows.length, whole.length]), endOfText: whole };
+      const { filter } = this.how;
+      if (filter === null || words.length <= filter.maxTokens) return { embeddings: joined(rows), endOfText: whole };
+      const filtered = this.#filter(words, joined(rows), whole, filter);
+      return { embeddings: joined([...filtered.kept].map((i) => rows[i])), endOfText: whole, filtered };
     });
+  }
+
+  /** Of words by themselves each is one row. */
+  #filter(words: readonly string[], { data }: Tensor, whole: Float32Array, filter: CheckedFilter): FilteredText {
+    const rarest = (word: string) => Math.min(1, ...frequencies(this.tokens.content(word), filter));
+    return filterWords(
+      cosines(data as Float32Array, whole),
+      Float64Array.from(words, rarest),
+      words.map((_, i) => ({ from: i, to: i + 1, isSaid: true })),
+      { ...filter, budget: filter.maxTokens },
+    );
   }
 
   #word(word: string): Promise<Float32Array> {
@@ -124,7 +148,7 @@ export class SiglipText {
         `at most ${length} (or longText: 'segment' | 'truncate')`,
       );
     const rows: Float32Array[] = [];
-    const last = this.how.longText === 'segment' ? Math.max(1, content.length) : 1;
+    const last = this.how.longText === 'truncate' ? 1 : Math.max(1, content.length);
     for (let at = 0; at < last; at += room)
       rows.push(await this.#run([...start, ...content.slice(at, at + room), ...end]));
     if (rows.length === 1) return rows[0];
@@ -169,6 +193,21 @@ export class SiglipText {
   [ASYNC_DISPOSE](): Promise<void> {
     return this.dispose();
   }
+}
+
+function joined(rows: readonly Float32Array[]): Tensor {
+  const [{ length: width }] = rows;
+  const all = new Float32Array(rows.length * width);
+  for (const [i, row] of rows.entries()) all.set(row, i * width);
+  return float32(all, [rows.length, width]);
+}
+
+/** @throws DesapError `ERR_VALUE` for what single words have none of */
+function checkFilter({ filter }: LongTextChoice, text: SiglipRows): void {
+  if (filter === null) return;
+  if (text !== 'words') throw invalid('ERR_VALUE', 'text', text, "'words' beside longText: 'filter'");
+  const { importance = 'cosine' } = filter;
+  oneOf('filter.importance', importance, ['cosine']);
 }
 
 /** How a text becomes tokens. */

@@ -24,7 +24,7 @@ export function taskText({ embeddings, endOfText }: TextEmbeddings, columns: num
 }
 
 /** The sum of a text's rows, each at unit length: it has the direction of their mean, and is made a unit row itself. */
-function meanDirection(text: NumberMatrix): Float32Array {
+export function meanDirection(text: NumberMatrix): Float32Array {
   return Float32Array.from(naming('question', () => sumOfRows(unitRows(text))));
 }
 

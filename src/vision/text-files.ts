@@ -4,6 +4,7 @@ import { DesapError } from '../errors.js';
 import { readJson, readJsonIfThere } from '../files.js';
 import { optional } from '../optional.js';
 import { type ChatTemplate, chatTemplates } from './chat-template.js';
+import { type TokenizerFile, type WordReader, wordReader } from './words.js';
 
 /** A token that the tokenizer matches as a whole, wherever its text stands. */
 export interface AddedToken {
@@ -16,6 +17,8 @@ export interface AddedToken {
 export interface TextFiles {
   readonly tokenizer: Tokenizer;
   readonly addedTokens: readonly AddedToken[];
+  /** The words of token ids. */
+  readonly words: WordReader;
   /** Special tokens by their names in configs and templates: `bos_token`, `eos_token`, `image_token`, ... */
   readonly names: Readonly<Record<string, string>>;
   /** The preferred one first. */
@@ -29,7 +32,7 @@ export interface TextFiles {
 export async function readTextFiles(folder: string, why: string): Promise<TextFiles> {
   const path = join(folder, 'tokenizer.json');
   const [file, config, map] = await Promise.all([
-    readJson<{ added_tokens?: readonly AddedToken[] }>(path),
+    readJson<TokenizerFile & { added_tokens?: readonly AddedToken[] }>(path),
     readJsonIfThere<Record<string, unknown>>(join(folder, 'tokenizer_config.json')),
     readJsonIfThere<Record<string, unknown>>(join(folder, 'special_tokens_map.json')),
   ]);
@@ -39,8 +42,10 @@ export async function readTextFiles(folder: string, why: string): Promise<TextFi
     ? { ...namedTokens(map), ...namedTokens(config) }
     : { ...namedTokens(config), ...namedTokens(map) };
   try {
+    const tokenizer = new Tokenizer(file, config ?? {});
     return {
-      tokenizer: new Tokenizer(file, config ?? {}),
+      tokenizer,
+      words: wordReader(tokenizer, file),
       addedTokens: file.added_tokens ?? [],
       names,
       templates: await chatTemplates(folder, names),

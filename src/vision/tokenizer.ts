@@ -2,11 +2,14 @@ import { dirname, join } from 'node:path';
 import { DesapError } from '../errors.js';
 import { isFile, readJson } from '../files.js';
 import { optional } from '../optional.js';
+import { type TokenizerFile, type WordReader, wordReader } from './words.js';
 
 /** A CLIP tokenizer: words to ids, and the special tokens that stand around them. */
 export interface ClipTokenizer {
   /** Ids of a text without special tokens. */
   content(text: string): number[];
+  /** The words of content ids. */
+  readonly words: WordReader;
   /** Ids in front of the content, for CLIP one start-of-text token. */
   readonly start: readonly number[];
   /** The end-of-text token. */
@@ -33,7 +36,7 @@ export async function openTokenizer(path: string): Promise<ClipTokenizer> {
   );
   const beside = join(dirname(file), 'tokenizer_config.json');
   const config = (await isFile(beside)) ? await readJson(beside) : {};
-  const json = await readJson(file);
+  const json = await readJson<TokenizerFile>(file);
   try {
     const tokenizer = new Tokenizer(json, config);
     // An empty text is its special tokens: start-of-text, end-of-text.
@@ -43,6 +46,7 @@ export async function openTokenizer(path: string): Promise<ClipTokenizer> {
     const { model_max_length: length } = config as { model_max_length?: number };
     return {
       content: (text) => tokenizer.encode(text, { add_special_tokens: false }).ids,
+      words: wordReader(tokenizer, json),
       start: special.slice(0, -1),
       end,
       maxLength: typeof length === 'number' && length < NO_LIMIT ? length : null,

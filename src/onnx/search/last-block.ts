@@ -59,7 +59,7 @@ export function findLastBlock(read: Graph, value: string): LastBlock {
       'ERR_GRAPH',
       `${name}: looked for the last block, a norm and an attention of what it normalises; found ${describeNode(node)}: ${block}`,
     );
-  const heads = queries?.heads ?? block.heads ?? headsOfScale(block);
+  const heads = queries?.heads ?? headCount(block);
   if (heads === null)
     throw new DesapError(
       'ERR_GRAPH',
@@ -75,7 +75,11 @@ export function findLastBlock(read: Graph, value: string): LastBlock {
   };
 }
 
-/** The head count that a scale of 1/sqrt(dh) says. */
+/** H, by the shapes around an attention, or by a scale of 1/sqrt(dh); null where neither says it. */
+export function headCount(block: Block<Norm>): number | null {
+  return block.heads ?? headsOfScale(block);
+}
+
 function headsOfScale({ scale, norm }: Block<Norm>): number | null {
   const known = [scale(1), scale(2)];
   const heads = known[0] === null || known[0] !== known[1] ? 0 : norm.weight.dims[0] * known[0] ** 2;

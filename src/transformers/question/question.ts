@@ -1,5 +1,6 @@
 import { DesapError, mismatch } from '../../errors.js';
 import { readTextFiles, type TextFiles } from '../../vision/text-files.js';
+import type { WordReader } from '../../vision/words.js';
 import { FORMATS } from './formats.js';
 import { IMAGE, MARKS, MarkedText } from './marked-text.js';
 import { type LastTurn, TurnReader } from './turns.js';
@@ -11,8 +12,11 @@ export class Questions {
   readonly #readers: readonly TurnReader[];
   readonly #hasTemplate: boolean;
   readonly #added: ReadonlyMap<string, number>;
+  /** The words of token ids. */
+  readonly words: WordReader;
 
-  private constructor({ tokenizer, addedTokens, names, templates }: TextFiles) {
+  private constructor({ tokenizer, addedTokens, words, names, templates }: TextFiles) {
+    this.words = words;
     this.#added = new Map(addedTokens.map(({ content, id }) => [content, id]));
     const text = new MarkedText({ tokenizer, addedTokens });
     const around = [names.bos_token, names.eos_token, names.pad_token].map((token) => token ?? '').join('');

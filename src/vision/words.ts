@@ -1,0 +1,61 @@
+/** Which tokens make a word. */
+import type { Tokenizer } from '@huggingface/tokenizers';
+
+/** A word of a text: its tokens, from one on and up to another. */
+export interface Word {
+  readonly from: number;
+  readonly to: number;
+  /** Whether it has a letter or a digit. */
+  readonly isSaid: boolean;
+}
+
+/** The part of tokenizer.json that says how pieces of a word are marked. */
+export interface TokenizerFile {
+  readonly model?: {
+    /** CLIP: `</w>`. */
+    readonly end_of_word_suffix?: string | null;
+    /** WordPiece: `##`. */
+    readonly continuing_subword_prefix?: string | null;
+  };
+}
+
+/** Finds the words of a sequence of content ids. */
+export type WordReader = (ids: readonly number[]) => Word[];
+
+/** What a piece behind a blank begins with: of byte-level tokenizers, and of SentencePiece. */
+const BLANK = /^[Ġ▁]/;
+const PUNCTUATION = /^(?=[!-~]+$)[^a-z0-9]+$/i;
+const SAID = /[\p{L}\p{N}]/u;
+
+/** The words of a tokenizer, by the marks that its pieces have; without any, every piece is a word. */
+export function wordReader(
+  tokenizer: Pick<Tokenizer, 'id_to_token' | 'encode' | 'decode'>,
+  { model = {} }: TokenizerFile,
+): WordReader {
+  const endsWord = borderRule(tokenizer, model);
+  return (ids) => {
+    const pieces = ids.map((id) => tokenizer.id_to_token(id) ?? '');
+    const words: Word[] = [];
+    for (let from = 0, at = 0; at < ids.length; at++) {
+      if (at < ids.length - 1 && !endsWord(pieces[at], pieces[at + 1])) continue;
+      const text = tokenizer.decode(ids.slice(from, at + 1), { skip_special_tokens: false });
+      words.push({ from, to: at + 1, isSaid: SAID.test(text) });
+      from = at + 1;
+    }
+    return words;
+  };
+}
+
+/** Whether a word ends between two pieces. */
+function borderRule(
+  tokenizer: Pick<Tokenizer, 'id_to_token' | 'encode'>,
+  { end_of_word_suffix: suffix, continuing_subword_prefix: prefix }: NonNullable<TokenizerFile['model']>,
+): (piece: string, next: string) => boolean {
+  if (suffix) return (piece) => piece.endsWith(suffix);
+  if (prefix) return (_, next) => !next.startsWith(prefix);
+  const ids: number[] = tokenizer.encode('a b', { add_special_tokens: false }).ids;
+  const hasBlanks = ids.some((id) => BLANK.test(tokenizer.id_to_token(id) ?? ''));
+  return hasBlanks
+    ? (piece, next) => BLANK.test(next) || PUNCTUATION.test(next) || PUNCTUATION.test(piece.replace(BLANK, ''))
+    : () => true;
+}
