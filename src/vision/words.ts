@@ -1,5 +1,4 @@
 /** Which tokens make a word. */
-import type { Tokenizer } from '@huggingface/tokenizers';
 
 /** A word of a text: its tokens, from one on and up to another. */
 export interface Word {
@@ -19,6 +18,13 @@ export interface TokenizerFile {
   };
 }
 
+/** What is used of a tokenizer of @huggingface/tokenizers, whose types users need not have. */
+export interface PieceTokenizer {
+  id_to_token(id: number): string | undefined;
+  encode(text: string, options: { add_special_tokens: boolean }): { readonly ids: number[] };
+  decode(ids: number[], options: { skip_special_tokens: boolean }): string;
+}
+
 /** Finds the words of a sequence of content ids. */
 export type WordReader = (ids: readonly number[]) => Word[];
 
@@ -28,10 +34,7 @@ const PUNCTUATION = /^(?=[!-~]+$)[^a-z0-9]+$/i;
 const SAID = /[\p{L}\p{N}]/u;
 
 /** The words of a tokenizer, by the marks that its pieces have; without any, every piece is a word. */
-export function wordReader(
-  tokenizer: Pick<Tokenizer, 'id_to_token' | 'encode' | 'decode'>,
-  { model = {} }: TokenizerFile,
-): WordReader {
+export function wordReader(tokenizer: PieceTokenizer, { model = {} }: TokenizerFile): WordReader {
   const endsWord = borderRule(tokenizer, model);
   return (ids) => {
     const pieces = ids.map((id) => tokenizer.id_to_token(id) ?? '');
@@ -48,12 +51,12 @@ export function wordReader(
 
 /** Whether a word ends between two pieces. */
 function borderRule(
-  tokenizer: Pick<Tokenizer, 'id_to_token' | 'encode'>,
+  tokenizer: PieceTokenizer,
   { end_of_word_suffix: suffix, continuing_subword_prefix: prefix }: NonNullable<TokenizerFile['model']>,
 ): (piece: string, next: string) => boolean {
   if (suffix) return (piece) => piece.endsWith(suffix);
   if (prefix) return (_, next) => !next.startsWith(prefix);
-  const ids: number[] = tokenizer.encode('a b', { add_special_tokens: false }).ids;
+  const { ids } = tokenizer.encode('a b', { add_special_tokens: false });
   const hasBlanks = ids.some((id) => BLANK.test(tokenizer.id_to_token(id) ?? ''));
   return hasBlanks
     ? (piece, next) => BLANK.test(next) || PUNCTUATION.test(next) || PUNCTUATION.test(piece.replace(BLANK, ''))
