@@ -17,6 +17,16 @@ describe.each(backends)('rmsNorm on %s', (_, backend) => {
     expect(relativeError(values(y), [1 / root, 2 / root, 3 / root, 8 / root])).toBeLessThan(1e-6);
   });
 
+  it('adds epsilon to the mean square, which counts for small rows', () => {
+    const y = backend.sync.rmsNorm({
+      x: float32(Float32Array.of(3e-3, -4e-3), [1, 2]),
+      weight: Float32Array.of(1, 1),
+      epsilon: 1e-5,
+    });
+    const root = Math.sqrt(12.5e-6 + 1e-5);
+    expect(relativeError(values(y), [3e-3 / root, -4e-3 / root])).toBeLessThan(1e-6);
+  });
+
   it.each([
     [1, 1],
     [2, 17],
