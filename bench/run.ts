@@ -21,6 +21,7 @@ import readOut from './read-out.bench.js';
 import rmsNorm from './rms-norm.bench.js';
 import saliency from './saliency.bench.js';
 import select from './select.bench.js';
+import selfAttention from './self-attention.bench.js';
 import siglipReadOut from './siglip-read-out.bench.js';
 import topK from './top-k.bench.js';
 import unitRows from './unit-rows.bench.js';
@@ -31,6 +32,7 @@ const ALL: Record<string, () => Benchmark | Promise<Benchmark>> = {
   linear,
   attention,
   saliency,
+  selfAttention,
   pool,
   readOut,
   siglipReadOut,

@@ -75,6 +75,11 @@ struct Rotary {
 // Without: mean over the rows (the attention that each key receives); saliency: [N]; two passes, no N x N buffer.
 Status saliency(Context&, ConstMatrix q, ConstMatrix k, int64_t heads, bool class_token, Rotary, float* saliency);
 
+// An encoder's own attention and the saliency of its weights, in one: per head y = softmax(rot(Q) rot(K)^T / sqrt(dh)) V, heads
+// concatenated, no output projection; saliency = the mean over heads and rows of the same softmax, which is `saliency` without class token.
+// q, k, v, y: [N, D]; saliency: [N]. y overlaps none of the others. No N x N buffer.
+Status self_attention(Context&, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Rotary, Matrix y, float* saliency);
+
 // means[u] = mean of scores[i] over the entries with unit[i] = u: the score of a visual token that several patches go into.
 // scores: [size]; unit: [size], each in [0, units), every unit at least once; means: [units]. Sums in ascending order of i.
 Status pool(Context&, const float* scores, const int32_t* unit, int64_t size, int64_t units, float* means);

@@ -121,6 +121,29 @@ Prepared prepare_saliency(Napi::Env env, const Arguments& arguments, Access acce
               });
 }
 
+Prepared prepare_self_attention(Napi::Env env, const Arguments& arguments, Access access) {
+  const MatrixArgument q = arguments.matrix("q"), k = arguments.matrix("k"), v = arguments.matrix("v");
+  const int64_t heads = arguments.integer("heads", 1, q.cols);
+  const RotaryArgument rotary = arguments.rotary_or_null("rotary");
+  expect_divides("heads", heads, q.cols);
+  if (rotary.given()) expect_halves("rotary", q.cols / heads);
+  expect_shape(k, q.rows, q.cols);
+  expect_shape(v, q.rows, q.cols);
+  const Output<float> y = new_floats(env, q.size()), scores = new_floats(env, q.rows);
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("context", y.value);
+  result.Set("saliency", scores.value);
+  MemoryReader memory(env, access);
+  return job(result,
+              [q = FloatInput(memory, q), k = FloatInput(memory, k), v = FloatInput(memory, v),
+               rotary = RotaryInput(memory, rotary, q.rows * (q.cols / heads)), heads, y = y.data,
+               scores = scores.data](Context& context) mutable -> Status {
+                for (FloatInput* input : {&q, &k, &v}) DESAP_TRY(input->widen(context));
+                return self_attention(context, q.matrix(), k.matrix(), v.matrix(), heads, rotary.rotary(),
+                                      rows_of(y, q.matrix().rows, q.matrix().cols), scores);
+              });
+}
+
 Prepared prepare_pool(Napi::Env env, const Arguments& arguments, Access access) {
   const VectorArgument scores = arguments.vector("scores"), unit = arguments.vector("unit");
   const int64_t size = length_of(scores.data);
@@ -331,10 +354,19 @@ struct Entry {
 };
 
 const Entry kernels[] = {
-    {"layerNorm", prepare_layer_norm}, {"rmsNorm", prepare_rms_norm},   {"linear", prepare_linear},
-    {"attention", prepare_attention},  {"saliency", prepare_saliency},  {"pool", prepare_pool},
-    {"unitRows", prepare_unit_rows},   {"readOut", prepare_read_out},   {"siglipReadOut", prepare_siglip_read_out},
-    {"align", prepare_align},          {"topK", prepare_top_k},         {"select", prepare_select},
+    {"layerNorm", prepare_layer_norm},
+    {"rmsNorm", prepare_rms_norm},
+    {"linear", prepare_linear},
+    {"attention", prepare_attention},
+    {"saliency", prepare_saliency},
+    {"selfAttention", prepare_self_attention},
+    {"pool", prepare_pool},
+    {"unitRows", prepare_unit_rows},
+    {"readOut", prepare_read_out},
+    {"siglipReadOut", prepare_siglip_read_out},
+    {"align", prepare_align},
+    {"topK", prepare_top_k},
+    {"select", prepare_select},
     {"merge", prepare_merge},
 };
 

@@ -13,7 +13,7 @@ namespace DESAP_ISA {
 // One head. q, k, v, y: [N, dh].
 Status ordinary_attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, Matrix y) {
   const int64_t all_rows = q.rows, size = q.cols, row_blocks = blocks_of(all_rows, score_rows);
-  const int64_t output_ld = round_up(size, lanes), thread_size = score_size + score_rows * output_ld;
+  const int64_t thread_size = score_size + score_rows * round_up(size, lanes);
   const float scale = score_scale(size);
 
   Scratch scratch(context.arena);
@@ -30,33 +30,19 @@ Status ordinary_attention(Context& context, ConstMatrix q, ConstMatrix k, ConstM
   context.pool.parallel_for(row_blocks, [&](int64_t task, int thread) {
     const int64_t i = task * score_rows, rows = min(score_rows, all_rows - i);
     float* scores = blocks + thread * thread_size;
-    float* output = scores + score_size;
+    const Matrix output = gathered_rows(scores + score_size, rows, size);
     RunningSoftmax softmax[score_rows];
-    std::memset(output, 0, static_cast<size_t>(rows * output_ld) * sizeof(float));
 
     for (int64_t j = 0; j < all_rows; j += score_keys) {
       const int64_t count = min(score_keys, all_rows - j);
       score_block(q, i, rows, keys, j, count, scores);
       for (int64_t r = 0; r < rows; r++) {
-        const float factor = advance(softmax[r], scale, scores + r * score_ld, count);
+        rescale(output.row(r), output.ld, advance(softmax[r], scale, scores + r * score_ld, count));
         weigh(softmax[r], scale, scores + r * score_ld, count);
-        if (factor == 1) continue;
-        float* row = output + r * output_ld;
-        for (int64_t d = 0; d < output_ld; d += lanes) store(row + d, load(row + d) * factor);
       }
-      for (int64_t d = 0; d < size; d += panel_width) {
-        const int64_t columns = min(panel_width, output_ld - d);
-        const float* panel = values + d * all_rows + j * columns;
-        multiply_panel({count, scores, score_ld, 1, panel, output + d, output_ld, output + d, output_ld}, rows, columns);
-      }
+      gather(scores, count, values, all_rows, j, output);
     }
-
-    for (int64_t r = 0; r < rows; r++) {
-      float* out = y.row(i + r);
-      for (int64_t d = 0; d < size; d += lanes) {
-        store_first(size - d, out + d, load(output + r * output_ld + d) * (1.0f / softmax[r].sum));
-      }
-    }
+    deliver(output, softmax, i, y);
   });
   return {};
 }

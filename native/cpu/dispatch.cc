@@ -212,6 +212,11 @@ Status saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t heads, b
   return context.kernels->saliency(context, q, k, heads, class_token, rotary, saliency);
 }
 
+Status self_attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Rotary rotary, Matrix y,
+                      float* saliency) {
+  return context.kernels->self_attention(context, q, k, v, heads, rotary, y, saliency);
+}
+
 Status unit_rows(Context& context, ConstMatrix x, Matrix y) { return context.kernels->unit_rows(context, x, y); }
 
 Status align(Context& context, ConstMatrix visual, ConstMatrix text, const float* end_of_text, const float* global,

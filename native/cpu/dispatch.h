@@ -20,6 +20,7 @@ struct Kernels {
   decltype(&desap::linear) linear;
   decltype(&desap::attention) attention;
   decltype(&desap::saliency) saliency;
+  decltype(&desap::self_attention) self_attention;
   Status (*folded_saliency)(Context&, ConstMatrix x, const float* q, const float* k_weight, int64_t heads, float* saliency);
   // Parts of siglip_read_out (pooling_head.h, saliency.h).
   Status (*query_saliency)(Context&, const float* q, ConstMatrix k, int64_t heads, Rotary, int64_t first_row, Matrix scores,

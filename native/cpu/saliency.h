@@ -5,11 +5,7 @@
 //   q . (W_k x_j + b_k) = u . x_j + a term that all keys share and softmax drops,  u = W_k^T q,
 // so W_k meets one row per head instead of every row of x (folded_saliency).
 //
-// Without, every row counts and there is no N x N buffer: a block of rows keeps its weights for all keys until its sums are
-// known, and then gives each key its shares. Rows are added up in groups of fixed number, each by one thread in order, and the
-// groups in order. Keys are packed for no more heads at a time than keep the threads busy.
-// Numerics: a key's N shares are summed per block of 24 rows first, so that the error of the float32 sum stays near 1e-6 at
-// N = 16384. Heads are added in order.
+// Without, every row counts (self_attention.h).
 #pragma once
 
 namespace desap {
@@ -103,79 +99,8 @@ Status folded_saliency(Context& context, ConstMatrix x, const float* q, const fl
   return {};
 }
 
-constexpr int64_t saliency_groups = 4;  // of a head's rows
-constexpr int64_t saliency_rows = 24;  // of a block: 24 x 4096 weights are 400 KB
-constexpr int64_t saliency_size = saliency_rows * score_ld;
-constexpr int64_t turned_rows = panel_width > saliency_rows ? panel_width : saliency_rows;  // a panel of keys, or a block of queries
-
-Status mean_row_saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t heads, Rotary rotary, float* saliency) {
-  const int64_t all_rows = k.rows, size = k.cols / heads, ld = round_up(all_rows, lanes), key_blocks = blocks_of(all_rows, score_keys);
-  const int64_t group_rows = round_up(blocks_of(all_rows, saliency_groups), saliency_rows), groups = blocks_of(all_rows, group_rows);
-  const int64_t keys_size = packed_size(size, all_rows), panels = blocks_of(all_rows, panel_width);
-  const int64_t thread_size = key_blocks * saliency_size, threads = context.pool.threads();
-  const int64_t heads_together = min(heads, blocks_of(2 * threads, groups));
-  const float scale = score_scale(size);
-  Scratch scratch(context.arena);
-  float* keys = scratch.floats(heads_together * keys_size);
-  float* columns = scratch.floats(heads * groups * ld);  // of each key: the weight that it receives from a group's rows
-  float* weights = scratch.floats(threads * thread_size);
-  float* factors = scratch.floats(threads * key_blocks * saliency_rows);
-  float* turned = scratch.floats(rotary.cos ? threads * turned_rows * size : 0);
-  if (scratch.failed()) return out_of_memory("saliency");
-
-  for (int64_t first_head = 0; first_head < heads; first_head += heads_together) {
-    const int64_t count_of_heads = min(heads_together, heads - first_head);
-    context.pool.parallel_for(count_of_heads * panels, [&](int64_t task, int thread) {
-      const int64_t head = task / panels, j = task % panels * panel_width, count = min(panel_width, all_rows - j);
-      const ConstMatrix part = head_columns(k, heads, first_head + head);
-      pack_rows(rotated(part, j, count, rotary, turned + thread * turned_rows * size), 0, keys + head * keys_size + j * size);
-    });
-    context.pool.parallel_for(count_of_heads * groups, [&](int64_t task, int thread) {
-      const int64_t head = task / groups, begin = task % groups * group_rows, end = min(begin + group_rows, all_rows);
-      const ConstMatrix queries = head_columns(q, heads, first_head + head);
-      float* factor = factors + thread * key_blocks * saliency_rows;  // of a block's weights, for each row
-      float* total = columns + (first_head * groups + task) * ld;
-      for (int64_t j = 0; j < ld; j += lanes) store(total + j, F{});
-      for (int64_t i = begin; i < end; i += saliency_rows) {
-        const int64_t rows = min(saliency_rows, end - i);
-        const ConstMatrix block = rotated(queries, i, rows, rotary, turned + thread * turned_rows * size);
-        RunningSoftmax softmax[saliency_rows];
-        for (int64_t b = 0; b < key_blocks; b++) {
-          const int64_t j = b * score_keys, count = min(score_keys, all_rows - j);
-          float* scores = weights + thread * thread_size + b * saliency_size;
-          score_block(block, 0, rows, keys + head * keys_size, j, count, scores);
-          for (int64_t r = 0; r < rows; r++) {
-            advance(softmax[r], scale, scores + r * score_ld, count);
-            weigh(softmax[r], scale, scores + r * score_ld, count);
-            factor[b * saliency_rows + r] = softmax[r].shift;
-          }
-        }
-        for (int64_t b = 0; b < key_blocks; b++) {
-          const int64_t j = b * score_keys, count = min(score_keys, all_rows - j);
-          const float* scores = weights + thread * thread_size + b * saliency_size;
-          float* of_row = factor + b * saliency_rows;
-          for (int64_t r = 0; r < rows; r++) of_row[r] = exp2(of_row[r] - softmax[r].shift) / softmax[r].sum;
-          for (int64_t c = 0; c < count; c += lanes) {
-            F part{};
-            for (int64_t r = 0; r < rows; r++) part = load(scores + r * score_ld + c) * of_row[r] + part;
-            store(total + j + c, load(total + j + c) + part);
-          }
-        }
-      }
-    });
-  }
-
-  const float mean = 1.0f / (static_cast<float>(heads) * static_cast<float>(all_rows));
-  for (int64_t j = 0; j < all_rows; j += lanes) {
-    F total{};
-    for (int64_t part = 0; part < heads * groups; part++) total += load(columns + part * ld + j);
-    store_first(all_rows - j, saliency + j, total * mean);
-  }
-  return {};
-}
-
 Status saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t heads, bool class_token, Rotary rotary, float* saliency) {
-  if (!class_token) return mean_row_saliency(context, q, k, heads, rotary, saliency);
+  if (!class_token) return DESAP_ISA::self_attention(context, q, k, {}, heads, rotary, {}, saliency);
   Scratch scratch(context.arena);
   const Matrix scores = column_scores(scratch, k.rows, heads);
   if (scratch.failed()) return out_of_memory("saliency");

@@ -1,4 +1,4 @@
-// What attention and saliency share: the scores q_i . k_j of one head, block by block.
+// What attention, self_attention and saliency share: the scores q_i . k_j of one head, block by block, and what rows gather by them.
 //
 // Keys are packed per head as the B of gemm.h (depth dh, columns N): the same layout for any head size.
 // A block is score_rows queries by score_keys keys; it is written to a scratch of the thread that stays in its L2 cache.
@@ -75,6 +75,39 @@ DESAP_INLINE void weigh(RunningSoftmax& softmax, float scale, float* scores, int
     total += weight;
   }
   softmax.sum += sum(total);
+}
+
+// Rows of one head gather their values while the keys arrive: y_r = sum_j weight_rj v_j against the shift of the row's softmax, [rows, dh]
+// up to whole vectors.
+inline Matrix gathered_rows(float* room, int64_t rows, int64_t size) {
+  const int64_t ld = round_up(size, lanes);
+  std::memset(room, 0, static_cast<size_t>(rows * ld) * sizeof(float));
+  return {room, rows, size, ld};
+}
+
+// A row whose shift has grown.
+DESAP_INLINE void rescale(float* row, int64_t ld, float factor) {
+  if (factor == 1) return;
+  for (int64_t d = 0; d < ld; d += lanes) store(row + d, load(row + d) * factor);
+}
+
+// The weights of a block of `count` keys from j on. values: all `all_rows` of the head, packed by pack_columns.
+inline void gather(const float* weights, int64_t count, const float* values, int64_t all_rows, int64_t j, Matrix y) {
+  for (int64_t d = 0; d < y.cols; d += panel_width) {
+    const int64_t columns = min(panel_width, y.ld - d);
+    const float* panel = values + d * all_rows + j * columns;
+    multiply_panel({count, weights, score_ld, 1, panel, y.data + d, y.ld, y.data + d, y.ld}, y.rows, columns);
+  }
+}
+
+// Rows i .. of y.
+inline void deliver(Matrix gathered, const RunningSoftmax* softmax, int64_t i, Matrix y) {
+  for (int64_t r = 0; r < gathered.rows; r++) {
+    float* out = y.row(i + r);
+    for (int64_t d = 0; d < y.cols; d += lanes) {
+      store_first(y.cols - d, out + d, load(gathered.row(r) + d) * (1.0f / softmax[r].sum));
+    }
+  }
 }
 
 }  // namespace DESAP_ISA
