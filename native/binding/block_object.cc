@@ -1,5 +1,6 @@
 #include "block_object.h"
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -45,11 +46,12 @@ struct Asked {
     unit = arguments.vector_or_null("unit");
     if (unit.given()) units = arguments.integer("units", 1, hidden.rows);
     attention = arguments.vector_or_null("attention");
+    self_attention = arguments.vector_or_null("selfAttention");
   }
 
   MatrixArgument hidden;
   RotaryArgument rotary;
-  VectorArgument unit, attention;
+  VectorArgument unit, attention, self_attention;
   int64_t units = 0;
 };
 
@@ -57,7 +59,7 @@ struct Asked {
 struct Sequence {
   Memory hidden, unit;
   RotaryInput rotary;
-  VectorOutput attention;
+  VectorOutput attention, self_attention;
   BlockStates states{};
   BlockOutput output{};
 };
@@ -99,7 +101,9 @@ Sequence hold(Napi::Env env, MemoryReader& memory, const BlockConfig& config, co
     sequence.states.units = asked.units;
   }
   sequence.attention = VectorOutput(memory, asked.attention, rows * config.width);
+  sequence.self_attention = VectorOutput(memory, asked.self_attention, rows * config.width);
   sequence.output.attention = sequence.attention.data();
+  sequence.output.self_attention = sequence.self_attention.data();
   return sequence;
 }
 
@@ -111,20 +115,24 @@ struct Range {
 
 // Rows are written while others are still to be read.
 void expect_apart(const std::vector<Asked>& asked, const std::vector<Sequence>& sequences) {
-  const auto hidden = [&](size_t i) {
+  std::vector<Range> read, written;
+  for (size_t i = 0; i < sequences.size(); i++) {
     const MatrixArgument& matrix = asked[i].hidden;
-    return Range{static_cast<const char*>(sequences[i].hidden.data), matrix.size() * (matrix.half ? 2 : 4)};
+    read.push_back({static_cast<const char*>(sequences[i].hidden.data), matrix.size() * (matrix.half ? 2 : 4)});
+  }
+  const auto meets = [](const std::vector<Range>& ranges, const Range& range) {
+    return std::any_of(ranges.begin(), ranges.end(), [&](const Range& other) { return range.overlaps(other); });
   };
-  const auto attention = [&](size_t i) {
-    return Range{reinterpret_cast<const char*>(sequences[i].output.attention), asked[i].hidden.size() * 4};
+  const auto add = [&](const float* rows, int64_t size, const std::string& name) {
+    if (!rows) return;
+    const Range range{reinterpret_cast<const char*>(rows), size * 4};
+    if (meets(read, range)) throw invalid("ERR_VALUE", name, "memory of hidden states", "memory of its own");
+    if (meets(written, range)) throw invalid("ERR_VALUE", name, "memory of another attention", "memory of its own");
+    written.push_back(range);
   };
   for (size_t i = 0; i < sequences.size(); i++) {
-    if (!sequences[i].output.attention) continue;
-    for (size_t j = 0; j < sequences.size(); j++) {
-      const bool read = attention(i).overlaps(hidden(j)), written = j < i && sequences[j].output.attention && attention(i).overlaps(attention(j));
-      if (read || written)
-        throw invalid("ERR_VALUE", asked[i].attention.name, read ? "memory of hidden states" : "memory of another attention", "memory of its own");
-    }
+    add(sequences[i].output.attention, asked[i].hidden.size(), asked[i].attention.name);
+    add(sequences[i].output.self_attention, asked[i].hidden.size(), asked[i].self_attention.name);
   }
 }
 
@@ -147,6 +155,7 @@ class AnalyzeJob : public Job {
   Napi::Value finish(Napi::Env env, Napi::Object results) override {
     for (uint32_t i = 0; i < timings_.size(); i++) {
       sequences_[i].attention.deliver();
+      sequences_[i].self_attention.deliver();
       Napi::Object timings = Napi::Object::New(env);
       set_timings(timings, timings_[i]);
       results.Get(i).As<Napi::Object>().Set("timings", timings);

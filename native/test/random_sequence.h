@@ -15,7 +15,7 @@ struct Sequence {
     if (rotates) rotary = std::make_unique<RandomRotary>(rows, d / block.config.heads, seed, gain);
     Random random(seed + 1);
     for (int64_t i = 0; i < rows; i++) unit.push_back(static_cast<int32_t>(i < units ? units - 1 - i : random.below(units)));
-    attention.assign(hidden.size(), NAN), saliency.assign(static_cast<size_t>(rows), NAN), unit_saliency.assign(static_cast<size_t>(units), NAN);
+    attention.assign(hidden.size(), NAN), self_attention = attention, saliency.assign(static_cast<size_t>(rows), NAN), unit_saliency.assign(static_cast<size_t>(units), NAN);
     if (block.config.mlp_width == 0) return;
     embeddings = attention, probe_saliency = saliency, global.assign(static_cast<size_t>(d), NAN);
   }
@@ -23,15 +23,15 @@ struct Sequence {
   BlockStates states() const { return {{hidden.data(), false, rows, nullptr}, tables(), unit.data(), units}; }
   BlockOutput output() {
     const auto wanted = [](Floats& x) { return x.empty() ? nullptr : x.data(); };
-    return {attention.data(), saliency.data(), unit_saliency.data(), wanted(embeddings), wanted(global), wanted(probe_saliency)};
+    return {attention.data(), self_attention.data(), saliency.data(), unit_saliency.data(), wanted(embeddings), wanted(global), wanted(probe_saliency)};
   }
-  Floats all() const { return concatenate({attention, saliency, unit_saliency, embeddings, global, probe_saliency}); }
+  Floats all() const { return concatenate({attention, self_attention, saliency, unit_saliency, embeddings, global, probe_saliency}); }
 
   int64_t rows, units;
   Floats hidden;
   std::unique_ptr<RandomRotary> rotary;
   Ints unit;
-  Floats attention, saliency, unit_saliency, embeddings, global, probe_saliency;
+  Floats attention, self_attention, saliency, unit_saliency, embeddings, global, probe_saliency;
 };
 
 inline std::shared_ptr<Block> new_block(Context& context, const RandomBlock& weights) {
@@ -57,6 +57,7 @@ inline void check_sequence(const Machine& machine, const RandomBlock& weights, c
   const Block64 expected = block64(weights, s.hidden, s.tables(), s.unit, s.units, encoding);
   const double tolerance = block_tolerance(machine);
   check_close(s.attention, expected.attention.data, tolerance, what + " attention");
+  check_close(s.self_attention, expected.self_attention.data, tolerance, what + " self attention");
   check_close(s.saliency, expected.saliency, tolerance, what + " saliency");
   check_close(s.unit_saliency, expected.unit_saliency, tolerance, what + " units");
   if (weights.config.mlp_width == 0) return;

@@ -89,12 +89,12 @@ struct LifeOfBlock {
   Status work() {
     const Ints unit = {0, 1, 2, 0, 1, 2, 0, 1, 2};
     const BlockStates states[] = {{{hidden.data(), false, 9, nullptr}, {}, unit.data(), 3}, {{hidden.data() + 9 * 32, false, 7, nullptr}, rotary.tables(), unit.data(), 3}};
-    Floats out(2 * (2 * 9 * 32 + 2 * 9 + 3 + 32), NAN);
+    Floats out(2 * (3 * 9 * 32 + 2 * 9 + 3 + 32), NAN);
     BlockOutput outputs[2];
     float* at = out.data();
     const auto take = [&](int64_t count) { return at += count, at - count; };
-    outputs[0] = {take(9 * 32), take(9), take(3), take(9 * 32), take(32), take(9)};
-    outputs[1] = {take(7 * 32), take(7), take(3), nullptr, nullptr, nullptr};
+    outputs[0] = {take(9 * 32), take(9 * 32), take(9), take(3), take(9 * 32), take(32), take(9)};
+    outputs[1] = {take(7 * 32), nullptr, take(7), take(3), nullptr, nullptr, nullptr};
     DESAP_TRY(block->analyze(*context, states, 2, Encoding::qk, outputs, nullptr));
     bytes.resize(out.size() * sizeof(float));
     std::memcpy(bytes.data(), out.data(), bytes.size());
