@@ -6,7 +6,7 @@ export default function selfAttention(): Benchmark {
   const args = { q: tensor(1, rows, width), k: tensor(2, rows, width), v: tensor(3, rows, width), heads };
   return {
     name: 'selfAttention',
-    shape: `with its column mean, ${rows} rows, ${heads} heads of ${width / heads}`,
+    shape: `${rows} rows, ${heads} heads of ${width / heads}, with saliency`,
     flops: 4 * rows * rows * width,
     contenders: contestants().map(({ name, backend }) => ({ name, run: () => backend.sync.selfAttention(args) })),
   };

@@ -1,8 +1,8 @@
 // The block head: the last block of an encoder whose read-out is not CLIP's (SPEC, "The last block").
 //
 //   hidden -> norm -> q, k, v -> attention (eq. 2, operands not rotated) -> out          rows for the family's own connector
-//                             -> self attention (rotated q and k) -> out                   rows for the rest of the encoder's own block
-//                             -> saliency (the same weights) -> pool by units              a score for each visual token
+//                             -> saliency (rotated q and k) -> pool by units              a score for each visual token
+//                             -> its own attention (the same weights) -> out              rows for what follows in the encoder
 //                      rows -> siglip_read_out                                            where SigLIP's head is there
 //
 // What it gives are parts of an analysis (head.h, Analysis::from): everything behind it is the same for every family.
@@ -50,8 +50,8 @@ struct BlockStates {
 // Null what is not wanted: of the read-out's three, which need one, all or none. Without `attention` and a read-out no decoupled attention
 // is computed. Outputs overlap neither each other nor the hidden states.
 struct BlockOutput {
-  float* attention;       // [N, D], the decoupled one behind the output projection
-  float* self_attention;  // [N, D], the block's own behind the output projection
+  float* attention;       // [N, D], behind the output projection
+  float* self_attention;  // [N, D], likewise: of rotated q and k, the weights that the saliency is the mean of
   float* saliency;        // [N]
   float* unit_saliency;   // [units]
   float* embeddings;      // [N, D] unit rows
@@ -68,8 +68,9 @@ class Block {
   ~Block();
   const BlockConfig& config() const;
 
-  // One output and one timing (or null timings) per sequence; the sequences may differ in size. Memory is linear in N: four arrays
-  // [N, D] beside the hidden states and the output, whatever H; with self_attention its output is one of them (kk, qk: but not).
+  // One output and one timing (or null timings) per sequence; the sequences may differ in size. Memory is linear in N, whatever H:
+  // three arrays [N, D] beside the hidden states and one output, and scratch; with self_attention that makes five in all, six where the
+  // encoding reads k.
   // not_finite("hidden" | "cos" | "sin", row) with the image, the first at fault; out_of_memory, unsupported. What the outputs hold
   // then is not defined.
   Status analyze(Context&, const BlockStates* images, int64_t count, Encoding, const BlockOutput* outputs, BlockTimings*) const;

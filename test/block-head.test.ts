@@ -13,8 +13,10 @@ import {
   saveBlock,
 } from '../src/index.js';
 import { attention } from '../src/kernels/attention.js';
+import { ENCODINGS } from '../src/kernels/kernels.js';
 import { linear } from '../src/kernels/linear.js';
 import { rmsNorm } from '../src/kernels/rms-norm.js';
+import { selfAttention } from '../src/kernels/self-attention.js';
 import { formatSafeTensors, parseSafeTensors } from '../src/safetensors.js';
 import { float32, floatToHalf, halfToFloat } from '../src/tensor.js';
 import { devicesUnderTest, normal, normalTensor, randomBlock, relativeError, values } from './support.js';
@@ -36,13 +38,18 @@ const withoutTimings = ({
   unitSaliency,
   siglip: read,
   attention: A,
+  selfAttention: own,
 }: Awaited<ReturnType<BlockHead['analyze']>>) => ({
   rows,
   saliency,
   unitSaliency,
   attention: A && values(A).slice(),
+  selfAttention: own && values(own).slice(),
   siglip: read && { ...read, embeddings: values(read.embeddings) },
 });
+
+/** Memory for rows of attention. */
+const room = (rows = N) => new Float32Array(rows * WIDTH);
 
 describe.each(devicesUnderTest())('a block head on %s', (_, device) => {
   const backend = openBackend(device);
@@ -63,8 +70,12 @@ describe.each(devicesUnderTest())('a block head on %s', (_, device) => {
       linear(x, { data: weight, rows: WIDTH, cols: WIDTH }, bias);
     const [q, k, v] = [dense(L, weights.q), dense(L, weights.k), dense(L, weights.v)];
     const want = dense(attention(q, q, v, HEADS), weights.out);
-    using block = await plain.analyze(hidden, { ...rotary, unit });
+    const tables = { cos: values(rotary.cos), sin: values(rotary.sin) };
+    const wantOwn = dense(selfAttention(q, k, v, HEADS, tables).context, weights.out);
+    using block = await plain.analyze(hidden, { ...rotary, unit, selfAttention: room() });
     expect(block.attention?.dims).toEqual([N, WIDTH]);
+    expect(block.selfAttention?.dims).toEqual([N, WIDTH]);
+    expect(relativeError(values(block.selfAttention!), wantOwn.data)).toBeLessThan(1e-5);
     expect(relativeError(values(block.attention!), want.data)).toBeLessThan(1e-5);
     const tensor = (x: typeof q) => float32(Float32Array.from(x.data), [N, WIDTH]);
     const scores = backend.sync.saliency({ q: tensor(q), k: tensor(k), heads: HEADS, classToken: false, rotary });
@@ -79,11 +90,12 @@ describe.each(devicesUnderTest())('a block head on %s', (_, device) => {
     const sin = float32(values(rotary.sin).slice(), [N, DH]);
     values(sin).fill(Number.NaN, 20 * DH);
     const marked = unit.slice().fill(-1, 20);
-    using got = await plain.analyze(padded, { cos: rotary.cos, sin, unit: marked, valid: 20 });
+    using got = await plain.analyze(padded, { cos: rotary.cos, sin, unit: marked, valid: 20, selfAttention: room(20) });
     using want = await plain.analyze(top(hidden, 20), {
       cos: top(rotary.cos, 20),
       sin: top(rotary.sin, 20),
       unit: unit.slice(0, 20),
+      selfAttention: room(20),
     });
     expect(withoutTimings(got)).toEqual(withoutTimings(want));
     expect(got.rows).toBe(20);
@@ -91,15 +103,16 @@ describe.each(devicesUnderTest())('a block head on %s', (_, device) => {
 
   it('gives each image of a batch what it gives that image alone, to the bit', async () => {
     const images: BlockInput[] = [
-      { hidden, ...rotary, unit },
-      { hidden: normalTensor(6, 1, WIDTH) },
-      { hidden: normalTensor(7, 50, WIDTH), valid: 41, attention: null },
+      { hidden, ...rotary, unit, selfAttention: room() },
+      { hidden: normalTensor(6, 1, WIDTH), selfAttention: null },
+      { hidden: normalTensor(7, 50, WIDTH), valid: 41, attention: null, selfAttention: room(41) },
       { hidden, unit: BigInt64Array.from(unit, BigInt) },
     ];
     for (const head of [plain, pooling]) {
       const all = await head.analyzeBatch(images, { encoding: 'kk' });
       for (const [b, { hidden: x, ...rest }] of images.entries()) {
-        using alone = await head.analyze(x, { ...rest, encoding: 'kk' });
+        const selfAttention = rest.selfAttention && room(all[b].rows);
+        using alone = await head.analyze(x, { ...rest, selfAttention, encoding: 'kk' });
         expect(withoutTimings(all[b])).toEqual(withoutTimings(alone));
       }
       expect(all[2].attention).toBeNull();
@@ -111,6 +124,50 @@ describe.each(devicesUnderTest())('a block head on %s', (_, device) => {
     using beside = await pooling.analyze(hidden, { unit, encoding: 'vv' });
     using here = pooling.analyzeSync(hidden, { unit, encoding: 'vv' });
     expect(withoutTimings(here)).toEqual(withoutTimings(beside));
+  });
+
+  it('changes nothing of the rest by its own attention, whatever else is wanted', async () => {
+    for (const head of [plain, pooling])
+      for (const encoding of ENCODINGS) {
+        using without = await head.analyze(hidden, { ...rotary, unit, encoding });
+        expect(without.selfAttention).toBeNull();
+        using both = await head.analyze(hidden, { ...rotary, unit, encoding, selfAttention: room() });
+        expect({ ...withoutTimings(both), selfAttention: null }).toEqual(withoutTimings(without));
+        using alone = await head.analyze(hidden, { ...rotary, encoding, attention: null, selfAttention: room() });
+        expect(values(alone.selfAttention!)).toEqual(values(both.selfAttention!));
+        expect(alone.attention).toBeNull();
+      }
+  });
+
+  it('computes its own attention without rotation, and of float16', async () => {
+    const bits = Uint16Array.from(values(hidden), floatToHalf);
+    const rounded = float32(Float32Array.from(bits, halfToFloat), [N, WIDTH]);
+    using half = await pooling.analyze(
+      { type: 'float16', data: bits, dims: [1, N, WIDTH] },
+      { selfAttention: room(), encoding: 'qk' },
+    );
+    using whole = await pooling.analyze(rounded, { selfAttention: room(), encoding: 'qk' });
+    expect(withoutTimings(half)).toEqual(withoutTimings(whole));
+    // Without rotation it is the attention of q and k.
+    expect(relativeError(values(whole.selfAttention!), values(whole.attention!))).toBeLessThan(1e-5);
+  });
+
+  it('writes its own attention where it is told', async () => {
+    using own = await plain.analyze(hidden, { ...rotary, selfAttention: room() });
+    const want = values(own.selfAttention!);
+    using buffer = HostBuffer.forTensor('float32', [3, N, WIDTH]);
+    const size = N * WIDTH;
+    buffer.float32().fill(7);
+    const [attention, place] = [buffer.float32(0, size), buffer.float32(8 * size, size)];
+    using there = await plain.analyze(hidden, { ...rotary, attention, selfAttention: place });
+    expect(there.selfAttention?.data).toBe(place);
+    expect(place).toEqual(want);
+    expect(attention).toEqual(values(own.attention!));
+    expect(buffer.float32(4 * size, size).every((x) => x === 7)).toBe(true);
+    const memory = room();
+    using here = plain.analyzeSync(hidden, { ...rotary, selfAttention: memory });
+    expect(here.selfAttention?.data).toBe(memory);
+    expect(memory).toEqual(want);
   });
 
   it('writes the attention where it is told', async () => {
@@ -252,6 +309,18 @@ describe('a block head', () => {
       'ERR_DTYPE',
       /^attention: got Float64Array/,
     ],
+    [
+      'a destination of its own attention of another size',
+      { selfAttention: new Float32Array(5) },
+      'ERR_SHAPE',
+      /^selfAttention: got 5 elements/,
+    ],
+    [
+      'a destination of its own attention that is none',
+      { selfAttention: true },
+      'ERR_DTYPE',
+      /^selfAttention: got true, wanted a Float32Array, or null/,
+    ],
     ['an unknown encoding', { encoding: 'kq' }, 'ERR_VALUE', /^encoding: got 'kq', wanted 'qq' \| 'kk'/],
     ['an unknown option', { units: unit }, 'ERR_VALUE', /^options: got the unknown option 'units', wanted one of/],
   ])('refuses %s', async (_, options, code, message) => {
@@ -273,6 +342,19 @@ describe('a block head', () => {
     );
     await expect(head.analyze(x, { attention: buffer.float32(4 * WIDTH, size) })).rejects.toMatchObject({ message });
     const second = buffer.float32(4 * size, size);
+    const over = buffer.float32(4 * (size + 5), size);
+    await expect(head.analyze(x, { selfAttention: buffer.float32(4 * WIDTH, size) })).rejects.toThrow(
+      /^selfAttention: got memory that the call reads or writes/,
+    );
+    await expect(head.analyze(x, { attention: second, selfAttention: over })).rejects.toThrow(
+      /^selfAttention: got memory/,
+    );
+    await expect(
+      head.analyzeBatch([
+        { hidden: x, selfAttention: second },
+        { hidden, attention: over },
+      ]),
+    ).rejects.toThrow(/^images\[1\]\.attention: got memory/);
     await expect(
       head.analyzeBatch([
         { hidden: x, attention: second },

@@ -269,6 +269,9 @@ describe('a call that no check stands before', () => {
       'ERR_SHAPE',
     ],
     ['k too large', () => run('topK', { scores, k: 10, excluded: null }), 'ERR_VALUE'],
+    ['other values', () => run('selfAttention', { q: x, k: x, v: small.waves(16, 32), heads: 2 }), 'ERR_SHAPE'],
+    ['heads that do not divide a width', () => run('selfAttention', { q: x, k: x, v: x, heads: 3 }), 'ERR_VALUE'],
+    ['tables for odd heads', () => run('selfAttention', { q: x, k: x, v: x, heads: 32, rotary: tables }), 'ERR_VALUE'],
     [
       'k of fewer candidates',
       () => run('topK', { scores, k: 9, excluded: Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0, 0) }),
@@ -368,6 +371,23 @@ describe('a call that no check stands before', () => {
       () => {
         const memory = small.wave(17 * 32 + 8);
         return attend({ hidden: matrix(memory.subarray(8)), attention: memory.subarray(0, 17 * 32) });
+      },
+      'ERR_VALUE',
+    ],
+    ['a short attention of its own', () => attend({ selfAttention: new Float32Array(17 * 32 + 1) }), 'ERR_SHAPE'],
+    [
+      'its own attention over the hidden states',
+      () => {
+        const memory = small.wave(17 * 32 + 8);
+        return attend({ hidden: matrix(memory.subarray(8)), selfAttention: memory.subarray(0, 17 * 32) });
+      },
+      'ERR_VALUE',
+    ],
+    [
+      'one place for both attentions',
+      () => {
+        const one = new Float32Array(17 * 32);
+        return attend({ attention: one, selfAttention: one });
       },
       'ERR_VALUE',
     ],

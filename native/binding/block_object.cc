@@ -1,5 +1,6 @@
 #include "block_object.h"
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -100,8 +101,8 @@ Sequence hold(Napi::Env env, MemoryReader& memory, const BlockConfig& config, co
     sequence.states.units = asked.units;
   }
   sequence.attention = VectorOutput(memory, asked.attention, rows * config.width);
-  sequence.output.attention = sequence.attention.data();
   sequence.self_attention = VectorOutput(memory, asked.self_attention, rows * config.width);
+  sequence.output.attention = sequence.attention.data();
   sequence.output.self_attention = sequence.self_attention.data();
   return sequence;
 }
@@ -114,22 +115,24 @@ struct Range {
 
 // Rows are written while others are still to be read.
 void expect_apart(const std::vector<Asked>& asked, const std::vector<Sequence>& sequences) {
-  std::vector<Range> taken;
+  std::vector<Range> read, written;
   for (size_t i = 0; i < sequences.size(); i++) {
     const MatrixArgument& matrix = asked[i].hidden;
-    taken.push_back({static_cast<const char*>(sequences[i].hidden.data), matrix.size() * (matrix.half ? 2 : 4)});
+    read.push_back({static_cast<const char*>(sequences[i].hidden.data), matrix.size() * (matrix.half ? 2 : 4)});
   }
+  const auto meets = [](const std::vector<Range>& ranges, const Range& range) {
+    return std::any_of(ranges.begin(), ranges.end(), [&](const Range& other) { return range.overlaps(other); });
+  };
+  const auto add = [&](const float* rows, int64_t size, const std::string& name) {
+    if (!rows) return;
+    const Range range{reinterpret_cast<const char*>(rows), size * 4};
+    if (meets(read, range)) throw invalid("ERR_VALUE", name, "memory of hidden states", "memory of its own");
+    if (meets(written, range)) throw invalid("ERR_VALUE", name, "memory of another attention", "memory of its own");
+    written.push_back(range);
+  };
   for (size_t i = 0; i < sequences.size(); i++) {
-    const BlockOutput& output = sequences[i].output;
-    for (const auto& [data, name] : {std::pair{output.attention, &asked[i].attention.name}, {output.self_attention, &asked[i].self_attention.name}}) {
-      if (!data) continue;
-      const Range mine{reinterpret_cast<const char*>(data), asked[i].hidden.size() * 4};
-      for (size_t j = 0; j < taken.size(); j++) {
-        if (mine.overlaps(taken[j]))
-          throw invalid("ERR_VALUE", *name, j < sequences.size() ? "memory of hidden states" : "memory of another attention", "memory of its own");
-      }
-      taken.push_back(mine);
-    }
+    add(sequences[i].output.attention, asked[i].hidden.size(), asked[i].attention.name);
+    add(sequences[i].output.self_attention, asked[i].hidden.size(), asked[i].self_attention.name);
   }
 }
 

@@ -127,7 +127,8 @@ Prepared prepare_self_attention(Napi::Env env, const Arguments& arguments, Acces
   const RotaryArgument rotary = arguments.rotary_or_null("rotary");
   expect_divides("heads", heads, q.cols);
   if (rotary.given()) expect_halves("rotary", q.cols / heads);
-  for (const MatrixArgument* other : {&k, &v}) expect_shape(*other, q.rows, q.cols);
+  expect_shape(k, q.rows, q.cols);
+  expect_shape(v, q.rows, q.cols);
   const Output<float> y = new_floats(env, q.size()), scores = new_floats(env, q.rows);
   Napi::Object result = Napi::Object::New(env);
   result.Set("context", y.value);
@@ -353,11 +354,20 @@ struct Entry {
 };
 
 const Entry kernels[] = {
-    {"layerNorm", prepare_layer_norm}, {"rmsNorm", prepare_rms_norm},   {"linear", prepare_linear},
-    {"attention", prepare_attention},  {"saliency", prepare_saliency},  {"pool", prepare_pool},
-    {"unitRows", prepare_unit_rows},   {"readOut", prepare_read_out},   {"siglipReadOut", prepare_siglip_read_out},
-    {"align", prepare_align},          {"topK", prepare_top_k},         {"select", prepare_select},
-    {"merge", prepare_merge},          {"selfAttention", prepare_self_attention},
+    {"layerNorm", prepare_layer_norm},
+    {"rmsNorm", prepare_rms_norm},
+    {"linear", prepare_linear},
+    {"attention", prepare_attention},
+    {"saliency", prepare_saliency},
+    {"selfAttention", prepare_self_attention},
+    {"pool", prepare_pool},
+    {"unitRows", prepare_unit_rows},
+    {"readOut", prepare_read_out},
+    {"siglipReadOut", prepare_siglip_read_out},
+    {"align", prepare_align},
+    {"topK", prepare_top_k},
+    {"select", prepare_select},
+    {"merge", prepare_merge},
 };
 
 }  // namespace

@@ -1,9 +1,9 @@
 // The block head: what it makes of its weights, and a sequence's way through it.
 //
-// Memory, in arrays [N, D]: the hidden states and the output are the caller's; beside them lie the normalised rows, later the attention's
-// context, and q and k. The values go into the output, which is written last; where the block's own attention is wanted, the keys go
-// into its output, unless the decoupled attention reads them too. What the attention does not read of q and k is given back before it
-// begins, and all of it before the read-out.
+// Memory, in arrays [N, D]: the hidden states and the outputs are the caller's; beside them lie the normalised rows, later the attentions'
+// contexts, and q and k. The values go into the attention's output, which is written last. What the attention does not read of q and k is
+// given back before it begins, and all of it before the read-out. The block's own attention comes first, and its output has room for k
+// where the other one does not read it.
 #include "../block.h"
 
 #include <algorithm>
@@ -107,12 +107,12 @@ struct Block::Sequence {
   const BlockStates& states;
   Encoding encoding;
   const BlockOutput& output;
-  Matrix attention;  // [N, D]; no rows where none is wanted
+  Matrix attention, own;  // [N, D], the decoupled attention and the block's own; no rows where none is wanted
   BlockTimings& times;
   Stopwatch watch{};
   Scratch scratch{context.arena};
   const int64_t rows = states.hidden.rows, width = block.config.width, heads = block.config.heads;
-  const bool attends = attention.rows > 0, salient = output.saliency || output.unit_saliency, own = output.self_attention;
+  const bool attends = attention.rows > 0, owns = own.rows > 0, salient = output.saliency || output.unit_saliency;
   // What the attention reads besides v.
   const bool attends_q = attends && (encoding == Encoding::qq || encoding == Encoding::qk);
   const bool attends_k = attends && (encoding == Encoding::kk || encoding == Encoding::qk);
@@ -127,10 +127,9 @@ struct Block::Sequence {
 
 Status Block::Sequence::prepare() {
   normal = padded(scratch, rows, width);
-  if (attends_q || own) q = padded(scratch, rows, width);
-  if (attends_k) k = padded(scratch, rows, width);
-  else if (own) k = {output.self_attention, rows, width, width};
-  v = attends || !own ? attention : padded(scratch, rows, width);
+  if (attends_q || owns) q = padded(scratch, rows, width);
+  k = attends_k ? padded(scratch, rows, width) : own;
+  v = attends ? attention : padded(scratch, owns ? rows : 0, width);
   return scratch.failed() ? out_of_memory("analyze") : Status{};
 }
 
@@ -159,22 +158,23 @@ Status Block::Sequence::project(const LinearPointer& layer, Matrix y) {
   return {};
 }
 
-// Makes q, k and v, too.
+// With the block's own attention, which has the same weights. Makes q and k, too, and v once for both attentions. Either context goes
+// into `normal`, whose last reader as rows of the norm is behind it.
 Status Block::Sequence::saliency() {
-  if (q.data) DESAP_TRY(project(block.w_q, q));
-  if (k.data) DESAP_TRY(project(block.w_k, k));
-  if (v.rows > 0) DESAP_TRY(project(block.w_v, v));
-  if (!salient && !own) return {};
+  if (q.rows > 0) DESAP_TRY(project(block.w_q, q));
+  if (k.rows > 0) DESAP_TRY(project(block.w_k, k));
+  if (owns) DESAP_TRY(project(block.w_v, v));
+  if (!salient && !owns) return {};
   DESAP_TRY(check_rotary(states.rotary, rows, width / heads));
   Scratch passing(context.arena);
-  const Matrix queries = q.data ? q : padded(passing, rows, width), keys = k.data ? k : padded(passing, rows, width);
+  const Matrix queries = q.rows > 0 ? q : padded(passing, rows, width), keys = k.rows > 0 ? k : padded(passing, rows, width);
   float* scores = output.saliency ? output.saliency : passing.floats(rows);
   if (passing.failed()) return out_of_memory("analyze");
-  if (!q.data) DESAP_TRY(project(block.w_q, queries));
-  if (!k.data) DESAP_TRY(project(block.w_k, keys));
-  if (own) {
-    DESAP_TRY(self_attention(context, queries, keys, v, heads, states.rotary, normal, scores));
-    DESAP_TRY(linear(context, normal, *block.w_out, {output.self_attention, rows, width, width}));
+  if (q.rows == 0) DESAP_TRY(project(block.w_q, queries));
+  if (k.rows == 0) DESAP_TRY(project(block.w_k, keys));
+  if (owns) {
+    DESAP_TRY(self_attention(context, q, k, v, heads, states.rotary, normal, scores));
+    DESAP_TRY(linear(context, normal, *block.w_out, own));
   } else {
     DESAP_TRY(desap::saliency(context, queries, keys, heads, false, states.rotary, scores));
   }
@@ -184,9 +184,9 @@ Status Block::Sequence::saliency() {
   return {};
 }
 
-// The context goes into `normal`, whose last reader is behind it.
 Status Block::Sequence::attend() {
   if (!attends) return {};
+  if (!owns) DESAP_TRY(project(block.w_v, v));
   const ConstMatrix operands[][2] = {{q, q}, {k, k}, {v, v}, {q, k}};  // in the order of Encoding
   const ConstMatrix* const o = operands[static_cast<int>(encoding)];
   DESAP_TRY(desap::attention(context, o[0], o[1], v, heads, normal));
@@ -210,9 +210,10 @@ Status Block::State::analyze(Context& context, const BlockStates& states, Encodi
   const int64_t rows = states.hidden.rows, width = config.width;
   Scratch scratch(context.arena);
   const Matrix attention = output.attention ? Matrix{output.attention, rows, width, width} : padded(scratch, output.embeddings ? rows : 0, width);
+  const Matrix own = output.self_attention ? Matrix{output.self_attention, rows, width, width} : Matrix{};
   if (scratch.failed()) return out_of_memory("analyze");
   {
-    Sequence sequence{*this, context, states, encoding, output, attention, times};
+    Sequence sequence{*this, context, states, encoding, output, attention, own, times};
     DESAP_TRY(sequence.prepare());
     DESAP_TRY(sequence.normalize());
     DESAP_TRY(sequence.saliency());

@@ -7,7 +7,8 @@
 // groups in order. Keys are rotated while they are packed, queries block by block; keys and values are packed for no more heads at a time
 // than keep the threads busy.
 // Numerics: a key's N shares are summed per block of 24 rows first, so that the error of the float32 sum stays near 1e-6 at N = 16384.
-// Heads are added in order. With v and without, the saliency has the same bits.
+// Heads are added in order. With v and without, the saliency has the same bits. All of it is float32 at every precision, like the ordinary way of
+// attention.h.
 #pragma once
 
 namespace desap {

@@ -144,8 +144,8 @@ class BlockRun {
       const BlockOutput& o = outputs[i];
       any_.read_out = any_.read_out || o.embeddings;
       any_.attention = any_.attention || o.attention || o.embeddings;
-      any_.self_attention = any_.self_attention || o.self_attention;
-      any_.saliency = any_.saliency || o.saliency || o.unit_saliency;
+      any_.own = any_.own || o.self_attention;
+      any_.saliency = any_.saliency || o.saliency || o.unit_saliency || o.self_attention;
     }
   }
 
@@ -154,16 +154,16 @@ class BlockRun {
     note(normalized);
     load();
     const Matrix attended = any_.attention ? run_.matrix(extent_.rows, config_.width) : Matrix{};
-    const Matrix self_attended = any_.self_attention ? run_.matrix(extent_.rows, config_.width) : Matrix{};
+    const Matrix own = any_.own ? run_.matrix(extent_.rows, config_.width) : Matrix{};
     float* scores = any_.saliency ? run_.array<float>(extent_.rows) : nullptr;
     {
       const KernelRun::Scope scope(run_);
-      attend(encoding, attended, self_attended, scores);
+      attend(encoding, attended, own, scores);
       DESAP_TRY(fault(run_.check(fault_, "hidden")));
     }
     for (int64_t i = 0; i < count_; i++) DESAP_TRY(read_out(i, attended));
     note(stages);
-    for (int64_t i = 0; i < count_; i++) deliver(i, attended, self_attended, scores);
+    for (int64_t i = 0; i < count_; i++) deliver(i, attended, own, scores);
     unsigned long long times[stages + 1] = {};
     run_.download(stamps_, stages + 1, times);
     DESAP_TRY(run_.wait());
@@ -203,9 +203,9 @@ class BlockRun {
     fault_ = run_.fault();
   }
 
-  // Both attentions' rows and the saliency, [rows, D] and [rows]. The contexts take the normalised rows' memory; q and k are rotated in
-  // place, once the decoupled attention has read them.
-  void attend(Encoding encoding, Matrix attended, Matrix self_attended, float* scores) {
+  // The attention's rows, those of the block's own, and the saliency: [rows, D] twice and [rows]. Either context takes the normalised rows'
+  // memory; q and k are rotated in place, once the attention has read them.
+  void attend(Encoding encoding, Matrix attended, Matrix own, float* scores) {
     cuda::Queue& queue = run_.queue();
     const Precision precision = run_.precision();
     const int heads = static_cast<int>(config_.heads), size = static_cast<int>(config_.width / config_.heads);
@@ -229,64 +229,65 @@ class BlockRun {
     const auto right = encoding == Encoding::qk ? PackedAttention::k : left;
     Operand blocks[3] = {};
     for (const auto which : {PackedAttention::q, PackedAttention::v, PackedAttention::k}) {
-      const bool attends = any_.attention && (which == left || which == right || which == PackedAttention::v);
-      const bool scores_it = any_.self_attention || (any_.saliency && which != PackedAttention::v);
-      if (!attends && !scores_it) continue;
+      const bool is_v = which == PackedAttention::v, attends = any_.attention && (which == left || which == right || is_v);
+      if (!attends && !(is_v ? any_.own : any_.saliency)) continue;
       blocks[which] = run_.operand(rows, weights_.inner);
       cuda::linear(queue, precision, normal, rows, weights_.block(which), blocks[which], nullptr);
     }
 
-    // The attention writes its heads, the product behind it reads whole steps.
+    note(attended_to);
+    // An attention writes its heads, the product behind it reads whole steps.
     for (uint16_t* plane : {context.hi, context.lo}) {
-      if (!plane || context_ld == weights_.inner || queue.failed()) continue;
+      if (!plane || context_ld == weights_.inner || !(any_.attention || any_.own) || queue.failed()) continue;
       const size_t pitch = static_cast<size_t>(context_ld) * 2, used = static_cast<size_t>(weights_.inner) * 2;
       queue.note(cudaMemset2DAsync(plane + weights_.inner, pitch, 0, pitch - used, static_cast<size_t>(rows), queue.stream));
       queue.follows_kernel = false;
     }
-    const auto attention = [&](PackedAttention::Block q, PackedAttention::Block k, const float* scale, Matrix y) {
-      cuda::Attention to_context{};
-      to_context.images = device_records_;
-      to_context.extent = extent_;
-      to_context.heads = heads;
-      to_context.padded_size = weights_.padded_size;
-      to_context.q = blocks[q];
-      to_context.k = blocks[k];
-      to_context.v = blocks[PackedAttention::v];
-      to_context.scale = scale;
-      to_context.y = context;
+    cuda::Attention to_context{};
+    to_context.images = device_records_;
+    to_context.extent = extent_;
+    to_context.heads = heads;
+    to_context.padded_size = weights_.padded_size;
+    to_context.v = blocks[PackedAttention::v];
+    to_context.y = context;
+    if (any_.attention) {
+      to_context.q = blocks[left];
+      to_context.k = blocks[right];
+      to_context.scale = weights_.score_scale(left, right);
       cuda::attention(queue, precision, to_context);
-      cuda::linear(queue, precision, context, rows, weights_.out.all(), y, nullptr);
-    };
-    note(attended_to);
-    if (any_.attention) attention(left, right, weights_.score_scale(left, right), attended);
+      cuda::linear(queue, precision, context, rows, weights_.out.all(), attended, nullptr);
+    }
 
     note(scored);
-    if (any_.saliency || any_.self_attention) {
+    if (any_.saliency) {
       if (kind_.rotates) {
         const Rotary table = load_rotary(size);
         for (const auto which : {PackedAttention::q, PackedAttention::k})
           cuda::rotate(queue, precision, blocks[which], rows, heads, weights_.padded_size, size, table);
       }
       const float* scale = run_.upload(weights_.score_scales(PackedAttention::q, PackedAttention::k, 2 * kind_.exponent).data(), heads);
-      if (any_.self_attention) attention(PackedAttention::q, PackedAttention::k, scale, self_attended);
-      if (any_.saliency) score(blocks[PackedAttention::q], blocks[PackedAttention::k], scale, scores);
+      float* scratch = run_.array<float>(cuda::saliency_scratch(extent_, heads, false));
+      if (any_.own) {
+        to_context.q = blocks[PackedAttention::q];
+        to_context.k = blocks[PackedAttention::k];
+        to_context.scale = scale;
+        cuda::self_attention(queue, precision, to_context, scratch, scores);
+        cuda::linear(queue, precision, context, rows, weights_.out.all(), own, nullptr);
+      } else {
+        cuda::Saliency to_scores{};
+        to_scores.images = device_records_;
+        to_scores.extent = extent_;
+        to_scores.heads = heads;
+        to_scores.padded_size = weights_.padded_size;
+        to_scores.q = blocks[PackedAttention::q];
+        to_scores.k = blocks[PackedAttention::k];
+        to_scores.scale = scale;
+        to_scores.scratch = scratch;
+        to_scores.saliency = scores;
+        cuda::saliency(queue, precision, to_scores);
+      }
     }
     note(read);
-  }
-
-  void score(const Operand& q, const Operand& k, const float* scale, float* scores) {
-    const int heads = static_cast<int>(config_.heads);
-    cuda::Saliency to_scores{};
-    to_scores.images = device_records_;
-    to_scores.extent = extent_;
-    to_scores.heads = heads;
-    to_scores.padded_size = weights_.padded_size;
-    to_scores.q = q;
-    to_scores.k = k;
-    to_scores.scale = scale;
-    to_scores.scratch = run_.array<float>(cuda::saliency_scratch(extent_, heads, false));
-    to_scores.saliency = scores;
-    cuda::saliency(run_.queue(), run_.precision(), to_scores);
   }
 
   // The tables of all images, [rows, dh].
@@ -315,12 +316,12 @@ class BlockRun {
     return run_.wait();
   }
 
-  void deliver(int64_t i, const Matrix& attended, const Matrix& self_attended, const float* scores) {
+  void deliver(int64_t i, const Matrix& attended, const Matrix& own, const float* scores) {
     const BlockOutput& o = outputs_[i];
     const int64_t rows = record(i).rows, width = config_.width;
     const int64_t first = record(i).row;
     if (o.attention) run_.download(attended.row(first), rows * width, o.attention);
-    if (o.self_attention) run_.download(self_attended.row(first), rows * width, o.self_attention);
+    if (o.self_attention) run_.download(own.row(first), rows * width, o.self_attention);
     if (o.saliency) run_.download(scores + first, rows, o.saliency);
     if (!o.unit_saliency) return;
     if (!images_[i].unit) return run_.download(scores + first, rows, o.unit_saliency);
@@ -357,7 +358,7 @@ class BlockRun {
   const BlockOutput* const outputs_;
   const int64_t count_;
   struct {
-    bool attention, self_attention, saliency, read_out;
+    bool attention, own, saliency, read_out;
   } any_;
 
   std::vector<cuda::Image> records_;

@@ -11,14 +11,25 @@ Scaled scaled(KernelRun& run, ConstMatrix x, int heads, int padded_size) {
   return result;
 }
 
-Status score_scale(KernelRun& run, const Scaled& q, const Scaled& k, int64_t heads, int64_t size, int exponent,
-                   const float** scale) {
+// The scale is log2 e / sqrt(dh), without the operands' own scales and with those of the tables.
+Status score_operands(KernelRun& run, ConstMatrix q, ConstMatrix k, int64_t heads, int padded_size, Rotary rotary,
+                      ScoreOperands* operands) {
+  const int count = static_cast<int>(heads), size = static_cast<int>(q.cols / heads);
+  operands->q = scaled(run, run.upload(q), count, padded_size);
+  operands->k = scaled(run, run.upload(k), count, padded_size);
+  const int exponent = rotary_exponent(rotary, q.rows * size);
+  if (rotary.cos) {
+    float *cos = run.array<float>(q.rows * size), *sin = run.array<float>(q.rows * size);
+    send_rotary(run, rotary, q.rows * size, exponent, cos, sin);
+    for (const Scaled* x : {&operands->q, &operands->k})
+      rotate(run.queue(), run.precision(), x->operand, q.rows, count, padded_size, size, {cos, sin});
+  }
   int left = 0, right = 0;
-  run.download(q.exponent, 1, &left);
-  DESAP_TRY(run.fetch(k.exponent, &right));
+  run.download(operands->q.exponent, 1, &left);
+  DESAP_TRY(run.fetch(operands->k.exponent, &right));
   constexpr double log2_e = 1.4426950408889634;
-  const double value = std::ldexp(log2_e / std::sqrt(static_cast<double>(size)), exponent - left - right);
-  *scale = run.upload(std::vector<float>(static_cast<size_t>(heads), static_cast<float>(value)).data(), heads);
+  const double value = std::ldexp(log2_e / std::sqrt(static_cast<double>(size)), 2 * exponent - left - right);
+  operands->scale = run.upload(std::vector<float>(static_cast<size_t>(heads), static_cast<float>(value)).data(), heads);
   return {};
 }
 

@@ -160,8 +160,12 @@ struct Scaled {
 };
 Scaled scaled(KernelRun&, ConstMatrix x, int heads, int padded_size);
 
-// The scores' scale of each head: log2 e / sqrt(dh), without the operands' own scales and times 2^exponent. `scale`: [heads].
-Status score_scale(KernelRun&, const Scaled& q, const Scaled& k, int64_t heads, int64_t size, int exponent, const float** scale);
+// q and k, turned by the tables where there are some, and the scale of their scores: [heads].
+struct ScoreOperands {
+  Scaled q, k;
+  const float* scale;
+};
+Status score_operands(KernelRun&, ConstMatrix q, ConstMatrix k, int64_t heads, int padded_size, Rotary, ScoreOperands*);
 
 // The smallest e >= 0 for which no element of a rotary table of `count` rows exceeds 1 in magnitude once it is divided by 2^e; 0 where
 // there is no table. A rotation has 0, so this is for tables that scale as well.

@@ -145,7 +145,7 @@ void attention(Queue&, Precision, const Attention&);
 // memory, at most 1 in magnitude: then what fitted into the operand fits still (values of less than 2^14 for certain).
 void rotate(Queue&, Precision, Operand x, int64_t rows, int heads, int padded_size, int size, Rotary);
 
-// ---- saliency.cu, folded_saliency.cu ---------------------------------------------------------------------------------
+// ---- saliency.cu ------------------------------------------------------------------------------------------------------
 
 // Without a class token, or for keys at hand: A_s as in ../kernels.h from q and k as operands, scale as above.
 // Scratch sizes are given by the functions beside.
@@ -162,6 +162,14 @@ struct Saliency {
 };
 int64_t saliency_scratch(const Extent&, int heads, bool class_token);
 void saliency(Queue&, Precision, const Saliency&);
+
+// ---- self_attention.cc -----------------------------------------------------------------------------------------------
+
+// attention of q and k that `rotate` has turned, and the saliency of the same weights: `attention`, and behind it `saliency`.
+// scratch: saliency_scratch(extent, heads, false) floats.
+void self_attention(Queue&, Precision, const Attention&, float* scratch, Relocatable<float> saliency);
+
+// ---- folded_saliency.cu ----------------------------------------------------------------------------------------------
 
 // In place of saliency with a class token, in the head: without the keys, u_h = W_k,h^T q_h for its query q,
 // score = scale[h] x^_j . u_h (the keys' bias adds the same to every row's score, and softmax drops it). key.weight is

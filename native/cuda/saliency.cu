@@ -335,25 +335,14 @@ namespace desap {
 
 using cuda::KernelRun;
 using cuda::OneImage;
-using cuda::Scaled;
 using cuda::with_run;
 
 Status saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t heads, bool class_token, Rotary rotary, float* scores) {
   const int count = static_cast<int>(heads), padded_size = cuda::padded_head_size_of(q.cols, heads);
-  const int64_t size = q.cols / heads;
   if (padded_size < 0) return {Code::unsupported, "head size"};
   return with_run(context, "saliency", [&](KernelRun& run) -> Status {
-    const auto load = [&](ConstMatrix x) { return scaled(run, run.upload(x), count, padded_size); };
-    const Scaled queries = load(q), keys = load(k);
-    const int exponent = cuda::rotary_exponent(rotary, q.rows * size);
-    if (rotary.cos) {
-      float *cos = run.array<float>(q.rows * size), *sin = run.array<float>(q.rows * size);
-      cuda::send_rotary(run, rotary, q.rows * size, exponent, cos, sin);
-      for (const Scaled* x : {&queries, &keys})
-        cuda::rotate(run.queue(), run.precision(), x->operand, q.rows, count, padded_size, static_cast<int>(size), {cos, sin});
-    }
-    const float* scale = nullptr;
-    DESAP_TRY(score_scale(run, queries, keys, heads, size, 2 * exponent, &scale));
+    cuda::ScoreOperands operands{};
+    DESAP_TRY(score_operands(run, q, k, heads, padded_size, rotary, &operands));
     const OneImage image(run, q.rows, class_token, 0, 0, 0);
     float* out = run.array<float>(image.extent.patches);
     cuda::Saliency saliency{};
@@ -362,9 +351,9 @@ Status saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t heads, b
     saliency.heads = count;
     saliency.padded_size = padded_size;
     saliency.class_token = class_token;
-    saliency.q = queries.operand;
-    saliency.k = keys.operand;
-    saliency.scale = scale;
+    saliency.q = operands.q.operand;
+    saliency.k = operands.k.operand;
+    saliency.scale = operands.scale;
     saliency.scratch = run.array<float>(cuda::saliency_scratch(image.extent, count, class_token));
     saliency.saliency = out;
     cuda::saliency(run.queue(), run.precision(), saliency);

@@ -110,25 +110,23 @@ DESAP_CASE(block_parts) {
   const std::shared_ptr<Block> block = new_block(machine.one(), weights);
   if (!block) return;
   Sequence whole(weights, 20, true, 5, 1);
-  check(analyze(machine.one(), *block, {&whole}, Encoding::vv).good(), "whole");
-  for (const bool attention : {false, true}) {
-   for (const bool self_attention : {false, true}) {
-    for (const bool saliency : {false, true}) {
-      for (const bool read_out : {false, true}) {
-        Sequence part(weights, 20, true, 5, 1);
-        const BlockStates states = part.states();
-        BlockOutput output = part.output();
-        if (!attention) output.attention = nullptr;
-        if (!self_attention) output.self_attention = nullptr;
-        if (!saliency) output.saliency = output.unit_saliency = nullptr;
-        if (!read_out) output.embeddings = output.global = output.probe_saliency = nullptr;
-        check(block->analyze(machine.one(), &states, 1, Encoding::vv, &output, nullptr).good(), "part");
-        const auto right = [](const Floats& x, const Floats& y, bool wanted) { return wanted ? x == y : std::isnan(x.front()); };
-        check(right(part.attention, whole.attention, attention) && right(part.self_attention, whole.self_attention, self_attention) && right(part.saliency, whole.saliency, saliency) && right(part.unit_saliency, whole.unit_saliency, saliency) &&
-              right(part.embeddings, whole.embeddings, read_out) && right(part.global, whole.global, read_out) && right(part.probe_saliency, whole.probe_saliency, read_out), "equal");
-      }
+  for (Encoding encoding : {Encoding::qk, Encoding::kk, Encoding::qq, Encoding::vv}) {
+    check(analyze(machine.one(), *block, {&whole}, encoding).good(), "whole");
+    for (int wanted = 0; wanted < 16; wanted++) {
+      const bool attention = wanted & 1, own = wanted & 2, saliency = wanted & 4, read_out = wanted & 8;
+      Sequence part(weights, 20, true, 5, 1);
+      const BlockStates states = part.states();
+      BlockOutput output = part.output();
+      if (!attention) output.attention = nullptr;
+      if (!own) output.self_attention = nullptr;
+      if (!saliency) output.saliency = output.unit_saliency = nullptr;
+      if (!read_out) output.embeddings = output.global = output.probe_saliency = nullptr;
+      check(block->analyze(machine.one(), &states, 1, encoding, &output, nullptr).good(), "part");
+      const auto right = [](const Floats& x, const Floats& y, bool is) { return is ? x == y : std::isnan(x.front()); };
+      check(right(part.attention, whole.attention, attention) && right(part.self_attention, whole.self_attention, own) && right(part.saliency, whole.saliency, saliency) &&
+            right(part.unit_saliency, whole.unit_saliency, saliency) && right(part.embeddings, whole.embeddings, read_out) && right(part.global, whole.global, read_out) &&
+            right(part.probe_saliency, whole.probe_saliency, read_out), "encoding " + std::to_string(static_cast<int>(encoding)) + ", parts " + std::to_string(wanted));
     }
-   }
   }
   Sequence single(weights, 20, true, 20, 1);
   BlockStates states = single.states();

@@ -150,10 +150,10 @@ inline Block64 block64(const RandomBlock& w, const Floats& hidden, Rotary rotary
   const reference::Array q = layer(normal, w.q, w.q_bias), k = layer(normal, w.k, w.k_bias), v = layer(normal, w.v, w.v_bias);
   const reference::Array& left = encoding == Encoding::kk ? k : encoding == Encoding::vv ? v : q;
   const reference::Array& right = encoding == Encoding::qk ? k : left;
-  const reference::Array turned_q = rotate64(q, heads, rotary), turned_k = rotate64(k, heads, rotary);
+  const reference::Array rotated_q = rotate64(q, heads, rotary), rotated_k = rotate64(k, heads, rotary);
   Block64 result{layer(reference::attention(left, right, v, heads), w.out, w.out_bias),
-                 layer(reference::attention(turned_q, turned_k, v, heads), w.out, w.out_bias),
-                 reference::saliency(turned_q, turned_k, heads, false),
+                 layer(reference::attention(rotated_q, rotated_k, v, heads), w.out, w.out_bias),
+                 reference::saliency(rotated_q, rotated_k, heads, false),
                  Doubles(static_cast<size_t>(units)),
                  {reference::Array(0, d), reference::Array(0, d), {}}};
   Doubles members(static_cast<size_t>(units));

@@ -81,7 +81,7 @@ DESAP_CASE(block_memory_is_linear) {
     cuda::context_destroy(context);
   }
   const int64_t arrays = (taken[1] - taken[0]) / (128 * 64 * 4);
-  check(arrays <= 10, std::to_string(arrays) + " arrays [N, D]: hidden states, output, four more, tables and scores");
+  check(arrays <= 10, std::to_string(arrays) + " arrays [N, D]: hidden states, outputs, four more, tables and scores");
 }
 #else
 // Several runs: more rows than go together.

@@ -146,21 +146,25 @@ struct Input {
 
   // Of image `one` alone, or of all for -1. `spacious`: as if there were far larger images, so that blocks are larger.
   std::unique_ptr<Heads> attend(Queue& queue, int one = -1, bool spacious = false) const {
-    auto y = std::make_unique<Heads>(q->precision, q->rows, heads, size);
-    cuda::Extent extent = batch.extent_of(one, row_counts);
-    if (spacious) extent.max_rows = 300 * 128 / heads;
-    cuda::Attention attention{};
-    attention.images = batch.records(one);
-    attention.extent = extent;
-    attention.heads = heads;
-    attention.padded_size = q->padded;
-    attention.q = q->operand();
-    attention.k = keys().operand();
-    attention.v = v->operand();
-    attention.scale = device_scale.get();
-    attention.y = y->operand();
-    cuda::attention(queue, q->precision, attention);
+    auto y = room();
+    cuda::Attention to_y = attention(*y, one);
+    if (spacious) to_y.extent.max_rows = 300 * 128 / heads;
+    cuda::attention(queue, q->precision, to_y);
     return y;
+  }
+  std::unique_ptr<Heads> room() const { return std::make_unique<Heads>(q->precision, q->rows, heads, size); }
+  cuda::Attention attention(const Heads& y, int one) const {
+    cuda::Attention to_y{};
+    to_y.images = batch.records(one);
+    to_y.extent = batch.extent_of(one, row_counts);
+    to_y.heads = heads;
+    to_y.padded_size = q->padded;
+    to_y.q = q->operand();
+    to_y.k = keys().operand();
+    to_y.v = v->operand();
+    to_y.scale = device_scale.get();
+    to_y.y = y.operand();
+    return to_y;
   }
   // The patches begin 4 used from the start. Once by a pointer, once by a slot.
   Floats saliency(Queue& queue, bool class_token, int one = -1) const {

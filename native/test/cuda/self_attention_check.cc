@@ -1,28 +1,26 @@
-// self_attention.cu beside the kernels that it runs: what attention.cu and saliency.cu give for operands that are turned already.
-#include "../random_block.h"
-#include "operands.h"
+// self_attention.cc on operands in device memory: the context of attention.cu and the map of saliency.cu, to the bit, of a batch and of each
+// of its images alone.
+#include "heads.h"
 
 namespace desap::test {
 namespace {
 
-DESAP_CASE(self_attention_is_attention_of_turned_operands) {
-  const int64_t rows = 70, heads = 3, size = 40, width = heads * size;
-  const Floats q = Random(1).floats(rows * width), k = Random(2).floats(rows * width), v = Random(3).floats(rows * width);
-  const RandomRotary rotary(rows, size, 4);
-  const auto turned = [&](const Floats& x) {
-    const Array exact = rotate64({x, rows, width}, heads, rotary.tables());
-    return Floats(exact.data.begin(), exact.data.end());
-  };
-  const Floats turned_q = turned(q), turned_k = turned(k);
-  Rows own(rows, width, 0), apart(rows, width, 0);
-  Floats received(static_cast<size_t>(rows)), alone(static_cast<size_t>(rows));
-  Context& context = machine.one();
-  check(self_attention(context, Rows(q, rows, width, 1), Rows(k, rows, width, 2), Rows(v, rows, width, 3), heads, rotary.tables(), own, received.data()).good(), "both");
-  check(attention(context, Rows(turned_q, rows, width, 0), Rows(turned_k, rows, width, 0), Rows(v, rows, width, 0), heads, apart).good(), "attention");
-  check(saliency(context, Rows(turned_q, rows, width, 0), Rows(turned_k, rows, width, 0), heads, false, {}, alone.data()).good(), "saliency");
-  const Floats expected = apart.dense();
-  check_close(own.dense(), Doubles(expected.begin(), expected.end()), machine.tolerance(1e-5), "context");
-  check_close(received, Doubles(alone.begin(), alone.end()), machine.tolerance(1e-5), "saliency");
+DESAP_CUDA_CASE(self_attention_is_both_kernels) {
+  const AttentionShape shapes[] = {{{2, 17, 33}, 3, 8, false}, {{65, 2}, 4, 72, false}, {{33, 130}, 1, 80, false}};
+  for (Precision precision : precisions) {
+    for (const AttentionShape& shape : shapes) {
+      const Input input(queue, precision, shape.row_counts, shape.heads, shape.size, 1, shape.qq);
+      for (int one = -1; one < static_cast<int>(shape.row_counts.size()); one++) {
+        const std::unique_ptr<Heads> y = input.room();
+        const cuda::Attention to_y = input.attention(*y, one);
+        const DeviceArray<float> scratch(cuda::saliency_scratch(to_y.extent, shape.heads, false)), scores(to_y.extent.patches + 4);
+        cuda::self_attention(queue, precision, to_y, scratch.get(), scores.get() + 4);
+        const std::string what = case_of(precision, shape.heads, shape.size) + ", image " + std::to_string(one);
+        check(same_bits(scores.read(), input.saliency(queue, false, one)), what + ": saliency");
+        check(y->bits() == input.attend(queue, one)->bits(), what + ": context");
+      }
+    }
+  }
 }
 
 }  // namespace
