@@ -20,7 +20,7 @@ export interface SplitEncoder {
 }
 
 /** Rows of a tail's run: what its feed-forward layers write stays small then. */
-export const TAIL_ROWS = 1024;
+const TAIL_ROWS = 1024;
 
 /**
  * Runs a tail over rows, some at a time.

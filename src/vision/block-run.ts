@@ -82,7 +82,7 @@ export function wholeRun(
 
 /**
  * A run whose session ended in front of the last block: the kernels compute its own attention and the decoupled one in one go, tail and
- * connector make the features. Frees the hidden states.
+ * connector make the features. Frees the hidden states, unless it fails.
  *
  * @param names what messages call what the caller gave
  */
@@ -96,14 +96,10 @@ export async function splitRun(
   const { head, tail, ort, readOut } = engine;
   const { dims } = hidden;
   const memory = () => hostMemory(dims, head.device);
-  const held: HostMemory[] = [hidden];
-  const hold = (one: HostMemory) => {
-    held.push(one);
-    return one;
-  };
-  const attention = readOut ? null : hold(memory());
+  const selfAttention = memory();
+  let attention: HostMemory | null = null;
   try {
-    const selfAttention = hold(memory());
+    attention = readOut ? null : memory();
     const places = { attention, selfAttention };
     const attended = { ...(await attend(engine, hidden, given, sequences, places)), attention };
     const rows = { hidden: hidden.data, attention: selfAttention.data, dims };
@@ -111,17 +107,18 @@ export async function splitRun(
     hidden.free();
     const ends = new ort.Tensor('float32', selfAttention.data, dims);
     const { [TASK_ROWS]: features, ...order } = await connect(engine, given, ends, names);
-    selfAttention.free();
     return {
       outputs: { ...given, ...order, [FEATURES]: features },
       hidden: dims,
       attended: attended.milliseconds,
       attend: async () => attended,
-      free: () => attention?.free(),
+      free: () => attended.attention?.free(),
     };
   } catch (error) {
-    for (const one of held) one.free();
+    attention?.free();
     throw error;
+  } finally {
+    selfAttention.free();
   }
 }
 

@@ -7,11 +7,12 @@ import {
   type EncoderFacts,
   type EncoderRun,
   type Feed,
+  type Sequence,
   type TileRows,
   unitsOfGrid,
 } from './block-family.js';
 import type { ModelConfig } from './model-folder.js';
-import { flagsFeed, imageOfTiles, integers, isFloat, rowsOf, tileRuns } from './tile-inputs.js';
+import { equalSequences, flagsFeed, imageOfTiles, integers, isFloat, rowsOf, tileRuns } from './tile-inputs.js';
 import { pixelExtents, waves } from './trial.js';
 import type { InputNames, VisionInputs } from './vision-model.js';
 
@@ -144,7 +145,7 @@ function runOf(tiles: Tiles, images: readonly number[], names: InputNames, encod
   }
   return {
     feeds,
-    sequences: () => grids.map(([rows, columns], tile) => ({ firstRow: tile * length, patches: rows * columns })),
+    sequences: (hidden) => sequencesOf(grids, hidden),
     tiles: (hidden, features) => tileRows(tiles, images, hidden, features, names),
   };
 }
@@ -154,6 +155,12 @@ function shown(grids: Tiles['grids'], length: number): Uint8Array {
   const flags = new Uint8Array(grids.length * length);
   for (const [tile, [rows, columns]] of grids.entries()) flags.fill(1, tile * length, tile * length + rows * columns);
   return flags;
+}
+
+/** What a tile has beyond its grid is padding. */
+function sequencesOf(grids: Tiles['grids'], hidden: readonly number[]): Sequence[] {
+  const all = equalSequences(hidden, grids.length);
+  return grids.map(([rows, columns], tile) => ({ firstRow: all[tile].firstRow, patches: rows * columns }));
 }
 
 /** @throws DesapError `ERR_GRAPH` for states or features of other tiles */
@@ -172,14 +179,15 @@ function tileRows(
       'ERR_GRAPH',
       `the vision encoder: got states [${hidden.join(', ')}] and features [${features.join(', ')}] of ${names.pixelValues} [${dims.join(', ')}], wanted ${count * length} rows of states and ${all} of features`,
     );
+  const sequences = sequencesOf(grids, hidden);
   let firstToken = 0;
   return grids.map(([rows, columns], tile) => {
     const first = firstToken;
     firstToken += tokens[tile];
     return {
       ...{ image: images[tile], medium: 'image' as const, frame: 0, rows: rows / side, columns: columns / side },
-      ...{ firstRow: tile * length, patches: rows * columns, unit: unitsOfGrid(rows, columns, side) },
-      ...{ firstToken: first, tokens: tokens[tile] },
+      ...sequences[tile],
+      ...{ unit: unitsOfGrid(rows, columns, side), firstToken: first, tokens: tokens[tile] },
     };
   });
 }

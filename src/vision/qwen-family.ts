@@ -96,10 +96,9 @@ function tilesOf(
       `the vision encoder: got states [${hidden.join(', ')}] and features [${features.join(', ')}] of ${count} frames of ${rows} x ${columns} patches, wanted ${count * patches} rows of states and ${count * tokens} of features`,
     );
   const unit = Int32Array.from({ length: patches }, (_, patch) => Math.floor(patch / merge ** 2));
-  return visuals.flatMap(({ image, medium }, i) =>
-    Array.from({ length: frames }, (_, frame) => ({
-      ...{ image, medium, frame, rows: rows / merge, columns: columns / merge, unit, patches, tokens },
-      ...{ firstRow: (i * frames + frame) * patches, firstToken: (i * frames + frame) * tokens },
-    })),
-  );
+  return equalSequences(hidden, count).map((sequence, tile) => {
+    const { image, medium } = visuals[Math.floor(tile / frames)];
+    const size = { frame: tile % frames, rows: rows / merge, columns: columns / merge };
+    return { image, medium, ...size, ...sequence, unit, firstToken: tile * tokens, tokens };
+  });
 }

@@ -73,9 +73,17 @@ function sideOfUnit(patches: number, tokens: number): number | null {
   return side > 0 && side * side * tokens === patches ? side : null;
 }
 
-/** Sequences of as many rows each, one behind the other. */
+/**
+ * Sequences of as many rows each, one behind the other.
+ * @throws DesapError `ERR_GRAPH` for states that are not of so many
+ */
 export function equalSequences(hidden: readonly number[], count: number): Sequence[] {
   const patches = rowsOf(hidden) / count;
+  if (!Number.isInteger(patches))
+    throw new DesapError(
+      'ERR_GRAPH',
+      `the vision encoder: got states [${hidden.join(', ')}] of ${count} tiles, wanted as many rows for each`,
+    );
   return Array.from({ length: count }, (_, i) => ({ firstRow: i * patches, patches }));
 }
 
