@@ -1,7 +1,7 @@
 /**
  * Greedy MAP of a conditional determinantal point process (CDPruner): `count` rows of x, in the order of choice.
  *
- *   L_ij = (1 - blend + blend g_i g_j) cos_ij, g the relevance; d_i = L_ii
+ *   L_ij = (1 - blend + blend g_i g_j) cos_ij, g the relevance, cos_ii = 1 (0 for a row of length 1e-12 or less); d_i = L_ii
  *   the next row j has the largest d of those not chosen; e = (L_j - sum_s c_s[j] c_s) / sqrt(d_j), c_s = e, d_i -= e_i^2
  *
  * It stops where d_j <= 1e-5 max(first d), where the root would be one of rounding noise: the rest are the largest g^2 of the rows that
@@ -24,7 +24,7 @@ export function dpp(x: NumberMatrix, relevance: Numbers, blend: number, count: n
   const similarity = (i: number, j: number) =>
     (1 - blend + blend * relevance[i] * relevance[j]) * dot(unit.data, i * cols, unit.data, j * cols, cols);
 
-  const gains = Float64Array.from(squares, (_, i) => similarity(i, i));
+  const gains = squares.map((square, i) => (hasDirection(x, i) ? 1 - blend + blend * square : 0));
   const least = LEAST_GAIN * gains.reduce((most, gain) => Math.max(most, gain));
   const chosen = new Uint8Array(P);
   const factors: Float64Array[] = []; // c_s
@@ -48,4 +48,8 @@ export function dpp(x: NumberMatrix, relevance: Numbers, blend: number, count: n
     picked[k] = j;
   }
   return picked;
+}
+
+function hasDirection(x: NumberMatrix, i: number): boolean {
+  return dot(x.data, i * x.cols, x.data, i * x.cols, x.cols) > 1e-24;
 }
