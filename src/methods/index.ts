@@ -7,7 +7,7 @@ import { fastervlm } from './fastervlm.js';
 import { flowcut } from './flowcut.js';
 import { hired } from './hired.js';
 import { holov } from './holov.js';
-import type { Chooser, Method } from './method.js';
+import type { Chooser, Method, TapName } from './method.js';
 import { prumerge } from './prumerge.js';
 import { random } from './random.js';
 import { tome } from './tome.js';
@@ -34,4 +34,14 @@ export const METHOD_NAMES: readonly MethodName[] = ['desap', ...(Object.keys(MET
 export function chooserOf(name: RivalName, methodOptions?: object): Chooser {
   if (!Object.hasOwn(METHODS, name)) throw invalid('ERR_VALUE', 'method', name, alternatives(METHOD_NAMES));
   return (METHODS[name] as Method)(methodOptions);
+}
+
+/**
+ * The taps that a method reads of a tower, which a model has to be opened with (`taps`); of an image of tiles too.
+ * @throws DesapError `ERR_VALUE` as {@link chooserOf}
+ */
+export function tapsOf(name: MethodName, methodOptions?: object): TapName[] {
+  if (name === 'desap') return [];
+  const { taps, tileTaps = [] } = chooserOf(name, methodOptions);
+  return [...taps, ...tileTaps];
 }

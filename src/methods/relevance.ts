@@ -1,4 +1,5 @@
 /** How relevant a patch is to the question, as the methods without attention have it. */
+import { mismatch } from '../errors.js';
 import { layerNorm, linear, type Matrix, unitRows } from './matrix.js';
 import type { MethodImage } from './method.js';
 
@@ -16,7 +17,8 @@ export async function cosineRelevance(image: MethodImage, relevance: Relevance):
   const { postNorm, epsilon, visualProjection } = await image.readOut();
   const normalized = await layerNorm(backend, image.states(), postNorm, epsilon);
   const embeddings = await linear(backend, normalized, noBias(visualProjection));
-  const [E, t] = [await unitRows(backend, embeddings), await unitRows(backend, await image.text())];
+  const t = await unitRows(backend, await ends(image, visualProjection));
+  const E = await unitRows(backend, embeddings);
   return signed(againstMean(E, t), relevance);
 }
 
@@ -28,12 +30,19 @@ export async function productRelevance(image: MethodImage, relevance: Relevance)
   if (relevance === 'decoupled') return Float64Array.from(await image.taskMap());
   const { backend } = image;
   const { postNorm, epsilon, visualProjection: W } = await image.readOut();
-  const t = meanRow(await image.text());
+  const t = meanRow(await ends(image, W));
   const folded = new Float64Array(W.cols);
   for (let e = 0; e < W.rows; e++) for (let c = 0; c < W.cols; c++) folded[c] += t[e] * W.data[e * W.cols + c];
   const normalized = await layerNorm(backend, image.states(), postNorm, epsilon);
   const row = { data: Float32Array.from(folded), rows: 1, cols: W.cols };
   return signed(Float64Array.from((await linear(backend, normalized, noBias(row))).data), relevance);
+}
+
+/** The question's end rows, which have to be of the space that the read-out goes to. */
+async function ends(image: MethodImage, { rows: E }: Matrix): Promise<Matrix> {
+  const text = await image.text();
+  if (text.cols === E) return text;
+  throw mismatch('ERR_SHAPE', 'question', `rows of ${text.cols} elements`, `${E}, as the read-out has`);
 }
 
 /** The mean over rows of t of their products with each row of x. */
