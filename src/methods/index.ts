@@ -38,7 +38,7 @@ export function chooserOf(name: RivalName, methodOptions?: object): Chooser {
 
 /**
  * The taps that a method reads of a tower, which a model has to be opened with (`taps`); of an image of tiles too.
- * @throws DesapError `ERR_VALUE` as {@link chooserOf}
+ * @throws DesapError `ERR_VALUE` for an unknown name, an unknown option or a bad value
  */
 export function tapsOf(name: MethodName, methodOptions?: object): TapName[] {
   if (name === 'desap') return [];

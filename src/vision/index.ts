@@ -5,6 +5,9 @@
  * @module desap/onnxruntime
  */
 
+export type { MethodName, RivalName } from '../methods/index.js';
+export { tapsOf } from '../methods/index.js';
+export type { TapName } from '../methods/method.js';
 export type { Anyres, ImageSize, Newline, TileRule } from './anyres.js';
 export type { AnyresImageProcessorConfig, AnyresImages } from './anyres-images.js';
 export { AnyresImageProcessor } from './anyres-images.js';
