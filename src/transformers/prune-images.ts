@@ -28,8 +28,8 @@ export async function pruneImages(
     if (!texts.has(sequence)) texts.set(sequence, await question(attached, inputs, sequence, options));
     asked.push({ ...image, text: texts.get(sequence) ?? null });
   }
-  const { taskShare, alignment, lambda, merge } = options;
-  const how = { taskShare, alignment, lambda, merge };
+  const { taskShare, complement, distances, alignment, lambda, merge } = options;
+  const how = { taskShare, complement, distances, alignment, lambda, merge };
   const budgets = await budgetsOf(attached, asked, options, how, (inputs.input_ids as ModelTensor).dims[0]);
   const kept = await attached.vision.pruneImages(
     ...questionsOf(asked),

@@ -10,9 +10,11 @@ import { checkQuestion } from './check-question.js';
 import type { TokenLayout } from './layout.js';
 import { Once } from './once.js';
 import { asEncoding, asQuestion, type PreparedImage, type Prunable, pruneTogether, rethrow } from './prune-together.js';
+import { checkDistances, withoutPreset } from './vision-choices.js';
 import type {
   Allocation,
   Budget,
+  Distances,
   EncodedImage,
   PrunedFeatures,
   Question,
@@ -50,13 +52,24 @@ export type Comparison = Pick<PruneOptions, 'alignment' | 'lambda'>;
 export type Kept = Pick<PruneResult, 'tokens' | 'indices' | 'assignment' | 'counts'>;
 
 const { task: _, features: __, matrices: ___, ...OWN } = PRUNE_OPTIONS;
-export const VISION_PRUNE_OPTIONS: OptionNames<VisionPruneOptions> = { ...OWN, allocation: true };
+const NAMES: OptionNames<VisionPruneOptions> = { ...OWN, preset: true, allocation: true };
+
+/**
+ * The options of a pruning, checked for their names, without a preset.
+ * @throws DesapError `ERR_VALUE`
+ */
+export function visionPruneOptions(argument: string, given: VisionPruneOptions | undefined) {
+  const checked = withoutPreset(options<VisionPruneOptions>(argument, given, NAMES));
+  checkDistances(checked);
+  return checked;
+}
 const ALLOCATIONS = ['tile', 'image'] as const;
 
 /** What encoded images have in common: a question's way through text encoder, pruner and connector. */
 export abstract class EncodedImageBase implements EncodedImage, Prunable {
   readonly #life: Lifetime;
   readonly #analyzed = new Map<string, Once<Analyzed>>();
+  readonly #projected = new Once<readonly TensorLike[] | null>();
   readonly medium: EncodedImage['medium'];
 
   /**
@@ -92,8 +105,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   }
 
   async prune(question: Question, given?: VisionPruneOptions): Promise<PrunedFeatures> {
-    const checked = options<VisionPruneOptions>('options', given, VISION_PRUNE_OPTIONS);
-    const [pruned] = await pruneTogether([{ image: this, question, options: checked }]);
+    const [pruned] = await pruneTogether([{ image: this, question, options: visionPruneOptions('options', given) }]);
     return pruned;
   }
 
@@ -104,7 +116,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
 
   /** @internal What the pruner is to be asked. */
   async prepare(question: Question, given: VisionPruneOptions): Promise<PreparedImage> {
-    const { keep, keepRatio, saliency, allocation = this.#allocation, ...how } = given;
+    const { keep, keepRatio, saliency, distances, allocation = this.#allocation, ...how } = given;
     oneOf('allocation', allocation, ALLOCATIONS);
     const budget = keep === undefined && keepRatio === undefined ? this.owner.budget : { keep, keepRatio };
     const { layout, form, milliseconds: vision } = this.about;
@@ -120,11 +132,13 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const isCompared = text !== null && how.taskShare !== 0;
     const compared = { alignment, lambda: how.lambda };
     const tasks = isCompared ? await this.taskMaps(parts, text, compared).catch(rethrow(asQuestion)) : null;
+    const differing = await this.#distances(parts, distances);
     const requests = parts.map(({ places }, p) => ({
       ...how,
       alignment,
       ...(map && { saliency: Float32Array.from(places, (place) => map[place]) }),
       ...(tasks && { task: tasks[p] }),
+      ...(differing && { distances: differing[p] }),
     }));
     const own = { vision, analyze, text: asked - start, prune: performance.now() - analyzed };
     const join = (kept: readonly PruneResult[]) => joined(layout, parts, kept);
@@ -172,6 +186,13 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     if (text === null || this.about.form === 'clip') return undefined;
     if (this.about.form === 'siglip') return 'mean';
     return text.embeddings.dims?.at(-2) === 1 ? 'mean' : undefined;
+  }
+
+  /** Rows of each part that stand for its units where distances count; null for those that are merged. */
+  async #distances(parts: readonly Part[], which: Distances | undefined): Promise<readonly TensorLike[] | null> {
+    if (which === undefined || (which === 'hidden' && this.about.form === 'clip')) return null;
+    if (which === 'projected') return this.#projected.get(() => this.projected(parts)).catch(rethrow(asEncoding));
+    throw invalid('ERR_VALUE', 'distances', which, "'projected': this model's tokens are merged behind its connector");
   }
 
   async #embeddings(question: Question, taskShare = 0.5): Promise<TextEmbeddings | null> {
@@ -272,6 +293,11 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
 
   /** One analysis of each part, which are freed with the image. */
   protected abstract makeAnalyses(parts: readonly Part[], purpose: Purpose): Promise<Analyzed>;
+  /** The units of each part as rows of the language model; null where those are what is merged. Only CLIP towers merge others, by tiles. */
+  protected async projected(_parts: readonly Part[]): Promise<readonly TensorLike[] | null> {
+    return null;
+  }
+
   /** Kept units of all parts, one part after the other, as rows of the language model, [1, K, W]. */
   protected abstract connect(kept: readonly Kept[]): Promise<Tensor>;
   protected abstract everything(): Promise<Tensor>;

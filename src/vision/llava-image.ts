@@ -59,6 +59,10 @@ export class LlavaImage extends EncodedImageBase {
     return { analyses: [analysis], milliseconds };
   }
 
+  protected override async projected(): Promise<TensorLike[]> {
+    return [await this.vision.project(this.patchStates)];
+  }
+
   protected connect(kept: readonly Kept[]): Promise<Tensor> {
     return this.vision.project(tokensOf(kept));
   }

@@ -64,6 +64,12 @@ export class TilesImage extends EncodedImageBase {
     return Promise.all(tiles.map((tile) => tile.task!(text, how)));
   }
 
+  protected override async projected(parts: readonly Part[]): Promise<TensorLike[]> {
+    const rows: TensorLike[] = [];
+    for (const { tiles } of parts) rows.push(await this.how.project(this.how.tiles[tiles[0]].units()));
+    return rows;
+  }
+
   protected connect(kept: readonly Kept[]): Promise<Tensor> {
     return this.how.project(tokensOf(kept));
   }
