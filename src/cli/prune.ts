@@ -1,7 +1,9 @@
 import { Command } from 'commander';
 import { mismatch } from '../errors.js';
 import { writeWhole } from '../files.js';
+import type { Complement } from '../index.js';
 import { openVisionModel } from '../vision/open.js';
+import { withoutPreset } from '../vision/vision-choices.js';
 import type { EncodedImage, PrunedFeatures } from '../vision/vision-model.js';
 import type { Strip } from './images/reader.js';
 import {
@@ -39,7 +41,7 @@ Examples:
   $ desap prune photo.png "where is the red thing ?" --keep 100 --allocation image --model SmolVLM-500M-Instruct`,
     )
     .action(async (file: string, question: string | undefined, flags: Flags, command: Command) => {
-      const { keep, keepRatio, taskShare, output } = flags;
+      const { keep, keepRatio, taskShare = 0.5, output } = flags;
       if (keep === undefined && keepRatio === undefined) command.error('--keep or --keep-ratio is missing');
       if (question === undefined && taskShare > 0)
         command.error('the question is missing; only --task-share 0 needs none');
@@ -53,7 +55,7 @@ Examples:
         if (output !== undefined)
           await writeWhole(output, await draw(await read.strips(image), kept, { question: question ?? '' }));
         if (flags.json) printJson(forPrograms(question, image, kept, vision.device));
-        else summarize(kept, vision.deviceDescription, output);
+        else summarize(kept, withoutPreset(how).complement ?? 'saliency', vision.deviceDescription, output);
         image.dispose();
       } finally {
         await vision.dispose();
@@ -103,7 +105,7 @@ function forPrograms(
 /** By `source`. */
 const MARKER = 2;
 
-function summarize(kept: PrunedFeatures, device: string, output?: string): void {
+function summarize(kept: PrunedFeatures, complement: Complement, device: string, output?: string): void {
   const { indices, source, assignment, tileCounts, task, timings } = kept;
   const list = (which: number) => [...indices].filter((_, at) => source[at] === which);
   const markers = list(MARKER);
@@ -111,7 +113,7 @@ function summarize(kept: PrunedFeatures, device: string, output?: string): void 
   print(`kept ${units} of ${assignment.length} patches on: ${device}`);
   if (tileCounts.length > 1) print(`by tile:     ${tileCounts.join(' ')}`);
   print(`by task:     ${list(0).join(' ')}${task && task.form !== 'clip' ? ` (form: ${task.form})` : ''}`);
-  print(`by saliency: ${list(1).join(' ')}`);
+  print(`by ${complement}: ${list(1).join(' ')}`);
   if (markers.length > 0) print(`markers:     ${markers.join(' ')}`);
   const { vision, analyze, text, prune, projector } = timings;
   const ms = (value: number) => value.toFixed(1);
