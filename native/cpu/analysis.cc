@@ -173,12 +173,12 @@ Status Analysis::State::select(Context& context, Scratch& scratch, const PruneRe
 }
 
 Status Analysis::State::complete(Context& context, const PruneRequest& request, const Selected& selected) const {
-  const bool given = request.distances.data != nullptr, own = !given && !request.features.data;
-  const ConstMatrix rows = given ? request.distances : merged(request);
+  const bool given = request.distances.data != nullptr, of_mine = !given && !request.features.data;
+  const ConstMatrix apart = given ? request.distances : merged(request);
   const int64_t seeds = request.task_keep, count = request.keep - seeds;
   int32_t* const farthest = selected.indices + seeds;
-  const Status status = own ? farthest_points(context, rows, inverse_norms(), selected.indices, seeds, count, farthest)
-                            : desap::farthest_points(context, rows, selected.indices, seeds, count, farthest);
+  const Status status = of_mine ? farthest_points(context, apart, inverse_norms(), selected.indices, seeds, count, farthest)
+                                : desap::farthest_points(context, apart, selected.indices, seeds, count, farthest);
   DESAP_TRY(rename(status, given ? "distances" : "features"));
   std::sort(farthest, farthest + count);
   Scratch scratch(context.arena);
@@ -196,10 +196,10 @@ Status Analysis::State::complete(Context& context, const PruneRequest& request, 
 
 Status Analysis::State::merge(Context& context, const PruneRequest& request, const int32_t* kept, const PruneOutput& output) const {
   const bool given = request.features.data != nullptr;
-  const ConstMatrix rows = merged(request);
-  if (!request.merge) return keep_rows(rows, kept, request.keep, output);
-  return context.kernels->merge(context, rows, given ? nullptr : inverse_norms(), kept, request.keep,
-                                {output.tokens, request.keep, rows.cols, rows.cols}, output.assignment, output.counts);
+  const ConstMatrix together = merged(request);
+  if (!request.merge) return keep_rows(together, kept, request.keep, output);
+  return context.kernels->merge(context, together, given ? nullptr : inverse_norms(), kept, request.keep,
+                                {output.tokens, request.keep, together.cols, together.cols}, output.assignment, output.counts);
 }
 
 Status Analysis::prune(Context& context, const PruneRequest& request, const PruneOutput& output, PruneTimings* timings) const {
