@@ -38,7 +38,6 @@ struct Kernels {
                   int32_t* assignment, int32_t* counts);
   // Parts of farthest_points and dpp (cosine_rows.h, dpp.h); `count` is at most most_rows_at_once.
   Status (*cosine_rows)(Context&, ConstMatrix x, const float* norms, const int32_t* of, int64_t count, Matrix y);
-  Status (*closest_others)(Context&, ConstMatrix x, const float* norms, float* closest);
   Status (*dpp_rows)(Context&, ConstMatrix x, const float* norms, const float* relevance, float blend, ConstMatrix factors,
                      const int32_t* of, int64_t count, Matrix y);
   void (*dpp_factor)(Context&, const float* row, ConstMatrix recent, int64_t j, float root, float* factor, float* gains);

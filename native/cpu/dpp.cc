@@ -1,7 +1,6 @@
 // Greedy MAP of a determinantal point process: an incremental Cholesky factorization that takes the row of the largest gain next.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "greedy.h"
 
@@ -30,7 +29,7 @@ Status dpp(Context& context, ConstMatrix x, const float* relevance, float blend,
     if (!std::isfinite(squares[i])) return {Code::not_finite, "relevance", i};
     gains[i] = norms[i] < norm_of_zero ? 1 - blend + blend * squares[i] : 0;
   }
-  std::memset(chosen, 0, static_cast<size_t>(size));
+  std::fill_n(chosen, size, uint8_t{0});
 
   const float least = least_gain * *std::max_element(gains, gains + size);
   int64_t k = 0, begin = 0;  // the factors before `begin` are in the rows that `likely` holds
@@ -43,7 +42,7 @@ Status dpp(Context& context, ConstMatrix x, const float* relevance, float blend,
     if (!(gains[j] > least)) break;
     if (k + 1 < count) {
       const float* row = nullptr;
-      DESAP_TRY(likely.row(context, gains, chosen, j, count - k - 2, rows, &row));
+      DESAP_TRY(likely.row(context, gains, chosen, j, count - k - 1, rows, &row));
       kernels.dpp_factor(context, row, {factors + begin * ld, k - begin, size, ld}, j, std::sqrt(gains[j]), factors + k * ld, gains);
     }
     picked[k] = static_cast<int32_t>(j);

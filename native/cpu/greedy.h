@@ -24,14 +24,15 @@ class Likely {
   // Room for the rows, [most_rows_at_once, size].
   Likely(Scratch& scratch, int64_t size) : ld_(padded_ld(size)), size_(size), rows_(scratch.floats(most_rows_at_once * ld_)) {}
 
-  // The row of pick j; `left` picks follow whose rows are needed. compute(of, count, Matrix) where it is not there.
+  // The row of pick j, which is not among `chosen` yet; at most `needed` rows are of use, this one included. compute(of, count, Matrix)
+  // makes them.
   template <class Compute>
-  Status row(Context& context, const float* scores, const uint8_t* chosen, int64_t j, int64_t left, const Compute& compute, const float** row) {
+  Status row(Context& context, const float* scores, const uint8_t* chosen, int64_t j, int64_t needed, const Compute& compute, const float** row) {
     const auto place = [&] { return std::find(of_, of_ + count_, static_cast<int32_t>(j)) - of_; };
     int64_t at = place();
     if (at == count_) {
       const int64_t candidates = std::count(chosen, chosen + size_, 0);
-      count_ = std::min({most_rows_at_once, left + 1, candidates});
+      count_ = std::min({most_rows_at_once, needed, candidates});
       DESAP_TRY(top_k(context, scores, chosen, size_, count_, of_));
       DESAP_TRY(compute(of_, count_, Matrix{rows_, count_, size_, ld_}));
       at = place();

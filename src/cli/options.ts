@@ -4,13 +4,15 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import { deviceOptions } from '../devices/open.js';
 import { DesapError, mismatch } from '../errors.js';
 import { isFile } from '../files.js';
-import type { Device, DeviceOptions } from '../index.js';
+import type { Complement, Device, DeviceOptions } from '../index.js';
+import { COMPLEMENTS } from '../kernels/kernels.js';
 import { METHOD_NAMES, type MethodName, tapsOf } from '../methods/index.js';
 import { ANYRES, type Anyres, NEWLINES, type Newline } from '../vision/anyres.js';
 import type { VisionModelOptions } from '../vision/families.js';
 import { DTYPES, type Dtype } from '../vision/model-folder.js';
 import { CLASS_ROWS, type ClassRows } from '../vision/video-llava.js';
-import type { Allocation, VisionPruneOptions } from '../vision/vision-model.js';
+import { DISTANCES, PRESET_NAMES } from '../vision/vision-choices.js';
+import type { Allocation, Distances, Preset, VisionPruneOptions } from '../vision/vision-model.js';
 import { methodOptions } from './method-flags.js';
 import { type ImageFlags, type ModelKind, modelKind } from './models.js';
 
@@ -79,10 +81,18 @@ export function withPruning(command: Command, all = false): Command {
   return command
     .addOption(count)
     .option('--keep-ratio <ratio>', 'the same as a ratio, above 0 and at most 1', keepRatio)
-    .option(
-      '--task-share <share>',
-      'share of the kept tokens that the question chooses; the others are chosen by saliency (default: 0.5)',
-      share,
+    .addOption(
+      new Option('--preset <name>', 'options by name; what is given beside it wins (default: paper)').choices(
+        PRESET_NAMES,
+      ),
+    )
+    .option('--task-share <share>', 'share of the kept tokens that the question chooses (default: 0.5)', share)
+    .addOption(new Option('--complement <which>', 'what chooses the others (default: saliency)').choices(COMPLEMENTS))
+    .addOption(
+      new Option(
+        '--distances <of>',
+        'with --complement diversity: of hidden states or of projected features (default: what is merged)',
+      ).choices(DISTANCES),
     )
     .addOption(
       new Option('--allocation <of>', 'what --keep is of: each tile or frame, or the image (default: tile)').choices([
@@ -105,7 +115,10 @@ export function withPruning(command: Command, all = false): Command {
 export interface PruningFlags {
   keep?: number | 'all';
   keepRatio?: number;
+  preset?: Preset;
   taskShare?: number;
+  complement?: Complement;
+  distances?: Distances;
   allocation?: Allocation;
   alignment?: 'fcma' | 'fcma-clamped' | 'mean';
   lambda?: number;
@@ -127,9 +140,12 @@ export interface ModelFlags extends DeviceOptions, ImageFlags {
 
 /** What flags say of pruning, without how much. */
 export function pruningOf({ merge, ...flags }: PruningFlags) {
-  const { taskShare, allocation, alignment, lambda, method, methodOptions } = flags;
-  const how = { taskShare, allocation, alignment, lambda, method, methodOptions, ...(!merge && { merge }) };
-  return how satisfies VisionPruneOptions;
+  const { preset, taskShare, complement, distances, allocation, alignment, lambda, method, methodOptions } = flags;
+  return {
+    ...{ preset, taskShare, complement, distances, allocation, alignment, lambda },
+    ...{ method, methodOptions },
+    ...(!merge && { merge }),
+  } satisfies VisionPruneOptions;
 }
 
 /** A model folder, how its family is run, and the options that it is opened with. */

@@ -1,8 +1,10 @@
 import { Command } from 'commander';
 import { mismatch } from '../errors.js';
 import { writeWhole } from '../files.js';
+import type { Complement } from '../index.js';
 import type { MethodName } from '../methods/index.js';
 import { openVisionModel } from '../vision/open.js';
+import { withoutPreset } from '../vision/vision-choices.js';
 import type { EncodedImage, PrunedFeatures } from '../vision/vision-model.js';
 import type { Strip } from './images/reader.js';
 import {
@@ -57,7 +59,7 @@ Examples:
         if (output !== undefined)
           await writeWhole(output, await draw(await read.strips(image), kept, { question: question ?? '' }));
         if (flags.json) printJson(forPrograms(question, image, kept, vision.device));
-        else summarize(kept, vision.deviceDescription, { method, output });
+        else summarize(kept, vision.deviceDescription, { ...withoutPreset(how), output });
         image.dispose();
       } finally {
         await vision.dispose();
@@ -110,8 +112,9 @@ const MARKER = 2;
 function summarize(
   kept: PrunedFeatures,
   device: string,
-  { method, output }: { readonly method: MethodName; readonly output?: string },
+  how: { readonly complement?: Complement; readonly method?: MethodName; readonly output?: string },
 ): void {
+  const { complement = 'saliency', method = 'desap', output } = how;
   const { indices, source, assignment, tileCounts, task, timings } = kept;
   const list = (which: number) => [...indices].filter((_, at) => source[at] === which);
   const markers = list(MARKER);
@@ -120,7 +123,7 @@ function summarize(
   if (tileCounts.length > 1) print(`by tile:     ${tileCounts.join(' ')}`);
   if (method === 'desap') {
     print(`by task:     ${list(0).join(' ')}${task && task.form !== 'clip' ? ` (form: ${task.form})` : ''}`);
-    print(`by saliency: ${list(1).join(' ')}`);
+    print(`by ${complement}: ${list(1).join(' ')}`);
   } else print(`by ${method}: ${indices.join(' ')}`);
   if (method === 'desap' && markers.length > 0) print(`markers:     ${markers.join(' ')}`);
   const { vision, analyze, text, prune, projector } = timings;

@@ -17,6 +17,13 @@ export const ENCODINGS: readonly Encoding[] = ['qq', 'kk', 'vv', 'qk'];
 export type Alignment = 'fcma' | 'fcma-clamped' | 'mean';
 export const ALIGNMENTS: readonly Alignment[] = ['fcma', 'fcma-clamped', 'mean'];
 
+/**
+ * What chooses the tokens that the task scores leave: `saliency` takes the largest saliencies, `diversity` the rows that differ most
+ * from all that are chosen, by cosine distance.
+ */
+export type Complement = 'saliency' | 'diversity';
+export const COMPLEMENTS: readonly Complement[] = ['saliency', 'diversity'];
+
 export interface KernelArguments {
   layerNorm: { x: FloatMatrix; weight: Float32Array; bias: Float32Array; epsilon: number };
   rmsNorm: { x: FloatMatrix; weight: Float32Array; epsilon: number };

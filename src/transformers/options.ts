@@ -1,6 +1,6 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid, mismatch } from '../errors.js';
-import type { PruneOptions, TextEmbeddings } from '../index.js';
+import type { TextEmbeddings } from '../index.js';
 import type { Chooser } from '../methods/method.js';
 import { type OptionNames, options } from '../options.js';
 import { pruneChoices, textEmbeddings } from '../prune-request.js';
@@ -8,6 +8,7 @@ import { oneOf } from '../tensor.js';
 import { POSITIONS, type Positions } from '../vision/compact.js';
 import { VISION_MODEL_OPTIONS, type VisionModelOptions } from '../vision/families.js';
 import { isRival, rivalOf } from '../vision/method-choice.js';
+import { checkDistances, withoutPreset } from '../vision/vision-choices.js';
 import type { Allocation, Budget, PrunedFeatures, VisionPruneOptions } from '../vision/vision-model.js';
 import type { HookedModel } from './model.js';
 
@@ -19,8 +20,10 @@ export type Keep = number | 'all';
 
 /** What one call of the model can be told: `generate({ ..., desap: { keep: 32 } })`. */
 export interface CallOptions
-  extends Pick<PruneOptions, 'taskShare' | 'alignment' | 'lambda' | 'merge'>,
-    Pick<VisionPruneOptions, 'method' | 'methodOptions'> {
+  extends Pick<
+    VisionPruneOptions,
+    'preset' | 'taskShare' | 'complement' | 'distances' | 'alignment' | 'lambda' | 'merge' | 'method' | 'methodOptions'
+  > {
   /**
    * Visual tokens to keep, of what `allocation` says: a number, or a list with one entry for each image in the order of the prompts.
    */
@@ -70,7 +73,8 @@ export interface PrunedImage
 
 const CALL_NAMES: OptionNames<CallOptions> = {
   ...{ keep: true, keepRatio: true, allocation: true, question: true, positions: true, onPruned: true },
-  ...{ taskShare: true, alignment: true, lambda: true, merge: true, method: true, methodOptions: true },
+  ...{ preset: true, taskShare: true, complement: true, distances: true },
+  ...{ alignment: true, lambda: true, merge: true, method: true, methodOptions: true },
 };
 const { keep, keepRatio, dtype, embedQuestion, ort, ...OPENING_NAMES } = VISION_MODEL_OPTIONS;
 const RENAMED = { clipFolder: 'clip', modelDir: 'model', query: 'question' };
@@ -97,7 +101,7 @@ export function attachOptions(model: HookedModel, given: AttachOptions): Attache
   );
   const those = (names: object) =>
     Object.fromEntries(Object.entries(others).filter(([name]) => Object.hasOwn(names, name)));
-  return { defaults: checked(model, those(CALL_NAMES)), folder, opening: those(OPENING_NAMES) };
+  return { defaults: checked(model, withoutPreset(those(CALL_NAMES))), folder, opening: those(OPENING_NAMES) };
 }
 
 /**
@@ -105,7 +109,7 @@ export function attachOptions(model: HookedModel, given: AttachOptions): Attache
  * @throws DesapError `ERR_VALUE`; `ERR_GRAPH` for original positions where the decoder takes none
  */
 export function callOptions(model: HookedModel, defaults: CallOptions, desap: unknown): CallOptions {
-  const given = options('desap', desap as CallOptions | undefined, CALL_NAMES, RENAMED);
+  const given = withoutPreset(options('desap', desap as CallOptions | undefined, CALL_NAMES, RENAMED));
   const own = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)) as CallOptions;
   // One says how much to keep in place of the other.
   const { keep, keepRatio } = own;
@@ -116,13 +120,15 @@ export function callOptions(model: HookedModel, defaults: CallOptions, desap: un
 
 /** What another method has no part in: defaults of one say nothing about the other. */
 const OF_METHODS = {
-  ...{ taskShare: undefined, alignment: undefined, lambda: undefined, merge: undefined },
-  methodOptions: undefined,
+  ...{ taskShare: undefined, complement: undefined, distances: undefined },
+  ...{ alignment: undefined, lambda: undefined, merge: undefined, methodOptions: undefined },
 };
 
 /** How the tokens are chosen, without how many. */
-export function howOf({ taskShare, alignment, lambda, merge, method, methodOptions }: CallOptions) {
-  return { taskShare, alignment, lambda, merge, method, methodOptions } satisfies VisionPruneOptions;
+export function howOf(options: CallOptions) {
+  const { taskShare, complement, distances, alignment, lambda, merge, method, methodOptions } = options;
+  const own = { taskShare, complement, distances, alignment, lambda, merge };
+  return { ...own, method, methodOptions } satisfies VisionPruneOptions;
 }
 
 /** The method in place of DeSAP's own; null for that. */
@@ -152,6 +158,7 @@ function checked(model: HookedModel, given: CallOptions): CallOptions {
   for (const one of isList(question) ? question : [question])
     if (typeof one === 'object') textEmbeddings('question', one);
   pruneChoices(given);
+  checkDistances(given);
   if (onPruned !== undefined && typeof onPruned !== 'function')
     throw invalid('ERR_VALUE', 'onPruned', onPruned, 'a function');
   checkPositions(model, positions);

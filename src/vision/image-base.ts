@@ -22,9 +22,11 @@ import {
   pruneTogether,
   rethrow,
 } from './prune-together.js';
+import { checkDistances, withoutPreset } from './vision-choices.js';
 import type {
   Allocation,
   Budget,
+  Distances,
   EncodedImage,
   PrunedFeatures,
   Question,
@@ -62,16 +64,27 @@ export type Comparison = Pick<PruneOptions, 'alignment' | 'lambda'>;
 export type Kept = Pick<PruneResult, 'tokens' | 'indices' | 'assignment' | 'counts'>;
 
 const { task: _, features: __, matrices: ___, ...OWN } = PRUNE_OPTIONS;
-export const VISION_PRUNE_OPTIONS: OptionNames<VisionPruneOptions> = {
+const NAMES: OptionNames<VisionPruneOptions> = {
   ...OWN,
-  ...{ allocation: true, method: true, methodOptions: true },
+  ...{ preset: true, allocation: true, method: true, methodOptions: true },
 };
+
+/**
+ * The options of a pruning, checked for their names, without a preset.
+ * @throws DesapError `ERR_VALUE`
+ */
+export function visionPruneOptions(argument: string, given: VisionPruneOptions | undefined) {
+  const checked = withoutPreset(options<VisionPruneOptions>(argument, given, NAMES));
+  checkDistances(checked);
+  return checked;
+}
 const ALLOCATIONS = ['tile', 'image'] as const;
 
 /** What encoded images have in common: a question's way through text encoder, pruner and connector. */
 export abstract class EncodedImageBase implements EncodedImage, Prunable {
   readonly #life: Lifetime;
   readonly #analyzed = new Map<string, Once<Analyzed>>();
+  readonly #projected = new Once<readonly TensorLike[] | null>();
   readonly medium: EncodedImage['medium'];
 
   /**
@@ -109,8 +122,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   }
 
   async prune(question: Question, given?: VisionPruneOptions): Promise<PrunedFeatures> {
-    const checked = options<VisionPruneOptions>('options', given, VISION_PRUNE_OPTIONS);
-    const [pruned] = await pruneTogether([{ image: this, question, options: checked }]);
+    const [pruned] = await pruneTogether([{ image: this, question, options: visionPruneOptions('options', given) }]);
     return pruned;
   }
 
@@ -121,7 +133,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
 
   /** @internal What the pruner is to be asked. */
   async prepare(question: Question, given: VisionPruneOptions): Promise<PreparedImage> {
-    const { keep, keepRatio, saliency, allocation = this.#allocation, method: _, ...how } = given;
+    const { keep, keepRatio, saliency, distances, allocation = this.#allocation, method: _, ...how } = given;
     oneOf('allocation', allocation, ALLOCATIONS);
     const budget = keep === undefined && keepRatio === undefined ? this.owner.budget : { keep, keepRatio };
     const { layout, form, milliseconds: vision } = this.about;
@@ -137,11 +149,13 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const isCompared = text !== null && how.taskShare !== 0;
     const compared = { alignment, lambda: how.lambda };
     const tasks = isCompared ? await this.taskMaps(parts, text, compared).catch(rethrow(asQuestion)) : null;
+    const differing = await this.#distances(parts, distances);
     const requests = parts.map(({ places }, p) => ({
       ...how,
       alignment,
       ...(map && { saliency: Float32Array.from(places, (place) => map[place]) }),
       ...(tasks && { task: tasks[p] }),
+      ...(differing && { distances: differing[p] }),
     }));
     const own = { vision, analyze, text: asked - start, prune: performance.now() - analyzed };
     const join = (kept: readonly PruneResult[]) => joined(layout, parts, kept);
@@ -247,6 +261,13 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     return text.embeddings.dims?.at(-2) === 1 ? 'mean' : undefined;
   }
 
+  /** Rows of each part that stand for its units where distances count; null for those that are merged. */
+  async #distances(parts: readonly Part[], which: Distances | undefined): Promise<readonly TensorLike[] | null> {
+    if (which === undefined || (which === 'hidden' && this.about.form === 'clip')) return null;
+    if (which === 'projected') return this.#projected.get(() => this.projected(parts)).catch(rethrow(asEncoding));
+    throw invalid('ERR_VALUE', 'distances', which, "'projected': this model's tokens are merged behind its connector");
+  }
+
   async #embeddings(question: Question, taskShare = 0.5): Promise<TextEmbeddings | null> {
     if (typeof question === 'string')
       return this.owner.encodeQuestion(checkQuestion(question)).catch(rethrow(asQuestion));
@@ -346,6 +367,11 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   protected abstract methodSource(part: Part): MethodSource;
   /** One analysis of each part, which are freed with the image. */
   protected abstract makeAnalyses(parts: readonly Part[], purpose: Purpose): Promise<Analyzed>;
+  /** The units of each part as rows of the language model; null where those are what is merged. Only CLIP towers merge others, by tiles. */
+  protected async projected(_parts: readonly Part[]): Promise<readonly TensorLike[] | null> {
+    return null;
+  }
+
   /** Kept units of all parts, one part after the other, as rows of the language model, [1, K, W]. */
   protected abstract connect(kept: readonly Kept[]): Promise<Tensor>;
   protected abstract everything(): Promise<Tensor>;

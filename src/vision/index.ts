@@ -45,9 +45,11 @@ export { VideoLlavaVision } from './video-llava.js';
 export type {
   Allocation,
   Budget,
+  Distances,
   EncodedImage,
   ImageMarks,
   InputNames,
+  Preset,
   PrunedFeatures,
   Question,
   TaskForm,

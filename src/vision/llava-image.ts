@@ -67,6 +67,10 @@ export class LlavaImage extends EncodedImageBase {
     return this.how.source(this.tiles[0]);
   }
 
+  protected override async projected(): Promise<TensorLike[]> {
+    return [await this.vision.project(this.patchStates)];
+  }
+
   protected connect(kept: readonly Kept[]): Promise<Tensor> {
     return this.vision.project(tokensOf(kept));
   }

@@ -113,7 +113,7 @@ async function countsOf(images: readonly PreparedImage[]): Promise<number[][]> {
   return counts;
 }
 
-function mapsOnly(request: PruneOptions): PruneOptions {
+function mapsOnly({ complement: _, distances: __, ...request }: PruneOptions): PruneOptions {
   return { ...request, keep: 1, merge: false, maps: true };
 }
 

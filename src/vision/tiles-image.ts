@@ -72,6 +72,12 @@ export class TilesImage extends EncodedImageBase {
     return this.how.tiles[tile].source();
   }
 
+  protected override async projected(parts: readonly Part[]): Promise<TensorLike[]> {
+    const rows: TensorLike[] = [];
+    for (const { tiles } of parts) rows.push(await this.how.project(this.how.tiles[tiles[0]].units()));
+    return rows;
+  }
+
   protected connect(kept: readonly Kept[]): Promise<Tensor> {
     return this.how.project(tokensOf(kept));
   }

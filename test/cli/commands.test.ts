@@ -131,11 +131,26 @@ describe('desap prune', () => {
   });
 });
 
+describe('desap prune, --preset best', () => {
+  it('keeps a half by task and a half that differs', async () => {
+    const text = ['prune', IMAGE, QUESTION, '--keep', '16'];
+    const { code, out } = await desap(...text, '--preset', 'best');
+    expect([code, out]).toEqual([0, expect.stringMatching(/^by task: .*\nby diversity: /m)]);
+    const same = ['--alignment', 'mean', '--complement', 'diversity', '--json'];
+    const [a, b] = [await desap(...text, '--preset', 'best', '--json'), await desap(...text, ...same)];
+    expect(JSON.parse(a.out).indices).toEqual(JSON.parse(b.out).indices);
+    const projected = await desap(...text, ...same, '--distances', 'projected');
+    expect(JSON.parse(projected.out).indices).not.toEqual(JSON.parse(b.out).indices);
+  });
+});
+
 describe('desap demo', () => {
   it('shows answers side by side and an image', async () => {
     const { code, out } = await desap('demo', '--output', folder);
     expect(code).toBe(0);
-    expect(out).toMatch(/correct: 33 of 36 with 144 visual tokens, \d+ with 16/);
+    expect(out).toMatch(
+      /correct: 33 of 36 with 144 visual tokens, 23 with 16 as in the paper, 28 with 16 by the preset best/,
+    );
     expect(out).toContain(`drawing: ${join(folder, 'kept.png')}`);
   });
 });

@@ -145,6 +145,7 @@ describe('LlavaVision', () => {
       { method: 'random', taskShare: 0.5 },
       /^taskShare: got 0.5 beside method: 'random', wanted none/,
     ],
+    ['a preset', { method: 'random', preset: 'best' }, /^preset: got 'best' beside method: 'random', wanted none/],
     ['maps', { method: 'random', maps: true }, /^maps: got true beside method/],
     ['a saliency map', { method: 'random', saliency: new Float32Array(144) }, /^saliency: got Float32Array beside/],
     ['too many tokens', { method: 'uniform', keep: 145 }, /^keep: got 145, wanted a count from 1 to 144/],
