@@ -11,6 +11,8 @@ import { fileURLToPath } from 'node:url';
 import { devices } from '../src/index.js';
 import align from './align.bench.js';
 import attention from './attention.bench.js';
+import dpp from './dpp.bench.js';
+import farthestPoints from './farthest-points.bench.js';
 import { type Benchmark, machine, measure, ON_GPUS, type Result, table } from './harness.js';
 import head from './head.bench.js';
 import layerNorm from './layer-norm.bench.js';
@@ -41,6 +43,8 @@ const ALL: Record<string, () => Benchmark | Promise<Benchmark>> = {
   topK,
   select,
   merge,
+  farthestPoints,
+  dpp,
   head,
 };
 

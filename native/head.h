@@ -1,7 +1,7 @@
 // The pruning head: the order of the kernels, their workspace and the weights. SPEC: arXiv 2604.11240, sections 4.1-4.3.
 //
 //   analyze   X -> ln1 -> q, k, v -> attention -> read-out (A_d) and saliency (A_s)      what no question changes
-//   prune     text -> unit rows -> align (A_t) -> select by A_t, then by A_s -> merge      once per question
+//   prune     text -> unit rows -> align (A_t) -> select by A_t, then by A_s or farthest_points -> merge      once per question
 #pragma once
 
 #include <memory>
@@ -9,6 +9,9 @@
 #include "kernels.h"
 
 namespace desap {
+
+// What chooses the tokens that the task scores leave: the largest saliencies, or the farthest points from those that are chosen.
+enum class Complement : int { saliency, diversity };
 
 enum class Encoding : int { qq, kk, vv, qk };  // operands of the decoupled attention, Table 4(b)
 
@@ -69,12 +72,14 @@ struct PruneRequest {
   const float* saliency;         // [P] map that replaces the analysis' own; null: its own
   bool merge;                    // false: kept rows as they are, which have to be finite; assignment -1 for dropped patches, counts 1
   ConstMatrix features;          // [P, F] rows to merge; data null: the hidden states' patch rows
+  Complement complement;
+  ConstMatrix distances;         // [P, W] rows whose distances count for the diversity; data null: the rows to merge
 };
 
 struct PruneOutput {
   float* tokens;                 // [K, F]
   int32_t* indices;              // [K] ascending
-  uint8_t* source;               // [K] 0 task, 1 saliency
+  uint8_t* source;               // [K] 0 task, 1 complement
   int32_t* assignment;           // [P] position in indices
   int32_t* counts;               // [K]
   float* task;                   // [P] the map that chose task_keep: the request's, else A_t; null where it is not wanted, or where there is neither

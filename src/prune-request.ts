@@ -1,6 +1,6 @@
 import { type MaybePromise, orElse, type PruneRequest } from './devices/driver.js';
 import { describe, invalid, mismatch, notFinite } from './errors.js';
-import { ALIGNMENTS, type Alignment } from './kernels/kernels.js';
+import { ALIGNMENTS, type Alignment, COMPLEMENTS, type Complement } from './kernels/kernels.js';
 import { type OptionNames, options } from './options.js';
 import {
   boolean,
@@ -31,8 +31,15 @@ export interface PruneOptions {
   keep?: number;
   /** The share of P to keep: above 0, at most 1; K is rounded half up, and at least 1. */
   keepRatio?: number;
-  /** Share of K that the task map chooses; the saliency map chooses the rest. From 0 to 1, default 0.5. */
+  /** Share of K that the task map chooses; `complement` says what chooses the rest. From 0 to 1, default 0.5. */
   taskShare?: number;
+  /**
+   * What chooses the rest: the largest of the saliency map (`saliency`, the default, as printed in the paper), or the rows that differ
+   * most from all that are chosen (`diversity`: farthest points by cosine distance; with `taskShare: 0` it begins as DivPrune does).
+   */
+  complement?: Complement;
+  /** [P, W] rows whose distances count for `complement: 'diversity'`; default: the rows that are merged. */
+  distances?: TensorLike;
   /** How text and image are matched; default `fcma` (eq. 3 as printed). docs/accuracy.md tells what each was measured to cost. */
   alignment?: Alignment;
   /** lambda of eq. 3; default 0.1, at most 1e6 in magnitude. */
@@ -55,6 +62,8 @@ export const PRUNE_OPTIONS: OptionNames<PruneOptions> = {
   keep: true,
   keepRatio: true,
   taskShare: true,
+  complement: true,
+  distances: true,
   alignment: true,
   lambda: true,
   merge: true,
@@ -83,6 +92,8 @@ export function pruneRequest(
   if (text === null && task === null && taskShare > 0)
     throw invalid('ERR_VALUE', argument, text, `the embeddings of a text, or taskShare: 0, which asks for none`);
   if (text === null && how.matrices) throw mismatch('ERR_VALUE', 'matrices', 'true without a text', 'false, or a text');
+  if (given.distances !== undefined && how.complement !== 'diversity')
+    throw mismatch('ERR_VALUE', 'distances', `rows beside complement: '${how.complement}'`, "complement: 'diversity'");
   const asked = text && checkText(argument, text, projectionDim);
   const aligned = task === null || how.matrices ? asked : null;
   return {
@@ -92,19 +103,21 @@ export function pruneRequest(
     task,
     saliency: given.saliency === undefined ? null : vector('saliency', given.saliency, patches),
     features: given.features === undefined ? null : matrix('features', given.features, { rows: patches }),
+    distances: given.distances === undefined ? null : matrix('distances', given.distances, { rows: patches }),
     ...how,
   };
 }
 
-type Choices = Omit<PruneOptions, 'keep' | 'keepRatio' | 'task' | 'saliency' | 'features'>;
+type Choices = Omit<PruneOptions, 'keep' | 'keepRatio' | 'task' | 'saliency' | 'features' | 'distances'>;
 
 /**
  * The options that can be judged before there is an image, with their defaults.
  * @throws DesapError `ERR_VALUE`
  */
-export function pruneChoices({ taskShare, alignment, lambda, merge, maps, matrices }: Choices) {
+export function pruneChoices({ taskShare, complement, alignment, lambda, merge, maps, matrices }: Choices) {
   return {
     taskShare: finite('taskShare', taskShare ?? 0.5, 0, 1),
+    complement: oneOf('complement', complement ?? 'saliency', COMPLEMENTS),
     alignment: oneOf('alignment', alignment ?? 'fcma', ALIGNMENTS),
     lambda: finite('lambda', lambda ?? 0.1, -1e6, 1e6),
     merge: boolean('merge', merge ?? true),

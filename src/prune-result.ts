@@ -9,7 +9,7 @@ export interface PruneResult {
   readonly tokens: Tensor;
   /** [K] patch of each token, ascending. */
   readonly indices: Int32Array;
-  /** [K] which map chose it: 0 task, 1 saliency. */
+  /** [K] what chose it: 0 the task map, 1 its complement (saliency or diversity). */
   readonly source: Uint8Array;
   /** [P] the position in `indices` of the token that each patch went into; -1 for dropped patches when merging is off. */
   readonly assignment: Int32Array;

@@ -33,6 +33,8 @@ const question = {
   taskKeep: 3,
   alignment: 'fcma',
   lambda: 0.1,
+  complement: 'saliency',
+  distances: null,
   task: null,
   saliency: null,
   merge: true,

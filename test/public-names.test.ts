@@ -52,6 +52,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
       'VideoLlavaVision',
       'compact',
       'openVisionModel',
+      'tapsOf',
       'videoFrames',
     ],
   ],

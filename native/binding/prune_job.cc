@@ -10,7 +10,7 @@ namespace {
 // One request while its properties are read. It is not a Pruning yet: to read a property can run the caller's code, which
 // can take memory away, so no memory is looked at before the last property of the last request.
 struct Asked {
-  MatrixArgument text, features;
+  MatrixArgument text, features, distances;
   VectorArgument end_of_text, task, saliency;
   bool maps = false, matrices = false;
   Pruning pruning;
@@ -27,6 +27,8 @@ Asked read_request(const Napi::Value& value, const ImageShape& image) {
   }
   asked.features = arguments.matrix_or_null("features");
   if (asked.features.given()) expect_shape(asked.features, image.patches, asked.features.cols);
+  asked.distances = arguments.matrix_or_null("distances");
+  if (asked.distances.given()) expect_shape(asked.distances, image.patches, asked.distances.cols);
   asked.task = arguments.vector_or_null("task");
   asked.saliency = arguments.vector_or_null("saliency");
   request.keep = arguments.integer("keep", 1, image.patches);
@@ -34,6 +36,7 @@ Asked read_request(const Napi::Value& value, const ImageShape& image) {
   request.alignment = alignment_of(arguments);
   request.lambda = arguments.number("lambda");
   request.merge = arguments.boolean("merge");
+  request.complement = static_cast<Complement>(arguments.choice("complement", {"saliency", "diversity"}));
   asked.maps = arguments.boolean("maps");
   asked.matrices = arguments.boolean("matrices");
   if (asked.matrices && !asked.text.given()) throw invalid("ERR_VALUE", "matrices", "true without a text", "false");
@@ -77,6 +80,7 @@ Pruning hold(MemoryReader& memory, const ImageShape& image, Asked asked) {
   Pruning& pruning = asked.pruning;
   if (asked.text.given()) pruning.text = FloatInput(memory, asked.text);
   if (asked.features.given()) pruning.features = FloatInput(memory, asked.features);
+  if (asked.distances.given()) pruning.distances = FloatInput(memory, asked.distances);
   pruning.end_of_text = VectorInput(memory, asked.end_of_text, image.projection_dim);
   pruning.task = VectorInput(memory, asked.task, image.patches);
   pruning.saliency = VectorInput(memory, asked.saliency, image.patches);
@@ -86,7 +90,8 @@ Pruning hold(MemoryReader& memory, const ImageShape& image, Asked asked) {
 }  // namespace
 
 Status Pruning::widen(Context& context) {
-  for (const auto& [input, matrix] : {std::pair{&text, &request.text}, std::pair{&features, &request.features}}) {
+  for (const auto& [input, matrix] : {std::pair{&text, &request.text}, std::pair{&features, &request.features},
+                                       std::pair{&distances, &request.distances}}) {
     DESAP_TRY(input->widen(context));
     *matrix = input->matrix();
   }

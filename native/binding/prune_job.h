@@ -27,7 +27,7 @@ struct Pruning {
 
   PruneRequest request{};
   PruneOutput output{};
-  FloatInput text, features;
+  FloatInput text, features, distances;
   VectorInput end_of_text, task, saliency;
   int64_t tokens_size = 0;
   uint16_t* half_tokens = nullptr;  // where the tokens go in place of output.tokens

@@ -163,19 +163,43 @@ Status Analysis::State::select(Context& context, Scratch& scratch, const PruneRe
   *selected = {request.task ? request.task : computed, request.saliency ? request.saliency : saliency, scratch.ints(request.keep),
                scratch.bytes(request.keep)};
   if (scratch.failed()) return out_of_memory("prune");
-  Status status = desap::select(context, selected->task, selected->saliency, patches, request.keep, request.task_keep,
-                                selected->indices, selected->source);
+  const bool diverse = request.complement == Complement::diversity;
+  Status status = desap::select(context, selected->task, selected->saliency, patches, diverse ? request.task_keep : request.keep,
+                                request.task_keep, selected->indices, selected->source);
   const bool our_own = !request.task && status.code == Code::not_finite && !std::strcmp(status.what, "task");
   if (our_own) status.code = Code::internal;
-  return status;
+  DESAP_TRY(status);
+  return diverse ? complete(context, request, *selected) : Status{};
+}
+
+Status Analysis::State::complete(Context& context, const PruneRequest& request, const Selected& selected) const {
+  const bool given = request.distances.data != nullptr, of_mine = !given && !request.features.data;
+  const ConstMatrix apart = given ? request.distances : merged(request);
+  const int64_t seeds = request.task_keep, count = request.keep - seeds;
+  int32_t* const farthest = selected.indices + seeds;
+  const Status status = of_mine ? farthest_points(context, apart, inverse_norms(), selected.indices, seeds, count, farthest)
+                                : desap::farthest_points(context, apart, selected.indices, seeds, count, farthest);
+  DESAP_TRY(rename(status, given ? "distances" : "features"));
+  std::sort(farthest, farthest + count);
+  Scratch scratch(context.arena);
+  int32_t* both = scratch.ints(request.keep);
+  if (scratch.failed()) return out_of_memory("prune");
+  std::merge(selected.indices, farthest, farthest, farthest + count, both);
+  for (int64_t k = 0, task = 0; k < request.keep; k++) {
+    const bool from_task = task < seeds && both[k] == selected.indices[task];
+    selected.source[k] = from_task ? 0 : 1;
+    task += from_task;
+  }
+  std::copy_n(both, request.keep, selected.indices);
+  return {};
 }
 
 Status Analysis::State::merge(Context& context, const PruneRequest& request, const int32_t* kept, const PruneOutput& output) const {
   const bool given = request.features.data != nullptr;
-  const ConstMatrix merged = given ? request.features : ConstMatrix{features, patches, width, width};
-  if (!request.merge) return keep_rows(merged, kept, request.keep, output);
-  return context.kernels->merge(context, merged, given ? nullptr : inverse_norms(), kept, request.keep,
-                                {output.tokens, request.keep, merged.cols, merged.cols}, output.assignment, output.counts);
+  const ConstMatrix together = merged(request);
+  if (!request.merge) return keep_rows(together, kept, request.keep, output);
+  return context.kernels->merge(context, together, given ? nullptr : inverse_norms(), kept, request.keep,
+                                {output.tokens, request.keep, together.cols, together.cols}, output.assignment, output.counts);
 }
 
 Status Analysis::prune(Context& context, const PruneRequest& request, const PruneOutput& output, PruneTimings* timings) const {

@@ -98,8 +98,13 @@ struct Analysis::State {
   // The stages of a pruning.
   Status align(Context&, Scratch&, const PruneRequest&, const AlignmentMatrices& wanted, Aligned*) const;
   Status select(Context&, Scratch&, const PruneRequest&, const float* computed, Selected*) const;
+  Status complete(Context&, const PruneRequest&, const Selected&) const;  // what the task scores chose, with farthest points
   Status merge(Context&, const PruneRequest&, const int32_t* kept, const PruneOutput&) const;
 
+  // The rows to merge.
+  ConstMatrix merged(const PruneRequest& request) const {
+    return request.features.data ? request.features : ConstMatrix{features, patches, width, width};
+  }
   float* patch_embeddings() const { return embeddings + (rows - patches) * projection_dim; }
   const float* inverse_norms() const { return norms + (rows - patches); }  // [P], of the features
 };

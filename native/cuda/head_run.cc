@@ -31,10 +31,11 @@ HeadRun::HeadRun(Stream& stream, Precision precision, const HeadConfig& config, 
 bool HeadRun::same_kind(const GivenImage& a, const GivenImage& b) {
   if (a.hidden->half != b.hidden->half || !a.request != !b.request) return false;
   if (!a.request) return true;
-  const auto own = [](const PruneRequest& request) { return request.features.data ? request.features.cols : -1; };
+  const auto width = [](ConstMatrix given) { return given.data ? given.cols : -1; };
   const PruneRequest &p = *a.request, &q = *b.request;
   return !any(a.output->matrices) && !any(b.output->matrices) && p.alignment == q.alignment && p.lambda == q.lambda &&
-         p.merge == q.merge && !p.text.data == !q.text.data && !p.task == !q.task && !p.saliency == !q.saliency && own(p) == own(q) &&
+         p.merge == q.merge && !p.text.data == !q.text.data && !p.task == !q.task && !p.saliency == !q.saliency && width(p.features) == width(q.features) &&
+         p.complement == q.complement && width(p.distances) == width(q.distances) &&
          !a.output->saliency == !b.output->saliency;
 }
 
@@ -63,6 +64,7 @@ Status HeadRun::add(int64_t rows, const GivenImage& given) {
     image.kept = static_cast<int>(extent_.kept);
     text_rows_ += text_tokens + (request->end_of_text ? 1 : 0);
     extent_.kept += request->keep;
+    picks_ = std::max(picks_, request->keep - request->task_keep);
     extent_.max_text_tokens = std::max(extent_.max_text_tokens, static_cast<int>(round_up(text_tokens, text_step)));
     extent_.max_keep = std::max(extent_.max_keep, image.keep);
   }
@@ -143,6 +145,7 @@ void HeadRun::plan_memory() {
   p.own_task = plan.take(own_task() ? patches * 4 : 0);
   p.own_map = plan.take(own_map() ? patches * 4 : 0);
   p.own_features = plan.take(own_features() ? features * 4 : 0);
+  p.own_distances = plan.take(own_distances() ? patches * distance_width() * 4 : 0);
   p.report = plan.take(sizeof(Report));
   if (prunes()) {
     const AlignmentMatrices wanted = matrices();
@@ -182,6 +185,11 @@ void HeadRun::plan_memory() {
     p.own_inverse_norm = plan.take(own_features() ? patches * 4 : 0);
     p.align_scratch = plan.take(aligns() ? align_scratch(extent_) * 4 : 0);
     p.merge_scratch = plan.take(merges() ? merge_scratch(extent_) : 0);
+    p.seeds = plan.take(diverse() ? kept * 4 : 0);
+    p.others = plan.take(diverse() ? patches * 4 : 0);
+    p.closest = plan.take(diverse() ? patches * 4 : 0);
+    p.picks = plan.take(diverse() ? extent_.images * picks_ * static_cast<int64_t>(sizeof(Pick)) : 0);
+    p.distance_inverse_norm = plan.take(own_distances() ? patches * 4 : 0);
   }
   p.size = plan.size();
 }
@@ -189,12 +197,13 @@ void HeadRun::plan_memory() {
 GraphKey HeadRun::key() const {
   const AlignmentMatrices wanted = matrices();
   int64_t parts = 0;
-  for (const bool part : {head_ != nullptr, prunes(), half(), intermediates_, aligns(), merges(), own_task(), own_map(), own_features(), wants_map(),
+  for (const bool part : {head_ != nullptr, prunes(), half(), intermediates_, aligns(), merges(), own_task(), own_map(), own_features(), own_distances(), wants_map(),
                           wanted.similarity != nullptr, wanted.visual_alignment != nullptr, wanted.text_alignment != nullptr}) {
     parts = parts << 1 | part;
   }
   return {head_ ? head_->serial : -1, parts, config_.width, config_.projection_dim, config_.class_token,
-          static_cast<int64_t>(encoding_), prunes() ? static_cast<int64_t>(request().alignment) : -1, feature_width(), text_rows_,
+          static_cast<int64_t>(encoding_), prunes() ? static_cast<int64_t>(request().alignment) : -1, feature_width(), diverse() ? distance_width() : 0,
+          diverse() ? picks_ : 0, text_rows_,
           extent_.images, extent_.rows, extent_.patches, extent_.kept,
           extent_.max_rows, extent_.max_patches, extent_.max_text_tokens, extent_.max_keep,
           wanted.similarity || wanted.visual_alignment || wanted.text_alignment ? images_[0].text_tokens : 0};
@@ -245,11 +254,12 @@ Status HeadRun::send(const Arrays* kept) {
     if (request.end_of_text) copy(request.end_of_text, size, text + image.text_tokens * size);
     if (request.task) copy(request.task, image.patches, mirror<float>(place_.own_task) + image.patch);
     if (request.saliency) copy(request.saliency, image.patches, mirror<float>(place_.own_map) + image.patch);
-    if (request.features.data) {
-      const int64_t width = request.features.cols;
-      float* features = mirror<float>(place_.own_features) + image.patch * width;
-      for (int64_t j = 0; j < image.patches; j++) copy(request.features.row(j), width, features + j * width);
-    }
+    const auto copy_rows = [&](ConstMatrix rows, int64_t place) {
+      float* to = mirror<float>(place) + image.patch * rows.cols;
+      for (int64_t j = 0; j < image.patches; j++) copy(rows.row(j), rows.cols, to + j * rows.cols);
+    };
+    if (request.features.data) copy_rows(request.features, place_.own_features);
+    if (own_distances()) copy_rows(request.distances, place_.own_distances);
   }
   std::memcpy(mirror<char>(place_.images), images_.data(), images_.size() * sizeof(Image));
 
@@ -258,8 +268,10 @@ Status HeadRun::send(const Arrays* kept) {
   h.map = own_map() ? device<char>(place_.own_map) : h.analysis.saliency;
   h.merge_features = own_features() ? device<char>(place_.own_features) : h.analysis.features;
   h.merge_inverse_norm = own_features() ? device<char>(place_.own_inverse_norm) : h.analysis.inverse_norm;
+  h.distances = own_distances() ? device<char>(place_.own_distances) : h.merge_features;
+  h.distance_inverse_norm = own_distances() ? device<char>(place_.distance_inverse_norm) : h.merge_inverse_norm;
   h.lambda = prunes() ? request().lambda : 0;
-  *mirror<Report>(place_.report) = {no_fault, no_fault, no_fault, no_fault, no_fault, no_fault, {}};
+  *mirror<Report>(place_.report) = {no_fault, no_fault, no_fault, no_fault, no_fault, no_fault, no_fault, {}};
   return {};
 }
 
@@ -299,11 +311,12 @@ void HeadRun::enqueue_inputs(Queue& queue) {
   const int64_t size = config_.projection_dim;
   unit_rows(queue, {device<const float>(place_.text), text_rows_, size, size},
             {device<float>(place_.unit_text), text_rows_, size, size}, &report()->text);
-  if (own_features() && merges()) {
-    const int64_t width = feature_width();
-    inverse_norms(queue, {device<const float>(place_.own_features), extent_.patches, width, width},
-                  device<float>(place_.own_inverse_norm), &report()->features);
-  }
+  const auto to_norms = [&](int64_t rows, int64_t width, int64_t norms, int* fault) {
+    inverse_norms(queue, {device<const float>(rows), extent_.patches, width, width}, device<float>(norms), fault);
+  };
+  if (own_features() && (merges() || (diverse() && !own_distances())))
+    to_norms(place_.own_features, feature_width(), place_.own_inverse_norm, &report()->features);
+  if (own_distances()) to_norms(place_.own_distances, distance_width(), place_.distance_inverse_norm, &report()->distances);
 }
 
 void HeadRun::enqueue_analyze() {
@@ -441,13 +454,14 @@ void HeadRun::enqueue_prune() {
   to_keep.images = images;
   to_keep.extent = extent_;
   to_keep.task = own_task() ? device<float>(place_.own_task) : task;
-  to_keep.saliency = slot<const float>(&header()->map);
-  to_keep.indices = indices;
+  if (!diverse()) to_keep.saliency = slot<const float>(&header()->map);
+  to_keep.indices = diverse() ? device<int>(place_.seeds) : indices;
   to_keep.source = device<uint8_t>(place_.source);
   to_keep.task_fault = &report()->task;
   to_keep.saliency_fault = &report()->saliency;
   to_keep.stamp = stamp(at_select);
   select(queue, to_keep);
+  if (diverse()) enqueue_diversity();
 
   Merge to_tokens{};
   to_tokens.images = images;
@@ -464,6 +478,24 @@ void HeadRun::enqueue_prune() {
   to_tokens.fault = &report()->features;
   to_tokens.assign_stamp = stamp(at_merge);
   cuda::merge(queue, to_tokens);
+}
+
+// After select, which has left what the task scores chose.
+void HeadRun::enqueue_diversity() {
+  FarthestPoints to_rest{};
+  to_rest.images = device<Image>(place_.images);
+  to_rest.extent = extent_;
+  to_rest.width = static_cast<int>(distance_width());
+  to_rest.steps = static_cast<int>(picks_);
+  to_rest.rows = slot<const float>(&header()->distances);
+  to_rest.inverse_norm = slot<const float>(&header()->distance_inverse_norm);
+  to_rest.seeds = device<int>(place_.seeds);
+  to_rest.others = device<unsigned>(place_.others);
+  to_rest.closest = device<float>(place_.closest);
+  to_rest.picks = device<Pick>(place_.picks);
+  to_rest.indices = device<int>(place_.indices);
+  to_rest.source = device<uint8_t>(place_.source);
+  farthest_points(stream_.queue, to_rest);
 }
 
 // ---------------------------------------------------------------------------------------------------------- results
@@ -492,6 +524,7 @@ Status HeadRun::fault() const {
            [](const Image& image) { return image.end_of_text == image.text + image.text_tokens ? 1 : 0; }, Code::not_finite, "endOfText");
   consider(report.task, patch, patches, own_task() ? Code::not_finite : Code::internal, "task");
   consider(report.saliency, patch, patches, Code::not_finite, "saliency");
+  consider(report.distances, patch, patches, Code::not_finite, "distances");
   consider(report.features, patch, patches, Code::not_finite, "features");
   return first;
 }

@@ -4,7 +4,7 @@
 //   send
 //   normalize -> linear: q, v, k -> attention -> linear_squares -> folded_read_out     analyze
 //        beside it: text -> unit_rows; saliency or folded_saliency
-//   align (where there is text) -> select -> merge                                     prune
+//   align (where there is text) -> select -> farthest_points (of the diversity) -> merge   prune
 //   receive
 //
 // Whatever differs between two runs of a shape travels with `send`: where the images lie, text, lambda, where the analysis
@@ -87,20 +87,22 @@ class HeadRun {
   struct Header {
     Arrays analysis;
     char *map, *merge_features, *merge_inverse_norm;  // what selects, and what is merged: the analysis' or the caller's
+    char *distances, *distance_inverse_norm;           // what has to differ: what is merged, or the caller's
     float lambda;
   };
   enum Stage { at_normalize, at_project, at_attention, at_read_out, at_align, at_select, at_merge, stages };
   // What the last copy brings, besides the results.
   struct Report {
-    int hidden, overflow, text, task, saliency, features;  // the smallest index at fault
+    int hidden, overflow, text, task, saliency, distances, features;  // the smallest index at fault
     unsigned long long stamps[stages];                     // when the stage began, in nanoseconds
   };
-  // Sent: header to own_features. Sent and received: report. Received: the rest up to mirror_size.
+  // Sent: header to own_distances. Sent and received: report. Received: the rest up to mirror_size.
   struct Places {
-    int64_t header, images, text, own_task, own_map, own_features, report;
+    int64_t header, images, text, own_task, own_map, own_features, own_distances, report;
     int64_t indices, source, assignment, counts, task, map, tokens, similarity, visual_alignment, text_alignment, mirror_size;
     int64_t analysis, normal, projected, context, squares, read_out, read_out_scratch, saliency_scratch, intermediate;
     int64_t unit_text, own_inverse_norm, align_scratch, merge_scratch;
+    int64_t seeds, others, closest, picks, distance_inverse_norm;  // of the diversity
     int64_t size;
   };
 
@@ -127,6 +129,10 @@ class HeadRun {
   bool merges() const { return prunes() && request().merge; }
   bool own_map() const { return prunes() && request().saliency; }
   bool own_features() const { return prunes() && request().features.data; }
+  // Whether anything is left for the diversity to choose.
+  bool diverse() const { return prunes() && request().complement == Complement::diversity && picks_ > 0; }
+  bool own_distances() const { return diverse() && request().distances.data; }
+  int64_t distance_width() const { return own_distances() ? request().distances.cols : feature_width(); }
   int64_t feature_width() const { return own_features() ? request().features.cols : config_.width; }
   bool half() const { return head_ && given_.front().hidden->half; }
   static bool any(const AlignmentMatrices& m) { return m.similarity || m.visual_alignment || m.text_alignment; }
@@ -149,6 +155,7 @@ class HeadRun {
   void enqueue_analyze();
   void enqueue_saliency(Queue&);
   void enqueue_prune();
+  void enqueue_diversity();
   Status fault() const;
   // The first stage of the pruning: without a text nothing is aligned.
   Stage first_of_prune() const { return aligns() ? at_align : at_select; }
@@ -169,6 +176,7 @@ class HeadRun {
   std::vector<bool> in_place_;
   Extent extent_{};
   int64_t text_rows_ = 0;
+  int64_t picks_ = 0;  // the most that an image's task scores leave
   Places place_{};
   double milliseconds_ = 0;
 };

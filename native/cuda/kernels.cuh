@@ -256,7 +256,7 @@ void align(Queue&, const Align&);
 
 // ---- select.cu --------------------------------------------------------------------------------------------------------
 
-// k1 largest of task, then keep - k1 largest of saliency among the rest; indices ascending with their source (0 task,
+// k1 largest of task, then keep - k1 largest of saliency (null: none) among the rest; indices ascending with their source (0 task,
 // 1 saliency). P up to most_scores. task_fault, saliency_fault: the smallest place in the batch's patches that holds NaN
 // and takes part.
 constexpr int most_scores = 65536;
@@ -264,7 +264,7 @@ struct Select {
   const Image* images;
   Extent extent;
   const float* task;                   // [P]; of a k1 of 0 only that there is no NaN counts
-  Relocatable<const float> saliency;   // [P]; null: k1 is keep
+  Relocatable<const float> saliency;   // [P], or null
   const uint8_t* excluded;             // [P] or null: these take no part (single kernel only)
   int* indices;                        // [kept]
   uint8_t* source;                     // [kept]
@@ -273,6 +273,29 @@ struct Select {
   Stamp stamp;
 };
 void select(Queue&, const Select&);
+
+// ---- farthest_points.cu -----------------------------------------------------------------------------------------------
+
+// A row with its score (greedy.cuh).
+using Pick = unsigned long long;
+
+// Per image farthest points as in ../kernels.h: image.task_keep seeds, image.keep - image.task_keep picks. The rows that both make
+// go out ascending, with their source (0 seed, 1 pick), where `indices` is not null.
+struct FarthestPoints {
+  const Image* images;
+  Extent extent;
+  int width;                                // W
+  int steps;                                // the most picks of an image
+  Relocatable<const float> rows;            // [P, W]
+  Relocatable<const float> inverse_norm;    // [P]
+  const int* seeds;                         // [kept], an image's from image.kept on
+  unsigned* others;                         // [P]
+  float* closest;                           // [P]
+  Pick* picks;                              // [images, steps], in the order of choice
+  int* indices;                             // [kept]
+  uint8_t* source;                          // [kept]
+};
+void farthest_points(Queue&, const FarthestPoints&);
 
 // ---- merge.cu ---------------------------------------------------------------------------------------------------------
 

@@ -144,9 +144,9 @@ __global__ void __launch_bounds__(threads) select_kernel(const Select select) {
   const auto at_all = [&](int i) { return !excluded || !excluded[i]; };
   choose(select.task + image.patch, at_all, size, image.patch, image.task_keep, by_task, select.task_fault, shared);
   __syncthreads();
-  const float* saliency = select.saliency.get();  // may be null where the task scores choose all
+  const float* saliency = select.saliency.get();
   const auto among_the_rest = [&](int i) { return saliency && at_all(i) && !contains(by_task, i); };
-  choose(saliency ? saliency + image.patch : nullptr, among_the_rest, size, image.patch, image.keep - image.task_keep,
+  choose(saliency ? saliency + image.patch : nullptr, among_the_rest, size, image.patch, saliency ? image.keep - image.task_keep : 0,
          by_saliency, select.saliency_fault, shared);
 
   count_bits(by_task, by_saliency, size, shared);

@@ -78,7 +78,7 @@ void run(Isa isa, int threads, int rounds) {
     const double parts[] = {t.normalize, t.project, t.attention, t.saliency, t.read_out};
     for (int s = 0; s < 5; s++) stages[s].add(parts[s]);
     PruneTimings u;
-    const PruneRequest request{{text.data(), text_tokens, projection_dim, projection_dim}, nullptr, text_tokens - 1, keep, keep / 2, Alignment::fcma, 0.1f, nullptr, nullptr, true, {nullptr, 0, 0, 0}};
+    const PruneRequest request{{text.data(), text_tokens, projection_dim, projection_dim}, nullptr, text_tokens - 1, keep, keep / 2, Alignment::fcma, 0.1f, nullptr, nullptr, true, {nullptr, 0, 0, 0}, Complement::saliency, {nullptr, 0, 0, 0}};
     pruned.add(milliseconds([&] {
       require(analysis->prune(*context, request, {kept.data(), indices.data(), source.data(), assignment.data(), counts_.data(), task.data(), nullptr, {}}, &u));
     }));

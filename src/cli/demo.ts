@@ -24,9 +24,12 @@ interface Row {
   image: string;
   question: string;
   expected: string;
-  full: Answer;
-  pruned: Answer;
+  answers: Readonly<Record<Path, Answer>>;
 }
+
+/** Ways to an answer: all visual tokens, and a preset of pruning each. */
+const PATHS = ['all', 'paper', 'best'] as const;
+type Path = (typeof PATHS)[number];
 
 /** Timed runs for each question and path; the first of a process warms caches up. */
 const RUNS = 5;
@@ -35,7 +38,9 @@ const DRAWN = { scene: 2, question: 0 };
 
 export function demoCommand(): Command {
   return withDevice(new Command('demo'))
-    .description('Ask the example model about a few images, with all visual tokens and with a ninth of them.')
+    .description(
+      'Ask the example model about a few images: with all visual tokens, and with a ninth of them by each preset.',
+    )
     .option('--keep <count>', 'visual tokens to keep, of 144', keepCount, 16)
     .option('-o, --output <folder>', 'where the drawing goes', 'out')
     .option('--json', 'print JSON')
@@ -71,14 +76,14 @@ async function askAll(llava: Llava, scenes: readonly Scene[], keep: number): Pro
   try {
     for (const scene of scenes) {
       using image = await llava.see(join(MODELS, 'eval', scene.image));
-      for (const { question, answer } of scene.questions)
-        rows.push({
-          image: scene.image,
-          question,
-          expected: answer,
-          full: await timed(() => image.answer(question, { keep: 'all' })),
-          pruned: await timed(() => image.answer(question, { keep })),
-        });
+      for (const { question, answer } of scene.questions) {
+        const answers = {
+          all: await timed(() => image.answer(question, { keep: 'all' })),
+          paper: await timed(() => image.answer(question, { keep, preset: 'paper' })),
+          best: await timed(() => image.answer(question, { keep, preset: 'best' })),
+        };
+        rows.push({ image: scene.image, question, expected: answer, answers });
+      }
       bar.step();
     }
   } finally {
@@ -98,7 +103,7 @@ async function timed(ask: () => Promise<Answer>): Promise<Answer> {
 async function drawOne(llava: Llava, scene: Scene, keep: number, folder: string): Promise<string> {
   const { question } = scene.questions[DRAWN.question];
   using seen = await llava.see(join(MODELS, 'eval', scene.image));
-  const { pruned, text } = await seen.answer(question, { keep, maps: true });
+  const { pruned, text } = await seen.answer(question, { keep, preset: 'paper', maps: true });
   const path = resolve(folder, 'kept.png');
   await mkdir(resolve(folder), { recursive: true });
   if (pruned) await writeWhole(path, await draw(await seen.strips(), pruned, { question, answer: text }));
@@ -106,40 +111,43 @@ async function drawOne(llava: Llava, scene: Scene, keep: number, folder: string)
 }
 
 function report(rows: readonly Row[], llava: Llava, drawing: string, json: boolean): void {
-  const correct = (path: 'full' | 'pruned') => rows.filter((row) => row[path].text === row.expected).length;
-  const prefill = (path: 'full' | 'pruned') => median(rows.map((row) => row[path].timings.prefill));
-  const prune = median(rows.map(({ pruned }) => pruned.timings.prune));
-  const summary = (path: 'full' | 'pruned') => ({
-    correct: correct(path),
-    tokens: rows[0][path].tokens,
-    prefill: prefill(path),
+  const of = (path: Path) => rows.map(({ answers }) => answers[path]);
+  const summary = (path: Path) => ({
+    correct: rows.filter(({ answers, expected }) => answers[path].text === expected).length,
+    tokens: of(path)[0].tokens,
+    prefill: median(of(path).map(({ timings }) => timings.prefill)),
+    prune: median(of(path).map(({ timings }) => timings.prune)),
   });
+  const [all, paper, best] = PATHS.map(summary);
   const { device, deviceDescription } = llava.vision;
   if (json) {
-    const plain = rows.map(({ full, pruned, ...row }) => ({ ...row, full: full.text, pruned: pruned.text }));
-    printJson({ device, full: summary('full'), pruned: { ...summary('pruned'), prune }, rows: plain, drawing });
+    const plain = rows.map(({ answers, ...row }) => ({
+      ...row,
+      ...Object.fromEntries(PATHS.map((path) => [path, answers[path].text])),
+    }));
+    printJson({ device, all, paper, best, rows: plain, drawing });
     return;
   }
   const mark = ({ text }: Answer, expected: string) => `${text}${text === expected ? '' : ' *'}`;
-  const [all, some] = [rows[0].full.tokens, rows[0].pruned.tokens];
-  const cells = rows.map(({ image, question, expected, full, pruned }) => [
+  const cells = rows.map(({ image, question, expected, answers }) => [
     image.replace(/^demo\//, ''),
     question,
     expected,
-    mark(full, expected),
-    mark(pruned, expected),
-    full.timings.prefill.toFixed(2),
-    pruned.timings.prefill.toFixed(2),
+    ...PATHS.map((path) => mark(answers[path], expected)),
+    answers.all.timings.prefill.toFixed(2),
+    answers.best.timings.prefill.toFixed(2),
   ]);
-  const header = ['image', 'question', 'correct', `all ${all}`, `kept ${some}`, 'prefill ms', `with ${some}`];
-  print(table(header, cells, [5, 6]));
+  const tokens = [`all ${all.tokens}`, `paper ${paper.tokens}`, `best ${best.tokens}`];
+  print(table(['image', 'question', 'correct', ...tokens, 'prefill ms', `with ${best.tokens}`], cells, [6, 7]));
   print();
   print(
-    `correct: ${correct('full')} of ${rows.length} with ${all} visual tokens, ${correct('pruned')} with ${some} (* wrong)`,
+    `correct: ${all.correct} of ${rows.length} with ${all.tokens} visual tokens, ${paper.correct} with ${paper.tokens} as in the paper, ` +
+      `${best.correct} with ${best.tokens} by the preset best (* wrong)`,
   );
   print(
-    `prefill, median of ${RUNS} runs and ${rows.length} questions: ${prefill('full').toFixed(2)} ms with ${all}, ` +
-      `${prefill('pruned').toFixed(2)} ms with ${some}; pruning itself ${prune.toFixed(2)} ms on: ${deviceDescription}`,
+    `prefill, median of ${RUNS} runs and ${rows.length} questions: ${all.prefill.toFixed(2)} ms with ${all.tokens}, ` +
+      `${best.prefill.toFixed(2)} ms with ${best.tokens}; pruning itself ${paper.prune.toFixed(2)} ms (paper) and ` +
+      `${best.prune.toFixed(2)} ms (best) on: ${deviceDescription}`,
   );
   print(`drawing: ${drawing}`);
 }

@@ -21,6 +21,8 @@ export interface ImageFlags {
 export interface ModelKind {
   /** Whether its vision tower is CLIP's, and a CLIP folder goes with it. */
   readonly isClip: boolean;
+  /** Whether blocks of its tower can be tapped for methods that look into them. */
+  readonly isTapped: boolean;
   /** Whether it takes videos. */
   readonly isForVideos: boolean;
   images(folder: string, flags?: ImageFlags): Promise<ImageReader>;
@@ -29,10 +31,16 @@ export interface ModelKind {
 }
 
 const own = (images: ModelKind['images'], isForVideos = false): ModelKind => {
-  return { isClip: true, isForVideos, images, processing: null };
+  return { isClip: true, isTapped: true, isForVideos, images, processing: null };
 };
 const client = (processing: Processing): ModelKind => {
-  return { isClip: false, isForVideos: false, images: (folder) => clientImages(folder, ENCODER), processing };
+  return {
+    isClip: false,
+    isTapped: false,
+    isForVideos: false,
+    images: (folder) => clientImages(folder, ENCODER),
+    processing,
+  };
 };
 
 /** Towers that are CLIP's, by family. */
@@ -42,6 +50,7 @@ const CLIP: Readonly<Record<string, ModelKind>> = {
   video_llava: own((folder, { frames } = {}) => videoLlavaImages(folder, frames), true),
   phi3_v: {
     ...own((folder) => clientImages(folder, PHI3)),
+    isTapped: false,
     processing: {
       ...{ call: textFirst, placeholder: '<|image_1|>', visual: '<|image|>' },
       loader: 'AutoModelForCausalLM',

@@ -4,13 +4,17 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import { deviceOptions } from '../devices/open.js';
 import { DesapError, mismatch } from '../errors.js';
 import { isFile } from '../files.js';
-import type { Device, DeviceOptions } from '../index.js';
+import type { Complement, Device, DeviceOptions } from '../index.js';
+import { COMPLEMENTS } from '../kernels/kernels.js';
+import { METHOD_NAMES, type MethodName, tapsOf } from '../methods/index.js';
 import { ANYRES, type Anyres, NEWLINES, type Newline } from '../vision/anyres.js';
 import type { VisionModelOptions } from '../vision/families.js';
 import { LONG_TEXT, type LongText } from '../vision/long-text.js';
 import { DTYPES, type Dtype } from '../vision/model-folder.js';
 import { CLASS_ROWS, type ClassRows } from '../vision/video-llava.js';
-import type { Allocation, VisionPruneOptions } from '../vision/vision-model.js';
+import { DISTANCES, PRESET_NAMES } from '../vision/vision-choices.js';
+import type { Allocation, Distances, Preset, VisionPruneOptions } from '../vision/vision-model.js';
+import { methodOptions } from './method-flags.js';
 import { type ImageFlags, type ModelKind, modelKind } from './models.js';
 
 /** The repository's own models; they come with a clone, not with the npm package. */
@@ -82,11 +86,18 @@ export function withPruning(command: Command, all = false): Command {
   return command
     .addOption(count)
     .option('--keep-ratio <ratio>', 'the same as a ratio, above 0 and at most 1', keepRatio)
-    .option(
-      '--task-share <share>',
-      'share of the kept tokens that the question chooses; the others are chosen by saliency',
-      share,
-      0.5,
+    .addOption(
+      new Option('--preset <name>', 'options by name; what is given beside it wins (default: paper)').choices(
+        PRESET_NAMES,
+      ),
+    )
+    .option('--task-share <share>', 'share of the kept tokens that the question chooses (default: 0.5)', share)
+    .addOption(new Option('--complement <which>', 'what chooses the others (default: saliency)').choices(COMPLEMENTS))
+    .addOption(
+      new Option(
+        '--distances <of>',
+        'with --complement diversity: of hidden states or of projected features (default: what is merged)',
+      ).choices(DISTANCES),
     )
     .addOption(
       new Option('--allocation <of>', 'what --keep is of: each tile or frame, or the image (default: tile)').choices([
@@ -100,18 +111,25 @@ export function withPruning(command: Command, all = false): Command {
         "how question and image are matched (default: fcma; mean for one row of text that is not CLIP's)",
       ).choices(['fcma', 'fcma-clamped', 'mean']),
     )
-    .option('--lambda <number>', 'lambda of eq. 3', finite, 0.1)
-    .option('--no-merge', 'drop the other visual tokens instead of merging them');
+    .option('--lambda <number>', 'lambda of eq. 3 (default: 0.1)', finite)
+    .option('--no-merge', 'drop the other visual tokens instead of merging them')
+    .addOption(new Option('--method <name>', 'what chooses the tokens (default: desap)').choices(METHOD_NAMES))
+    .option('--method-options <list>', "a method's own options, name=value with commas between", methodOptions);
 }
 
 export interface PruningFlags {
   keep?: number | 'all';
   keepRatio?: number;
-  taskShare: number;
+  preset?: Preset;
+  taskShare?: number;
+  complement?: Complement;
+  distances?: Distances;
   allocation?: Allocation;
   alignment?: 'fcma' | 'fcma-clamped' | 'mean';
-  lambda: number;
+  lambda?: number;
   merge: boolean;
+  method?: MethodName;
+  methodOptions?: object;
 }
 
 export interface ModelFlags extends DeviceOptions, ImageFlags {
@@ -128,8 +146,13 @@ export interface ModelFlags extends DeviceOptions, ImageFlags {
 }
 
 /** What flags say of pruning, without how much. */
-export function pruningOf({ taskShare, allocation, alignment, lambda, merge }: PruningFlags) {
-  return { taskShare, allocation, alignment, lambda, merge } satisfies VisionPruneOptions;
+export function pruningOf({ merge, ...flags }: PruningFlags) {
+  const { preset, taskShare, complement, distances, allocation, alignment, lambda, method, methodOptions } = flags;
+  return {
+    ...{ preset, taskShare, complement, distances, allocation, alignment, lambda },
+    ...{ method, methodOptions },
+    ...(!merge && { merge }),
+  } satisfies VisionPruneOptions;
 }
 
 /** A model folder, how its family is run, and the options that it is opened with. */
@@ -144,14 +167,18 @@ export interface ChosenModel {
  * The model of a command.
  * @throws DesapError `ERR_FILE` when a folder is needed, none was given, and this is not a clone; `ERR_VALUE` for a family that is not taken
  */
-export async function chosenModel(flags: ModelFlags): Promise<ChosenModel> {
+export async function chosenModel(
+  flags: ModelFlags & Pick<PruningFlags, 'method' | 'methodOptions'>,
+): Promise<ChosenModel> {
   const folder = flags.model ?? (await shipped('tiny-llava', '--model'));
   const kind = await modelKind(folder);
   if (flags.frames !== undefined && !kind.isForVideos)
     throw mismatch('ERR_VALUE', '--frames', `${flags.frames}`, 'a model for videos beside it');
   const clip = flags.clip ?? (kind.isClip ? await shipped('tiny-clip', '--clip') : undefined);
   const { dtype, task, anyres, newline, classRows } = flags;
-  const given = Object.entries({ clip, dtype, task, anyres, newline, classRows, ...textOptions(flags) }).filter(
+  const wanted = tapsOf(flags.method ?? 'desap', flags.methodOptions);
+  const taps = kind.isTapped && wanted.length > 0 ? wanted : undefined;
+  const given = Object.entries({ clip, dtype, task, anyres, newline, classRows, taps, ...textOptions(flags) }).filter(
     ([, value]) => value !== undefined,
   );
   return { folder, kind, options: { ...deviceOptions(flags), ...Object.fromEntries(given) } as ChosenModel['options'] };

@@ -5,7 +5,14 @@
 import { types } from 'node:util';
 import type { BlockWeights } from '../block-weights.js';
 import type { HeadWeights } from '../head.js';
-import type { Alignment, Encoding, KernelArguments, KernelName, KernelResults } from '../kernels/kernels.js';
+import type {
+  Alignment,
+  Complement,
+  Encoding,
+  KernelArguments,
+  KernelName,
+  KernelResults,
+} from '../kernels/kernels.js';
 import type { Rotary } from '../rotary-tables.js';
 import type { FloatData, FloatMatrix } from '../tensor.js';
 
@@ -185,6 +192,9 @@ export interface PruneRequest {
   readonly merge: boolean;
   /** [P, F] rows to merge in place of the analysis' own, or null. */
   readonly features: FloatMatrix | null;
+  readonly complement: Complement;
+  /** [P, W] rows whose distances count for the diversity in place of those that are merged, or null. */
+  readonly distances: FloatMatrix | null;
   /** Whether to return the maps, and the alignment matrices (not without a text). */
   readonly maps: boolean;
   readonly matrices: boolean;

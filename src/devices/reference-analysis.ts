@@ -1,6 +1,7 @@
 /** What is known of one image, and its prunings, in float64: Analysis of native/head.h. */
 import { naming, notFinite, ofImage } from '../errors.js';
 import { type AlignResult, align } from '../kernels/align.js';
+import { farthestPoints } from '../kernels/farthest-points.js';
 import type { AlignmentMatrices } from '../kernels/kernels.js';
 import { merge } from '../kernels/merge.js';
 import { type Matrix64, matrix64, type Numbers, row, sumOfRows, widen } from '../kernels/numeric.js';
@@ -93,9 +94,11 @@ export class ReferenceAnalysis implements DriverAnalysis {
     const alignTime = aligned ? clock.lap() : 0;
     const task = request.task ?? aligned?.task ?? null;
     const salient = request.saliency ?? this.known.saliency;
-    const { indices, source } = ofImage(image, () => select(task, salient, keep, taskKeep));
-    const selectTime = clock.lap();
     const features = request.features === null ? this.known.features : widen(request.features);
+    const isDiverse = request.complement === 'diversity';
+    const chosen = ofImage(image, () => select(task, salient, isDiverse ? taskKeep : keep, taskKeep));
+    const { indices, source } = isDiverse ? completed(chosen.indices, request, features, image) : chosen;
+    const selectTime = clock.lap();
     const combine = request.merge ? merge : unmerged;
     const { tokens, assignment, counts } = naming('features', () => combine(features, indices), image);
     const half = request.features === null ? this.known.half : request.features.half;
@@ -117,6 +120,16 @@ export class ReferenceAnalysis implements DriverAnalysis {
       typeof endOfText === 'number' ? row(text, endOfText) : naming('endOfText', () => unitVector(endOfText), image);
     return align(this.known.patchEmbeddings, text, last, this.known.global, alignment, lambda);
   }
+}
+
+/** What the task scores chose, and the farthest points from it. */
+function completed(byTask: Int32Array, { keep, distances }: PruneRequest, merged: Matrix64, image?: number) {
+  const rows = distances === null ? merged : widen(distances);
+  const name = distances === null ? 'features' : 'distances';
+  const count = keep - byTask.length;
+  const others = count === 0 ? [] : naming(name, () => farthestPoints(rows, byTask, count), image);
+  const indices = Int32Array.from([...byTask, ...others]).sort();
+  return { indices, source: Uint8Array.from(indices, (index) => (byTask.includes(index) ? 0 : 1)) };
 }
 
 function unitVector(x: Numbers): Float64Array {

@@ -17,6 +17,13 @@ export const ENCODINGS: readonly Encoding[] = ['qq', 'kk', 'vv', 'qk'];
 export type Alignment = 'fcma' | 'fcma-clamped' | 'mean';
 export const ALIGNMENTS: readonly Alignment[] = ['fcma', 'fcma-clamped', 'mean'];
 
+/**
+ * What chooses the tokens that the task scores leave: `saliency` takes the largest saliencies, `diversity` the rows that differ most
+ * from all that are chosen, by cosine distance.
+ */
+export type Complement = 'saliency' | 'diversity';
+export const COMPLEMENTS: readonly Complement[] = ['saliency', 'diversity'];
+
 export interface KernelArguments {
   layerNorm: { x: FloatMatrix; weight: Float32Array; bias: Float32Array; epsilon: number };
   rmsNorm: { x: FloatMatrix; weight: Float32Array; epsilon: number };
@@ -60,6 +67,9 @@ export interface KernelArguments {
   topK: { scores: Float32Array; k: number; excluded: Uint8Array | null };
   select: { task: Float32Array | null; saliency: Float32Array | null; keep: number; taskKeep: number };
   merge: { features: FloatMatrix; kept: Int32Array };
+  /** `seeds`: distinct, may be none. */
+  farthestPoints: { x: FloatMatrix; seeds: Int32Array; count: number };
+  dpp: { x: FloatMatrix; relevance: Float32Array; blend: number; count: number };
 }
 
 /** Matrices of eq. 3, each [P, T]; the last two are null for the alignment `mean`. */
@@ -84,6 +94,8 @@ export interface KernelResults {
   topK: Int32Array;
   select: { indices: Int32Array; source: Uint8Array };
   merge: { tokens: Float32Array; assignment: Int32Array; counts: Int32Array };
+  farthestPoints: Int32Array;
+  dpp: Int32Array;
 }
 
 export type KernelName = keyof KernelArguments;

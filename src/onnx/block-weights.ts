@@ -13,7 +13,7 @@ import type { Linear } from './search/linear.js';
 import { readFloats, readMatrix, readVector } from './weights.js';
 
 /**
- * The weights of the last block, float32. Those that lie in the file as floating-point numbers are read; a weight in any other form
+ * The weights of a block, float32. Those that lie in the file as floating-point numbers are read; a weight in any other form
  * (quantised, or computed at run time) is what its layer makes of the rows of an identity matrix.
  *
  * @throws DesapError `ERR_GRAPH`, `ERR_FILE`

@@ -22,6 +22,8 @@ const KEY = 'desap';
 
 /** What Transformers.js does not take along by itself. */
 const VIDEO_INPUTS = ['pixel_values_videos', 'video_grid_thw', 'second_per_grid_ts'];
+/** All tokens need no question, and leave nothing to choose. */
+const ALL = { taskShare: 0, complement: 'saliency', distances: undefined } as const;
 /** What goes no further once it is encoded. */
 const ENCODED = { pixel_values: undefined, pixel_values_videos: undefined } as const;
 
@@ -90,8 +92,7 @@ export function pruningHooks(attached: Attached, own: Hooks, defaults: CallOptio
       const call = run ? { inputs, options: run.options, map: run.map } : directCall(inputs, desap);
       if (!prunes(call, attached)) return forward(plainInputs(call), call.map);
       const whole = withRotaryPositions(model, call.inputs);
-      // All tokens need no question.
-      const options = call.options.keep === 'all' ? { ...call.options, taskShare: 0 } : call.options;
+      const options = call.options.keep === 'all' ? { ...call.options, ...ALL } : call.options;
       const short = await prefill(attached, whole, options, call.map);
       if (run) goOn(run, given, whole, short);
       return forward({ ...whole, ...short.inputs, ...ENCODED }, short.map);

@@ -3,16 +3,30 @@ import { DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch, notFinite } from '../errors.js';
 import type { ImageAnalysis, PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
+import type { Grid } from '../methods/method.js';
 import { type OptionNames, options } from '../options.js';
 import { PRUNE_OPTIONS, textEmbeddings } from '../prune-request.js';
 import { float32, oneOf, vector } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
 import type { TokenLayout } from './layout.js';
+import { asKept, choicesOf, type RivalOptions, rivalOf } from './method-choice.js';
+import { AskedSource, type MethodSource } from './method-source.js';
 import { Once } from './once.js';
-import { asEncoding, asQuestion, type PreparedImage, type Prunable, pruneTogether, rethrow } from './prune-together.js';
+import {
+  asEncoding,
+  asMethodsInput,
+  asQuestion,
+  mapTogether,
+  type PreparedImage,
+  type Prunable,
+  pruneTogether,
+  rethrow,
+} from './prune-together.js';
+import { checkDistances, withoutPreset } from './vision-choices.js';
 import type {
   Allocation,
   Budget,
+  Distances,
   EncodedImage,
   PrunedFeatures,
   Question,
@@ -50,13 +64,27 @@ export type Comparison = Pick<PruneOptions, 'alignment' | 'lambda'>;
 export type Kept = Pick<PruneResult, 'tokens' | 'indices' | 'assignment' | 'counts'>;
 
 const { task: _, features: __, matrices: ___, ...OWN } = PRUNE_OPTIONS;
-export const VISION_PRUNE_OPTIONS: OptionNames<VisionPruneOptions> = { ...OWN, allocation: true };
+const NAMES: OptionNames<VisionPruneOptions> = {
+  ...OWN,
+  ...{ preset: true, allocation: true, method: true, methodOptions: true },
+};
+
+/**
+ * The options of a pruning, checked for their names, without a preset.
+ * @throws DesapError `ERR_VALUE`
+ */
+export function visionPruneOptions(argument: string, given: VisionPruneOptions | undefined) {
+  const checked = withoutPreset(options<VisionPruneOptions>(argument, given, NAMES));
+  checkDistances(checked);
+  return checked;
+}
 const ALLOCATIONS = ['tile', 'image'] as const;
 
 /** What encoded images have in common: a question's way through text encoder, pruner and connector. */
 export abstract class EncodedImageBase implements EncodedImage, Prunable {
   readonly #life: Lifetime;
   readonly #analyzed = new Map<string, Once<Analyzed>>();
+  readonly #projected = new Once<readonly TensorLike[] | null>();
   readonly medium: EncodedImage['medium'];
 
   /**
@@ -72,6 +100,8 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
       readonly medium?: EncodedImage['medium'];
       /** Whether all tiles are pruned as one where the budget is the image's, as the frames of a video. */
       readonly isJoint?: boolean;
+      /** How the tiles behind the first, which is the whole image, make one; left out where there is no such image. */
+      readonly tileGrid?: Grid;
       readonly milliseconds: number;
     },
   ) {
@@ -92,8 +122,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   }
 
   async prune(question: Question, given?: VisionPruneOptions): Promise<PrunedFeatures> {
-    const checked = options<VisionPruneOptions>('options', given, VISION_PRUNE_OPTIONS);
-    const [pruned] = await pruneTogether([{ image: this, question, options: checked }]);
+    const [pruned] = await pruneTogether([{ image: this, question, options: visionPruneOptions('options', given) }]);
     return pruned;
   }
 
@@ -104,7 +133,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
 
   /** @internal What the pruner is to be asked. */
   async prepare(question: Question, given: VisionPruneOptions): Promise<PreparedImage> {
-    const { keep, keepRatio, saliency, allocation = this.#allocation, ...how } = given;
+    const { keep, keepRatio, saliency, distances, allocation = this.#allocation, method: _, ...how } = given;
     oneOf('allocation', allocation, ALLOCATIONS);
     const budget = keep === undefined && keepRatio === undefined ? this.owner.budget : { keep, keepRatio };
     const { layout, form, milliseconds: vision } = this.about;
@@ -120,11 +149,13 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const isCompared = text !== null && how.taskShare !== 0;
     const compared = { alignment, lambda: how.lambda };
     const tasks = isCompared ? await this.taskMaps(parts, text, compared).catch(rethrow(asQuestion)) : null;
+    const differing = await this.#distances(parts, distances);
     const requests = parts.map(({ places }, p) => ({
       ...how,
       alignment,
       ...(map && { saliency: Float32Array.from(places, (place) => map[place]) }),
       ...(tasks && { task: tasks[p] }),
+      ...(differing && { distances: differing[p] }),
     }));
     const own = { vision, analyze, text: asked - start, prune: performance.now() - analyzed };
     const join = (kept: readonly PruneResult[]) => joined(layout, parts, kept);
@@ -138,13 +169,69 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     };
   }
 
+  /** @internal What a method in place of DeSAP's own keeps. */
+  pruneBy(question: Question, given: RivalOptions): Promise<PrunedFeatures> {
+    return this.#pruneBy(question, given).catch(rethrow(asMethodsInput));
+  }
+
+  async #pruneBy(question: Question, given: RivalOptions): Promise<PrunedFeatures> {
+    const { keep, keepRatio, allocation } = given;
+    const budget = keep === undefined && keepRatio === undefined ? this.owner.budget : { keep, keepRatio };
+    const { layout, form, milliseconds: vision, tileGrid: grid = null } = this.about;
+    const chooser = rivalOf(given);
+    if (allocation !== undefined) oneOf('allocation', allocation, ALLOCATIONS);
+    const tiles = layout.places.map((places, tile) => ({ tiles: [tile], places }));
+    const isShared = grid !== null && chooser.chooseTiles !== undefined;
+    const parts = isShared ? tiles : partsOf(layout, false);
+    const sources = parts.map((part) => this.methodSource(part));
+    for (const tap of isShared ? [...chooser.taps, ...(chooser.tileTaps ?? [])] : chooser.taps)
+      for (const source of sources) await source.tap(tap);
+    const start = performance.now();
+    const text = chooser.isAsked ? await this.#embeddings(question) : null;
+    const asked = performance.now();
+    const images = sources.map((source, p) => new AskedSource(source, text, () => this.#taskMap(text, parts[p])));
+    const choices = await choicesOf(chooser, images, { budget, allocation, grid });
+    const chosen = parts.flatMap((part, p) => (part.places.length > 0 ? [{ part, choice: choices[p] }] : []));
+    const connecting = images.reduce((sum, image) => sum + image.connecting, 0);
+    const prune = performance.now() - asked - connecting;
+    const kept = chosen.map(({ choice }) => asKept(choice));
+    const whole = joined(
+      layout,
+      chosen.map(({ part }) => part),
+      kept,
+    );
+    const result = await this.#finish({ ...whole, timings: { ...whole.timings, select: prune } }, kept, {
+      task: chooser.isAsked ? { form } : null,
+      timings: { vision, analyze: 0, text: asked - start, prune },
+      isConnected: choices.some(({ isProjected }) => isProjected),
+    });
+    const { projector, ...timings } = result.timings;
+    return { ...result, timings: { ...timings, projector: projector + connecting } };
+  }
+
+  /** The task map of a part, with the alignment `mean`. */
+  async #taskMap(text: TextEmbeddings | null, { places }: Part): Promise<Float32Array> {
+    const how = { alignment: 'mean', taskShare: 1 } as const;
+    const [{ task }] = await mapTogether([{ image: this, question: text, options: how }]);
+    return Float32Array.from(places, (place) => (task as Float32Array)[place]);
+  }
+
+  /** @param isConnected whether the tokens are behind the connector already */
   async #finish(
     whole: KeptImage,
     kept: readonly Kept[],
-    { task, timings }: Pick<PrunedFeatures, 'task'> & { timings: Omit<VisionTimings, 'projector' | 'stages'> },
+    {
+      task,
+      timings,
+      isConnected = false,
+    }: Pick<PrunedFeatures, 'task'> & {
+      timings: Omit<VisionTimings, 'projector' | 'stages'>;
+      isConnected?: boolean;
+    },
   ): Promise<PrunedFeatures> {
     const start = performance.now();
-    const features = await this.#features(whole, kept);
+    const units = isConnected ? asBatch(tokensOf(kept)) : await this.connect(kept);
+    const features = await this.#features(whole, units);
     const projector = performance.now() - start;
     const { unitRows: _, markerRows: __, markers: ___, timings: stages, ...result } = whole;
     const further = this.further(kept);
@@ -174,6 +261,13 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     return text.embeddings.dims?.at(-2) === 1 ? 'mean' : undefined;
   }
 
+  /** Rows of each part that stand for its units where distances count; null for those that are merged. */
+  async #distances(parts: readonly Part[], which: Distances | undefined): Promise<readonly TensorLike[] | null> {
+    if (which === undefined || (which === 'hidden' && this.about.form === 'clip')) return null;
+    if (which === 'projected') return this.#projected.get(() => this.projected(parts)).catch(rethrow(asEncoding));
+    throw invalid('ERR_VALUE', 'distances', which, "'projected': this model's tokens are merged behind its connector");
+  }
+
   async #embeddings(question: Question, taskShare = 0.5): Promise<TextEmbeddings | null> {
     if (typeof question === 'string')
       return this.owner.encodeQuestion(checkQuestion(question)).catch(rethrow(asQuestion));
@@ -184,9 +278,8 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   }
 
   /** Kept units and markers as rows of the language model, [1, K, W], by their places. */
-  async #features(whole: KeptImage, kept: readonly Kept[]): Promise<Tensor> {
+  async #features(whole: KeptImage, units: Tensor): Promise<Tensor> {
     const { unitRows, markerRows, markers } = whole;
-    const units = await this.connect(kept);
     if (markers.length === 0 && unitRows.every((row, i) => row === i)) return units;
     const width = units.dims[units.dims.length - 1];
     const rows = new Float32Array(whole.indices.length * width);
@@ -270,8 +363,15 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     return 'all';
   }
 
+  /** What methods read of a tile. */
+  protected abstract methodSource(part: Part): MethodSource;
   /** One analysis of each part, which are freed with the image. */
   protected abstract makeAnalyses(parts: readonly Part[], purpose: Purpose): Promise<Analyzed>;
+  /** The units of each part as rows of the language model; null where those are what is merged. Only CLIP towers merge others, by tiles. */
+  protected async projected(_parts: readonly Part[]): Promise<readonly TensorLike[] | null> {
+    return null;
+  }
+
   /** Kept units of all parts, one part after the other, as rows of the language model, [1, K, W]. */
   protected abstract connect(kept: readonly Kept[]): Promise<Tensor>;
   protected abstract everything(): Promise<Tensor>;
@@ -300,6 +400,10 @@ export function tokensOf(kept: readonly Kept[]): Tensor {
     at += tokens.data.length;
   }
   return float32(all, [rows, width]);
+}
+
+function asBatch({ data, dims }: Tensor): Tensor {
+  return float32(data as Float32Array, [1, ...dims]);
 }
 
 /** A map of all tokens, checked before its parts are told apart. */

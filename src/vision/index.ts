@@ -5,6 +5,9 @@
  * @module desap/onnxruntime
  */
 
+export type { MethodName, RivalName } from '../methods/index.js';
+export { tapsOf } from '../methods/index.js';
+export type { TapName } from '../methods/method.js';
 export type { Anyres, ImageSize, Newline, TileRule } from './anyres.js';
 export type { AnyresImageProcessorConfig, AnyresImages } from './anyres-images.js';
 export { AnyresImageProcessor } from './anyres-images.js';
@@ -45,9 +48,11 @@ export { VideoLlavaVision } from './video-llava.js';
 export type {
   Allocation,
   Budget,
+  Distances,
   EncodedImage,
   ImageMarks,
   InputNames,
+  Preset,
   PrunedFeatures,
   Question,
   TaskForm,

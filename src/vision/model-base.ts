@@ -2,9 +2,8 @@ import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { invalid, mismatch } from '../errors.js';
 import type { TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
-import { options } from '../options.js';
 import { isList } from '../prune-request.js';
-import { EncodedImageBase, VISION_PRUNE_OPTIONS } from './image-base.js';
+import { EncodedImageBase, visionPruneOptions } from './image-base.js';
 import { type AskedImage, mapTogether, pruneTogether } from './prune-together.js';
 import {
   type Budget,
@@ -95,8 +94,7 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
       const [argument, wanted] = [`images[${i}]`, 'one that this model encoded'];
       if (!(image instanceof EncodedImageBase)) throw invalid('ERR_VALUE', argument, image, wanted);
       if (!image.isOf(this)) throw mismatch('ERR_VALUE', argument, 'an image of another model', wanted);
-      const checked = options<VisionPruneOptions>(`options[${i}]`, given?.[i], VISION_PRUNE_OPTIONS);
-      return { image, question: questions[i], options: checked };
+      return { image, question: questions[i], options: visionPruneOptions(`options[${i}]`, given?.[i]) };
     });
   }
 

@@ -65,7 +65,7 @@ export interface RunNames {
 }
 
 /**
- * Runs a session; `fetches` are tensors that it writes its outputs into.
+ * Runs a session; `fetches` are the outputs that are wanted: tensors that it writes them into, or null.
  * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE` for inputs that the graph does not take, `ERR_OUT_OF_MEMORY`, `ERR_GRAPH` for any other
  *   failure, with ONNX Runtime's own words
  */
@@ -73,7 +73,7 @@ export async function runSession(
   session: InferenceSession,
   { argument, graph, isTentative = false }: RunNames,
   feeds: Record<string, Tensor>,
-  fetches?: Record<string, Tensor>,
+  fetches?: Record<string, Tensor | null>,
 ): Promise<Record<string, Tensor>> {
   try {
     const options = isTentative ? TENTATIVE : {};

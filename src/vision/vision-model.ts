@@ -1,5 +1,6 @@
 import type { Tensor } from 'onnxruntime-common';
 import type { PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
+import type { MethodName } from '../methods/index.js';
 
 /**
  * A vision-language model's view of images, with pruning: each family of models implements it. Pipelines over plain
@@ -163,8 +164,32 @@ export type Budget = Pick<PruneOptions, 'keep' | 'keepRatio'>;
  */
 export type Allocation = 'tile' | 'image';
 
+/**
+ * A named set of options. `paper`: the form that is printed, `{ alignment: 'fcma', taskShare: 0.5, complement: 'saliency' }`. `best`: what
+ * kept most answers right on the example models, `{ alignment: 'mean', taskShare: 0.5, complement: 'diversity' }`; docs/accuracy.md has
+ * the numbers, and says what they can show.
+ */
+export type Preset = 'paper' | 'best';
+
+/**
+ * Whose distances count for the diversity: those between the hidden states that are merged, or between all tokens behind the connector,
+ * which then has to run on all of them, once an image.
+ */
+export type Distances = 'hidden' | 'projected';
+
 /** How to prune; see `PruneOptions`. Without `keep` and `keepRatio`, those hold that the model was opened with. */
-export interface VisionPruneOptions extends Omit<PruneOptions, 'task' | 'features' | 'matrices'> {
+export interface VisionPruneOptions extends Omit<PruneOptions, 'task' | 'features' | 'matrices' | 'distances'> {
+  /** What is given beside it wins. */
+  preset?: Preset;
+  /** With `complement: 'diversity'`. Default: those of the rows that are merged; families that merge projected rows have no others. */
+  distances?: Distances;
+  /**
+   * What chooses the tokens: `desap` (default), the pruner itself, or a method that it is compared with, of which `keep`, `keepRatio` and
+   * `allocation` are asked and none of the other options here; see docs/methods.md.
+   */
+  method?: MethodName;
+  /** Options of that method, by its own names. */
+  methodOptions?: object;
   /** Default: what the family's page says; it makes no difference for an image of one tile. */
   allocation?: Allocation;
 }

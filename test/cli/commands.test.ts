@@ -32,6 +32,57 @@ describe('desap answer', () => {
   });
 });
 
+describe('--method', () => {
+  it('answers with the tokens of another method, whose taps it opens the model with', async () => {
+    const by = ['--method', 'vscan', '--method-options', 'mergeSpace=hidden,windows=3'];
+    const { code, out } = await desap('answer', IMAGE, QUESTION, '--keep', '16', ...by, '--json');
+    const { tokens, indices, task } = JSON.parse(out);
+    expect([code, tokens, indices.length, task]).toEqual([0, 16, 16, null]);
+  });
+
+  it('dart has text pivots of the prompt', async () => {
+    const { code, out } = await desap('answer', IMAGE, QUESTION, '--keep', '32', '--method', 'dart', '--json');
+    const without = await desap('prune', IMAGE, '--keep', '32', '--method', 'dart', '--json');
+    expect([code, without.code]).toEqual([0, 0]);
+    expect(JSON.parse(out).indices).not.toEqual(JSON.parse(without.out).indices);
+  });
+
+  it('shows what a method kept, without a question where it reads none', async () => {
+    const { code, out } = await desap('prune', IMAGE, '--keep', '4', '--method', 'uniform');
+    expect([code, out]).toEqual([
+      0,
+      expect.stringMatching(/^kept 4 of 144 patches on: .*\nby uniform: 39 45 111 117\nms: /),
+    ]);
+  });
+
+  it('takes lists, and a method that says how many it keeps', async () => {
+    const flowcut = ['--method', 'flowcut', '--method-options', 'taps=first+penultimate,merging=true'];
+    const merged = await desap('prune', IMAGE, '--keep', '4', ...flowcut, '--json');
+    expect(JSON.parse(merged.out).counts.reduce((sum: number, count: number) => sum + count)).toBe(144);
+    const trim = ['--method', 'trim', '--method-options', 'adaptive=true', '--json'];
+    const { code, out } = await desap('answer', IMAGE, QUESTION, ...trim);
+    expect(code).toBe(0);
+    expect(JSON.parse(out).tokens).toBeLessThan(144);
+  });
+
+  it.each([
+    ['an unknown one', 2, ['--method', 'fastv'], /Allowed choices are desap, random/],
+    ['options that are none', 2, ['--method', 'vscan', '--method-options', 'windows'], /Wanted name=value/],
+    ['an option of another', 1, ['--method', 'vscan', '--method-options', 'runs=3'], /got the unknown option 'runs'/],
+    [
+      'what it has no part in',
+      1,
+      ['--method', 'vscan', '--task-share', '1'],
+      /taskShare: got 1 beside method: 'vscan'/,
+    ],
+    ['a drawing of maps', 2, ['--method', 'vscan', '-o', 'kept.png'], /--output draws the maps/],
+  ])('refuses %s', async (_, wanted, flags, message) => {
+    const { code, err } = await desap('prune', IMAGE, QUESTION, '--keep', '4', ...flags);
+    expect(code).toBe(wanted);
+    expect(err).toMatch(message);
+  });
+});
+
 describe('desap prune', () => {
   it('draws what it kept', async () => {
     const output = join(folder, 'kept.png');
@@ -80,11 +131,26 @@ describe('desap prune', () => {
   });
 });
 
+describe('desap prune, --preset best', () => {
+  it('keeps a half by task and a half that differs', async () => {
+    const text = ['prune', IMAGE, QUESTION, '--keep', '16'];
+    const { code, out } = await desap(...text, '--preset', 'best');
+    expect([code, out]).toEqual([0, expect.stringMatching(/^by task: .*\nby diversity: /m)]);
+    const same = ['--alignment', 'mean', '--complement', 'diversity', '--json'];
+    const [a, b] = [await desap(...text, '--preset', 'best', '--json'), await desap(...text, ...same)];
+    expect(JSON.parse(a.out).indices).toEqual(JSON.parse(b.out).indices);
+    const projected = await desap(...text, ...same, '--distances', 'projected');
+    expect(JSON.parse(projected.out).indices).not.toEqual(JSON.parse(b.out).indices);
+  });
+});
+
 describe('desap demo', () => {
   it('shows answers side by side and an image', async () => {
     const { code, out } = await desap('demo', '--output', folder);
     expect(code).toBe(0);
-    expect(out).toMatch(/correct: 33 of 36 with 144 visual tokens, \d+ with 16/);
+    expect(out).toMatch(
+      /correct: 33 of 36 with 144 visual tokens, 23 with 16 as in the paper, 28 with 16 by the preset best/,
+    );
     expect(out).toContain(`drawing: ${join(folder, 'kept.png')}`);
   });
 });

@@ -177,6 +177,23 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
     await expect(wrong).rejects.toMatchObject({ code: 'ERR_VALUE', message: /^allocation: got 'turn', wanted 'tile'/ });
   });
 
+  it('takes presets: the one of a call is in place of that of attach', async () => {
+    const kept = async (desap: CallOptions) => {
+      await model.generate({ ...singles[0], max_new_tokens: 1, desap });
+      return pruned.map(({ indices }) => [...indices]);
+    };
+    const diverse = { alignment: 'mean', complement: 'diversity' } as const;
+    expect(await kept({ preset: 'best' })).toEqual(await kept(diverse));
+    expect(await kept({ preset: 'best' })).not.toEqual(await kept({}));
+    expect(await kept({ preset: 'paper' })).toEqual(await kept({}));
+    expect(await kept({ preset: 'best', distances: 'projected' })).toHaveLength(1);
+    await expect(kept({ preset: 'none' as never })).rejects.toMatchObject({
+      code: 'ERR_VALUE',
+      message: /^preset: got 'none'/,
+    });
+    await expect(kept({ distances: 'hidden' })).rejects.toMatchObject({ code: 'ERR_VALUE', message: /^distances: / });
+  });
+
   it.each(POSITIONS)('counts masks and positions on, positions %s', async (positions) => {
     const [inputs] = singles;
     const length = inputs.input_ids.dims[1];

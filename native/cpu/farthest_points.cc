@@ -1,0 +1,118 @@
+// Farthest points over rows of cosines. The distance is 1 - cosine, so a row is as far from others as minus its largest cosine with them
+// is large: `apart`.
+#include <algorithm>
+#include <cmath>
+
+#include "greedy.h"
+
+namespace desap {
+namespace {
+
+// The rows of x and what makes them unit rows.
+struct Rows {
+  Context& context;
+  ConstMatrix x;
+  const float* norms;
+
+  Status operator()(const int32_t* of, int64_t count, Matrix cosines) const {
+    return context.kernels->cosine_rows(context, x, norms, of, count, cosines);
+  }
+};
+
+// apart[i] = min(apart[i], -cosine[i]).
+void approach(const float* cosine, int64_t size, float* apart) {
+  for (int64_t i = 0; i < size; i++) apart[i] = std::min(apart[i], -cosine[i]);
+}
+
+// The row whose nearest other row is farthest. Cosines with a few rows bound every row's `apart` from above, and settle those few; the
+// next few are those that seem farthest. It ends where no bound is above the best that is settled: long before all pairs where rows have
+// rows alike. Unit rows: then cos(i, j) and cos(j, i) are the same bits, and two rows that are each other's nearest are equally far.
+Status farthest_of_all(const Rows& unit, int32_t* picked) {
+  const int64_t size = unit.x.rows, ld = padded_ld(size);
+  Scratch scratch(unit.context.arena);
+  float* apart = scratch.floats(size);
+  float* cosines = scratch.floats(most_rows_at_once * ld);
+  uint8_t* settled = scratch.bytes(size);
+  if (scratch.failed()) return out_of_memory("farthest_points");
+  std::fill_n(apart, size, INFINITY);
+  std::fill_n(settled, size, uint8_t{0});
+  int64_t best = -1;
+  for (int64_t left = size; left > 0;) {
+    const int64_t next = best_row(apart, settled, size);
+    if (best >= 0 && (apart[next] < apart[best] || (apart[next] == apart[best] && next > best))) break;
+    int32_t of[most_rows_at_once];
+    const int64_t count = std::min(most_rows_at_once, left);
+    DESAP_TRY(top_k(unit.context, apart, settled, size, count, of));
+    DESAP_TRY(unit(of, count, {cosines, count, size, ld}));
+    for (int64_t c = 0; c < count; c++) {
+      float* cosine = cosines + c * ld;
+      cosine[of[c]] = -INFINITY;  // itself
+      approach(cosine, size, apart);
+      apart[of[c]] = -*std::max_element(cosine, cosine + size);
+      settled[of[c]] = 1;
+    }
+    left -= count;
+    for (int64_t c = 0; c < count; c++) {
+      const int64_t i = of[c];
+      if (best < 0 || apart[i] > apart[best] || (apart[i] == apart[best] && i < best)) best = i;
+    }
+  }
+  *picked = static_cast<int32_t>(best);
+  return {};
+}
+
+Status farthest_from_seeds(const Rows& rows, const int32_t* seeds, int64_t seed_count, int64_t count, int32_t* picked) {
+  Context& context = rows.context;
+  const int64_t size = rows.x.rows, ld = padded_ld(size);
+  Scratch scratch(context.arena);
+  float* apart = scratch.floats(size);
+  float* of_seeds = scratch.floats(std::min(most_rows_at_once, seed_count) * ld);
+  uint8_t* chosen = scratch.bytes(size);
+  Likely likely(scratch, size);
+  if (scratch.failed()) return out_of_memory("farthest_points");
+  std::fill_n(apart, size, INFINITY);
+  std::fill_n(chosen, size, uint8_t{0});
+  for (int64_t s = 0; s < seed_count; s += most_rows_at_once) {
+    const int64_t some = std::min(most_rows_at_once, seed_count - s);
+    DESAP_TRY(rows(seeds + s, some, {of_seeds, some, size, ld}));
+    for (int64_t c = 0; c < some; c++) approach(of_seeds + c * ld, size, apart);
+  }
+  for (int64_t s = 0; s < seed_count; s++) chosen[seeds[s]] = 1;
+  for (int64_t k = 0; k < count; k++) {
+    const int64_t j = best_row(apart, chosen, size);
+    if (k + 1 < count) {
+      const float* cosine = nullptr;
+      DESAP_TRY(likely.row(context, apart, chosen, j, count - k - 1, rows, &cosine));
+      approach(cosine, size, apart);
+    }
+    picked[k] = static_cast<int32_t>(j);
+    chosen[j] = 1;
+  }
+  return {};
+}
+
+}  // namespace
+
+Status farthest_points(Context& context, ConstMatrix x, const float* norms, const int32_t* seeds, int64_t seed_count, int64_t count,
+                       int32_t* picked) {
+  if (count == 0) return {};
+  if (seed_count > 0) return farthest_from_seeds({context, x, norms}, seeds, seed_count, count, picked);
+  Scratch scratch(context.arena);
+  const Matrix unit{scratch.floats(x.rows * padded_ld(x.cols)), x.rows, x.cols, padded_ld(x.cols)};
+  float* ones = scratch.floats(x.rows);
+  if (scratch.failed()) return out_of_memory("farthest_points");
+  std::fill_n(ones, x.rows, 1.0f);
+  DESAP_TRY(unit_rows(context, x, unit));
+  DESAP_TRY(farthest_of_all({context, unit, ones}, picked));
+  return farthest_from_seeds({context, unit, ones}, picked, 1, count - 1, picked + 1);
+}
+
+Status farthest_points(Context& context, ConstMatrix x, const int32_t* seeds, int64_t seed_count, int64_t count, int32_t* picked) {
+  Scratch scratch(context.arena);
+  float* norms = scratch.floats(x.rows);
+  if (scratch.failed()) return out_of_memory("farthest_points");
+  DESAP_TRY(context.kernels->inverse_norms(context, x, norms));
+  return farthest_points(context, x, norms, seeds, seed_count, count, picked);
+}
+
+}  // namespace desap
