@@ -25,7 +25,8 @@ DESAP_CASE(dpp_picks) {
     for (float blend : {1.0f, 0.4f, 0.0f}) {
       const std::string what = shape({rows, cols, count}) + " blend " + std::to_string(blend);
       check_dpp(machine, x, rows, cols, relevance, blend, count, what);
-      check_dpp(machine, axes(rows, cols, 5), rows, cols, few, blend, count, "ties " + what);
+      // Exact in float32 too, where the terms are of one kind: ties are ties.
+      if (blend == 1 || blend == 0) check_dpp(machine, axes(rows, cols, 5), rows, cols, few, blend, count, "ties " + what);
     }
   }
 }

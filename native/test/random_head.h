@@ -70,6 +70,8 @@ struct RandomImages {
                       nullptr,
                       nullptr,
                       true,
+                      {nullptr, 0, 0, 0},
+                      Complement::saliency,
                       {nullptr, 0, 0, 0}});
     }
     return list;

@@ -166,8 +166,8 @@ export type Allocation = 'tile' | 'image';
 
 /**
  * A named set of options. `paper`: the form that is printed, `{ alignment: 'fcma', taskShare: 0.5, complement: 'saliency' }`. `best`: what
- * kept most answers right on the example models, `{ alignment: 'mean', taskShare: 0.5, complement: 'diversity' }`; docs/accuracy.md has
- * the numbers, and says what they can show.
+ * kept more answers right on the example models, `{ alignment: 'mean', taskShare: 0.5, complement: 'diversity' }`; docs/accuracy.md says
+ * what that can show.
  */
 export type Preset = 'paper' | 'best';
 
