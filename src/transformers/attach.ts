@@ -53,7 +53,19 @@ import { isReleased, isStandIn, standIn } from './vision-session.js';
  *   meaning, with what was found; `ERR_FILE` when a folder lacks a file; `ERR_HEAD_MISMATCH` when the CLIP folder, or the file found
  *   for the model, does not belong to it; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`
  */
-export async function attach(model: LoadedModel, options: AttachOptions): Promise<Detach> {
+export function attach(model: LoadedModel, options: AttachOptions): Promise<Detach> {
+  return attachThrough(model, options, () => {});
+}
+
+/**
+ * The same.
+ * @param watch is shown the vision model before it is used, and may put methods of its own in front of the model's
+ */
+export async function attachThrough(
+  model: LoadedModel,
+  options: AttachOptions,
+  watch: (vision: VisionModel) => void,
+): Promise<Detach> {
   const hooked = requireModel(model);
   const family = loadedFamilyOf('model.config', hooked.config);
   requireSessions(hooked);
@@ -68,6 +80,7 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
   let opened: Promise<Questions> | undefined;
   const questions = () => (opened ??= Questions.open(files.folder));
   const vision = await openVision(hooked, family, files, { ...opening, session }, { ...runtime, questions });
+  watch(vision.model);
 
   const running = new Set<Promise<unknown>>();
   const decoder = hooked.sessions.decoder_model_merged;
