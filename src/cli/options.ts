@@ -35,9 +35,15 @@ export function withDevice(command: Command): Command {
 
 /** Options that choose the models of a question about an image, and what is special to some families. */
 export function withModels(command: Command): Command {
+  return withFamilies(
+    command.option('--model <folder>', 'model folder of any family (default: models/tiny-llava of a clone)'),
+  );
+}
+
+/** The same for a command that has the model's folder as an argument. */
+export function withFamilies(command: Command): Command {
   return withDevice(
     command
-      .option('--model <folder>', 'model folder of any family (default: models/tiny-llava of a clone)')
       .option(
         '--clip <folder>',
         'LLaVA, LLaVA-NeXT, Video-LLaVA, Phi-3.5-vision: CLIP folder of the same vision tower (default: models/tiny-clip of a clone)',
