@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { join, resolve } from 'node:path';
+import { basename, join, resolve } from 'node:path';
 import { Command, Option } from 'commander';
 import { mismatch } from '../../errors.js';
 import { readBytes } from '../../files.js';
@@ -80,7 +80,12 @@ All visual tokens are measured beside the methods. Differences are to the first 
       const { asked, device } = await evaluate(model, plan, flags);
       const { answered, skipped } = asked;
       const report: Report = {
-        ...{ model: model.folder, questions: flags.questions, device, date: new Date().toISOString() },
+        ...{
+          model: basename(resolve(model.folder)),
+          questions: flags.questions,
+          device,
+          date: new Date().toISOString(),
+        },
         ...{ answered: answered.length, first: plan.methods[0].label, rows: rowsOf(plan, answered), skipped },
       };
       if (flags.out !== undefined) await writeReport(flags.out, report);

@@ -4,6 +4,7 @@ import type { Row } from './results.js';
 import type { Estimate } from './statistics.js';
 
 export interface Report {
+  /** Name of the model's folder. */
   readonly model: string;
   /** The file of questions. */
   readonly questions: string;
@@ -30,11 +31,11 @@ export function percent({ mean, error }: Estimate): string {
   return (100 * mean).toFixed(2) + margin(error);
 }
 
-/** `+4.8 ± 1.8`, of a difference of shares; empty for none. */
+/** `+4.75 ± 1.8`, of a difference of shares; empty for none. */
 export function signed(difference: Estimate | null): string {
   if (difference === null) return '';
   const { mean, error } = difference;
-  return `${mean < 0 ? '' : '+'}${(100 * mean).toFixed(1)}${margin(error)}`;
+  return `${mean < 0 ? '' : '+'}${(100 * mean).toFixed(2)}${margin(error)}`;
 }
 
 /** A count of tokens; means have a decimal. */
@@ -48,7 +49,7 @@ function margin(error: number | null): string {
 
 /** What the numbers are. */
 export function note({ answered, device }: Report): string {
-  return `${answered} questions on: ${device}. ± is the standard error, of a difference that of its pairs. The times of the parts are medians in milliseconds.`;
+  return `${answered} question${answered === 1 ? '' : 's'} on: ${device}. ± is the standard error, of a difference that of its pairs. The times of the parts are medians in milliseconds.`;
 }
 
 /** What was skipped, and why. */
