@@ -146,6 +146,20 @@ Status select(Context&, const float* task, const float* saliency, int64_t size, 
 // own); counts: [K] rows in each mean, 1 or more. not_finite("features", row).
 Status merge(Context&, ConstMatrix features, const int32_t* kept, int64_t k, Matrix tokens, int32_t* assignment, int32_t* counts);
 
+// Farthest points (DivPrune): `count` rows of x in the order of choice. d(i, j) = 1 - cos(x_i, x_j), a zero row's cosines being 0; the
+// next row has the largest min_j d(i, j) over the seeds and the rows picked so far, none of which is picked again. Without seeds the
+// first is the row of the largest min_j d(i, j) over all others. Equal distances: the lower index. float32 whatever the precision.
+// x: [P, F]; seeds: distinct; picked: [count]; seed_count + count <= P. not_finite("x", row).
+Status farthest_points(Context&, ConstMatrix x, const int32_t* seeds, int64_t seed_count, int64_t count, int32_t* picked);
+
+// Greedy MAP of a determinantal point process (CDPruner): `count` rows of x in the order of choice. g the relevance,
+//   L_ij = (1 - blend + blend g_i g_j) cos(x_i, x_j), where cos(x_i, x_i) is 1, and 0 for a row of length 1e-12 or less; d_i = L_ii
+//   pick j = argmax d over the rest; e = (L_j - sum_s c_s[j] c_s) / sqrt(d_j); c_s = e; d_i -= e_i^2
+// until d_j <= 1e-5 max(first d); the rows that are missing then are the rest's largest g^2, largest first. Equal values: the lower
+// index. float32 whatever the precision. x: [P, F]; relevance: [P]; blend: 0 to 1; picked: [count]; count <= P.
+// not_finite("x", row), not_finite("relevance", index) where g^2 is not finite.
+Status dpp(Context&, ConstMatrix x, const float* relevance, float blend, int64_t count, int32_t* picked);
+
 // ------------------------------------------------------------------------------------------------------ in place of
 //
 // What the head runs in place of a listed kernel, where its weights allow it (fold.h). The names are the same on every device; the

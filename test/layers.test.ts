@@ -14,6 +14,7 @@ const LAYERS: readonly (readonly [string, RegExp])[] = [
   ['onnx', /^onnx\/[a-z-]+\.ts$/],
   ['onnx head', /^onnx\/head\/|^onnx\/index\.ts$/],
   ['pruner', /^(pruner|block-head|image-analysis|prune-(request|result)|host-buffer|ort|index)\.ts$/],
+  ['methods', /^methods\//],
   ['vision', /^vision\//],
   ['transformers', /^transformers\//],
   ['command line', /^cli\//],

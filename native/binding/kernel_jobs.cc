@@ -325,6 +325,45 @@ Prepared prepare_merge(Napi::Env env, const Arguments& arguments, Access access)
               });
 }
 
+Prepared prepare_farthest_points(Napi::Env env, const Arguments& arguments, Access access) {
+  const MatrixArgument x = arguments.matrix("x");
+  const VectorArgument seeds = arguments.vector("seeds");
+  const int64_t seed_count = length_of(seeds.data);
+  if (seed_count < 0 || seed_count > x.rows) {
+    throw invalid(seed_count < 0 ? "ERR_DTYPE" : "ERR_SHAPE", "seeds", seed_count < 0 ? "no typed array" : std::to_string(seed_count) + " elements",
+                  "at most " + std::to_string(x.rows) + " indices");
+  }
+  const int64_t count = arguments.integer("count", 0, x.rows - seed_count);
+  const Output<int32_t> picked = new_ints(env, count);
+  const Memory indices = MemoryReader(env, Access::copied).read(seeds.name, seeds.data, napi_int32_array, seed_count);
+  const int32_t* index = static_cast<const int32_t*>(indices.data);
+  std::vector<bool> seen(static_cast<size_t>(x.rows));
+  for (int64_t s = 0; s < seed_count; s++) {
+    if (index[s] < 0 || index[s] >= x.rows || seen[static_cast<size_t>(index[s])])
+      throw invalid("ERR_VALUE", "seeds[" + std::to_string(s) + "]", std::to_string(index[s]), "distinct indices below " + std::to_string(x.rows));
+    seen[static_cast<size_t>(index[s])] = true;
+  }
+  MemoryReader memory(env, access);
+  return job(picked.value, [x = FloatInput(memory, x), indices, seed_count, count, picked = picked.data](Context& context) mutable -> Status {
+    DESAP_TRY(x.widen(context));
+    return farthest_points(context, x.matrix(), static_cast<const int32_t*>(indices.data), seed_count, count, picked);
+  });
+}
+
+Prepared prepare_dpp(Napi::Env env, const Arguments& arguments, Access access) {
+  const MatrixArgument x = arguments.matrix("x");
+  const VectorArgument relevance = arguments.vector("relevance");
+  const float blend = arguments.number("blend");
+  const int64_t count = arguments.integer("count", 0, x.rows);
+  const Output<int32_t> picked = new_ints(env, count);
+  MemoryReader memory(env, access);
+  return job(picked.value, [x = FloatInput(memory, x), relevance = VectorInput(memory, relevance, x.rows), blend, count,
+                            picked = picked.data](Context& context) mutable -> Status {
+    DESAP_TRY(x.widen(context));
+    return dpp(context, x.matrix(), relevance.data(), blend, count, picked);
+  });
+}
+
 struct Entry {
   const char* name;
   Prepared (*prepare)(Napi::Env, const Arguments&, Access);
@@ -336,6 +375,8 @@ const Entry kernels[] = {
     {"unitRows", prepare_unit_rows},   {"readOut", prepare_read_out},   {"siglipReadOut", prepare_siglip_read_out},
     {"align", prepare_align},          {"topK", prepare_top_k},         {"select", prepare_select},
     {"merge", prepare_merge},
+    {"farthestPoints", prepare_farthest_points},
+    {"dpp", prepare_dpp},
 };
 
 }  // namespace

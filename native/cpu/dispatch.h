@@ -9,6 +9,9 @@
 
 namespace desap {
 
+// Rows of cosines that are computed at once.
+constexpr int64_t most_rows_at_once = 32;
+
 // The kernels that use vectors. top_k, select and pool do not, and the read-outs are sequences of others: they need no entry.
 struct Kernels {
   decltype(&desap::convert_half) convert_half;
@@ -33,6 +36,12 @@ struct Kernels {
   // norms: the features' inverse norms where the caller has them, else null.
   Status (*merge)(Context&, ConstMatrix features, const float* norms, const int32_t* kept, int64_t k, Matrix tokens,
                   int32_t* assignment, int32_t* counts);
+  // Parts of farthest_points and dpp (cosine_rows.h, dpp.h); `count` is at most most_rows_at_once.
+  Status (*cosine_rows)(Context&, ConstMatrix x, const float* norms, const int32_t* of, int64_t count, Matrix y);
+  Status (*closest_others)(Context&, ConstMatrix x, const float* norms, float* closest);
+  Status (*dpp_rows)(Context&, ConstMatrix x, const float* norms, const float* relevance, float blend, ConstMatrix factors,
+                     const int32_t* of, int64_t count, Matrix y);
+  void (*dpp_factor)(Context&, const float* row, ConstMatrix recent, int64_t j, float root, float* factor, float* gains);
   // Steps of products alone (gemm.h), to time them; those of bfloat16 operands are null where there are none.
   float (*multiply_float32)(int64_t steps);
   float (*multiply_bfloat16)(int64_t steps);
@@ -66,6 +75,10 @@ class FirstRow {
 
 // linear_pack with float32 operands, whatever the context says.
 Status linear_pack_float32(Context&, ConstMatrix weight, const float* bias, Linear** linear);
+
+// farthest_points with the inverse norms of x.
+Status farthest_points(Context&, ConstMatrix x, const float* norms, const int32_t* seeds, int64_t seed_count, int64_t count,
+                       int32_t* picked);
 
 // Distance between the rows of an intermediate with this many columns. Rows are whole cache lines, and never a multiple
 // of 1 KB apart: the rows that a matrix product reads side by side would fall into the same few sets of the L1 cache.

@@ -3,6 +3,9 @@ import { alternatives, DesapError, describe } from '../errors.js';
 import type { TensorLike } from '../index.js';
 import { type SafeTensors, type StoredTensor, toFloat32 } from '../safetensors.js';
 
+/** What a value of a config may be. */
+type ValueType = 'number' | 'boolean' | 'string' | 'list' | 'number or list';
+
 /**
  * The config of a case.
  * @param keys that it may have, each with its type
@@ -10,7 +13,7 @@ import { type SafeTensors, type StoredTensor, toFloat32 } from '../safetensors.j
 export function configOf<T extends object>(
   { metadata }: SafeTensors,
   path: string,
-  keys: ReadonlyMap<string, 'number' | 'boolean' | 'string'>,
+  keys: ReadonlyMap<string, ValueType>,
 ): T {
   const config = parsed(metadata.config);
   if (config === null)
@@ -22,7 +25,7 @@ export function configOf<T extends object>(
         'ERR_FILE',
         `${path}: config: got the key '${key}', wanted ${alternatives([...keys.keys()])}`,
       );
-    if (typeof value !== type)
+    if (!type.split(' or ').includes(Array.isArray(value) ? 'list' : typeof value))
       throw new DesapError('ERR_FILE', `${path}: config.${key}: got ${describe(value)}, wanted a ${type}`);
   }
   return config as T;
@@ -38,6 +41,11 @@ export function storedTensor(file: SafeTensors, name: string, path: string): Sto
 /** Whether a file is a case of the last block of an encoder. */
 export function isBlockCase({ metadata }: SafeTensors): boolean {
   return (parsed(metadata.config) as { kind?: unknown } | null)?.kind === 'block';
+}
+
+/** Whether a file is a case of a method that DeSAP is compared with. */
+export function isMethodCase({ metadata }: SafeTensors): boolean {
+  return Object.hasOwn(parsed(metadata.config) ?? {}, 'method');
 }
 
 /** The object that is written in JSON, or null: missing and malformed are the same to the user. */

@@ -20,6 +20,8 @@ export interface ImageFlags {
 export interface ModelKind {
   /** Whether its vision tower is CLIP's, and a CLIP folder goes with it. */
   readonly isClip: boolean;
+  /** Whether blocks of its tower can be tapped for methods that look into them. */
+  readonly isTapped: boolean;
   /** Whether it takes videos. */
   readonly isForVideos: boolean;
   images(folder: string, flags?: ImageFlags): Promise<ImageReader>;
@@ -30,10 +32,16 @@ export interface ModelKind {
 }
 
 const own = (images: ModelKind['images'], isForVideos = false): ModelKind => {
-  return { isClip: true, isForVideos, images, processing: null };
+  return { isClip: true, isTapped: true, isForVideos, images, processing: null };
 };
 const client = (processing: Processing): ModelKind => {
-  return { isClip: false, isForVideos: false, images: (folder) => clientImages(folder, ENCODER), processing };
+  return {
+    isClip: false,
+    isTapped: false,
+    isForVideos: false,
+    images: (folder) => clientImages(folder, ENCODER),
+    processing,
+  };
 };
 
 /** Towers that are CLIP's, by family. */
@@ -43,6 +51,7 @@ const OWN: Readonly<Record<string, ModelKind>> = {
   video_llava: own((folder, { frames } = {}) => videoLlavaImages(folder, frames), true),
   phi3_v: {
     ...own((folder) => clientImages(folder, PHI3)),
+    isTapped: false,
     unanswered: 'Phi-3.5-vision: its language model is not run here; desap prune shows what is kept',
   },
 };

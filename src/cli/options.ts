@@ -5,11 +5,13 @@ import { deviceOptions } from '../devices/open.js';
 import { DesapError, mismatch } from '../errors.js';
 import { isFile } from '../files.js';
 import type { Device, DeviceOptions } from '../index.js';
+import { METHOD_NAMES, type MethodName, tapsOf } from '../methods/index.js';
 import { ANYRES, type Anyres, NEWLINES, type Newline } from '../vision/anyres.js';
 import type { VisionModelOptions } from '../vision/families.js';
 import { DTYPES, type Dtype } from '../vision/model-folder.js';
 import { CLASS_ROWS, type ClassRows } from '../vision/video-llava.js';
 import type { Allocation, VisionPruneOptions } from '../vision/vision-model.js';
+import { methodOptions } from './method-flags.js';
 import { type ImageFlags, type ModelKind, modelKind } from './models.js';
 
 /** The repository's own models; they come with a clone, not with the npm package. */
@@ -85,9 +87,8 @@ export function withPruning(command: Command, all = false): Command {
     .option('--keep-ratio <ratio>', 'the same as a ratio, above 0 and at most 1', keepRatio)
     .option(
       '--task-share <share>',
-      'share of the kept tokens that the question chooses; the others are chosen by saliency',
+      'share of the kept tokens that the question chooses; the others are chosen by saliency (default: 0.5)',
       share,
-      0.5,
     )
     .addOption(
       new Option('--allocation <of>', 'what --keep is of: each tile or frame, or the image (default: tile)').choices([
@@ -101,18 +102,22 @@ export function withPruning(command: Command, all = false): Command {
         "how question and image are matched (default: fcma; mean for one row of text that is not CLIP's)",
       ).choices(['fcma', 'fcma-clamped', 'mean']),
     )
-    .option('--lambda <number>', 'lambda of eq. 3', finite, 0.1)
-    .option('--no-merge', 'drop the other visual tokens instead of merging them');
+    .option('--lambda <number>', 'lambda of eq. 3 (default: 0.1)', finite)
+    .option('--no-merge', 'drop the other visual tokens instead of merging them')
+    .addOption(new Option('--method <name>', 'what chooses the tokens (default: desap)').choices(METHOD_NAMES))
+    .option('--method-options <list>', "a method's own options, name=value with commas between", methodOptions);
 }
 
 export interface PruningFlags {
   keep?: number | 'all';
   keepRatio?: number;
-  taskShare: number;
+  taskShare?: number;
   allocation?: Allocation;
   alignment?: 'fcma' | 'fcma-clamped' | 'mean';
-  lambda: number;
+  lambda?: number;
   merge: boolean;
+  method?: MethodName;
+  methodOptions?: object;
 }
 
 export interface ModelFlags extends DeviceOptions, ImageFlags {
@@ -127,8 +132,10 @@ export interface ModelFlags extends DeviceOptions, ImageFlags {
 }
 
 /** What flags say of pruning, without how much. */
-export function pruningOf({ taskShare, allocation, alignment, lambda, merge }: PruningFlags) {
-  return { taskShare, allocation, alignment, lambda, merge } satisfies VisionPruneOptions;
+export function pruningOf({ merge, ...flags }: PruningFlags) {
+  const { taskShare, allocation, alignment, lambda, method, methodOptions } = flags;
+  const how = { taskShare, allocation, alignment, lambda, method, methodOptions, ...(!merge && { merge }) };
+  return how satisfies VisionPruneOptions;
 }
 
 /** A model folder, how its family is run, and the options that it is opened with. */
@@ -139,18 +146,26 @@ export interface ChosenModel {
   readonly options: VisionModelOptions & { readonly clip: string };
 }
 
+type Choosing = Pick<VisionPruneOptions, 'method' | 'methodOptions'>;
+
 /**
  * The model of a command.
+ * @param hows the ways of choosing tokens that it is opened for
  * @throws DesapError `ERR_FILE` when a folder is needed, none was given, and this is not a clone; `ERR_VALUE` for a family that is not taken
  */
-export async function chosenModel(flags: ModelFlags): Promise<ChosenModel> {
+export async function chosenModel(
+  flags: ModelFlags & Choosing,
+  hows: readonly Choosing[] = [flags],
+): Promise<ChosenModel> {
   const folder = flags.model ?? (await shipped('tiny-llava', '--model'));
   const kind = await modelKind(folder);
   if (flags.frames !== undefined && !kind.isForVideos)
     throw mismatch('ERR_VALUE', '--frames', `${flags.frames}`, 'a model for videos beside it');
   const clip = flags.clip ?? (kind.isClip ? await shipped('tiny-clip', '--clip') : undefined);
   const { dtype, task, siglip, anyres, newline, classRows } = flags;
-  const given = Object.entries({ clip, dtype, task, siglip, anyres, newline, classRows }).filter(
+  const wanted = [...new Set(hows.flatMap(({ method = 'desap', methodOptions }) => tapsOf(method, methodOptions)))];
+  const taps = kind.isTapped && wanted.length > 0 ? wanted : undefined;
+  const given = Object.entries({ clip, dtype, task, siglip, anyres, newline, classRows, taps }).filter(
     ([, value]) => value !== undefined,
   );
   return { folder, kind, options: { ...deviceOptions(flags), ...Object.fromEntries(given) } as ChosenModel['options'] };

@@ -1,6 +1,7 @@
 import { Command } from 'commander';
 import { mismatch } from '../errors.js';
 import { writeWhole } from '../files.js';
+import type { MethodName } from '../methods/index.js';
 import { openVisionModel } from '../vision/open.js';
 import type { EncodedImage, PrunedFeatures } from '../vision/vision-model.js';
 import type { Strip } from './images/reader.js';
@@ -39,21 +40,24 @@ Examples:
   $ desap prune photo.png "where is the red thing ?" --keep 100 --allocation image --model SmolVLM-500M-Instruct`,
     )
     .action(async (file: string, question: string | undefined, flags: Flags, command: Command) => {
-      const { keep, keepRatio, taskShare, output } = flags;
-      if (keep === undefined && keepRatio === undefined) command.error('--keep or --keep-ratio is missing');
-      if (question === undefined && taskShare > 0)
+      const { keep, keepRatio, taskShare = 0.5, method = 'desap', output } = flags;
+      if (keep === undefined && keepRatio === undefined && flags.method === undefined)
+        command.error('--keep or --keep-ratio is missing');
+      if (question === undefined && method === 'desap' && taskShare > 0)
         command.error('the question is missing; only --task-share 0 needs none');
+      if (output !== undefined && method !== 'desap')
+        command.error('--output draws the maps that desap chooses by; another --method has none');
       const { folder, kind, options } = await chosenModel(flags);
       const read = await (await kind.images(folder, flags)).read(file);
       const vision = await openVisionModel(folder, options);
       try {
         const [image] = await vision.encode(read.inputs);
-        const how = { ...pruningOf(flags), keep, keepRatio, maps: true };
-        const kept = await image.prune(taskShare > 0 ? (question as string) : null, how);
+        const how = { ...pruningOf(flags), keep, keepRatio, ...(method === 'desap' && { maps: true }) };
+        const kept = await image.prune(taskShare > 0 ? (question ?? null) : null, how);
         if (output !== undefined)
           await writeWhole(output, await draw(await read.strips(image), kept, { question: question ?? '' }));
         if (flags.json) printJson(forPrograms(question, image, kept, vision.device));
-        else summarize(kept, vision.deviceDescription, output);
+        else summarize(kept, vision.deviceDescription, { method, output });
         image.dispose();
       } finally {
         await vision.dispose();
@@ -103,16 +107,22 @@ function forPrograms(
 /** By `source`. */
 const MARKER = 2;
 
-function summarize(kept: PrunedFeatures, device: string, output?: string): void {
+function summarize(
+  kept: PrunedFeatures,
+  device: string,
+  { method, output }: { readonly method: MethodName; readonly output?: string },
+): void {
   const { indices, source, assignment, tileCounts, task, timings } = kept;
   const list = (which: number) => [...indices].filter((_, at) => source[at] === which);
   const markers = list(MARKER);
   const units = indices.length - markers.length;
   print(`kept ${units} of ${assignment.length} patches on: ${device}`);
   if (tileCounts.length > 1) print(`by tile:     ${tileCounts.join(' ')}`);
-  print(`by task:     ${list(0).join(' ')}${task && task.form !== 'clip' ? ` (form: ${task.form})` : ''}`);
-  print(`by saliency: ${list(1).join(' ')}`);
-  if (markers.length > 0) print(`markers:     ${markers.join(' ')}`);
+  if (method === 'desap') {
+    print(`by task:     ${list(0).join(' ')}${task && task.form !== 'clip' ? ` (form: ${task.form})` : ''}`);
+    print(`by saliency: ${list(1).join(' ')}`);
+  } else print(`by ${method}: ${indices.join(' ')}`);
+  if (method === 'desap' && markers.length > 0) print(`markers:     ${markers.join(' ')}`);
   const { vision, analyze, text, prune, projector } = timings;
   const ms = (value: number) => value.toFixed(1);
   print(

@@ -1,12 +1,13 @@
 import { Command } from 'commander';
 import { DesapError } from '../errors.js';
-import { BlockHead, type DeviceOptions, type HeadWeights, type ImageAnalysis, Pruner } from '../index.js';
+import { BlockHead, type DeviceOptions, type HeadWeights, type ImageAnalysis, openBackend, Pruner } from '../index.js';
 import { readSafeTensors } from '../safetensors.js';
 import type { Tensor } from '../tensor.js';
 import { decide } from './decisions.js';
 import { BLOCK_VALUES, computeBlock, type GoldenBlock, goldenBlock } from './golden-block.js';
 import { type GoldenCase, goldenCase } from './golden-case.js';
-import { isBlockCase } from './golden-file.js';
+import { isBlockCase, isMethodCase } from './golden-file.js';
+import { type GoldenMethod, goldenMethod, METHOD_CHOICES, METHOD_VALUES } from './golden-method.js';
 import { print, printJson, withDevice } from './options.js';
 import { progress } from './progress.js';
 import { table } from './table.js';
@@ -19,6 +20,8 @@ const TOKENS = TOLERANCES.fp32;
 interface Verdict {
   file: string;
   ok: boolean;
+  /** What the case is of; absent where it could not be run. */
+  kind?: Kind;
   /** Largest relative error per tensor. */
   errors?: Record<string, number>;
   /** Whether each decision is the expected one. */
@@ -28,6 +31,17 @@ interface Verdict {
   /** Why the case could not be run. */
   failure?: string;
 }
+
+/** Results of each kind of case: numbers, whose errors are shown, and decisions. */
+const KINDS = {
+  head: {
+    values: ['context', 'attention', 'embedding', 'task', 'saliency', 'tokens'],
+    decisions: ['kept', 'source', 'assignment', 'count'],
+  },
+  block: { values: BLOCK_VALUES, decisions: [] },
+  method: { values: METHOD_VALUES, decisions: METHOD_CHOICES },
+} satisfies Record<string, { values: readonly string[]; decisions: readonly string[] }>;
+type Kind = keyof typeof KINDS;
 
 /** What the cases ran on. */
 type Used = Pick<Pruner, 'device' | 'deviceDescription' | 'precision'>;
@@ -40,7 +54,8 @@ export function verifyCommand(): Command {
     .addHelpText(
       'after',
       `
-A case is of a head, or of the last block of an encoder (config.kind "block"), of which every output that the file has is compared.
+A case is of a head, of the last block of an encoder (config.kind "block"), or of a method that DeSAP is compared with (config.method), of
+which every output that the file has is compared. Methods compute in fp32, whatever the precision.
 A case agrees when context, attention, embedding and both maps are within the tolerance of the precision that the device computes
 in (fp32 ${TOLERANCES.fp32}, fp16 ${TOLERANCES.fp16}, bf16 ${TOLERANCES.bf16}) of the expected tensor's largest magnitude, the tokens within ${TOKENS}, and kept set, source,
 assignment and counts are identical. In fp16 and bf16, scores that are almost equal may change places: there, other decisions agree
@@ -58,7 +73,7 @@ Examples:
         for (const file of files) {
           const { verdict, used } = await verify(file, device);
           verdicts.push(verdict);
-          ran ??= used;
+          if (used && !(ran && TOLERANCES[ran.precision] >= TOLERANCES[used.precision])) ran = used;
           bar.step();
         }
       } finally {
@@ -77,11 +92,17 @@ async function verify(file: string, device: DeviceOptions): Promise<{ verdict: V
     if (isBlockCase(content)) {
       const golden = goldenBlock(content, file);
       using head = await BlockHead.load(golden.block, device);
-      return { verdict: { file, ...(await compareBlock(head, golden)) }, used: usedOf(head) };
+      return { verdict: { file, kind: 'block', ...(await compareBlock(head, golden)) }, used: usedOf(head) };
+    }
+    if (isMethodCase(content)) {
+      const golden = goldenMethod(content, file);
+      using backend = openBackend({ ...device, precision: 'fp32' });
+      const compared = compareMethod(await golden.compute(backend), golden);
+      return { verdict: { file, kind: 'method', ...compared }, used: usedOf(backend) };
     }
     const golden = goldenCase(content, file);
     using pruner = await Pruner.load(golden.head, device);
-    return { verdict: { file, ...(await compare(pruner, golden)) }, used: usedOf(pruner) };
+    return { verdict: { file, kind: 'head', ...(await compare(pruner, golden)) }, used: usedOf(pruner) };
   } catch (error) {
     // A device that is not there would fail every case for the same reason.
     if (!(error instanceof DesapError) || error.code === 'ERR_DEVICE_UNAVAILABLE') throw error;
@@ -97,6 +118,19 @@ async function compareBlock(head: BlockHead, golden: GoldenBlock): Promise<Omit<
     relativeError(computed[name as keyof typeof computed] ?? [], values),
   );
   return { ok: Object.values(errors).every((error) => error <= TOLERANCES[head.precision]), errors };
+}
+
+function compareMethod(
+  computed: Awaited<ReturnType<GoldenMethod['compute']>>,
+  golden: GoldenMethod,
+): Omit<Verdict, 'file'> {
+  const errors = mapValues(golden.values, (values, name) => relativeError(computed[name] ?? [], values));
+  const choices = mapValues(
+    golden.choices,
+    (expected, name) => expected.join() === Array.from(computed[name] ?? []).join(),
+  );
+  const ok = Object.values(errors).every((error) => error <= TOLERANCES.fp32) && Object.values(choices).every(Boolean);
+  return { ok, errors, choices };
 }
 
 async function compare(pruner: Pruner, golden: GoldenCase): Promise<Omit<Verdict, 'file'>> {
@@ -155,32 +189,32 @@ function mapValues<K extends string, V, R>(record: Record<K, V>, map: (value: V,
 }
 
 function report(verdicts: readonly Verdict[], failed: number, used: Used | undefined): void {
-  const ran = verdicts.filter(({ failure }) => failure === undefined);
-  reportTable(
-    ran.filter(({ choices }) => choices),
-    ['context', 'attention', 'embedding', 'task', 'saliency', 'tokens'],
-    ['kept', 'source', 'assignment', 'count'],
-  );
-  reportTable(
-    ran.filter(({ choices }) => !choices),
-    BLOCK_VALUES,
-    [],
-  );
+  for (const kind of Object.keys(KINDS) as Kind[])
+    reportTable(
+      verdicts.filter((verdict) => verdict.kind === kind),
+      KINDS[kind],
+    );
   for (const { file, failure } of verdicts) if (failure !== undefined) print(`${file}: FAILED: ${failure}`);
   print();
   const where = used && ` within ${TOLERANCES[used.precision]} (${used.precision}) on: ${used.deviceDescription}`;
   print(`${verdicts.length - failed} of ${verdicts.length} cases agree${where ?? ''}`);
 }
 
-/** @param names of values, whose errors are shown, and `decisions`, whether they are the expected ones */
-function reportTable(verdicts: readonly Verdict[], names: readonly string[], decisions: readonly string[]): void {
+/** Results that no case of the table has are left out. */
+function reportTable(verdicts: readonly Verdict[], kind: (typeof KINDS)[Kind]): void {
   if (verdicts.length === 0) return;
+  const names = kind.values.filter((name) => verdicts.some(({ errors }) => errors?.[name] !== undefined));
+  const decisions = kind.decisions.filter((name) => verdicts.some(({ choices }) => choices?.[name] !== undefined));
   const rows = verdicts.map(({ file, ok, errors, choices, follows }) => [
     file,
     ...names.map((name) => errors?.[name]?.toExponential(1) ?? ''),
-    ...decisions.map((name) => (choices?.[name] ? 'same' : follows ? 'follows' : 'DIFFERS')),
+    ...decisions.map((name) => (choices?.[name] === undefined ? '' : decided(choices[name], follows))),
     ok ? 'ok' : 'FAILED',
   ]);
   const numbers = names.map((_, column) => column + 1);
   print(table(['case', ...names, ...decisions, ''], rows, numbers));
+}
+
+function decided(isSame: boolean, follows = false): string {
+  return isSame ? 'same' : follows ? 'follows' : 'DIFFERS';
 }

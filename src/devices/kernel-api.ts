@@ -144,6 +144,21 @@ export interface Kernels {
     assignment: Int32Array;
     counts: Int32Array;
   };
+  /**
+   * Farthest points by cosine distance, 1 - cos: `count` rows of x [P, F], in the order of choice. The next row is always the one whose
+   * smallest distance to all chosen so far, `seeds` included, is largest (equal: the lower index). Without seeds the first is the row
+   * whose nearest other row is farthest, as DivPrune has it. Seeds are distinct rows, and are not chosen; seeds and count are at most P
+   * together. Computes in float32 whatever the device's precision. Fails on NaN and Inf.
+   */
+  farthestPoints(args: { x: TensorLike; seeds?: Int32Array | null; count: number }): Int32Array;
+  /**
+   * Greedy MAP of a determinantal point process, as CDPruner has it: `count` rows of x [P, F], in the order of choice, that are
+   * relevant and different. With the relevance g [P] and `blend` w from 0 to 1 (default 1): L_ij = (1 - w + w g_i g_j) cos_ij, d_i = L_ii;
+   * the next row j is that of the largest d, e = (L_j - sum_s c_s[j] c_s) / sqrt(d_j), c_s = e, d_i -= e_i^2. Where the largest d is at most
+   * 1e-5 of the first one, the rows of the largest g^2 follow. Equal values: the lower index. Computes in float32 whatever the device's
+   * precision. Fails on NaN and Inf.
+   */
+  dpp(args: { x: TensorLike; relevance: Vector; count: number; blend?: number }): Int32Array;
 }
 
 /** m, M_V and M_T of eq. 3, [P, T] each; the last two are null for the alignment `mean`. */
@@ -432,7 +447,41 @@ const KERNELS: Checks = {
       counts,
     }),
   },
+  farthestPoints: {
+    names: { x: true, seeds: true, count: true },
+    check: (args) => {
+      const x = matrix('x', args.x);
+      const seeds = distinct('seeds', args.seeds ?? new Int32Array(), x.rows);
+      return { x, seeds, count: integer('count', args.count, 0, x.rows - seeds.length) };
+    },
+    wrap: (picked) => picked,
+  },
+  dpp: {
+    names: { x: true, relevance: true, count: true, blend: true },
+    check: (args) => {
+      const x = matrix('x', args.x);
+      return {
+        x,
+        relevance: vector('relevance', args.relevance, x.rows),
+        blend: finite('blend', args.blend ?? 1, 0, 1),
+        count: integer('count', args.count, 0, x.rows),
+      };
+    },
+    wrap: (picked) => picked,
+  },
 };
+
+/** Rows, each of them once. */
+function distinct(argument: string, indices: Int32Array, rows: number): Int32Array {
+  if (!types.isInt32Array(indices)) throw invalid('ERR_DTYPE', argument, indices, 'an Int32Array');
+  const seen = new Set<number>();
+  indices.forEach((index, i) => {
+    integer(`${argument}[${i}]`, index, 0, rows - 1);
+    if (seen.has(index)) throw mismatch('ERR_VALUE', `${argument}[${i}]`, `${index} again`, 'distinct rows');
+    seen.add(index);
+  });
+  return indices;
+}
 
 function lastRow(text: FloatMatrix): Float32Array {
   if (text.half) throw mismatch('ERR_DTYPE', 'text', 'float16 without endOfText', 'float32, or endOfText given');

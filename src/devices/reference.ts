@@ -8,6 +8,8 @@ import { naming } from '../errors.js';
 import { copyHead } from '../head.js';
 import { align } from '../kernels/align.js';
 import { attention } from '../kernels/attention.js';
+import { dpp } from '../kernels/dpp.js';
+import { farthestPoints } from '../kernels/farthest-points.js';
 import type { KernelArguments, KernelName, KernelResults } from '../kernels/kernels.js';
 import { layerNorm } from '../kernels/layer-norm.js';
 import { linear } from '../kernels/linear.js';
@@ -54,6 +56,8 @@ const KERNELS: { [K in KernelName]: (args: KernelArguments[K]) => KernelResults[
     const { tokens, assignment, counts } = naming('features', () => merge(widen(features), kept));
     return { tokens: single(tokens.data), assignment, counts };
   },
+  farthestPoints: ({ x, seeds, count }) => farthestPoints(widen(x), seeds, count),
+  dpp: ({ x, relevance, blend, count }) => dpp(widen(x), relevance, blend, count),
 };
 
 export function createReferenceDriver(): Driver {

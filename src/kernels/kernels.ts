@@ -59,6 +59,9 @@ export interface KernelArguments {
   topK: { scores: Float32Array; k: number; excluded: Uint8Array | null };
   select: { task: Float32Array | null; saliency: Float32Array | null; keep: number; taskKeep: number };
   merge: { features: FloatMatrix; kept: Int32Array };
+  /** `seeds`: distinct, may be none. */
+  farthestPoints: { x: FloatMatrix; seeds: Int32Array; count: number };
+  dpp: { x: FloatMatrix; relevance: Float32Array; blend: number; count: number };
 }
 
 /** Matrices of eq. 3, each [P, T]; the last two are null for the alignment `mean`. */
@@ -82,6 +85,8 @@ export interface KernelResults {
   topK: Int32Array;
   select: { indices: Int32Array; source: Uint8Array };
   merge: { tokens: Float32Array; assignment: Int32Array; counts: Int32Array };
+  farthestPoints: Int32Array;
+  dpp: Int32Array;
 }
 
 export type KernelName = keyof KernelArguments;

@@ -13,12 +13,15 @@ import type { Linear } from './search/linear.js';
 import { readFloats, readMatrix, readVector } from './weights.js';
 
 /**
- * The weights of the last block, float32. Those that lie in the file as floating-point numbers are read; a weight in any other form
+ * The weights of a block, float32. Those that lie in the file as floating-point numbers are read; a weight in any other form
  * (quantised, or computed at run time) is what its layer makes of the rows of an identity matrix.
  *
  * @throws DesapError `ERR_GRAPH`, `ERR_FILE`
  */
-export async function readBlockWeights(ort: OrtModule, { graph, block, heads }: LastBlock): Promise<BlockWeights> {
+export async function readBlockWeights(
+  ort: OrtModule,
+  { graph, block, heads }: Pick<LastBlock, 'graph' | 'block' | 'heads'>,
+): Promise<BlockWeights> {
   const { model } = graph;
   const { norm, out } = block;
   const width = norm.weight.dims[0];

@@ -1,8 +1,10 @@
 import { DesapError } from '../errors.js';
+import { integer } from '../tensor.js';
 import { type Cut, cut, type EditedGraph } from './edit.js';
 import { Builder } from './format/builder.js';
 import { DataType } from './format/proto.js';
 import { renamed } from './format/write.js';
+import type { Block } from './search/attention.js';
 import { MOVES } from './search/constants.js';
 import { ancestors, type Graph } from './search/graph.js';
 import { checkTower, type TowerStructure } from './tower.js';
@@ -16,18 +18,37 @@ export const PATCHES = 'desap.patches';
 /** The output of {@link projectorGraph}. */
 export const IMAGE_FEATURES = 'desap.image_features';
 
+/** The output of {@link towerGraph} that has the hidden states which enter a block. */
+export const enteringStates = (block: number) => `desap.entering_block_${block}`;
+
 /**
  * The part of a vision tower from the image to the hidden states that DeSAP works on.
  * In: the file's own image input, as float32. Out: `desap.hidden_states` [batch, N, D] float32, class token included.
  *
- * @throws DesapError `ERR_VALUE` for what is no tower
+ * @param tapped blocks in front of it, from 0; what enters block b is the output `desap.entering_block_b`, of the same shape
+ * @throws DesapError `ERR_VALUE` for what is no tower, and for a block that it does not have
  */
-export function towerGraph(tower: TowerStructure): EditedGraph {
+export function towerGraph(tower: TowerStructure, tapped: readonly number[] = []): EditedGraph {
   const { model } = checkTower(tower).graph;
   const builder = new Builder(model.opset);
   const inputs = floatPixels(builder, tower);
   builder.float(batchFirst(builder, tower, tower.hidden), HIDDEN_STATES);
-  return cut(model, { inputs, outputs: [HIDDEN_STATES], nodes: builder.nodes });
+  for (const block of tapped)
+    builder.float(batchFirst(builder, tower, blockOf(tower, block).input), enteringStates(block));
+  return cut(model, { inputs, outputs: [HIDDEN_STATES, ...tapped.map(enteringStates)], nodes: builder.nodes });
+}
+
+/** How many blocks a tower has in front of the hidden states that DeSAP works on: L - 1 of L. */
+export function blocksBefore({ graph, blocks, hidden }: TowerStructure): number {
+  return blocks.filter(({ depth }) => depth < graph.depth(hidden)).length;
+}
+
+/**
+ * A block in front of the hidden states that DeSAP works on.
+ * @throws DesapError `ERR_VALUE`
+ */
+export function blockOf(tower: TowerStructure, block: number): Block {
+  return tower.blocks[integer('tapped', block, 0, blocksBefore(tower) - 1)];
 }
 
 /** Hidden states of any layer as [batch, N, D]. */

@@ -1,6 +1,8 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { mismatch } from '../errors.js';
+import { tapsOf } from '../methods/index.js';
+import { missing } from '../methods/method.js';
 import { checkSession } from '../onnx/edit.js';
 import { type LoadedFamily, loadedFamilyOf } from '../vision/families.js';
 import { confirmFeatures, fileInputs, runTrials } from '../vision/file-features.js';
@@ -20,7 +22,7 @@ import {
   requireSessions,
 } from './model.js';
 import { locate, type ModelFiles } from './model-files.js';
-import { type AttachOptions, attachOptions, type OpeningOptions } from './options.js';
+import { type AttachOptions, attachOptions, type CallOptions, type OpeningOptions } from './options.js';
 import { override } from './override.js';
 import { Questions } from './question/question.js';
 import { isReleased, isStandIn, standIn } from './vision-session.js';
@@ -79,7 +81,8 @@ export async function attachThrough(
   const session = { logSeverityLevel: 3 as const, ...sessionOptions(hooked, opening) };
   let opened: Promise<Questions> | undefined;
   const questions = () => (opened ??= Questions.open(files.folder));
-  const vision = await openVision(hooked, family, files, { ...opening, session }, { ...runtime, questions });
+  const how = { ...tapsFor(family, defaults), ...opening, session };
+  const vision = await openVision(hooked, family, files, how, { ...runtime, questions });
   watch(vision.model);
 
   const running = new Set<Promise<unknown>>();
@@ -109,6 +112,17 @@ export async function attachThrough(
 
 /** Puts a model back as it was, once the calls in flight have ended. Works with `await using`. */
 export type Detach = (() => Promise<void>) & AsyncDisposable;
+
+/** The taps that the method of every call reads. */
+function tapsFor({ isTapped }: LoadedFamily, { method = 'desap', methodOptions }: CallOptions): OpeningOptions {
+  const taps = tapsOf(method, methodOptions);
+  if (taps.length === 0) return {};
+  if (isTapped) return { taps };
+  throw missing(
+    `'${method}', which reads the tap '${taps[0]}'`,
+    'a method that reads features only: this encoder is no tower of CLIP',
+  );
+}
 
 const VISION_SESSION = 'model.sessions.vision_encoder';
 

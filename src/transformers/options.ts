@@ -1,12 +1,14 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import type { PruneOptions, TextEmbeddings } from '../index.js';
+import type { Chooser } from '../methods/method.js';
 import { type OptionNames, options } from '../options.js';
 import { pruneChoices, textEmbeddings } from '../prune-request.js';
 import { oneOf } from '../tensor.js';
 import { POSITIONS, type Positions } from '../vision/compact.js';
 import { VISION_MODEL_OPTIONS, type VisionModelOptions } from '../vision/families.js';
-import type { Allocation, Budget, PrunedFeatures } from '../vision/vision-model.js';
+import { isRival, rivalOf } from '../vision/method-choice.js';
+import type { Allocation, Budget, PrunedFeatures, VisionPruneOptions } from '../vision/vision-model.js';
 import type { HookedModel } from './model.js';
 
 /** A question in words, or its embeddings. */
@@ -16,7 +18,9 @@ export type Question = string | TextEmbeddings;
 export type Keep = number | 'all';
 
 /** What one call of the model can be told: `generate({ ..., desap: { keep: 32 } })`. */
-export interface CallOptions extends Pick<PruneOptions, 'taskShare' | 'alignment' | 'lambda' | 'merge'> {
+export interface CallOptions
+  extends Pick<PruneOptions, 'taskShare' | 'alignment' | 'lambda' | 'merge'>,
+    Pick<VisionPruneOptions, 'method' | 'methodOptions'> {
   /**
    * Visual tokens to keep, of what `allocation` says: a number, or a list with one entry for each image in the order of the prompts.
    */
@@ -66,7 +70,7 @@ export interface PrunedImage
 
 const CALL_NAMES: OptionNames<CallOptions> = {
   ...{ keep: true, keepRatio: true, allocation: true, question: true, positions: true, onPruned: true },
-  ...{ taskShare: true, alignment: true, lambda: true, merge: true },
+  ...{ taskShare: true, alignment: true, lambda: true, merge: true, method: true, methodOptions: true },
 };
 const { keep, keepRatio, dtype, embedQuestion, ort, ...OPENING_NAMES } = VISION_MODEL_OPTIONS;
 const RENAMED = { clipFolder: 'clip', modelDir: 'model', query: 'question' };
@@ -104,15 +108,44 @@ export function callOptions(model: HookedModel, defaults: CallOptions, desap: un
   const given = options('desap', desap as CallOptions | undefined, CALL_NAMES, RENAMED);
   const own = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)) as CallOptions;
   // One says how much to keep in place of the other.
-  const amount = own.keep === undefined && own.keepRatio === undefined ? {} : { keep: undefined, keepRatio: undefined };
-  return checked(model, { ...defaults, ...amount, ...own });
+  const { keep, keepRatio } = own;
+  const whole = { ...defaults, ...(own.method !== undefined && OF_METHODS), ...own };
+  const isSaid = keep !== undefined || keepRatio !== undefined || rival(whole)?.isAdaptive === true;
+  return checked(model, isSaid ? { ...whole, keep, keepRatio } : whole);
+}
+
+/** What another method has no part in: defaults of one say nothing about the other. */
+const OF_METHODS = {
+  ...{ taskShare: undefined, alignment: undefined, lambda: undefined, merge: undefined },
+  methodOptions: undefined,
+};
+
+/** How the tokens are chosen, without how many. */
+export function howOf({ taskShare, alignment, lambda, merge, method, methodOptions }: CallOptions) {
+  return { taskShare, alignment, lambda, merge, method, methodOptions } satisfies VisionPruneOptions;
+}
+
+/** The method in place of DeSAP's own; null for that. */
+export function rival(options: CallOptions): Chooser | null {
+  const how: VisionPruneOptions = howOf(options);
+  return isRival(how) ? rivalOf(how) : null;
 }
 
 function checked(model: HookedModel, given: CallOptions): CallOptions {
   const { keep, keepRatio, allocation, question, positions, onPruned } = given;
   if (keep !== undefined && keepRatio !== undefined)
     throw mismatch('ERR_VALUE', 'keepRatio', 'keep beside it', 'one of the two');
-  if (keepRatio === undefined) each('keep', keep, isKeep, "a count of visual tokens or 'all' (or keepRatio, a share)");
+  const isAdaptive = rival(given)?.isAdaptive === true;
+  if (isAdaptive) {
+    if ((keep ?? keepRatio) !== undefined)
+      throw mismatch(
+        'ERR_VALUE',
+        'keep',
+        `a budget beside method: '${given.method}'`,
+        'none: it says how many are kept',
+      );
+  } else if (keepRatio === undefined)
+    each('keep', keep, isKeep, "a count of visual tokens or 'all' (or keepRatio, a share)");
   else each('keepRatio', keepRatio, isRatio, 'a share of the visual tokens, above 0 and up to 1');
   if (allocation !== undefined) oneOf('allocation', allocation, ALLOCATIONS);
   if (question !== undefined) each('question', question, isQuestion, 'a text, or its embeddings');
@@ -155,7 +188,9 @@ function checkPositions(model: HookedModel, positions: Positions | undefined): v
  * How much to keep of one of several images, or prompts.
  * @throws DesapError `ERR_VALUE` when a list has another length
  */
-export function amountOf({ keep, keepRatio }: CallOptions, index: number, count: number): Budget {
+export function amountOf(options: CallOptions, index: number, count: number): Budget {
+  const { keep, keepRatio } = options;
+  if (rival(options)?.isAdaptive) return {};
   if (keepRatio !== undefined) return { keepRatio: entryOf('keepRatio', keepRatio, index, count) };
   const amount = entryOf('keep', keep ?? 'all', index, count);
   return amount === 'all' ? { keepRatio: 1 } : { keep: amount };

@@ -3,7 +3,7 @@ import type { TextEmbeddings } from '../index.js';
 import { massOf, shared, wholeImage } from '../vision/allocation.js';
 import type { EncodedImage, PrunedFeatures, VisionPruneOptions } from '../vision/vision-model.js';
 import { imageTokenId, type ModelInputs, type ModelTensor, videoTokenId } from './model.js';
-import { amountOf, type CallOptions, entryOf, type PrunedImage, type Question } from './options.js';
+import { amountOf, type CallOptions, entryOf, howOf, type PrunedImage, type Question, rival } from './options.js';
 import type { Attached, PromptImage } from './prompt-images.js';
 
 /** An image of a prompt, with its sequence's question as embeddings. */
@@ -28,8 +28,7 @@ export async function pruneImages(
     if (!texts.has(sequence)) texts.set(sequence, await question(attached, inputs, sequence, options));
     asked.push({ ...image, text: texts.get(sequence) ?? null });
   }
-  const { taskShare, alignment, lambda, merge } = options;
-  const how = { taskShare, alignment, lambda, merge };
+  const how = howOf(options);
   const budgets = await budgetsOf(attached, asked, options, how, (inputs.input_ids as ModelTensor).dims[0]);
   const kept = await attached.vision.pruneImages(
     ...questionsOf(asked),
@@ -89,7 +88,7 @@ async function question(
   sequence: number,
   options: CallOptions,
 ): Promise<TextEmbeddings | null> {
-  if (options.taskShare === 0) return null;
+  if (options.taskShare === 0 || rival(options)?.isAsked === false) return null;
   const ids = inputs.input_ids as ModelTensor;
   let asked = entryOf('question', options.question, sequence, ids.dims[0]) as Question | undefined;
   asked ??= await questionOf(attached, unpadded(inputs, sequence));

@@ -1,5 +1,6 @@
 import type { Tensor } from 'onnxruntime-common';
 import { type Backend, ImageAnalysis, type TextEmbeddings } from '../index.js';
+import { matrixOf } from '../methods/matrix.js';
 import { float32 } from '../tensor.js';
 import type { BlockBatch, TokenRows } from './block-batch.js';
 import { stacked } from './further.js';
@@ -15,6 +16,7 @@ import {
 } from './image-base.js';
 import { plainLayout } from './layout.js';
 import { meanRows } from './mean-rows.js';
+import { featureSource, type MethodSource } from './method-source.js';
 import { taskScores } from './siglip-rows.js';
 import { taskText } from './task-text.js';
 import type { Part } from './whole-image.js';
@@ -91,6 +93,11 @@ export class BlockImage extends EncodedImageBase {
     if (!tiles?.some(({ tile }) => tile.unit)) return null;
     const scores = await taskScores(this.#vision.backend, tiles, this.#batch.count, text, how);
     return parts.map(({ places }) => Float32Array.from(places, (place) => scores[this.#first + place]));
+  }
+
+  protected methodSource(part: Part): MethodSource {
+    const { rows, columns } = this.tiles[part.tiles[0]];
+    return featureSource(this.#vision.backend, matrixOf(this.#tokens(this.#batch.alike, part)), { rows, columns });
   }
 
   protected override comparable(text: TextEmbeddings): TextEmbeddings {

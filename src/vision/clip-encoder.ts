@@ -3,6 +3,7 @@ import { deviceOptions } from '../devices/open.js';
 import { DesapError, mismatch } from '../errors.js';
 import { isFile, requireFolder } from '../files.js';
 import { type AnalyzeOptions, type DeviceOptions, type HeadWeights, Pruner, type TensorLike } from '../index.js';
+import { missing, type TapName } from '../methods/method.js';
 import { relativeError } from '../onnx/head/compare.js';
 import { confirmProjector } from '../onnx/head/confirm-rows.js';
 import {
@@ -16,6 +17,7 @@ import {
   readTower,
   towerGraph,
 } from '../onnx/index.js';
+import { enteringStates } from '../onnx/split.js';
 import { ortModule } from '../ort.js';
 import { encodingOf } from '../pruner.js';
 import { matrix, nonEmpty, oneOf, widened } from '../tensor.js';
@@ -24,8 +26,9 @@ import { ClipText, LONG_TEXT, type LongText } from './clip-text.js';
 import { checkShared } from './model-options.js';
 import { Once } from './once.js';
 import { allOrNone, atRest, runSession, TENTATIVE } from './session.js';
+import { checkTaps, Taps, tapBlocks } from './taps.js';
 import { TowerBatch } from './tower-batch.js';
-import { requireFit, towerHead } from './tower-head.js';
+import { headAgain, requireFit, towerHead } from './tower-head.js';
 import { floats, lastHalf, pixelExtents, waves } from './trial.js';
 import type { Budget } from './vision-model.js';
 
@@ -44,6 +47,11 @@ export interface ClipEncoderOptions extends DeviceOptions, Budget, Pick<AnalyzeO
   head?: string | HeadWeights;
   /** A pruner that is open already, in place of a head; it stays the caller's and can only be checked by its shape. */
   pruner?: Pruner;
+  /**
+   * Blocks of the tower whose hidden states are kept for methods that look into them (`VisionPruneOptions.method`): each takes as much memory
+   * as the hidden states themselves, and no further run. Default: none.
+   */
+  taps?: readonly TapName[];
   /** What happens to questions longer than the text tower's context; default `segment`. */
   longText?: LongText;
   /** Session options of ONNX Runtime, for every session; default: its own, with threads that do not spin between runs. */
@@ -77,6 +85,7 @@ export class ClipEncoder {
   readonly #shapes = new Map<string, readonly [rows: number, width: number]>();
   /** Whether the tower takes several images in one run. */
   readonly #several = new Once<boolean>();
+  readonly #head = new Once<HeadWeights>();
 
   private constructor(
     readonly pruner: Pruner,
@@ -87,6 +96,7 @@ export class ClipEncoder {
     private readonly projector: InferenceSession,
     /** Whether the file itself leaves the class token out of its features, or has none. */
     readonly dropsClassToken: boolean,
+    readonly taps: Taps,
     readonly options: ClipEncoderOptions,
   ) {}
 
@@ -106,10 +116,11 @@ export class ClipEncoder {
     { text: hasText = true, ...how }: { readonly tuned?: boolean; readonly text?: boolean } = {},
   ): Promise<ClipEncoder> {
     nonEmpty('visionEncoder', visionEncoder, 'the path of a LLaVA vision_encoder.onnx');
-    const { clip, pruner, longText = 'segment' } = options;
+    const { clip, pruner, longText = 'segment', taps = [] } = options;
     checkShared(options);
     encodingOf(options);
     oneOf('longText', longText, LONG_TEXT);
+    checkTaps(taps);
     const [session, ort] = [atRest(options.session), await ortModule(options.ort)];
     if (clip !== undefined || !pruner)
       await requireFolder(nonEmpty('clip', clip as string, 'a CLIP folder (or the option pruner)'), 'a CLIP folder');
@@ -117,7 +128,8 @@ export class ClipEncoder {
       throw new DesapError('ERR_FILE', `${visionEncoder}: got no such file, wanted a LLaVA vision encoder`);
     const structure = readTower(visionEncoder);
     if (pruner) requireFit(pruner.head, structure, visionEncoder);
-    const tower = towerGraph(structure);
+    const named = tapBlocks(taps, structure);
+    const tower = towerGraph(structure, [...new Set(named.values())]);
     if (tower.inputs.length !== 1)
       throw new DesapError(
         'ERR_GRAPH',
@@ -137,6 +149,8 @@ export class ClipEncoder {
             { structure, session: towerSession },
             { clip: clip!, head, session, ...how },
           );
+      const { heads } = weights ?? pruner!.head;
+      const tapped = await Taps.read(ort, structure, { named, heads }, session);
       const text = clip === undefined || !hasText ? null : await findClipFile(clip, 'text');
       return new ClipEncoder(
         weights ? opened(await Pruner.load(weights, deviceOptions(options)), (own) => own.dispose()) : pruner!,
@@ -146,6 +160,7 @@ export class ClipEncoder {
         towerSession,
         projectorSession,
         !structure.classToken || structure.projector?.dropsClassToken === true,
+        tapped,
         options,
       );
     });
@@ -190,6 +205,16 @@ export class ClipEncoder {
     }
   }
 
+  /**
+   * The weights of the pruner's head, read again by the first method that needs them.
+   * @throws DesapError `ERR_VALUE` for a pruner of the caller's, which has them on its device only; `ERR_FILE`, `ERR_GRAPH`
+   */
+  headWeights(): Promise<HeadWeights> {
+    const { clip, head, pruner } = this.options;
+    if (pruner) throw missing('one that reads weights of the head', 'a model that is opened without the option pruner');
+    return this.#head.get(() => headAgain({ clip: clip as string, head }));
+  }
+
   /** [3, H, W] of the images that the tower takes; a square of 224 where it does not say it. */
   extents(): number[] {
     const stated = pixelExtents(this.tower);
@@ -202,20 +227,27 @@ export class ClipEncoder {
     const feeds = this.#feeds(pixels, dims);
     const size = dims.slice(1).join();
     const known = this.#shapes.get(size);
-    const output = known ? null : (await runSession(this.tower, run, feeds))[HIDDEN_STATES];
-    const [rows, width] = known ?? [output!.dims[1], output!.dims[2]];
+    const first = known ? null : await runSession(this.tower, run, feeds);
+    const [rows, width] = known ?? first![HIDDEN_STATES].dims.slice(1);
     this.#shapes.set(size, [rows, width]);
     const batch = new TowerBatch([dims[0], rows, width], this.pruner.device);
     try {
       // ONNX Runtime writes into a given output only when its own Tensor class holds it.
       const place = new this.ort.Tensor('float32', batch.data, batch.dims);
-      if (output) batch.data.set(output.data as Float32Array);
-      else await runSession(this.tower, run, feeds, { [HIDDEN_STATES]: place });
+      if (first) batch.data.set(first[HIDDEN_STATES].data as Float32Array);
+      const outputs =
+        first ?? (await runSession(this.tower, run, feeds, { ...this.#unplaced(), [HIDDEN_STATES]: place }));
+      for (const block of this.taps.blocks) batch.tapped(block, outputs[enteringStates(block)].data as Float32Array);
       return batch;
     } catch (error) {
       batch.discard();
       throw error;
     }
+  }
+
+  /** Outputs of tapped blocks, in memory of ONNX Runtime's own. */
+  #unplaced(): Record<string, null> {
+    return Object.fromEntries(this.taps.blocks.map((block) => [enteringStates(block), null]));
   }
 
   #feeds(pixels: Float32Array, dims: readonly number[]): Record<string, Tensor> {

@@ -1,6 +1,8 @@
 import { type AnalyzeOptions, ImageAnalysis, type TensorLike, type TextEmbeddings } from '../index.js';
+import type { Grid } from '../methods/method.js';
 import type { ClipEncoder, Encoded } from './clip-encoder.js';
 import type { Comparison } from './image-base.js';
+import { clipSource, type MethodSource } from './method-source.js';
 import { Once } from './once.js';
 
 /** An analysis, and the milliseconds that it took. */
@@ -15,6 +17,8 @@ export interface ClipTile {
   analyze(): Promise<AnalyzedTile>;
   /** The task map of its units where that is not the one that its analysis gives. */
   task?(text: TextEmbeddings, how: Comparison): Promise<Float32Array>;
+  /** What methods read of its units. */
+  source(): MethodSource;
   /** Hidden states of its units, [units, D]. */
   units(): TensorLike & { readonly data: Float32Array };
   /** Hidden states of the class token, [1, D]. */
@@ -31,9 +35,10 @@ export interface ClipTile {
  */
 export function clipTile(
   encoder: ClipEncoder,
-  { batch, index }: Encoded,
+  encoded: Encoded,
   { patches, encoding }: { readonly patches: Int32Array; readonly encoding: AnalyzeOptions['encoding'] },
 ): ClipTile {
+  const { batch, index } = encoded;
   const { pruner } = encoder;
   const classRows = Number(pruner.head.classToken);
   const [, rows, width] = batch.dims;
@@ -46,6 +51,7 @@ export function clipTile(
       : picked({ data, dims: [rows, width] }, patches, classRows);
   };
   return {
+    source: () => clipSource(encoder, encoded, { patches: isWhole ? null : patches, grid: gridOf(rows - classRows) }),
     units,
     classRow: () => ({ data: batch.rows(index).data.subarray(0, width), dims: [1, width] }),
     async release() {
@@ -80,4 +86,10 @@ function picked({ data, dims: [, width] }: TensorLike, rows: Int32Array, first =
   for (const [i, row] of rows.entries())
     own.set(values.subarray((first + row) * width, (first + row + 1) * width), i * width);
   return { data: own, dims: [rows.length, width] };
+}
+
+/** Patches that are no square stand in one line. */
+function gridOf(patches: number): Grid {
+  const side = Math.sqrt(patches);
+  return Number.isInteger(side) ? { rows: side, columns: side } : { rows: 1, columns: patches };
 }

@@ -62,6 +62,8 @@ export interface Family {
 
 /** A family beside an open session of its whole file. */
 export interface LoadedFamily {
+  /** Whether blocks of its tower can be tapped (option `taps`). */
+  readonly isTapped: boolean;
   /** Opens it without the checks that {@link LoadedFamily.trials} make. */
   open(model: Described, options: VisionModelOptions): Promise<VisionModel>;
   /** Inputs on which it is compared with the session. */
@@ -76,6 +78,7 @@ const LLAVA: Family = {
   name: 'llava',
   open: ({ visionEncoder }, { dtype: _, ...options }) => LlavaVision.open(visionEncoder, options),
   loaded: {
+    isTapped: true,
     // Its own checks are those of its parts; its questions are for the CLIP text tower.
     open: ({ visionEncoder }, { embedQuestion: _, ...options }) => LlavaVision.open(visionEncoder, options),
     trials: (session, config) => fileTrials(session, FILE, llavaTrials(session, config)),
@@ -116,6 +119,7 @@ function block(family: BlockFamily, Vision = BlockVision): Family {
     open: ({ visionEncoder, folder, config }, options) =>
       Vision.openAs(family, visionEncoder, { ...options, model: folder, config }),
     loaded: {
+      isTapped: false,
       open: ({ visionEncoder, folder, config }, options) =>
         Vision.openAs(family, visionEncoder, { ...options, model: folder, config }, true),
       trials: (session, config) => blockTrials(family, session, config),

@@ -3,13 +3,25 @@ import { DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch, notFinite } from '../errors.js';
 import type { ImageAnalysis, PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
+import type { Grid } from '../methods/method.js';
 import { type OptionNames, options } from '../options.js';
 import { PRUNE_OPTIONS, textEmbeddings } from '../prune-request.js';
 import { float32, oneOf, vector } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
 import type { TokenLayout } from './layout.js';
+import { asKept, choicesOf, type RivalOptions, rivalOf } from './method-choice.js';
+import { AskedSource, type MethodSource } from './method-source.js';
 import { Once } from './once.js';
-import { asEncoding, asQuestion, type PreparedImage, type Prunable, pruneTogether, rethrow } from './prune-together.js';
+import {
+  asEncoding,
+  asMethodsInput,
+  asQuestion,
+  mapTogether,
+  type PreparedImage,
+  type Prunable,
+  pruneTogether,
+  rethrow,
+} from './prune-together.js';
 import type {
   Allocation,
   Budget,
@@ -50,7 +62,10 @@ export type Comparison = Pick<PruneOptions, 'alignment' | 'lambda'>;
 export type Kept = Pick<PruneResult, 'tokens' | 'indices' | 'assignment' | 'counts'>;
 
 const { task: _, features: __, matrices: ___, ...OWN } = PRUNE_OPTIONS;
-export const VISION_PRUNE_OPTIONS: OptionNames<VisionPruneOptions> = { ...OWN, allocation: true };
+export const VISION_PRUNE_OPTIONS: OptionNames<VisionPruneOptions> = {
+  ...OWN,
+  ...{ allocation: true, method: true, methodOptions: true },
+};
 const ALLOCATIONS = ['tile', 'image'] as const;
 
 /** What encoded images have in common: a question's way through text encoder, pruner and connector. */
@@ -72,6 +87,8 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
       readonly medium?: EncodedImage['medium'];
       /** Whether all tiles are pruned as one where the budget is the image's, as the frames of a video. */
       readonly isJoint?: boolean;
+      /** How the tiles behind the first, which is the whole image, make one; left out where there is no such image. */
+      readonly tileGrid?: Grid;
       readonly milliseconds: number;
     },
   ) {
@@ -104,7 +121,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
 
   /** @internal What the pruner is to be asked. */
   async prepare(question: Question, given: VisionPruneOptions): Promise<PreparedImage> {
-    const { keep, keepRatio, saliency, allocation = this.#allocation, ...how } = given;
+    const { keep, keepRatio, saliency, allocation = this.#allocation, method: _, ...how } = given;
     oneOf('allocation', allocation, ALLOCATIONS);
     const budget = keep === undefined && keepRatio === undefined ? this.owner.budget : { keep, keepRatio };
     const { layout, form, milliseconds: vision } = this.about;
@@ -138,13 +155,69 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     };
   }
 
+  /** @internal What a method in place of DeSAP's own keeps. */
+  pruneBy(question: Question, given: RivalOptions): Promise<PrunedFeatures> {
+    return this.#pruneBy(question, given).catch(rethrow(asMethodsInput));
+  }
+
+  async #pruneBy(question: Question, given: RivalOptions): Promise<PrunedFeatures> {
+    const { keep, keepRatio, allocation } = given;
+    const budget = keep === undefined && keepRatio === undefined ? this.owner.budget : { keep, keepRatio };
+    const { layout, form, milliseconds: vision, tileGrid: grid = null } = this.about;
+    const chooser = rivalOf(given);
+    if (allocation !== undefined) oneOf('allocation', allocation, ALLOCATIONS);
+    const tiles = layout.places.map((places, tile) => ({ tiles: [tile], places }));
+    const isShared = grid !== null && chooser.chooseTiles !== undefined;
+    const parts = isShared ? tiles : partsOf(layout, false);
+    const sources = parts.map((part) => this.methodSource(part));
+    for (const tap of isShared ? [...chooser.taps, ...(chooser.tileTaps ?? [])] : chooser.taps)
+      for (const source of sources) await source.tap(tap);
+    const start = performance.now();
+    const text = chooser.isAsked ? await this.#embeddings(question) : null;
+    const asked = performance.now();
+    const images = sources.map((source, p) => new AskedSource(source, text, () => this.#taskMap(text, parts[p])));
+    const choices = await choicesOf(chooser, images, { budget, allocation, grid });
+    const chosen = parts.flatMap((part, p) => (part.places.length > 0 ? [{ part, choice: choices[p] }] : []));
+    const connecting = images.reduce((sum, image) => sum + image.connecting, 0);
+    const prune = performance.now() - asked - connecting;
+    const kept = chosen.map(({ choice }) => asKept(choice));
+    const whole = joined(
+      layout,
+      chosen.map(({ part }) => part),
+      kept,
+    );
+    const result = await this.#finish({ ...whole, timings: { ...whole.timings, select: prune } }, kept, {
+      task: chooser.isAsked ? { form } : null,
+      timings: { vision, analyze: 0, text: asked - start, prune },
+      isConnected: choices.some(({ isProjected }) => isProjected),
+    });
+    const { projector, ...timings } = result.timings;
+    return { ...result, timings: { ...timings, projector: projector + connecting } };
+  }
+
+  /** The task map of a part, with the alignment `mean`. */
+  async #taskMap(text: TextEmbeddings | null, { places }: Part): Promise<Float32Array> {
+    const how = { alignment: 'mean', taskShare: 1 } as const;
+    const [{ task }] = await mapTogether([{ image: this, question: text, options: how }]);
+    return Float32Array.from(places, (place) => (task as Float32Array)[place]);
+  }
+
+  /** @param isConnected whether the tokens are behind the connector already */
   async #finish(
     whole: KeptImage,
     kept: readonly Kept[],
-    { task, timings }: Pick<PrunedFeatures, 'task'> & { timings: Omit<VisionTimings, 'projector' | 'stages'> },
+    {
+      task,
+      timings,
+      isConnected = false,
+    }: Pick<PrunedFeatures, 'task'> & {
+      timings: Omit<VisionTimings, 'projector' | 'stages'>;
+      isConnected?: boolean;
+    },
   ): Promise<PrunedFeatures> {
     const start = performance.now();
-    const features = await this.#features(whole, kept);
+    const units = isConnected ? asBatch(tokensOf(kept)) : await this.connect(kept);
+    const features = await this.#features(whole, units);
     const projector = performance.now() - start;
     const { unitRows: _, markerRows: __, markers: ___, timings: stages, ...result } = whole;
     const further = this.further(kept);
@@ -184,9 +257,8 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   }
 
   /** Kept units and markers as rows of the language model, [1, K, W], by their places. */
-  async #features(whole: KeptImage, kept: readonly Kept[]): Promise<Tensor> {
+  async #features(whole: KeptImage, units: Tensor): Promise<Tensor> {
     const { unitRows, markerRows, markers } = whole;
-    const units = await this.connect(kept);
     if (markers.length === 0 && unitRows.every((row, i) => row === i)) return units;
     const width = units.dims[units.dims.length - 1];
     const rows = new Float32Array(whole.indices.length * width);
@@ -270,6 +342,8 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     return 'all';
   }
 
+  /** What methods read of a tile. */
+  protected abstract methodSource(part: Part): MethodSource;
   /** One analysis of each part, which are freed with the image. */
   protected abstract makeAnalyses(parts: readonly Part[], purpose: Purpose): Promise<Analyzed>;
   /** Kept units of all parts, one part after the other, as rows of the language model, [1, K, W]. */
@@ -300,6 +374,10 @@ export function tokensOf(kept: readonly Kept[]): Tensor {
     at += tokens.data.length;
   }
   return float32(all, [rows, width]);
+}
+
+function asBatch({ data, dims }: Tensor): Tensor {
+  return float32(data as Float32Array, [1, ...dims]);
 }
 
 /** A map of all tokens, checked before its parts are told apart. */

@@ -1,7 +1,9 @@
 import type { Tensor } from 'onnxruntime-common';
 import type { AnalyzeOptions, Pruner, TensorLike } from '../index.js';
+import type { Grid } from '../methods/method.js';
 import { type Analyzed, EncodedImageBase, type ImageOwner, type Kept, tokensOf } from './image-base.js';
 import { plainLayout } from './layout.js';
+import type { MethodSource } from './method-source.js';
 import type { TowerBatch } from './tower-batch.js';
 import type { Tile } from './vision-model.js';
 
@@ -17,6 +19,8 @@ interface About {
   /** [3, H, W]. */
   readonly extents: readonly number[];
   readonly encoding: AnalyzeOptions['encoding'];
+  /** What methods read of it, given the grid of its patches. */
+  readonly source: (grid: Grid) => MethodSource;
   readonly milliseconds: number;
 }
 
@@ -57,6 +61,10 @@ export class LlavaImage extends EncodedImageBase {
       this.vision.pruner.analyzeBatch(images, { encoding }),
     );
     return { analyses: [analysis], milliseconds };
+  }
+
+  protected methodSource(): MethodSource {
+    return this.how.source(this.tiles[0]);
   }
 
   protected connect(kept: readonly Kept[]): Promise<Tensor> {

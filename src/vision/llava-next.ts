@@ -122,6 +122,7 @@ export class LlavaNextVision extends ClipVisionModel<TilesImage> {
     return new TilesImage(this, {
       ...{ medium: 'image', layout },
       tiles: encoded.map((tile, t) => clipTile(this.encoder, tile, { patches: layout.patches[t], encoding })),
+      tileGrid: grid,
       project: (rows) => this.encoder.project(rows),
       markers: async (places) => repeated(vector, places.length),
       milliseconds: encoded.reduce((sum, { milliseconds }) => sum + milliseconds, 0),

@@ -6,6 +6,7 @@ import { floatData, isTensor, widened } from '../tensor.js';
 import { ClipEncoder, type ClipEncoderOptions } from './clip-encoder.js';
 import { ClipVisionModel } from './clip-model.js';
 import { LlavaImage } from './llava-image.js';
+import { clipSource } from './method-source.js';
 import type { InputNames, VisionInputs } from './vision-model.js';
 
 /** Options of {@link LlavaVision.open}. */
@@ -13,7 +14,7 @@ export interface LlavaVisionOptions extends ClipEncoderOptions {}
 
 export const LLAVA_OPTIONS: OptionNames<LlavaVisionOptions> = {
   ...DEVICE_OPTIONS,
-  ...{ clip: true, head: true, pruner: true, keep: true, keepRatio: true, encoding: true, longText: true },
+  ...{ clip: true, head: true, pruner: true, keep: true, keepRatio: true, encoding: true, longText: true, taps: true },
   ...{ session: true, ort: true },
 };
 const RENAMED = { clipFolder: 'clip' };
@@ -53,7 +54,11 @@ export class LlavaVision extends ClipVisionModel<LlavaImage, TensorLike> {
     const { encoding } = this.encoder.options;
     const encoded = await this.encoder.encode(widened(pixels), pixels.dims, names.pixelValues);
     return encoded.map(
-      ({ batch, index, milliseconds }) => new LlavaImage(this, batch, index, { extents, encoding, milliseconds }),
+      (one) =>
+        new LlavaImage(this, one.batch, one.index, {
+          ...{ extents, encoding, milliseconds: one.milliseconds },
+          source: (grid) => clipSource(this.encoder, one, { patches: null, grid }),
+        }),
     );
   }
 }

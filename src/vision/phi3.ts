@@ -23,6 +23,7 @@ import { clipFile, findClipFile } from './clip-folder.js';
 import { type ClipText, LONG_TEXT } from './clip-text.js';
 import type { ClipTile } from './clip-tile.js';
 import { LLAVA_OPTIONS } from './llava.js';
+import { featureSource } from './method-source.js';
 import { VisionModelBase } from './model-base.js';
 import { checkShared } from './model-options.js';
 import { Once } from './once.js';
@@ -33,12 +34,13 @@ import { warnOfTuning } from './tower-head.js';
 import type { InputNames, VisionInputs } from './vision-model.js';
 
 /** Options of {@link Phi3Vision.open}. */
-export interface Phi3VisionOptions extends ClipEncoderOptions {
+export interface Phi3VisionOptions extends Omit<ClipEncoderOptions, 'taps'> {
   /** Which separators of rows stay; default `kept-rows`. That between the crops and the whole image goes with `none` only. */
   newline?: Newline;
 }
 
-export const PHI3_OPTIONS: OptionNames<Phi3VisionOptions> = { ...LLAVA_OPTIONS, newline: true };
+const { taps: _, ...SHARED } = LLAVA_OPTIONS;
+export const PHI3_OPTIONS: OptionNames<Phi3VisionOptions> = { ...SHARED, newline: true };
 
 type Inputs = Pick<VisionInputs, 'pixelValues' | 'imageSizes'>;
 const INPUTS: OptionNames<Inputs> = { pixelValues: true, imageSizes: true };
@@ -195,6 +197,8 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
     const tiles = layout.places.map((places, tile): ClipTile => {
       const made = new Once<ImageAnalysis>();
       return {
+        source: () =>
+          featureSource(backend, { data: at(places), rows: places.length, cols: W }, { rows: side, columns: side }),
         units: () => ({ data: at(places), dims: [places.length, W] }),
         classRow: () => ({ data: states(tile).data.subarray(0, D), dims: [1, D] }),
         async release() {

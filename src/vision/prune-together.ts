@@ -1,7 +1,8 @@
 /** Images that are pruned together: one call of the pruner for the parts of all of them. */
-import { DesapError } from '../errors.js';
+import { DesapError, invalid } from '../errors.js';
 import { ImageAnalysis, type PruneOptions, type PruneResult, type TextEmbeddings } from '../index.js';
 import { eachTile, massOf, shared, wholeImage } from './allocation.js';
+import { isRival, type RivalOptions } from './method-choice.js';
 import type { Allocation, Budget, PrunedFeatures, Question, TokenMaps, VisionPruneOptions } from './vision-model.js';
 import type { KeptImage } from './whole-image.js';
 
@@ -10,6 +11,8 @@ export interface Prunable {
   /** Runs a call of the image: it is not freed meanwhile. */
   call<T>(work: () => Promise<T>): Promise<T>;
   prepare(question: Question, options: VisionPruneOptions): Promise<PreparedImage>;
+  /** Prunes by another method than DeSAP's own. */
+  pruneBy(question: Question, options: RivalOptions): Promise<PrunedFeatures>;
 }
 
 /** An image with a question, and checked options. */
@@ -35,7 +38,20 @@ export interface PreparedImage {
 }
 
 /** What is kept of each image, in their order: to the bit what each gives alone. */
-export function pruneTogether(asked: readonly AskedImage[]): Promise<PrunedFeatures[]> {
+export async function pruneTogether(asked: readonly AskedImage[]): Promise<PrunedFeatures[]> {
+  const own = asked.filter(({ options }) => !isRival(options));
+  const pruned = new Map((await pruneOwn(own)).map((one, i) => [own[i], one]));
+  for (const [i, one] of asked.entries()) {
+    const { image, question, options } = one;
+    if (!isRival(options)) continue;
+    const by = image.call(() => image.pruneBy(question, options));
+    pruned.set(one, await by.catch(rethrow((error) => ofImage(error, i, asked.length))));
+  }
+  return asked.map((one) => pruned.get(one) as PrunedFeatures);
+}
+
+/** Those that DeSAP itself prunes. */
+function pruneOwn(asked: readonly AskedImage[]): Promise<PrunedFeatures[]> {
   return withPrepared(asked, async (images) => {
     const start = performance.now();
     const counts = await countsOf(images);
@@ -50,7 +66,10 @@ export function pruneTogether(asked: readonly AskedImage[]): Promise<PrunedFeatu
 }
 
 /** The maps of each image over its visual tokens: nothing is merged, and the connector does not run. */
-export function mapTogether(asked: readonly AskedImage[]): Promise<TokenMaps[]> {
+export async function mapTogether(asked: readonly AskedImage[]): Promise<TokenMaps[]> {
+  for (const { options } of asked)
+    if (isRival(options))
+      throw invalid('ERR_VALUE', 'method', options.method, "'desap': others have no maps to choose by");
   return withPrepared(asked, async (images) => {
     const kept = await pruneParts(images, mapsOnly);
     return images.map((image, i) => image.join(kept[i]).maps as TokenMaps);
@@ -139,6 +158,12 @@ export function asQuestion(error: unknown): unknown {
   const message = error.message.replace(/^text\b(\[\d+\])?/, 'question').replace(/^endOfText\[\d+\]/, 'endOfText');
   const isText = /^(question|endOfText)\b/.test(message);
   return isText ? new DesapError(error.code, message, { cause: error }) : error;
+}
+
+/** What is wrong with an image, or with the question, by the name that a kernel has for it. */
+export function asMethodsInput(error: unknown): unknown {
+  const isQuestion = error instanceof DesapError && /^(question|endOfText)\b/.test(error.message);
+  return isQuestion ? error : asEncoding(error);
 }
 
 /** What the pruner is given of an image is the encoder's, and not what the caller knows. */

@@ -63,7 +63,7 @@ export interface RunNames {
 }
 
 /**
- * Runs a session; `fetches` are tensors that it writes its outputs into.
+ * Runs a session; `fetches` are the outputs that are wanted: tensors that it writes them into, or null.
  * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE` for inputs that the graph does not take, `ERR_OUT_OF_MEMORY`, `ERR_GRAPH` for any other
  *   failure, with ONNX Runtime's own words
  */
@@ -71,7 +71,7 @@ export async function runSession(
   session: InferenceSession,
   { argument, graph }: RunNames,
   feeds: Record<string, Tensor>,
-  fetches?: Record<string, Tensor>,
+  fetches?: Record<string, Tensor | null>,
 ): Promise<Record<string, Tensor>> {
   try {
     return (await (fetches ? session.run(feeds, fetches) : session.run(feeds))) as Record<string, Tensor>;

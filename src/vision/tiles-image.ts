@@ -1,5 +1,6 @@
 import type { Tensor } from 'onnxruntime-common';
 import type { TensorLike, TextEmbeddings } from '../index.js';
+import type { Grid } from '../methods/method.js';
 import { float32 } from '../tensor.js';
 import type { ClipTile } from './clip-tile.js';
 import {
@@ -12,6 +13,7 @@ import {
   tokensOf,
 } from './image-base.js';
 import type { TokenLayout } from './layout.js';
+import type { MethodSource } from './method-source.js';
 import { resultOf } from './settled.js';
 import type { EncodedImage } from './vision-model.js';
 import type { Part } from './whole-image.js';
@@ -26,6 +28,8 @@ interface About {
   readonly project: (rows: TensorLike) => Promise<Tensor>;
   /** Markers at these places as rows of the language model, one after the other. */
   readonly markers: (places: Int32Array) => Promise<Float32Array>;
+  /** How the tiles behind the first, which is the whole image, make one; left out where there is no such image. */
+  readonly tileGrid?: Grid;
   readonly milliseconds: number;
 }
 
@@ -36,8 +40,8 @@ export class TilesImage extends EncodedImageBase {
     owner: ImageOwner,
     private readonly how: About,
   ) {
-    const { layout, medium, milliseconds } = how;
-    super('TilesImage', owner, { layout, form: 'clip', medium, milliseconds });
+    const { layout, medium, tileGrid, milliseconds } = how;
+    super('TilesImage', owner, { layout, form: 'clip', medium, tileGrid, milliseconds });
   }
 
   protected async makeAnalyses(parts: readonly Part[]): Promise<Analyzed> {
@@ -62,6 +66,10 @@ export class TilesImage extends EncodedImageBase {
     const tiles = parts.map(({ tiles: [tile] }) => this.how.tiles[tile]);
     if (tiles.some(({ task }) => task === undefined)) return null;
     return Promise.all(tiles.map((tile) => tile.task!(text, how)));
+  }
+
+  protected methodSource({ tiles: [tile] }: Part): MethodSource {
+    return this.how.tiles[tile].source();
   }
 
   protected connect(kept: readonly Kept[]): Promise<Tensor> {

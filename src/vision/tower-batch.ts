@@ -7,6 +7,7 @@ import { resultOf, settled } from './settled.js';
 export class TowerBatch {
   readonly #memory: HostMemory;
   #images: number;
+  readonly #entering = new Map<number, Float32Array>();
   readonly #analyses = new Once<{ each: PromiseSettledResult<ImageAnalysis>[]; milliseconds: number }>();
 
   /**
@@ -31,6 +32,19 @@ export class TowerBatch {
     const [, rows, width] = this.dims;
     const size = rows * width;
     return { data: this.data.subarray(image * size, (image + 1) * size), dims: [rows, width] };
+  }
+
+  /** The run's hidden states that enter a tapped block, [B, N, D]. */
+  tapped(block: number, states: Float32Array): void {
+    this.#entering.set(block, states);
+  }
+
+  /** Those of one image, [N, D]. */
+  entering(block: number, image: number): TensorLike & { data: Float32Array } {
+    const [, rows, width] = this.dims;
+    const size = rows * width;
+    const all = this.#entering.get(block) as Float32Array;
+    return { data: all.subarray(image * size, (image + 1) * size), dims: [rows, width] };
   }
 
   /** Analyses all images in one go, once; the milliseconds are one image's share. */

@@ -36,17 +36,31 @@ export async function towerHead(
   { clip, head: given, session, tuned }: HeadOrigin,
 ): Promise<HeadWeights> {
   if (given !== undefined) {
-    const head =
-      typeof given === 'string' ? await loadHead(given) : object('head', given, 'a head: its path or weights');
+    const head = await givenHead(given);
     requireFit(head, tower.structure, visionEncoder);
     return head;
   }
-  const visionModel = await clipFile(clip, 'vision', ', or the option head (made by: desap extract)');
-  const model = readModel(visionModel);
+  const model = readModel(await visionFile(clip));
   const head = await extractHead({ visionModel: model });
   const { error, tolerance } = await confirmBoth(ort, tower, model, head, { session, tuned: tuned ? TUNED : 0 });
   if (error > tolerance) warnOfTuning(error, { visionEncoder, clip });
   return head;
+}
+
+/**
+ * The same head again, which was confirmed before.
+ * @throws DesapError `ERR_FILE`, `ERR_GRAPH`
+ */
+export async function headAgain({ clip, head }: Pick<HeadOrigin, 'clip' | 'head'>): Promise<HeadWeights> {
+  return head === undefined ? extractHead({ visionModel: await visionFile(clip) }) : givenHead(head);
+}
+
+async function givenHead(given: string | HeadWeights): Promise<HeadWeights> {
+  return typeof given === 'string' ? loadHead(given) : object('head', given, 'a head: its path or weights');
+}
+
+function visionFile(clip: string): Promise<string> {
+  return clipFile(clip, 'vision', ', or the option head (made by: desap extract)');
 }
 
 /** Hidden states of one tower in two forms differ by less. */

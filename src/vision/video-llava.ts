@@ -2,6 +2,7 @@ import { basename, dirname, join } from 'node:path';
 import { DesapError, invalid } from '../errors.js';
 import { isFile } from '../files.js';
 import { ImageAnalysis, type TensorLike } from '../index.js';
+import { missing, type TapName } from '../methods/method.js';
 import { relativeError } from '../onnx/head/compare.js';
 import { extractHead, readTower } from '../onnx/index.js';
 import { readFloats } from '../onnx/weights.js';
@@ -97,6 +98,13 @@ export class VideoLlavaVision extends ClipVisionModel<TilesImage> {
     if (imageEncoder !== undefined) nonEmpty('imageEncoder', imageEncoder, 'the path of the encoder of images');
     if (imageClip !== undefined) nonEmpty('imageClip', imageClip, 'the CLIP folder of images');
     nonEmpty('visionEncoder', visionEncoder, 'the path of a vision_encoder.onnx');
+    if (kind === 'video-llava' && (clip.taps ?? []).length > 0)
+      throw invalid(
+        'ERR_VALUE',
+        'taps',
+        clip.taps,
+        "none with kind: 'video-llava', whose blocks look at other frames in between",
+      );
     const images = { file: imageEncoder ?? beside(visionEncoder), clip: imageClip };
     if (kind === 'video-llava-hf')
       return new VideoLlavaVision(await ClipEncoder.open(visionEncoder, clip), kind, {
@@ -268,6 +276,7 @@ function behindTemporal(
     const made = new Once<ImageAnalysis>();
     return {
       ...tile,
+      source: () => ({ ...tile.source(), tap: refuseTap }),
       async release() {
         (await made.made())?.dispose();
         (await analyses.made())?.[frame].dispose();
@@ -285,6 +294,13 @@ function behindTemporal(
       },
     };
   });
+}
+
+async function refuseTap(name: TapName): Promise<never> {
+  throw missing(
+    `one that reads the tap '${name}'`,
+    'another method: the blocks of this tower look at other frames in between',
+  );
 }
 
 /**

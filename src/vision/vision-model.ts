@@ -1,5 +1,6 @@
 import type { Tensor } from 'onnxruntime-common';
 import type { PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
+import type { MethodName } from '../methods/index.js';
 
 /**
  * A vision-language model's view of images, with pruning: each family of models implements it. Pipelines over plain
@@ -165,6 +166,13 @@ export type Allocation = 'tile' | 'image';
 
 /** How to prune; see `PruneOptions`. Without `keep` and `keepRatio`, those hold that the model was opened with. */
 export interface VisionPruneOptions extends Omit<PruneOptions, 'task' | 'features' | 'matrices'> {
+  /**
+   * What chooses the tokens: `desap` (default), the pruner itself, or a method that it is compared with, of which `keep`, `keepRatio` and
+   * `allocation` are asked and none of the other options here; see docs/methods.md.
+   */
+  method?: MethodName;
+  /** Options of that method, by its own names; a number, a text or a flag each. */
+  methodOptions?: object;
   /** Default: what the family's page says; it makes no difference for an image of one tile. */
   allocation?: Allocation;
 }

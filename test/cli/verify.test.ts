@@ -9,12 +9,15 @@ import { desap } from './run.js';
 
 const GOLDEN = 'test/golden';
 const BLOCK = 'test/golden-block';
+const METHODS = 'test/golden-baselines';
 const TINY = join(GOLDEN, 'tiny.safetensors');
 
 const { isa } = provideBfloat16();
 const CASES = (await readdir(GOLDEN)).map((file) => join(GOLDEN, file));
 
 const BLOCKS = (await readdir(BLOCK)).filter((file) => file.endsWith('.safetensors')).map((file) => join(BLOCK, file));
+
+const RIVALS = (await readdir(METHODS)).map((file) => join(METHODS, file));
 
 let folder: string;
 beforeAll(async () => {
@@ -68,6 +71,47 @@ describe('desap verify', () => {
     const { code, out } = await desap('verify', TINY, ...BLOCKS, '--device', 'cuda');
     expect(out).toContain(`${BLOCKS.length + 1} of ${BLOCKS.length + 1} cases agree within 0.0001 (fp32)`);
     expect(code).toBe(0);
+  });
+
+  it('agrees with every case of a method, beside those of heads', async () => {
+    const { code, out } = await desap('verify', TINY, ...RIVALS, '--device', 'reference');
+    expect(out).toContain(`${RIVALS.length + 1} of ${RIVALS.length + 1} cases agree within 0.0001 (fp32)`);
+    expect(out).toMatch(/^case +context +attention +embedding +task/m);
+    expect(out).toMatch(/^case +tokens +saliency .* +kept +source +assignment +count +order +budget +picked/m);
+    expect(code).toBe(0);
+  });
+
+  it('computes a method in fp32 beside heads in bf16', async () => {
+    const options = ['--device', 'cpu', '--isa', isa, '--precision', 'bf16', '--json'];
+    const { code, out } = await desap('verify', join(METHODS, 'tome.safetensors'), TINY, ...options);
+    const { precision, cases } = JSON.parse(out);
+    expect([code, precision, cases[0].kind, cases[1].kind]).toEqual([0, 'bf16', 'method', 'head']);
+    expect(cases[0].errors.tokens).toBeLessThan(1e-4);
+  });
+
+  it.each([
+    ['a number', 'output.saliency'],
+    ['a decision', 'output.budget'],
+  ])('finds %s of a method that is wrong', async (_, name) => {
+    const path = await altered(name, (bytes) => bytes.copyWithin(0, 8, 16), join(METHODS, 'holov.safetensors'));
+    const { code, out } = await desap('verify', path, '--device', 'reference', '--json');
+    const [{ ok, errors, choices }] = JSON.parse(out).cases;
+    expect([code, ok]).toEqual([1, false]);
+    expect(errors.saliency > 1e-4 || choices.budget === false).toBe(true);
+  });
+
+  it.each<[string, object, string]>([
+    ['an unknown key', { valid: 3 }, "config: got the key 'valid', wanted 'method' | 'heads'"],
+    ['a key of another type', { runs: '16' }, "config.runs: got '16', wanted a number"],
+    ['another method', { method: 'fastv' }, "method: got 'fastv', wanted 'desap' | 'random'"],
+    ['an option of another method', { pivots: 2 }, "methodOptions: got the unknown option 'pivots', wanted one of"],
+    ['tiles', { tiles: [2, 2] }, 'config.tiles: got tiles, wanted a method that shares one K among them'],
+    ['a tap that is not there', { method: 'fastervlm', tap: 'last', runs: undefined }, "no tap 'last'"],
+  ])('refuses a case of a method with %s', async (name, config, message) => {
+    const path = await configured('holov.safetensors', `method-${name.replaceAll(' ', '-')}`, config, METHODS);
+    const { code, out } = await desap('verify', path, '--device', 'reference');
+    expect(out).toContain(message);
+    expect(code).toBe(1);
   });
 
   it('compares each output that a case of a block has', async () => {

@@ -76,7 +76,8 @@ All visual tokens are measured beside the methods. Differences are to the first 
     )
     .action(async (folder: string | undefined, flags: Flags) => {
       const plan = planOf(flags);
-      const model = await chosenModel({ ...flags, model: folder });
+      const hows = plan.methods.flatMap(({ draws }) => draws(0));
+      const model = await chosenModel({ ...flags, model: folder }, hows);
       const { asked, device } = await evaluate(model, plan, flags);
       const { answered, skipped } = asked;
       const report: Report = {

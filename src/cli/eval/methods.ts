@@ -1,9 +1,11 @@
 /** Methods as a command line names them: `desap`, `desap:alignment=mean,taskShare=1`, `random`. */
 import { DesapError, invalid } from '../../errors.js';
+import { chooserOf, type RivalName } from '../../methods/index.js';
 import { type OptionNames, options } from '../../options.js';
 import { pruneChoices } from '../../prune-request.js';
 import { VISION_PRUNE_OPTIONS } from '../../vision/image-base.js';
 import type { VisionPruneOptions } from '../../vision/vision-model.js';
+import { typed } from '../method-flags.js';
 import { once } from './lists.js';
 
 /** How to prune, without how much. */
@@ -22,7 +24,8 @@ const PRUNER = 'desap';
 const RANDOM = 'random';
 const DRAWS = 5;
 
-const { keep, keepRatio, maps, saliency, ...NAMES } = VISION_PRUNE_OPTIONS;
+const { keep, keepRatio, maps, saliency, method, methodOptions, ...OWN } = VISION_PRUNE_OPTIONS;
+const NAMES = OWN as OptionNames<How>;
 
 /**
  * A list with commas between. A comma that an option without a method follows belongs to the method before it.
@@ -43,18 +46,21 @@ function parseMethod(label: string): Method {
     throw invalid('ERR_VALUE', '--methods', label, 'a method, or a method:option=value,option=value');
   const given = Object.fromEntries((rest?.split(',') ?? []).map((option) => entryOf(label, option)));
   if (name === PRUNER) {
-    const how = checked(label, given, NAMES as OptionNames<How>);
+    const how = named(label, () => options<How>('options', given, NAMES));
+    named(label, () => pruneChoices(how));
     return { label, draws: () => [how] };
   }
+  const how = methodOf(label, name as RivalName, given);
   if (name === RANDOM && given.seed === undefined)
-    return { label, draws: (line) => seeds(line).map((seed) => methodOf(label, name, { ...given, seed })) };
-  const how = methodOf(label, name, given);
+    return { label, draws: (line) => seeds(line).map((seed) => ({ ...how, methodOptions: { ...given, seed } })) };
   return { label, draws: () => [how] };
 }
 
-function methodOf(label: string, method: string, given: object): How {
-  const isPlain = Object.keys(given).length === 0;
-  return checked(label, { method, ...(!isPlain && { methodOptions: given }) } as How, NAMES as OptionNames<How>);
+function methodOf(label: string, method: RivalName, methodOptions: object): How {
+  return named(label, () => {
+    chooserOf(method, methodOptions);
+    return { method, methodOptions };
+  });
 }
 
 /** Other ones for each question. */
@@ -62,22 +68,19 @@ function seeds(line: number): number[] {
   return Array.from({ length: DRAWS }, (_, draw) => line * DRAWS + draw);
 }
 
-function checked(label: string, given: How, names: OptionNames<How>): How {
+/** Errors that say which method it is. */
+function named<T>(label: string, make: () => T): T {
   try {
-    const how = options('options', given, names);
-    pruneChoices(how);
-    return how;
+    return make();
   } catch (error) {
     if (!(error instanceof DesapError)) throw error;
     throw new DesapError(error.code, `--methods ${label}: ${error.message}`, { cause: error });
   }
 }
 
-/** `name=value`: numbers and true or false as such, all else as text. */
-function entryOf(label: string, option: string): [string, string | number | boolean] {
+/** `name=value`. */
+function entryOf(label: string, option: string): [string, ReturnType<typeof typed>] {
   const [, name, value] = /^(\w+)=(.+)$/.exec(option) ?? [];
   if (name === undefined) throw invalid('ERR_VALUE', `--methods ${label}`, option, 'option=value');
-  if (value === 'true' || value === 'false') return [name, value === 'true'];
-  const number = Number(value);
-  return [name, Number.isFinite(number) ? number : value];
+  return [name, typed(value)];
 }

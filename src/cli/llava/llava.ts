@@ -168,6 +168,17 @@ export class Llava {
     };
   }
 
+  /** Options of `dart` with the prompt's tokens that are no image, unless they are given. */
+  async withText(
+    question: string,
+    medium: EncodedImage['medium'],
+    { methodOptions }: Pick<VisionPruneOptions, 'methodOptions'>,
+  ): Promise<object> {
+    const { ids, at } = this.chat.prompt(checkQuestion(question), 1, medium);
+    const { data, dims } = await this.#embed(int64(ids.toSpliced(at, 1)));
+    return { textEmbeddings: { data, dims: dims.slice(1) }, ...methodOptions };
+  }
+
   async #embed(inputIds: Tensor): Promise<Tensor> {
     const [input, output] = [this.embedTokens.inputNames[0], this.embedTokens.outputNames[0]];
     return (await runSession(this.embedTokens, EMBED, { [input]: inputIds }))[output];
@@ -199,7 +210,7 @@ export class SeenImage implements Disposable {
   async answer(question: string, { positions, maxNewTokens, keep, ...options }: AnswerOptions = {}): Promise<Answer> {
     const completion = { positions, maxNewTokens };
     const { medium } = this.image;
-    if (keep === 'all' || (keep === undefined && options.keepRatio === undefined)) {
+    if (keep === 'all' || [keep, options.keepRatio, options.method].every((one) => one === undefined)) {
       const start = performance.now();
       const features = await this.image.all();
       const encoded = { vision: this.about.milliseconds, prune: 0, projector: performance.now() - start };
@@ -207,7 +218,8 @@ export class SeenImage implements Disposable {
       return { ...answer, timings: { ...encoded, ...timings } };
     }
     const asked = options.taskShare === 0 ? null : checkQuestion(question);
-    const pruned = await this.image.prune(asked, { ...options, keep });
+    const dart = options.method === 'dart' && { methodOptions: await this.llava.withText(question, medium, options) };
+    const pruned = await this.image.prune(asked, { ...options, ...dart, keep });
     const { vision, analyze, text, prune, projector } = pruned.timings;
     const { timings, ...answer } = await this.llava.complete(
       { features: pruned.features, kept: pruned, medium },

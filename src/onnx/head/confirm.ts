@@ -15,7 +15,7 @@ import { relativeError } from './compare.js';
 import { confirmRows } from './confirm-rows.js';
 import { trialPixels } from './pixels.js';
 import { attentionRows, readOutRow } from './recompute.js';
-import { type OpenTower, pickRows, pixelTensor, runOpen } from './trial.js';
+import { type OpenTower, pickRows, pixelTensor, runOpen, sampled } from './trial.js';
 
 /** Options of {@link confirmHead} and {@link confirmTower}. */
 export interface ConfirmOptions {
@@ -238,13 +238,4 @@ async function run(
 
 function firstRow({ data }: Tensor, cols: number): NumberMatrix {
   return { data: (data as Float32Array).subarray(0, cols), rows: 1, cols };
-}
-
-/** Rows to compare: each depends on every weight and on all other rows. */
-const SAMPLES = 8;
-
-/** Row numbers from the first on, evenly spread. */
-function sampled(count: number): number[] {
-  const samples = Math.min(SAMPLES, count);
-  return Array.from({ length: samples }, (_, i) => Math.floor((i * count) / samples));
 }

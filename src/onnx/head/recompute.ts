@@ -3,8 +3,11 @@ import { layerNorm } from '../../kernels/layer-norm.js';
 import { linear } from '../../kernels/linear.js';
 import { dot, type Matrix64, matrix64, type NumberMatrix, row, softmax } from '../../kernels/numeric.js';
 
+/** A block's norm and attention. */
+export type AttentionWeights = Pick<HeadWeights, 'width' | 'heads' | 'epsilon' | 'ln1' | 'q' | 'k' | 'v' | 'out'>;
+
 /**
- * Some rows of the last layer's attention (queries and keys) after its output projection, in float64: [rows, D].
+ * Some rows of a layer's attention (queries and keys) after its output projection, in float64: [rows, D].
  *
  * Keys and values are never made. With `k_j = Wk x_j + bk`, a score is `q . k_j = (Wk^T q) . x_j + q . bk`, and as the
  * weights of a row sum to 1, its context is `Wv (sum_j a_j x_j) + bv`. For a few rows this is a fraction of the work.
@@ -12,7 +15,7 @@ import { dot, type Matrix64, matrix64, type NumberMatrix, row, softmax } from '.
  * @param hidden what enters the layer, [N, D]
  * @param rows which rows
  */
-export function attentionRows(head: HeadWeights, hidden: NumberMatrix, rows: readonly number[]): Matrix64 {
+export function attentionRows(head: AttentionWeights, hidden: NumberMatrix, rows: readonly number[]): Matrix64 {
   const { width, heads, k, v } = head;
   const extent = width / heads;
   const x = layerNorm(hidden, head.ln1.weight, head.ln1.bias, head.epsilon);

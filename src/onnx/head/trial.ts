@@ -39,3 +39,12 @@ export function pickRows(data: Float32Array, cols: number, rows: readonly number
     (_, i) => data[rows[Math.floor(i / cols)] * cols + (i % cols)],
   );
 }
+
+/** Rows to compare: each depends on every weight and on all other rows. */
+const SAMPLES = 8;
+
+/** Row numbers from the first on, evenly spread. */
+export function sampled(count: number): number[] {
+  const samples = Math.min(SAMPLES, count);
+  return Array.from({ length: samples }, (_, i) => Math.floor((i * count) / samples));
+}

@@ -26,8 +26,26 @@ describe('methods', () => {
     ]);
   });
 
+  it('other than the pruner have options of their own', () => {
+    const [vscan, divprune] = parseMethods('vscan:windows=2,mergeSpace=hidden,divprune');
+    expect(vscan.draws(1)).toEqual([{ method: 'vscan', methodOptions: { windows: 2, mergeSpace: 'hidden' } }]);
+    expect(divprune.draws(1)).toEqual([{ method: 'divprune', methodOptions: {} }]);
+  });
+
+  it('draw five times for each question, or once with a seed', () => {
+    const [random, once] = parseMethods('random:merging=true,random:seed=3');
+    const seeds = (line: number) =>
+      random.draws(line).map(({ methodOptions }) => (methodOptions as { seed: number }).seed);
+    expect(new Set([...seeds(1), ...seeds(2)]).size).toBe(10);
+    expect(random.draws(1)[0]).toMatchObject({ method: 'random', methodOptions: { merging: true } });
+    expect(once.draws(1)).toEqual([{ method: 'random', methodOptions: { seed: 3 } }]);
+  });
+
   it.each([
     ['', /--methods: got ''/],
+    ['abacus', /--methods abacus: method: got 'abacus', wanted 'desap' \| 'random'/],
+    ['vscan:speed=9', /--methods vscan:speed=9: .*unknown option 'speed'/],
+    ['random:seed=-1', /--methods random:seed=-1: seed: got -1/],
     ['desap,,desap:lambda=1', /--methods: got ''/],
     ['desap,desap', /--methods: got 'desap' twice/],
     ['desap:', /--methods: got 'desap:'/],

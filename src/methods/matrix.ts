@@ -1,0 +1,58 @@
+/** Matrices of methods, and the products of them that run on a device. */
+import type { Backend } from '../devices/kernel-api.js';
+import type { LinearWeights } from '../head.js';
+import type { Numbers } from '../kernels/numeric.js';
+import type { TensorLike } from '../tensor.js';
+
+/** Numbers in a row. */
+export type Numbered = Numbers | Int32Array;
+
+/** A float32 matrix, row-major. */
+export interface Matrix {
+  readonly data: Float32Array;
+  readonly rows: number;
+  readonly cols: number;
+}
+
+/** As kernels take it. */
+export function tensor({ data, rows, cols }: Matrix): TensorLike {
+  return { data, dims: [rows, cols] };
+}
+
+/** What a kernel gave. */
+export function matrixOf({ data, dims: [rows, cols] }: TensorLike): Matrix {
+  return { data: data as Float32Array, rows, cols };
+}
+
+/** Some rows of a matrix, copied. */
+export function rowsOf({ data, cols }: Matrix, which: ArrayLike<number>): Matrix {
+  const own = new Float32Array(which.length * cols);
+  for (let i = 0; i < which.length; i++) own.set(data.subarray(which[i] * cols, (which[i] + 1) * cols), i * cols);
+  return { data: own, rows: which.length, cols };
+}
+
+/** x W^T + b, [rows, out]. */
+export async function linear(backend: Backend, x: Matrix, { weight, bias }: LinearWeights): Promise<Matrix> {
+  const layer = { weight: { data: weight, dims: [weight.length / x.cols, x.cols] }, bias };
+  return matrixOf(await backend.linear({ x: tensor(x), ...layer }));
+}
+
+/** x y^T, [x.rows, y.rows]. */
+export async function products(backend: Backend, x: Matrix, y: Matrix): Promise<Matrix> {
+  return matrixOf(await backend.linear({ x: tensor(x), weight: tensor(y) }));
+}
+
+/** Rows of unit length. */
+export async function unitRows(backend: Backend, x: Matrix): Promise<Matrix> {
+  return matrixOf(await backend.unitRows({ x: tensor(x) }));
+}
+
+/** Cosines of each row of x and each of y, [x.rows, y.rows]. */
+export async function cosines(backend: Backend, x: Matrix, y: Matrix): Promise<Matrix> {
+  return products(backend, await unitRows(backend, x), await unitRows(backend, y));
+}
+
+/** Layer norm of each row. */
+export async function layerNorm(backend: Backend, x: Matrix, norm: LinearWeights, epsilon: number): Promise<Matrix> {
+  return matrixOf(await backend.layerNorm({ x: tensor(x), ...norm, epsilon }));
+}

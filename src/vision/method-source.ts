@@ -1,0 +1,130 @@
+/** What methods read of an image, or of a tile, besides the question. */
+import { notFinite } from '../errors.js';
+import type { Backend, TensorLike, TextEmbeddings } from '../index.js';
+import { type Matrix, matrixOf, rowsOf, tensor } from '../methods/matrix.js';
+import { type Grid, type MethodImage, missing, type PlainReadOut, type Tap, type TapName } from '../methods/method.js';
+import { integer, matrix, widened } from '../tensor.js';
+import type { ClipEncoder, Encoded } from './clip-encoder.js';
+import { Once } from './once.js';
+
+export type MethodSource = Omit<MethodImage, 'text' | 'taskMap'>;
+
+/**
+ * Of what a CLIP tower encoded.
+ *
+ * @param patches that are units, ascending; null: all
+ * @param grid of all patches of the tile
+ */
+export function clipSource(
+  encoder: ClipEncoder,
+  { batch, index }: Encoded,
+  { patches, grid }: { readonly patches: Int32Array | null; readonly grid: Grid },
+): MethodSource {
+  const { pruner } = encoder;
+  const { classToken } = pruner.head;
+  const hidden = (): Matrix => matrixOf(batch.rows(index));
+  const states = () => {
+    const { data, rows, cols } = hidden();
+    const all = { data: data.subarray(Number(classToken) * cols), rows: rows - Number(classToken), cols };
+    return patches ? rowsOf(all, patches) : all;
+  };
+  return {
+    ...{ backend: pruner.backend, classToken, patches, states },
+    grid: patches ? windowOf(patches, grid) : grid,
+    async tap(name: TapName): Promise<Tap> {
+      if (name === 'last') return { hidden: hidden(), weights: await encoder.headWeights() };
+      const tapped = encoder.taps.get(name);
+      if (tapped) return { hidden: matrixOf(batch.entering(tapped.block, index)), weights: tapped.weights };
+      throw missing(
+        `one that reads the tap '${name}'`,
+        `a model that is opened with taps: ['${name}'], or another method`,
+      );
+    },
+    features: async () => behindBatch(await encoder.project(tensor(states()))),
+    async readOut() {
+      const { postNorm, epsilon, visualProjection, projectionDim, width } = await encoder.headWeights();
+      return { postNorm, epsilon, visualProjection: { data: visualProjection, rows: projectionDim, cols: width } };
+    },
+  };
+}
+
+/** Of rows that stand behind their encoder already: features are what is known of them. */
+export function featureSource(backend: Backend, rows: Matrix, grid: Grid): MethodSource {
+  const refuse = (what: string) => async () => {
+    throw missing(`one that reads ${what}`, 'a method that reads features only: this encoder is no tower of CLIP');
+  };
+  return {
+    ...{ backend, grid, classToken: false, patches: null },
+    states: () => rows,
+    features: async () => rows,
+    tap: (name) => refuse(`the tap '${name}'`)(),
+    readOut: refuse("CLIP's read-out"),
+  };
+}
+
+function behindBatch({ data, dims }: { readonly data: unknown; readonly dims: readonly number[] }): Matrix {
+  return matrixOf({ data, dims: dims.slice(-2) });
+}
+
+/** Patches that are no padding are a window of their grid. */
+function windowOf(patches: Int32Array, { columns }: Grid): Grid {
+  const rows = new Set(patches.map((patch) => Math.floor(patch / columns))).size;
+  return { rows, columns: patches.length / rows };
+}
+
+/** A tile with its question. */
+export class AskedSource implements MethodImage {
+  readonly #features = new Once<Matrix>();
+  readonly backend: Backend;
+  readonly grid: Grid;
+  readonly classToken: boolean;
+  readonly patches: Int32Array | null;
+  /** Milliseconds that the features of all patches took. */
+  connecting = 0;
+
+  constructor(
+    private readonly source: MethodSource,
+    private readonly question: TextEmbeddings | null,
+    readonly taskMap: MethodImage['taskMap'],
+  ) {
+    ({ backend: this.backend, grid: this.grid, classToken: this.classToken, patches: this.patches } = source);
+  }
+
+  states(): Matrix {
+    return this.source.states();
+  }
+
+  tap(name: TapName): Promise<Tap> {
+    return this.source.tap(name);
+  }
+
+  readOut(): Promise<PlainReadOut> {
+    return this.source.readOut();
+  }
+
+  features(): Promise<Matrix> {
+    return this.#features.get(async () => {
+      const start = performance.now();
+      const features = await this.source.features();
+      this.connecting += performance.now() - start;
+      return features;
+    });
+  }
+
+  async text(): Promise<Matrix> {
+    const { embeddings, endOfText } = this.question as TextEmbeddings;
+    const { data, rows, cols } = finite('question', embeddings);
+    if (typeof endOfText === 'object') return finite('endOfText', { data: endOfText, dims: [1, cols] });
+    const end = integer('endOfText', endOfText ?? rows - 1, 0, rows - 1);
+    return { data: data.subarray(end * cols, (end + 1) * cols), rows: 1, cols };
+  }
+}
+
+/** Rows that are told apart from the image's before they meet. */
+function finite(argument: string, given: TensorLike): Matrix {
+  const { rows, cols, ...float } = matrix(argument, given);
+  const data = widened(float);
+  const bad = data.findIndex((value) => !Number.isFinite(value));
+  if (bad >= 0) throw notFinite(argument, Math.floor(bad / cols));
+  return { data, rows, cols };
+}
