@@ -1,5 +1,4 @@
 import { Command } from 'commander';
-import { mismatch } from '../errors.js';
 import type { Answered } from './answers.js';
 import { answerThroughClient } from './client/answer.js';
 import { Llava } from './llava/llava.js';
@@ -65,7 +64,6 @@ async function answered(
   question: string,
   flags: Flags,
 ): Promise<Answered> {
-  if (kind.unanswered) throw mismatch('ERR_VALUE', '--model', kind.unanswered, 'a family that is answered with');
   const { prompt, keep, keepRatio, positions, maxNewTokens } = flags;
   const how = { ...pruningOf(flags), keep, keepRatio, positions };
   if (kind.processing) {

@@ -3,7 +3,8 @@ import { join } from 'node:path';
 import { requireFolder } from '../files.js';
 import { familyOf } from '../vision/families.js';
 import { readConfig } from '../vision/model-folder.js';
-import { clientImages, ENCODER, PHI3 } from './client/images.js';
+import { clientImages, ENCODER } from './client/images.js';
+import { PHI3 } from './client/phi3.js';
 import { expanded, imageFirst, type Processing, textFirst } from './client/processing.js';
 import { llavaImages } from './images/llava.js';
 import { llavaNextImages } from './images/llava-next.js';
@@ -27,8 +28,6 @@ export interface ModelKind {
   images(folder: string, flags?: ImageFlags): Promise<ImageReader>;
   /** How Transformers.js makes the inputs of its model; null for models that the command line runs itself. */
   readonly processing: Processing | null;
-  /** Why there is no answer from it. */
-  readonly unanswered?: string;
 }
 
 const own = (images: ModelKind['images'], isForVideos = false): ModelKind => {
@@ -45,14 +44,17 @@ const client = (processing: Processing): ModelKind => {
 };
 
 /** Towers that are CLIP's, by family. */
-const OWN: Readonly<Record<string, ModelKind>> = {
+const CLIP: Readonly<Record<string, ModelKind>> = {
   llava: own(llavaImages),
   llava_next: own(llavaNextImages),
   video_llava: own((folder, { frames } = {}) => videoLlavaImages(folder, frames), true),
   phi3_v: {
     ...own((folder) => clientImages(folder, PHI3)),
     isTapped: false,
-    unanswered: 'Phi-3.5-vision: its language model is not run here; desap prune shows what is kept',
+    processing: {
+      ...{ call: textFirst, placeholder: '<|image_1|>', visual: '<|image|>' },
+      loader: 'AutoModelForCausalLM',
+    },
   },
 };
 
@@ -84,5 +86,5 @@ export async function modelKind(folder: string): Promise<ModelKind> {
   await requireFolder(folder, 'a model folder');
   const config = await readConfig(folder);
   const { name } = familyOf(join(folder, 'config.json'), config);
-  return OWN[name] ?? CLIENT[config.model_type as string];
+  return CLIP[name] ?? CLIENT[config.model_type as string];
 }

@@ -8,24 +8,25 @@ import { type LoadedFamily, loadedFamilyOf } from '../vision/families.js';
 import { confirmFeatures, fileInputs, runTrials } from '../vision/file-features.js';
 import { asEmbeddings } from '../vision/question-table.js';
 import type { VisionModel } from '../vision/vision-model.js';
+import { confirmPlacing, type ModelRuntime, modelRuntime } from './embeddings.js';
 import { FurtherInputs, type FurtherOutput } from './further-inputs.js';
 import { type Hooks, pruningHooks } from './hooks.js';
 import {
+  decoderOf,
   furtherOutputs,
   type HookedModel,
-  imageTokenId,
   type LoadedModel,
-  type ModelRuntime,
   type ModelSession,
-  modelRuntime,
   requireModel,
   requireSessions,
+  sessionNames,
 } from './model.js';
 import { locate, type ModelFiles } from './model-files.js';
 import { type AttachOptions, attachOptions, type CallOptions, type OpeningOptions } from './options.js';
 import { override } from './override.js';
 import { Questions } from './question/question.js';
 import { isReleased, isStandIn, standIn } from './vision-session.js';
+import { imageIds } from './visual-ids.js';
 
 /**
  * Lets a loaded vision-language model prune its visual tokens. The code around it stays as it was: the processor, `generate()` with
@@ -74,9 +75,10 @@ export async function attachThrough(
   const { defaults, folder, opening } = attachOptions(hooked, options);
   const plain = hooked.sessions.vision_encoder;
   if (isStandIn(plain)) throw mismatch('ERR_VALUE', 'model', 'a model that is attached to already', 'detach() first');
-  imageTokenId(hooked);
+  imageIds(hooked);
 
   const files = await locate(hooked, folder);
+  await confirmPlacing(hooked);
   const runtime = await modelRuntime(hooked);
   const session = { logSeverityLevel: 3 as const, ...sessionOptions(hooked, opening) };
   let opened: Promise<Questions> | undefined;
@@ -86,12 +88,13 @@ export async function attachThrough(
   watch(vision.model);
 
   const running = new Set<Promise<unknown>>();
-  const decoder = hooked.sessions.decoder_model_merged;
+  const name = sessionNames(hooked).decoder;
+  const decoder = hooked.sessions[name];
   const { further } = vision;
   const hooks = pruningHooks({ model: hooked, vision: vision.model, questions, further }, ownMethods(hooked), defaults);
   const restore = override(hooked, waitedFor(hooks, running));
   hooked.sessions.vision_encoder = vision.session;
-  if (further) hooked.sessions.decoder_model_merged = further.session;
+  if (further) hooked.sessions[name] = further.session;
   await plain.release();
 
   let detached: Promise<void> | undefined;
@@ -99,7 +102,7 @@ export async function attachThrough(
     detached ??= (async () => {
       while (running.size > 0) await Promise.allSettled(running);
       restore();
-      hooked.sessions.decoder_model_merged = decoder;
+      hooked.sessions[name] = decoder;
       if (isReleased(vision.session)) return;
       const reopened = await runtime.ort.InferenceSession.create(files.visionEncoder, session);
       hooked.sessions.vision_encoder = Object.assign(reopened, { config: plain.config });
@@ -136,13 +139,14 @@ interface Vision {
 
 /** Opens the vision model, and checks that it computes what the loaded session computes. */
 async function openVision(
-  { config, sessions }: HookedModel,
+  hooked: HookedModel,
   family: LoadedFamily,
   files: ModelFiles,
   opening: OpeningOptions,
   { ort, embed, questions }: ModelRuntime & { questions: () => Promise<Questions> },
 ): Promise<Vision> {
-  const plain = sessions.vision_encoder;
+  const { config } = hooked;
+  const plain = hooked.sessions.vision_encoder;
   const inputs = fileInputs(plain, VISION_SESSION, furtherOutputs(plain));
   const embedQuestion = async (question: string) => asEmbeddings(await embed((await questions()).encode(question)));
   const model = await family.open({ ...files, config }, { ...opening, embedQuestion, ort });
@@ -157,7 +161,7 @@ async function openVision(
     return {
       model,
       session: standIn(plain, model, { ort, inputs, sample }),
-      further: FurtherInputs.of(sessions.decoder_model_merged, outputsOf(plain, model.further), ort),
+      further: FurtherInputs.of(decoderOf(hooked), outputsOf(plain, model.further), ort),
     };
   } catch (error) {
     await model.dispose();

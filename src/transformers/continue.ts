@@ -1,9 +1,10 @@
 import { invalid, mismatch } from '../errors.js';
 import { type CacheMap, columnsOf, dropped, pickColumns, slotsOf } from './cache-map.js';
-import { type HookedModel, type ModelCache, type ModelInputs, type ModelTensor, visualTokenIds } from './model.js';
+import { type HookedModel, type ModelCache, type ModelInputs, type ModelTensor, make } from './model.js';
 import type { CallOptions } from './options.js';
-import { make, originalPositions } from './prefill.js';
+import { originalPositions } from './prefill.js';
 import { behindDropped, rotaryPositions } from './rotary.js';
+import { isVisual } from './visual-ids.js';
 
 /**
  * The inputs of a call that goes on with a shortened cache: only what the cache does not hold, and the mask that fits it.
@@ -21,8 +22,7 @@ export function continued(model: HookedModel, inputs: ModelInputs, map: CacheMap
   }
   const columns = columnsSoFar(model, inputs, map, past);
   const next = behindCache(inputs, map, past, columns);
-  const visual = visualTokenIds(model);
-  const hasImages = ((next.input_ids as ModelTensor).data as BigInt64Array).some((id) => visual.includes(id));
+  const hasImages = ((next.input_ids as ModelTensor).data as BigInt64Array).some(isVisual(model));
   if (!hasImages) Object.assign(next, { pixel_values: undefined, pixel_values_videos: undefined });
   if (model.get_rope_index) return rotaryBehindCache(model, inputs, next, hasImages);
   return isOriginal ? withOriginalPositions(next, past, map) : next;
@@ -37,7 +37,7 @@ function columnsSoFar(model: HookedModel, inputs: ModelInputs, map: CacheMap, pa
   const [rows, given] = ids.dims;
   const done = columnsOf(map, past);
   if (rows === map.slots.length) {
-    if (given > done && dropsOnly(ids, map, visualTokenIds(model))) return given;
+    if (given > done && dropsOnly(ids, map, isVisual(model))) return given;
     if (inputs.attention_mask?.dims[1] === done + given && !model.get_rope_index) return done + given;
   }
   throw mismatch(
@@ -49,12 +49,12 @@ function columnsSoFar(model: HookedModel, inputs: ModelInputs, map: CacheMap, pa
 }
 
 /** Whether what a cache has lost is visual tokens in these ids too. */
-function dropsOnly(ids: ModelTensor, { slots, columns: covered }: CacheMap, visual: readonly bigint[]): boolean {
+function dropsOnly(ids: ModelTensor, { slots, columns: covered }: CacheMap, visual: (id: bigint) => boolean): boolean {
   const [, columns] = ids.dims;
   return slots.every((row, r) => {
     const kept = new Set(row);
     for (let column = 0; column < covered; column++)
-      if (!kept.has(column) && !visual.includes((ids.data as BigInt64Array)[r * columns + column])) return false;
+      if (!kept.has(column) && !visual((ids.data as BigInt64Array)[r * columns + column])) return false;
     return true;
   });
 }

@@ -1,8 +1,6 @@
+import { types } from 'node:util';
 import type { InferenceSession } from 'onnxruntime-common';
-import { Tensor } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
-import type { OrtModule } from '../onnx/edit.js';
-import { loadOrt } from '../ort.js';
 import type { ModelConfig as VisionConfig } from '../vision/model-folder.js';
 
 /** A tensor of Transformers.js, as far as it is used here. */
@@ -24,6 +22,8 @@ export interface ModelInputs {
   pixel_attention_mask?: ModelTensor | null;
   /** LFM2-VL: the grid of each tile. */
   spatial_shapes?: ModelTensor | null;
+  /** Phi-3.5-vision: height and width of the pixels that each image's crops make. */
+  image_sizes?: ModelTensor | null;
   image_grid_thw?: ModelTensor | null;
   pixel_values_videos?: ModelTensor | null;
   video_grid_thw?: ModelTensor | null;
@@ -52,6 +52,8 @@ interface ModelConfig extends VisionConfig {
   readonly video_token_id?: number;
   readonly vision_start_token_id?: number;
   readonly _name_or_path?: string;
+  /** What Transformers.js makes of it. */
+  readonly normalized_config: { readonly hidden_size: number };
 }
 
 /** A loaded vision-language model of Transformers.js: what `from_pretrained` returns. */
@@ -63,11 +65,12 @@ export interface LoadedModel {
 /** The same with the parts that are hooked; {@link requireModel} and {@link requireSessions} check that they are there. */
 export interface HookedModel {
   readonly config: ModelConfig;
-  readonly sessions: { vision_encoder: ModelSession; embed_tokens: ModelSession; decoder_model_merged: ModelSession };
+  readonly sessions: { vision_encoder: ModelSession } & Record<SessionName, ModelSession>;
   forward_params: string[];
   forward(inputs: ModelInputs): Promise<unknown>;
   generate(options: Record<string, unknown>): Promise<unknown>;
-  encode_text(inputs: { input_ids: ModelTensor }): Promise<ModelTensor>;
+  /** Of classes with the session `embed_tokens`. */
+  encode_text?(inputs: { input_ids: ModelTensor }): Promise<ModelTensor>;
   prepare_inputs_for_generation(ids: unknown, inputs: ModelInputs, config: unknown): ModelInputs;
   _update_model_kwargs_for_generation(step: { model_inputs: ModelInputs }): ModelInputs;
   /** Qwen-VL only: M-RoPE positions [3, B, S] and what decoding adds to the cache's length, [B, 1]. */
@@ -79,11 +82,30 @@ export interface HookedModel {
   ): [ModelTensor, ModelTensor];
 }
 
-const SESSIONS = ['vision_encoder', 'embed_tokens', 'decoder_model_merged'] as const;
+/** What classes call the session that makes rows of ids, and that of the decoder. */
+const APART = { rows: 'embed_tokens', decoder: 'decoder_model_merged' } as const;
+/** Phi-3.5-vision: one graph makes rows of ids and puts those of visual tokens, which negative ids stand for, between them. */
+const JOINT = { rows: 'prepare_inputs_embeds', decoder: 'model' } as const;
+type SessionName = (typeof APART | typeof JOINT)['rows' | 'decoder'];
+
+/** Whether rows of ids and of visual tokens come from one graph. */
+export function isJoint({ sessions }: Pick<HookedModel, 'sessions'>): boolean {
+  return sessions.prepare_inputs_embeds !== undefined;
+}
+
+/** The names of the language model's sessions. */
+export function sessionNames(model: Pick<HookedModel, 'sessions'>): Readonly<Record<'rows' | 'decoder', SessionName>> {
+  return isJoint(model) ? JOINT : APART;
+}
+
+/** The language model behind the embeddings. */
+export function decoderOf(model: Pick<HookedModel, 'sessions'>): ModelSession {
+  return model.sessions[sessionNames(model).decoder];
+}
+
 const METHODS = [
   'forward',
   'generate',
-  'encode_text',
   'prepare_inputs_for_generation',
   '_update_model_kwargs_for_generation',
 ] as const;
@@ -102,8 +124,11 @@ const DECODER_INPUT =
 export function requireModel(model: LoadedModel): HookedModel {
   const isModel = (typeof model === 'object' || typeof model === 'function') && model !== null;
   const given = model as Partial<HookedModel>;
-  if (isModel && given.config && given.sessions && METHODS.every((name) => typeof given[name] === 'function'))
-    return given as HookedModel;
+  const has = (name: keyof HookedModel) => typeof given[name] === 'function';
+  if (isModel && given.config && given.sessions && METHODS.every(has)) {
+    const whole = given as HookedModel;
+    if (isJoint(whole) || has('encode_text')) return whole;
+  }
   throw invalid('ERR_VALUE', 'model', model, 'a loaded image-text-to-text model of Transformers.js');
 }
 
@@ -111,18 +136,18 @@ export function requireModel(model: LoadedModel): HookedModel {
  * Checks that a model has the sessions that pruning runs, and a decoder that it would not break.
  * @throws DesapError `ERR_VALUE` when one is missing; `ERR_GRAPH` for a decoder input of unknown meaning
  */
-export function requireSessions({ sessions }: HookedModel): void {
-  for (const name of SESSIONS)
+export function requireSessions(model: HookedModel): void {
+  const { sessions } = model;
+  const { rows, decoder } = sessionNames(model);
+  for (const name of ['vision_encoder', rows, decoder] as const)
     if (typeof sessions[name]?.run !== 'function')
       throw invalid('ERR_VALUE', `model.sessions.${name}`, sessions[name], 'a session; load the model with its images');
   const further = furtherOutputs(sessions.vision_encoder);
-  const unknown = sessions.decoder_model_merged.inputNames.filter(
-    (name) => !DECODER_INPUT.test(name) && !further.includes(name),
-  );
+  const unknown = sessions[decoder].inputNames.filter((name) => !DECODER_INPUT.test(name) && !further.includes(name));
   if (unknown.length > 0)
     throw new DesapError(
       'ERR_GRAPH',
-      `model.sessions.decoder_model_merged: got the inputs ${unknown.join(', ')}, wanted none that may hold one entry for each token: desap cannot shorten inputs that it does not know`,
+      `model.sessions.${decoder}: got the inputs ${unknown.join(', ')}, wanted none that may hold one entry for each token: desap cannot shorten inputs that it does not know`,
     );
 }
 
@@ -149,31 +174,9 @@ export function videoTokenId({ config }: Pick<HookedModel, 'config'>): bigint | 
   return config.video_token_id === undefined ? null : BigInt(config.video_token_id);
 }
 
-/** The ids that stand for visual tokens, of images and of videos. */
-export function visualTokenIds(model: Pick<HookedModel, 'config'>): bigint[] {
-  const video = videoTokenId(model);
-  return [imageTokenId(model), ...(video === null ? [] : [video])];
-}
-
-/** The user's own ONNX Runtime, and the element type of the language model's input. */
-export interface ModelRuntime {
-  readonly ort: OrtModule;
-  /** Rows of the embedding table for some ids, [1, n, W]. */
-  embed(ids: readonly number[]): Promise<Tensor>;
-}
-
-/**
- * The ONNX Runtime that the model's sessions run on: the session class is that of a session, and the tensor class that of
- * what a session returns (a package tree can hold several copies of both).
- */
-export async function modelRuntime({ sessions }: HookedModel): Promise<ModelRuntime> {
-  const session = sessions.embed_tokens;
-  const embed = async (ids: readonly number[]) => {
-    const input = new Tensor('int64', BigInt64Array.from(ids, BigInt), [1, ids.length]);
-    return (await session.run({ [session.inputNames[0]]: input }))[session.outputNames[0]] as Tensor;
-  };
-  const InferenceSession = session.constructor as unknown as OrtModule['InferenceSession'];
-  if (typeof InferenceSession.create !== 'function') return { ort: await loadOrt(), embed };
-  const output = await embed([0]);
-  return { ort: { InferenceSession, Tensor: output.constructor as OrtModule['Tensor'] }, embed };
+/** A tensor of the class that another one has. */
+export function make(like: ModelTensor, data: ModelTensor['data'], dims: readonly number[]): ModelTensor {
+  const TensorClass = like.constructor as unknown as ModelTensorClass;
+  const type = types.isBigInt64Array(data) ? 'int64' : types.isFloat32Array(data) ? 'float32' : 'float16';
+  return new TensorClass(type, data, dims);
 }

@@ -9,7 +9,7 @@ import { POSITIONS, type Positions } from '../vision/compact.js';
 import { VISION_MODEL_OPTIONS, type VisionModelOptions } from '../vision/families.js';
 import { isRival, rivalOf } from '../vision/method-choice.js';
 import type { Allocation, Budget, PrunedFeatures, VisionPruneOptions } from '../vision/vision-model.js';
-import type { HookedModel } from './model.js';
+import { decoderOf, type HookedModel } from './model.js';
 
 /** A question in words, or its embeddings. */
 export type Question = string | TextEmbeddings;
@@ -177,7 +177,7 @@ function checkPositions(model: HookedModel, positions: Positions | undefined): v
   oneOf('positions', positions, POSITIONS);
   if (positions === 'compact' && model.get_rope_index)
     throw invalid('ERR_VALUE', 'positions', positions, "'original': tokens keep their places in this model");
-  if (positions === 'original' && !model.sessions.decoder_model_merged.inputNames.includes('position_ids'))
+  if (positions === 'original' && !decoderOf(model).inputNames.includes('position_ids'))
     throw new DesapError(
       'ERR_GRAPH',
       "positions: got 'original', wanted 'compact': this decoder has no input position_ids",

@@ -1,9 +1,9 @@
-import { types } from 'node:util';
 import { mismatch } from '../errors.js';
 import { floatToHalf } from '../tensor.js';
 import type { PrunedFeatures } from '../vision/vision-model.js';
 import { append, type CacheMap, dropped, pack, pickColumns } from './cache-map.js';
-import type { ModelInputs, ModelTensor, ModelTensorClass } from './model.js';
+import { embedText } from './embeddings.js';
+import { type ModelInputs, type ModelTensor, make } from './model.js';
 import type { CallOptions } from './options.js';
 import { type Attached, promptImages } from './prompt-images.js';
 import { pruneImages } from './prune-images.js';
@@ -40,7 +40,7 @@ export async function prefill(
     }
     const slots = pack(stays, rows, columns);
     const past = inputs.past_key_values?.get_seq_length() ?? 0;
-    const embeds = await model.encode_text({ input_ids: ids });
+    const embeds = await embedText(model, ids);
     for (const [i, { sequence, columns: own }] of images.entries()) placeFeatures(embeds, sequence, own, kept[i]);
     const short = pickRows(embeds, slots);
     attached.further?.note(short, slots, images, kept);
@@ -140,11 +140,4 @@ export function originalPositions(inputs: ModelInputs, past: number, before: Cac
     }
   }
   return data;
-}
-
-/** A tensor of the class that another one has. */
-export function make(like: ModelTensor, data: ModelTensor['data'], dims: readonly number[]): ModelTensor {
-  const TensorClass = like.constructor as unknown as ModelTensorClass;
-  const type = types.isBigInt64Array(data) ? 'int64' : types.isFloat32Array(data) ? 'float32' : 'float16';
-  return new TensorClass(type, data, dims);
 }

@@ -2,9 +2,10 @@
 import { invalid, mismatch } from '../errors.js';
 import type { EncodedImage, InputNames, VisionInputs, VisionModel } from '../vision/vision-model.js';
 import type { FurtherInputs } from './further-inputs.js';
-import { type HookedModel, imageTokenId, type ModelInputs, type ModelTensor, videoTokenId } from './model.js';
+import { type HookedModel, imageTokenId, type ModelInputs, type ModelTensor } from './model.js';
 import type { Questions } from './question/question.js';
 import { imageSpans, type Span } from './spans.js';
+import { imageIds, type VisualIds, videoIds } from './visual-ids.js';
 
 /** The parts of an attached model that a prefill works with. */
 export interface Attached {
@@ -43,14 +44,14 @@ const NAMES: InputNames = {
 export async function promptImages(attached: Attached, inputs: ModelInputs): Promise<PromptImage[]> {
   const { model, vision } = attached;
   const ids = inputs.input_ids as ModelTensor;
-  const [token, video] = [imageTokenId(model), videoTokenId(model)];
-  if (video !== null && !inputs.pixel_values_videos && (ids.data as BigInt64Array).includes(video))
+  const video = videoIds(model);
+  if (video !== null && !inputs.pixel_values_videos && (ids.data as BigInt64Array).some((id) => video.has(id)))
     throw invalid('ERR_VALUE', 'pixel_values_videos', inputs.pixel_values_videos, 'the frames of the prompt’s videos');
-  const spans = await spansOf(attached, ids, token);
-  const encoded = await vision.encode(visionInputs(inputs, spans), NAMES);
+  const spans = await spansOf(attached, ids);
+  const encoded = await vision.encode(visionInputs(model, inputs, spans), NAMES);
   try {
     const of = (medium: EncodedImage['medium']) => encoded.filter((one) => one.medium === medium);
-    const images = spans === null ? inOrder(ids, token, of('image')) : bySpans(spans, encoded);
+    const images = spans === null ? inOrder(ids, imageIds(model), of('image')) : bySpans(spans, encoded);
     return video === null ? images : [...images, ...inOrder(ids, video, of('video'))];
   } catch (error) {
     for (const image of encoded) image.dispose();
@@ -59,7 +60,7 @@ export async function promptImages(attached: Attached, inputs: ModelInputs): Pro
 }
 
 /** The images by the marks that their family has; null where it has none, or the prompt. */
-async function spansOf({ vision, questions }: Attached, ids: ModelTensor, token: bigint): Promise<Span[] | null> {
+async function spansOf({ model, vision, questions }: Attached, ids: ModelTensor): Promise<Span[] | null> {
   if (vision.marks === undefined) return null;
   const text = await questions();
   const idOf = (mark: string | undefined) => {
@@ -68,15 +69,21 @@ async function spansOf({ vision, questions }: Attached, ids: ModelTensor, token:
   };
   const { beforeLast, afterLast } = vision.marks;
   const marks = { beforeLast: idOf(beforeLast), afterLast: idOf(afterLast) };
-  return imageSpans(ids.data as BigInt64Array, ids.dims, token, marks);
+  return imageSpans(ids.data as BigInt64Array, ids.dims, imageTokenId(model), marks);
 }
 
-function visionInputs(inputs: ModelInputs, spans: readonly Span[] | null): VisionInputs {
+function visionInputs(
+  { forward_params }: HookedModel,
+  inputs: ModelInputs,
+  spans: readonly Span[] | null,
+): VisionInputs {
   return {
     pixelValues: inputs.pixel_values ?? undefined,
     imageGridThw: inputs.image_grid_thw ?? undefined,
     pixelAttentionMask: inputs.pixel_attention_mask ?? undefined,
     spatialShapes: inputs.spatial_shapes ?? undefined,
+    // Processors hand out sizes for encoders that take none, too.
+    imageSizes: (forward_params.includes('image_sizes') && inputs.image_sizes) || undefined,
     pixelValuesVideos: inputs.pixel_values_videos ?? undefined,
     videoGridThw: inputs.video_grid_thw ?? undefined,
     tileCounts: spans?.map(({ pieces }) => pieces.length),
@@ -97,7 +104,7 @@ function bySpans(spans: readonly Span[], encoded: readonly EncodedImage[]): Prom
 }
 
 /** Gives each image (or video) its placeholders, which stand in their order over the whole batch; those of a video may be in pieces. */
-function inOrder(ids: ModelTensor, token: bigint, encoded: readonly EncodedImage[]): PromptImage[] {
+function inOrder(ids: ModelTensor, tokens: VisualIds, encoded: readonly EncodedImage[]): PromptImage[] {
   const [rows, columns] = ids.dims;
   const data = ids.data as BigInt64Array;
   const images: PromptImage[] = [];
@@ -105,12 +112,13 @@ function inOrder(ids: ModelTensor, token: bigint, encoded: readonly EncodedImage
     mismatch(
       'ERR_SHAPE',
       'input_ids',
-      `${found} visual tokens (id ${token}) in a sequence`,
+      `${found} visual tokens (${tokens.words}) in a sequence`,
       `the tokens of its images or videos: ${encoded.map(({ tokenCount }) => tokenCount).join(', ')}`,
     );
   for (let sequence = 0; sequence < rows; sequence++) {
     const own: number[] = [];
-    for (let column = 0; column < columns; column++) if (data[sequence * columns + column] === token) own.push(column);
+    for (let column = 0; column < columns; column++)
+      if (tokens.has(data[sequence * columns + column])) own.push(column);
     for (let at = 0; at < own.length; ) {
       const image = encoded[images.length];
       if (image === undefined || at + image.tokenCount > own.length) throw unequal(own.length);

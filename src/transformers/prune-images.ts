@@ -2,9 +2,10 @@
 import type { TextEmbeddings } from '../index.js';
 import { massOf, shared, wholeImage } from '../vision/allocation.js';
 import type { EncodedImage, PrunedFeatures, VisionPruneOptions } from '../vision/vision-model.js';
-import { imageTokenId, type ModelInputs, type ModelTensor, videoTokenId } from './model.js';
+import type { ModelInputs, ModelTensor } from './model.js';
 import { amountOf, type CallOptions, entryOf, howOf, type PrunedImage, type Question, rival } from './options.js';
 import type { Attached, PromptImage } from './prompt-images.js';
+import { isVisual, videoIds } from './visual-ids.js';
 
 /** An image of a prompt, with its sequence's question as embeddings. */
 interface Asked extends PromptImage {
@@ -95,16 +96,18 @@ async function question(
   return typeof asked === 'string' ? attached.vision.encodeQuestion(asked) : asked;
 }
 
+/** Stands for each visual token: no token has this id. */
+const VISUAL = -1;
+
 /** The times that Qwen3-VL's processor writes in front of a video's frames. */
 const TIMES = /<\d+(\.\d+)? seconds>/g;
 
 async function questionOf({ model, questions }: Attached, ids: readonly number[]): Promise<string> {
-  const [image, video] = [imageTokenId(model), videoTokenId(model)].map(Number);
-  const read = (await questions()).read(
-    ids.map((id) => (id === video ? image : id)),
-    image,
-  );
-  return ids.includes(video) ? read.replace(TIMES, '').trim() : read;
+  const visual = isVisual(model);
+  const marked = ids.map((id) => (visual(BigInt(id)) ? VISUAL : id));
+  const read = (await questions()).read(marked, VISUAL);
+  const video = videoIds(model);
+  return ids.some((id) => video?.has(BigInt(id))) ? read.replace(TIMES, '').trim() : read;
 }
 
 /** The ids of one sequence that its mask does not hide. */

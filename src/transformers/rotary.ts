@@ -1,7 +1,6 @@
 import { mismatch } from '../errors.js';
-import { type HookedModel, imageTokenId, type ModelInputs, type ModelTensor, videoTokenId } from './model.js';
+import { type HookedModel, imageTokenId, type ModelInputs, type ModelTensor, make, videoTokenId } from './model.js';
 import { mropePositions } from './mrope.js';
-import { make } from './prefill.js';
 
 /** M-RoPE: positions on three axes, which Qwen-VL models count from the grids of their images and videos. */
 

@@ -20,7 +20,7 @@ export interface CompactOptions {
   inputIds: Tensor | BigInt64Array | readonly number[];
   /** [1, L] or [L], int64: 0 where the sequence is padded; default: all ones. */
   attentionMask?: Tensor | BigInt64Array | readonly number[];
-  /** The id that stands for one patch; several where images and videos of a prompt have ids of their own. */
+  /** The id that stands for one patch, negative in Phi-3.5-vision; several where images and videos of a prompt have ids of their own. */
   imageTokenId: number | readonly number[];
   /** The result for the image, or one result for each image in the order of the prompt. */
   kept: KeptPatches | readonly KeptPatches[];
@@ -66,7 +66,7 @@ export function compact(options: CompactOptions): CompactPrompt {
   if (mask.length !== ids.length)
     throw mismatch('ERR_SHAPE', 'attentionMask', `${mask.length} elements`, `${ids.length}, as many as inputIds`);
   const visual = (Array.isArray(imageTokenId) ? imageTokenId : [imageTokenId]).map((id: number) =>
-    BigInt(integer('imageTokenId', id, 0, Number.MAX_SAFE_INTEGER)),
+    BigInt(integer('imageTokenId', id, Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER)),
   );
   const visible = keptFlags(given.kept);
   const count = ids.reduce((sum, id) => sum + Number(visual.includes(id)), 0);

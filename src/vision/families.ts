@@ -16,7 +16,7 @@ import type { ModelConfig, ModelFolder } from './model-folder.js';
 import { PHI3_OPTIONS, Phi3Vision, type Phi3VisionOptions } from './phi3.js';
 import { QwenVision } from './qwen.js';
 import { QWEN } from './qwen-family.js';
-import { llavaTrials } from './trial.js';
+import { llavaTrials, phi3Trials } from './trial.js';
 import { VIDEO_LLAVA_OPTIONS, VideoLlavaVision, type VideoLlavaVisionOptions } from './video-llava.js';
 import type { VisionModel } from './vision-model.js';
 
@@ -102,7 +102,13 @@ const VIDEO_LLAVA: Family = {
 const PHI3: Family = {
   name: 'phi3_v',
   open: ({ visionEncoder }, { dtype: _, ...options }) => Phi3Vision.open(visionEncoder, options),
-  loaded: null,
+  loaded: {
+    isTapped: false,
+    // Its questions are for the CLIP text tower.
+    open: ({ visionEncoder }, { embedQuestion: _, ...options }) => Phi3Vision.open(visionEncoder, options),
+    trials: (session) => fileTrials(session, FILE, phi3Trials(session)),
+    premise: '',
+  },
 };
 
 /** The config of the original is that of a LLaVA, with a tower for videos beside that for images. */

@@ -37,6 +37,21 @@ export function llavaTrials(session: InferenceSession, { vision_config: vision =
   return [{ pixelValues: { data: waves(dims.reduce((size, extent) => size * extent, 1)), dims } }];
 }
 
+/** What Transformers.js cuts images for Phi-3.5-vision into. */
+const CROP = 336;
+
+/** Two crops of waves side by side, and the whole image; crops of padding behind them where the encoder takes more. */
+export function phi3Trials(session: InferenceSession): VisionInputs[] {
+  const [, crops = 3, , , side = CROP] = pixelExtents(session);
+  const dims = [1, Math.max(3, crops), 3, side, side];
+  return [
+    {
+      pixelValues: { data: waves(dims.reduce((size, extent) => size * extent, 1)), dims },
+      imageSizes: { data: BigInt64Array.from([side, 2 * side], BigInt), dims: [1, 2] },
+    },
+  ];
+}
+
 /** The defaults of Qwen2-VL's config. */
 const PATCH = { channels: 3, frames: 2, side: 14, merge: 2 };
 

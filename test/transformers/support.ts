@@ -90,7 +90,7 @@ export async function logitsByHand(
   width: number,
   positions: HandMade['positions'],
 ): Promise<number[]> {
-  const session = model.sessions.decoder_model_merged;
+  const { decoder_model_merged: session = model.sessions.model } = model.sessions;
   const length = rows.length / width;
   const feeds: Record<string, unknown> = {
     inputs_embeds: new Tensor('float32', rows, [1, length, width]).ort_tensor,

@@ -61,6 +61,30 @@ describe('compact', () => {
     expect(() => compact({ inputIds, positionIds: floats, imageTokenId: IMAGE, kept })).toThrow(/int64/);
   });
 
+  it('takes negative ids, one for all images or one for each', () => {
+    const negative = (first: number, second: number) => [
+      1,
+      first,
+      first,
+      first,
+      first,
+      5,
+      second,
+      second,
+      second,
+      second,
+    ];
+    for (const [inputIds, imageTokenId] of [
+      [negative(-300, -300), -300],
+      [negative(-1, -2), [-1, -2]],
+    ] as const) {
+      const prompt = compact({ inputIds, imageTokenId, kept: [kept, kept] });
+      const visual = Array.from(prompt.inputIds.data as BigInt64Array).filter((id) => id < 0n);
+      expect(visual).toHaveLength(2 * kept.indices.length);
+      expect(prompt.inputIds.dims).toEqual([1, 2 + visual.length]);
+    }
+  });
+
   it('refuses a prompt that does not fit the patches', () => {
     expect(() => compact({ inputIds: [1, IMAGE, 5], imageTokenId: IMAGE, kept })).toThrow(/1 image tokens.*wanted 4/);
   });

@@ -54,8 +54,9 @@ export class ClientModel {
   ): Promise<ClientModel> {
     const client = await openClient(folder);
     const { max_new_tokens } = await readGeneration(folder);
+    const parts = await load(client, dtype, processing.loader);
     const longest = maxNewTokens ?? max_new_tokens ?? MAX_NEW_TOKENS;
-    return new ClientModel(folder, processing, client, await load(client, dtype), prompt, longest);
+    return new ClientModel(folder, processing, client, parts, prompt, longest);
   }
 
   /** What `attach` takes. */
@@ -103,14 +104,15 @@ export class ClientModel {
 /** The prompt with one placeholder in the image's place, and the token that stands for one visual token. */
 async function promptOf(
   folder: string,
-  { prompt: usual, placeholder }: Processing,
+  { prompt: usual, placeholder, visual }: Processing,
   { question, prompt: form }: { question: string; prompt?: PromptForm },
 ) {
   const [config, { tokenizer, names, templates }] = await Promise.all([
     readConfig(folder) as Promise<{ image_token_id?: number; image_token_index?: number }>,
     readTextFiles(folder, 'reading prompts'),
   ]);
-  const imageTokenId = config.image_token_id ?? config.image_token_index;
+  const named = config.image_token_id ?? config.image_token_index;
+  const imageTokenId = named ?? (visual === undefined ? undefined : tokenizer.token_to_id(visual));
   const imageToken = imageTokenId === undefined ? undefined : tokenizer.id_to_token(imageTokenId);
   if (imageTokenId === undefined || imageToken === undefined)
     throw new DesapError(
@@ -136,14 +138,16 @@ function startsTwice([first, second]: readonly number[]): boolean {
 async function load(
   { transformers, id, load }: Client,
   dtype: Dtype = 'fp32',
+  loader: NonNullable<Processing['loader']> | 'AutoModelForImageTextToText' = 'AutoModelForImageTextToText',
 ): Promise<Pick<ClientParts, 'processor' | 'model'> & { tokenizer: PreTrainedTokenizer }> {
-  const { AutoProcessor, AutoTokenizer, AutoModelForImageTextToText } = transformers;
+  const { AutoProcessor, AutoTokenizer } = transformers;
   const processor = await load(AutoProcessor.from_pretrained(id));
   const tokenizer = processor.tokenizer ?? (await load(AutoTokenizer.from_pretrained(id)));
-  const model: PreTrainedModel = await load(AutoModelForImageTextToText.from_pretrained(id, { dtype }));
+  const model: PreTrainedModel = await load(transformers[loader].from_pretrained(id, { dtype }));
   return { processor, tokenizer, model };
 }
 
+/** Visual tokens of a prompt; Phi-3.5-vision's processor negates their ids. */
 function countOf(ids: ClientInputs['input_ids'], token: number): number {
-  return (ids.data as BigInt64Array).reduce((count, id) => count + Number(id === BigInt(token)), 0);
+  return (ids.data as BigInt64Array).reduce((count, id) => count + Number(Math.abs(Number(id)) === token), 0);
 }

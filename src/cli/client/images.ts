@@ -1,15 +1,14 @@
 import type { Tensor } from '@huggingface/transformers';
-import { mismatch } from '../../errors.js';
 import { readImage } from '../../vision/image/source.js';
 import type { EncodedImage, VisionInputs } from '../../vision/vision-model.js';
 import { type ImageReader, mosaicStrip, type Strip, wholeStrip } from '../images/reader.js';
 import { openClient } from './load.js';
 
-/** What is taken of an image processor's outputs, and whether tiles can be drawn. */
+/** What is taken of an image processor's outputs, and what is drawn. */
 export interface Taken {
   readonly inputs: Readonly<Record<string, keyof VisionInputs>>;
-  /** Why there is no drawing. */
-  readonly undrawn?: string;
+  /** Default: the tiles by the counts that the processor returns. */
+  readonly strips?: (image: EncodedImage, prepared: Prepared, normal: Normal) => Strip[];
 }
 
 /** Processors of encoders with a last block of their own. */
@@ -22,23 +21,24 @@ export const ENCODER: Taken = {
   },
 };
 
-export const PHI3: Taken = {
-  inputs: { pixel_values: 'pixelValues', image_sizes: 'imageSizes' },
-  undrawn: 'Phi-3.5-vision, whose processor pads an image before it cuts it',
-};
-
 /** Rows and columns of tiles, which processors with tiles return on demand: of each image, or of each image of each sequence. */
 type Counts = readonly (number | readonly number[])[];
-type Prepared = Readonly<Record<string, Tensor>> & {
+/** What an image processor makes of an image. */
+export type Prepared = Readonly<Record<string, Tensor>> & {
   readonly rows?: Counts;
   readonly cols?: Counts;
   readonly image_rows?: Counts;
   readonly image_cols?: Counts;
 };
-type Prepare = (images: readonly unknown[], options: { return_row_col_info: boolean }) => Promise<Prepared>;
+/** How it normalised the pixels. */
+export interface Normal {
+  readonly image_mean: readonly number[];
+  readonly image_std: readonly number[];
+}
+type Prepare = Normal & ((images: readonly unknown[], options: { return_row_col_info: boolean }) => Promise<Prepared>);
 
 /** Images through the folder's image processor of Transformers.js. */
-export async function clientImages(folder: string, { inputs: taken, undrawn }: Taken): Promise<ImageReader> {
+export async function clientImages(folder: string, { inputs: taken, strips }: Taken): Promise<ImageReader> {
   const { transformers, id, load } = await openClient(folder);
   const prepare = (await load(transformers.AutoImageProcessor.from_pretrained(id))) as unknown as Prepare;
   return {
@@ -52,10 +52,7 @@ export async function clientImages(folder: string, { inputs: taken, undrawn }: T
       const [rows, columns] = [prepared.rows ?? prepared.image_rows, prepared.cols ?? prepared.image_cols].map(first);
       return {
         inputs: Object.fromEntries(inputs),
-        strips: async (image) => {
-          if (undrawn !== undefined) throw mismatch('ERR_VALUE', '--output', undrawn, 'a family that is drawn; --json');
-          return stripsOf(image, rgb, { rows, columns });
-        },
+        strips: async (image) => strips?.(image, prepared, prepare) ?? stripsOf(image, rgb, { rows, columns }),
       };
     },
   };

@@ -20,6 +20,10 @@ export interface Processing {
   readonly prompt?: string;
   /** What the prompt has in the image's place; default: the text of one visual token. */
   readonly placeholder?: string;
+  /** The text of one visual token, where the config has no id of it. */
+  readonly visual?: string;
+  /** The class that loads the model; default: that of models for images and texts. */
+  readonly loader?: 'AutoModelForCausalLM';
 }
 
 type Call = (...given: unknown[]) => Promise<ClientInputs>;

@@ -127,8 +127,7 @@ async function evaluate(model: ChosenModel, plan: Plan, flags: Flags): Promise<{
 }
 
 async function openExaminee(model: ChosenModel, flags: Flags): Promise<Examinee> {
-  const { processing, unanswered } = model.kind;
-  if (unanswered) throw mismatch('ERR_VALUE', 'folder', unanswered, 'a family that is answered with');
+  const { processing } = model.kind;
   return processing ? clientExaminee(model, processing, flags) : ownExaminee(model, flags, flags);
 }
 

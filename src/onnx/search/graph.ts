@@ -227,7 +227,7 @@ export function ancestors(graph: Graph, value: string, from?: string): OnnxNode[
     const node = at === from ? undefined : graph.producer(at);
     if (node === undefined || seen.has(node)) continue;
     seen.add(node);
-    open.push(...node.inputs);
+    open.push(...node.inputs, ...node.captures);
   }
   return [...seen];
 }

@@ -113,18 +113,10 @@ describe('desap eval', () => {
       '',
       /--methods desap:speed=9: options: .*'speed'/,
     ],
-    ['a family without answers', ['phi3'], '', /folder: got Phi-3\.5-vision/],
   ])('refuses %s', async (_, more, lines, message) => {
     const file = join(folder, 'bad.jsonl');
     await writeFile(file, lines || '{"image":"a.png","question":"what ?","answer":"red"}\n');
-    const { code, out, err } = await desap(
-      'eval',
-      ...more.map((one) => (one === 'phi3' ? 'test/fixtures/families/phi3_v' : one)),
-      '--questions',
-      file,
-      '--keep',
-      '4',
-    );
+    const { code, out, err } = await desap('eval', ...more, '--questions', file, '--keep', '4');
     expect(err).toMatch(message);
     expect(err).toMatch(ONE_LINE);
     expect([code, out]).toEqual([1, '']);
