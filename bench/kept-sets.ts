@@ -70,14 +70,13 @@ async function keptSets(all: readonly Method[]): Promise<Kept[]> {
   return sets;
 }
 
-/** Of questions with a target: how often a small object has a patch that is kept, and which share of an object's patches is kept. */
-function recallOf(method: number): { readonly anyOfSmall: number; readonly share: number } {
-  const targets = kept.filter(({ question }) => question.target.length > 0);
-  const hits = ({ question, sets }: Kept) => question.target.filter((patch) => sets[method].has(patch)).length;
-  return {
-    anyOfSmall: mean(targets.filter(({ question }) => question.type !== 'scene').map((one) => Number(hits(one) > 0))),
-    share: mean(targets.map((one) => hits(one) / one.question.target.length)),
-  };
+/** Of questions about a small object: how often a patch of it is kept, and which share of its patches is. */
+function recallOf(method: number): { readonly any: number; readonly share: number } {
+  const small = kept.filter(({ question }) => question.target.length > 0 && question.type !== 'scene');
+  const shares = small.map(
+    ({ question, sets }) => question.target.filter((patch) => sets[method].has(patch)).length / question.target.length,
+  );
+  return { any: mean(shares.map((share) => Number(share > 0))), share: mean(shares) };
 }
 
 /** The share of kept patches that two methods have in common. */
@@ -102,11 +101,11 @@ function markdown(): string {
   return [
     `# Patches that methods keep: ${keep} of 144, example model, ${kept.length} questions`,
     '',
-    'In percent.',
+    'In percent. The first table is of questions about a small object.',
     '',
     row(recallHead),
     rule(recallHead),
-    ...recall.map(({ anyOfSmall, share }, m) => row([labels[m], percent(anyOfSmall), percent(share)])),
+    ...recall.map(({ any, share }, m) => row([labels[m], percent(any), percent(share)])),
     '',
     'Patches that two methods have in common:',
     '',
