@@ -5,6 +5,7 @@ import { DesapError } from '../errors.js';
 import { answerCommand } from './answer.js';
 import { demoCommand } from './demo.js';
 import { devicesCommand } from './devices.js';
+import { evalCommand } from './eval/command.js';
 import { extractCommand } from './extract.js';
 import { flopsCommand } from './flops.js';
 import { pruneCommand } from './prune.js';
@@ -35,6 +36,7 @@ for (const command of [
   answerCommand(),
   pruneCommand(),
   demoCommand(),
+  evalCommand(),
   extractCommand(),
   verifyCommand(),
   flopsCommand(),
@@ -43,8 +45,7 @@ for (const command of [
   program.addCommand(command);
 
 // Usage errors look like all other errors of this program: one line on stderr.
-for (const command of [program, ...program.commands]) {
-  const name = command === program ? 'desap' : `desap ${command.name()}`;
+for (const [name, command] of named('desap', program)) {
   const line = (message: string) =>
     `desap: ${message
       .replace(/^error: /, '')
@@ -64,6 +65,11 @@ try {
   await program.parseAsync();
 } catch (error) {
   process.exitCode = report(error);
+}
+
+/** A command with those below it, by the names that they are called by. */
+function named(name: string, command: Command): [string, Command][] {
+  return [[name, command], ...command.commands.flatMap((below) => named(`${name} ${below.name()}`, below))];
 }
 
 function report(error: unknown): number {

@@ -14,7 +14,8 @@ export function methodOptions(text: string): Record<string, Value> {
   );
 }
 
-function typed(text: string): Value {
+/** An option's value as its method takes it. */
+export function typed(text: string): Value {
   if (text === 'true' || text === 'false') return text === 'true';
   if (Number.isFinite(Number(text))) return Number(text);
   return text.includes('+') ? text.split('+') : text;

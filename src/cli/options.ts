@@ -40,9 +40,15 @@ export function withDevice(command: Command): Command {
 
 /** Options that choose the models of a question about an image, and what is special to some families. */
 export function withModels(command: Command): Command {
+  return withFamilies(
+    command.option('--model <folder>', 'model folder of any family (default: models/tiny-llava of a clone)'),
+  );
+}
+
+/** The same for a command that has the model's folder as an argument. */
+export function withFamilies(command: Command): Command {
   return withDevice(
     command
-      .option('--model <folder>', 'model folder of any family (default: models/tiny-llava of a clone)')
       .option(
         '--clip <folder>',
         'LLaVA, LLaVA-NeXT, Video-LLaVA, Phi-3.5-vision: CLIP folder of the same vision tower (default: models/tiny-clip of a clone)',
@@ -163,12 +169,16 @@ export interface ChosenModel {
   readonly options: VisionModelOptions & { readonly clip: string };
 }
 
+type Choosing = Pick<VisionPruneOptions, 'method' | 'methodOptions'>;
+
 /**
  * The model of a command.
+ * @param hows the ways of choosing tokens that it is opened for
  * @throws DesapError `ERR_FILE` when a folder is needed, none was given, and this is not a clone; `ERR_VALUE` for a family that is not taken
  */
 export async function chosenModel(
-  flags: ModelFlags & Pick<PruningFlags, 'method' | 'methodOptions'>,
+  flags: ModelFlags & Choosing,
+  hows: readonly Choosing[] = [flags],
 ): Promise<ChosenModel> {
   const folder = flags.model ?? (await shipped('tiny-llava', '--model'));
   const kind = await modelKind(folder);
@@ -176,7 +186,7 @@ export async function chosenModel(
     throw mismatch('ERR_VALUE', '--frames', `${flags.frames}`, 'a model for videos beside it');
   const clip = flags.clip ?? (kind.isClip ? await shipped('tiny-clip', '--clip') : undefined);
   const { dtype, task, anyres, newline, classRows } = flags;
-  const wanted = tapsOf(flags.method ?? 'desap', flags.methodOptions);
+  const wanted = [...new Set(hows.flatMap(({ method = 'desap', methodOptions }) => tapsOf(method, methodOptions)))];
   const taps = kind.isTapped && wanted.length > 0 ? wanted : undefined;
   const given = Object.entries({ clip, dtype, task, anyres, newline, classRows, taps, ...textOptions(flags) }).filter(
     ([, value]) => value !== undefined,

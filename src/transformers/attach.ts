@@ -56,7 +56,19 @@ import { imageIds } from './visual-ids.js';
  *   meaning, with what was found; `ERR_FILE` when a folder lacks a file; `ERR_HEAD_MISMATCH` when the CLIP folder, or the file found
  *   for the model, does not belong to it; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`
  */
-export async function attach(model: LoadedModel, options: AttachOptions): Promise<Detach> {
+export function attach(model: LoadedModel, options: AttachOptions): Promise<Detach> {
+  return attachThrough(model, options, () => {});
+}
+
+/**
+ * The same.
+ * @param watch is shown the vision model before it is used, and may put methods of its own in front of the model's
+ */
+export async function attachThrough(
+  model: LoadedModel,
+  options: AttachOptions,
+  watch: (vision: VisionModel) => void,
+): Promise<Detach> {
   const hooked = requireModel(model);
   const family = loadedFamilyOf('model.config', hooked.config);
   requireSessions(hooked);
@@ -73,6 +85,7 @@ export async function attach(model: LoadedModel, options: AttachOptions): Promis
   const questions = () => (opened ??= Questions.open(files.folder));
   const how = { ...tapsFor(family, defaults), ...opening, session };
   const vision = await openVision(hooked, family, files, how, { ...runtime, questions });
+  watch(vision.model);
 
   const running = new Set<Promise<unknown>>();
   const name = sessionNames(hooked).decoder;

@@ -64,7 +64,8 @@ export type Comparison = Pick<PruneOptions, 'alignment' | 'lambda'>;
 export type Kept = Pick<PruneResult, 'tokens' | 'indices' | 'assignment' | 'counts'>;
 
 const { task: _, features: __, matrices: ___, ...OWN } = PRUNE_OPTIONS;
-const NAMES: OptionNames<VisionPruneOptions> = {
+/** Names of the options of a pruning. */
+export const VISION_PRUNE_OPTIONS: OptionNames<VisionPruneOptions> = {
   ...OWN,
   ...{ preset: true, allocation: true, method: true, methodOptions: true },
 };
@@ -74,7 +75,7 @@ const NAMES: OptionNames<VisionPruneOptions> = {
  * @throws DesapError `ERR_VALUE`
  */
 export function visionPruneOptions(argument: string, given: VisionPruneOptions | undefined) {
-  const checked = withoutPreset(options<VisionPruneOptions>(argument, given, NAMES));
+  const checked = withoutPreset(options<VisionPruneOptions>(argument, given, VISION_PRUNE_OPTIONS));
   checkDistances(checked);
   return checked;
 }

@@ -1,9 +1,8 @@
 /** `desap answer` and `desap prune` with a folder of each family, against what Hugging Face says of it (`expected.json`). */
-import { cp, mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { AutoModelForCausalLM, AutoProcessor, AutoTokenizer, env, type Tensor } from '@huggingface/transformers';
-import type { Command } from 'commander';
 import sharp from 'sharp';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { answerCommand } from '../../src/cli/answer.js';
@@ -13,6 +12,7 @@ import { pruneCommand } from '../../src/cli/prune.js';
 import { MODEL_TYPES } from '../../src/vision/families.js';
 import { openVisionModel } from '../../src/vision/index.js';
 import { imageOf, ROOT, type Size } from '../transformers/family-cases.js';
+import { type Expected, familyFolder, json, pngOf } from './family-folders.js';
 import { desap, ONE_LINE } from './run.js';
 
 let folder: string;
@@ -21,55 +21,8 @@ beforeAll(async () => {
 });
 afterAll(() => rm(folder, { recursive: true }));
 
-/** A command in this process: starting one for each case would take most of the time. */
-async function json(command: Command, ...args: string[]) {
-  const written: string[] = [];
-  const spy = vi.spyOn(process.stdout, 'write').mockImplementation((text) => written.push(String(text)) > 0);
-  try {
-    await command.exitOverride().parseAsync([...args, '--json'], { from: 'user' });
-  } finally {
-    spy.mockRestore();
-  }
-  return JSON.parse(written.join(''));
-}
-
-/** What Hugging Face says; each family has other fields of these. */
-interface Expected {
-  readonly never_generated: number[];
-  readonly max_new_tokens: number;
-  readonly cases: readonly (ClientCase & OwnCase)[];
-}
-interface ClientCase {
-  readonly pictures: readonly (readonly Size[])[];
-  readonly unpruned: readonly number[][];
-}
-interface OwnCase {
-  readonly picture: Size;
-  readonly frames: readonly Size[];
-  readonly tiles: number;
-  readonly tokens: number;
-  readonly input_ids: number[];
-}
-
-/** The folder of a family, with the settings of `expected.json` as its own. */
-async function modelOf(family: string): Promise<{ model: string; expected: Expected }> {
-  const model = join(folder, family);
-  await cp(join(ROOT, family), model, { recursive: true });
-  const expected: Expected = JSON.parse(await readFile(join(model, 'expected.json'), 'utf8'));
-  const path = join(model, 'generation_config.json');
-  const own = JSON.parse(await readFile(path, 'utf8'));
-  const { never_generated: suppress_tokens, max_new_tokens } = expected;
-  await writeFile(path, JSON.stringify({ ...own, suppress_tokens, max_new_tokens }));
-  return { model, expected };
-}
-
-async function png(size: Size, path = join(folder, `${size.join('-')}.png`)): Promise<string> {
-  const { data, width, height } = imageOf(size);
-  await sharp(data, { raw: { width, height, channels: 3 } })
-    .png()
-    .toFile(path);
-  return path;
-}
+const modelOf = (family: string) => familyFolder(folder, family);
+const png = (size: Size, path?: string) => pngOf(folder, size, path);
 
 async function textOf(model: string, ids: readonly number[]): Promise<string> {
   env.allowRemoteModels = false;

@@ -8,13 +8,13 @@ describe('the command line', () => {
   it('explains itself', async () => {
     const { code, out } = await desap('--help');
     expect(code).toBe(0);
-    for (const command of ['answer', 'prune', 'demo', 'extract', 'verify', 'flops', 'devices'])
+    for (const command of ['answer', 'prune', 'demo', 'eval', 'extract', 'verify', 'flops', 'devices'])
       expect(out).toContain(command);
     expect(out).toContain('Examples:');
     expect((await desap('--version')).out).toMatch(/^\d+\.\d+\.\d+\n$/);
   });
 
-  it.concurrent.each(['answer', 'prune', 'demo', 'extract', 'verify', 'flops', 'devices'])(
+  it.concurrent.each(['answer', 'prune', 'demo', 'eval', 'extract', 'verify', 'flops', 'devices'])(
     'has an example for %s',
     async (command) => {
       const { code, out } = await desap(command, '--help');
@@ -38,6 +38,11 @@ describe('the command line', () => {
     ['an unknown instruction set', ['verify', 'x', '--isa', 'mmx']],
     ['a share above 1', ['prune', IMAGE, QUESTION, '--keep', '4', '--task-share', '2']],
     ['an unknown model shape', ['flops', '--model', 'abacus']],
+    ['no file of questions', ['eval', '--keep', '4']],
+    ['no amount to keep', ['eval', '--questions', 'q.jsonl']],
+    ['an unknown scoring', ['eval', '--questions', 'q.jsonl', '--keep', '4', '--scoring', 'bleu']],
+    ['an unknown benchmark', ['eval', 'convert', 'abacus', 'file', '-o', 'out']],
+    ['no file to write', ['eval', 'convert', 'pope', 'file']],
   ])('exits with 2 for %s', async (_, args) => {
     const { code, out, err } = await desap(...args);
     expect(code).toBe(2);
