@@ -79,8 +79,8 @@ async function askAll(llava: Llava, scenes: readonly Scene[], keep: number): Pro
       for (const { question, answer } of scene.questions) {
         const answers = {
           all: await timed(() => image.answer(question, { keep: 'all' })),
-          paper: await timed(() => image.answer(question, { keep, preset: 'paper' })),
-          best: await timed(() => image.answer(question, { keep, preset: 'best' })),
+          paper: await timed(() => image.answer(question, { keep, preset: 'paper', positions: 'original' })),
+          best: await timed(() => image.answer(question, { keep, preset: 'best', positions: 'original' })),
         };
         rows.push({ image: scene.image, question, expected: answer, answers });
       }
@@ -106,7 +106,8 @@ async function drawOne(llava: Llava, scene: Scene, keep: number, folder: string)
   const { pruned, text } = await seen.answer(question, { keep, preset: 'paper', maps: true });
   const path = resolve(folder, 'kept.png');
   await mkdir(resolve(folder), { recursive: true });
-  if (pruned) await writeWhole(path, await draw(await seen.strips(), pruned, { question, answer: text }));
+  if (pruned)
+    await writeWhole(path, await draw(await seen.strips(), pruned, { question, answer: text, complement: 'saliency' }));
   return path;
 }
 

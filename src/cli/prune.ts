@@ -56,10 +56,14 @@ Examples:
         const [image] = await vision.encode(read.inputs);
         const how = { ...pruningOf(flags), keep, keepRatio, ...(method === 'desap' && { maps: true }) };
         const kept = await image.prune(taskShare > 0 ? (question ?? null) : null, how);
+        const { complement = 'saliency' } = withoutPreset(how);
         if (output !== undefined)
-          await writeWhole(output, await draw(await read.strips(image), kept, { question: question ?? '' }));
+          await writeWhole(
+            output,
+            await draw(await read.strips(image), kept, { question: question ?? '', complement }),
+          );
         if (flags.json) printJson(forPrograms(question, image, kept, vision.device));
-        else summarize(kept, vision.deviceDescription, { ...withoutPreset(how), output });
+        else summarize(kept, vision.deviceDescription, { complement, method, output });
         image.dispose();
       } finally {
         await vision.dispose();
@@ -67,17 +71,15 @@ Examples:
     });
 }
 
+type About = Pick<KeptView, 'question' | 'answer' | 'complement'>;
+
 /** {@link renderKept} for one pruning with maps. */
-export async function draw(
-  strips: readonly Strip[],
-  kept: PrunedFeatures,
-  words: Pick<KeptView, 'question' | 'answer'>,
-): Promise<Uint8Array> {
-  return renderKept(strips.map((strip, i) => viewOf(strip, kept, i === 0 ? words : { question: '' })));
+export async function draw(strips: readonly Strip[], kept: PrunedFeatures, about: About): Promise<Uint8Array> {
+  return renderKept(strips.map((strip, i) => viewOf(strip, kept, i === 0 ? about : { ...about, question: '' })));
 }
 
 /** What was kept, cell by cell of a strip. */
-function viewOf(strip: Strip, { indices, source, maps }: PrunedFeatures, words: Pick<KeptView, 'question' | 'answer'>) {
+function viewOf(strip: Strip, { indices, source, maps }: PrunedFeatures, about: About): KeptView {
   if (!maps) throw mismatch('ERR_VALUE', 'maps', 'none', 'those of a pruning that is drawn');
   const { rows, columns, image, title } = strip;
   const places = Array.from({ length: rows * columns }, (_, cell) =>
@@ -87,7 +89,7 @@ function viewOf(strip: Strip, { indices, source, maps }: PrunedFeatures, words: 
   const shown = [...indices.keys()].filter((k) => cells.has(indices[k]));
   const map = (values: Float32Array) => Float32Array.from(places, (place) => values[place]);
   return {
-    ...{ image, title, rows, columns, ...words },
+    ...{ image, title, rows, columns, ...about },
     indices: Int32Array.from(shown, (k) => cells.get(indices[k]) as number),
     source: Uint8Array.from(shown, (k) => source[k]),
     task: maps.task && map(maps.task),
@@ -112,9 +114,9 @@ const MARKER = 2;
 function summarize(
   kept: PrunedFeatures,
   device: string,
-  how: { readonly complement?: Complement; readonly method?: MethodName; readonly output?: string },
+  how: { readonly complement: Complement; readonly method: MethodName; readonly output?: string },
 ): void {
-  const { complement = 'saliency', method = 'desap', output } = how;
+  const { complement, method, output } = how;
   const { indices, source, assignment, tileCounts, task, timings } = kept;
   const list = (which: number) => [...indices].filter((_, at) => source[at] === which);
   const markers = list(MARKER);

@@ -1,3 +1,4 @@
+import type { Complement } from '../index.js';
 import { optional } from '../optional.js';
 import type { RgbImage } from '../vision/image-processor.js';
 
@@ -8,8 +9,10 @@ export interface KeptView {
   /** What it is, where there are several. */
   readonly title?: string;
   readonly indices: Int32Array;
-  /** 0 task, 1 saliency. */
+  /** 0 task, 1 its complement. */
   readonly source: Uint8Array;
+  /** What chose those that the question did not. */
+  readonly complement: Complement;
   /** Null where no question was asked. */
   readonly task: Float32Array | null;
   readonly saliency: Float32Array;
@@ -58,8 +61,9 @@ const HEAT: readonly Rgb[] = [
 ];
 
 /**
- * A PNG with two or three panels: the image with dropped patches greyed and kept ones outlined by what chose them, and the task map
- * (where there is one) and the saliency map as heat over the image. Several views stand one below the other.
+ * A PNG: the image with dropped patches greyed and kept ones outlined by what chose them, and beside it the maps that chose, as heat over
+ * the image: the task map where a question was asked, and the saliency map unless diversity has its place. Several views stand one below
+ * the other.
  */
 export async function renderKept(views: readonly KeptView[]): Promise<Uint8Array> {
   const { default: sharp } = await optional(() => import('sharp'), 'sharp', 'drawing images');
@@ -124,7 +128,7 @@ async function renderView(view: KeptView, sharp: Sharp): Promise<Drawn> {
 }
 
 function panelsOf(view: KeptView): Panel[] {
-  const { indices, task, saliency, title: name } = view;
+  const { indices, task, saliency, complement, title: name } = view;
   const kept = new Set(indices);
   const pixels = paint(view, (rgb, patch) => (kept.has(patch) ? rgb : faded(rgb)));
   const own: Panel = {
@@ -141,7 +145,7 @@ function panelsOf(view: KeptView): Panel[] {
   return [
     own,
     ...(task ? [map('task relevance (decoupled similarity)', task, 0)] : []),
-    map('visual saliency', saliency, 1),
+    ...(complement === 'saliency' ? [map('visual saliency', saliency, 1)] : []),
   ];
 }
 
@@ -218,7 +222,7 @@ function drawing(view: KeptView, panels: readonly Panel[], { width, height, side
 <defs><linearGradient id="heat">${stops}</linearGradient></defs>
 ${text(left(0), 32, 20, heading(view), 'font-weight="bold"')}
 ${panels.map((panel, i) => text(left(i), 62, 16, panel.title) + outlines(i) + (panel.heat ? scale(i) : '')).join('\n')}
-${swatch(left(0), 0, 'task')}${swatch(left(0) + 140, 1, 'saliency')}
+${swatch(left(0), 0, 'task')}${swatch(left(0) + 140, 1, view.complement)}
 <rect x="${left(0)}" y="${below + 34}" width="22" height="22" fill="#b4b4b4"/>${text(left(0) + 30, below + 51, 16, 'not kept')}
 </svg>`;
 }

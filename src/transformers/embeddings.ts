@@ -20,7 +20,7 @@ export interface ModelRuntime {
  * what a session returns (a package tree can hold several copies of both).
  */
 export async function modelRuntime(model: HookedModel): Promise<ModelRuntime> {
-  const embed = (ids: readonly number[]) => rowsOf(model, BigInt64Array.from(ids, BigInt), [1, ids.length]);
+  const embed = (ids: readonly number[]) => embedWords(model, ids);
   const session = model.sessions[sessionNames(model).rows];
   const InferenceSession = session.constructor as unknown as OrtModule['InferenceSession'];
   if (typeof InferenceSession.create !== 'function') return { ort: await loadOrt(), embed };
@@ -40,6 +40,11 @@ export async function embedText(model: HookedModel, ids: ModelTensor): Promise<M
     ids.dims,
   );
   return make(ids, rows.data as ModelTensor['data'], rows.dims);
+}
+
+/** Rows of the embedding table for ids that stand for no visual tokens, [1, n, W]. */
+export function embedWords(model: HookedModel, ids: readonly number[]): Promise<Tensor> {
+  return rowsOf(model, BigInt64Array.from(ids, BigInt), [1, ids.length]);
 }
 
 /** Rows of ids that stand for no visual tokens, as the session hands them out. */

@@ -8,7 +8,7 @@ import { oneOf } from '../tensor.js';
 import { POSITIONS, type Positions } from '../vision/compact.js';
 import { VISION_MODEL_OPTIONS, type VisionModelOptions } from '../vision/families.js';
 import { isRival, rivalOf } from '../vision/method-choice.js';
-import { checkDistances, withoutPreset } from '../vision/vision-choices.js';
+import { checkDistances, over, withoutPreset } from '../vision/vision-choices.js';
 import type { Allocation, Budget, PrunedFeatures, VisionPruneOptions } from '../vision/vision-model.js';
 import { decoderOf, type HookedModel } from './model.js';
 
@@ -110,10 +110,9 @@ export function attachOptions(model: HookedModel, given: AttachOptions): Attache
  */
 export function callOptions(model: HookedModel, defaults: CallOptions, desap: unknown): CallOptions {
   const given = withoutPreset(options('desap', desap as CallOptions | undefined, CALL_NAMES, RENAMED));
-  const own = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)) as CallOptions;
   // One says how much to keep in place of the other.
-  const { keep, keepRatio } = own;
-  const whole = { ...defaults, ...(own.method !== undefined && OF_METHODS), ...own };
+  const { keep, keepRatio } = given;
+  const whole = over({ ...defaults, ...(given.method !== undefined && OF_METHODS) }, given);
   const isSaid = keep !== undefined || keepRatio !== undefined || rival(whole)?.isAdaptive === true;
   return checked(model, isSaid ? { ...whole, keep, keepRatio } : whole);
 }

@@ -2,14 +2,17 @@
 import type { TextEmbeddings } from '../index.js';
 import { massOf, shared, wholeImage } from '../vision/allocation.js';
 import type { Budget, EncodedImage, PrunedFeatures, VisionPruneOptions } from '../vision/vision-model.js';
+import { embedWords } from './embeddings.js';
 import type { ModelInputs, ModelTensor } from './model.js';
 import { amountOf, type CallOptions, entryOf, howOf, type PrunedImage, type Question, rival } from './options.js';
 import type { Attached, PromptImage } from './prompt-images.js';
 import { isVisual, videoIds } from './visual-ids.js';
 
-/** An image of a prompt, with its sequence's question as embeddings. */
+/** An image of a prompt, with what its sequence says. */
 interface Asked extends PromptImage {
+  /** The question as embeddings. */
   readonly text: TextEmbeddings | null;
+  readonly how: VisionPruneOptions;
 }
 
 /**
@@ -22,18 +25,21 @@ export async function pruneImages(
   images: readonly PromptImage[],
   options: CallOptions,
 ): Promise<PrunedFeatures[]> {
-  const texts = new Map<number, TextEmbeddings | null>();
+  const said = new Map<number, Pick<Asked, 'text' | 'how'>>();
   const asked: Asked[] = [];
   for (const image of images) {
     const { sequence } = image;
-    if (!texts.has(sequence)) texts.set(sequence, await question(attached, inputs, sequence, options));
-    asked.push({ ...image, text: texts.get(sequence) ?? null });
+    const own = said.get(sequence) ?? {
+      text: await question(attached, inputs, sequence, options),
+      how: await howIn(attached, inputs, sequence, options),
+    };
+    said.set(sequence, own);
+    asked.push({ ...image, ...own });
   }
-  const how = howOf(options);
-  const budgets = await budgetsOf(attached, asked, options, how, (inputs.input_ids as ModelTensor).dims[0]);
+  const budgets = await budgetsOf(attached, asked, options, (inputs.input_ids as ModelTensor).dims[0]);
   const kept = await attached.vision.pruneImages(
     ...questionsOf(asked),
-    budgets.map((budget) => ({ ...how, ...budget })),
+    budgets.map((budget, i) => ({ ...asked[i].how, ...budget })),
   );
   options.onPruned?.(
     kept.map(
@@ -52,7 +58,6 @@ async function budgetsOf(
   { vision }: Attached,
   images: readonly Asked[],
   options: CallOptions,
-  how: VisionPruneOptions,
   sequences: number,
 ): Promise<Budgets[]> {
   const { allocation } = options;
@@ -63,9 +68,9 @@ async function budgetsOf(
     }));
   const maps = await vision.mapImages(
     ...questionsOf(images),
-    images.map(() => how),
+    images.map(({ how }) => how),
   );
-  const masses = maps.map((map) => massOf(map, how));
+  const masses = maps.map((map, i) => massOf(map, images[i].how));
   const counts = new Map<Asked, number>();
   for (let sequence = 0; sequence < sequences; sequence++) {
     const own = images.filter((image) => image.sequence === sequence);
@@ -110,6 +115,21 @@ async function question(
   let asked = entryOf('question', options.question, sequence, ids.dims[0]) as Question | undefined;
   asked ??= await questionOf(attached, unpadded(inputs, sequence));
   return typeof asked === 'string' ? attached.vision.encodeQuestion(asked) : asked;
+}
+
+/** How the images of one sequence are pruned: `dart` has the words of its prompt among the pivots, unless it is given others. */
+async function howIn(
+  { model }: Attached,
+  inputs: ModelInputs,
+  sequence: number,
+  options: CallOptions,
+): Promise<VisionPruneOptions> {
+  const how = howOf(options);
+  if (how.method !== 'dart') return how;
+  const visual = isVisual(model);
+  const words = unpadded(inputs, sequence).filter((id) => !visual(BigInt(id)));
+  const { data, dims } = await embedWords(model, words);
+  return { ...how, methodOptions: { textEmbeddings: { data, dims: dims.slice(1) }, ...how.methodOptions } };
 }
 
 /** Stands for each visual token: no token has this id. */

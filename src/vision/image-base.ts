@@ -51,6 +51,13 @@ export interface Analyzed {
   readonly milliseconds: number;
 }
 
+/** The units of each part as rows of the language model, and the milliseconds that they took; null where those are what is merged. */
+interface Projected {
+  readonly rows: readonly TensorLike[] | null;
+  readonly milliseconds: number;
+}
+const MERGED: Projected = { rows: null, milliseconds: 0 };
+
 /** What an analysis is made for. */
 export interface Purpose {
   /** Whether a text is to be compared with it. */
@@ -85,7 +92,7 @@ const ALLOCATIONS = ['tile', 'image'] as const;
 export abstract class EncodedImageBase implements EncodedImage, Prunable {
   readonly #life: Lifetime;
   readonly #analyzed = new Map<string, Once<Analyzed>>();
-  readonly #projected = new Once<readonly TensorLike[] | null>();
+  readonly #projected = new Once<Projected>();
   readonly medium: EncodedImage['medium'];
 
   /**
@@ -144,19 +151,22 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const parts = this.#parts(allocation);
     const { analyses, milliseconds: analyze } = await this.#analyze(allocation, { task: embeddings !== null });
     const text = embeddings && this.comparable(embeddings);
+    const { rows, milliseconds: connecting } = await this.#distances(
+      parts,
+      how.taskShare === 1 ? undefined : distances,
+    );
     const analyzed = performance.now();
     const map = saliency === undefined ? undefined : finiteMap('saliency', saliency, layout.tokenCount);
     const alignment = how.alignment ?? this.#alignment(text);
     const isCompared = text !== null && how.taskShare !== 0;
     const compared = { alignment, lambda: how.lambda };
     const tasks = isCompared ? await this.taskMaps(parts, text, compared).catch(rethrow(asQuestion)) : null;
-    const differing = await this.#distances(parts, distances);
     const requests = parts.map(({ places }, p) => ({
       ...how,
       alignment,
       ...(map && { saliency: Float32Array.from(places, (place) => map[place]) }),
       ...(tasks && { task: tasks[p] }),
-      ...(differing && { distances: differing[p] }),
+      ...(rows && { distances: rows[p] }),
     }));
     const own = { vision, analyze, text: asked - start, prune: performance.now() - analyzed };
     const join = (kept: readonly PruneResult[]) => joined(layout, parts, kept);
@@ -166,6 +176,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
         this.#finish(join(kept), kept, {
           task: isCompared ? { form } : null,
           timings: { ...own, prune: own.prune + milliseconds },
+          connecting,
         }),
     };
   }
@@ -201,13 +212,12 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
       chosen.map(({ part }) => part),
       kept,
     );
-    const result = await this.#finish({ ...whole, timings: { ...whole.timings, select: prune } }, kept, {
+    return this.#finish({ ...whole, timings: { ...whole.timings, select: prune } }, kept, {
       task: chooser.isAsked ? { form } : null,
       timings: { vision, analyze: 0, text: asked - start, prune },
+      connecting,
       isConnected: choices.some(({ isProjected }) => isProjected),
     });
-    const { projector, ...timings } = result.timings;
-    return { ...result, timings: { ...timings, projector: projector + connecting } };
   }
 
   /** The task map of a part, with the alignment `mean`. */
@@ -217,23 +227,28 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     return Float32Array.from(places, (place) => (task as Float32Array)[place]);
   }
 
-  /** @param isConnected whether the tokens are behind the connector already */
+  /**
+   * @param connecting milliseconds of the connector before the choice
+   * @param isConnected whether the tokens are behind the connector already
+   */
   async #finish(
     whole: KeptImage,
     kept: readonly Kept[],
     {
       task,
       timings,
+      connecting,
       isConnected = false,
     }: Pick<PrunedFeatures, 'task'> & {
       timings: Omit<VisionTimings, 'projector' | 'stages'>;
+      connecting: number;
       isConnected?: boolean;
     },
   ): Promise<PrunedFeatures> {
     const start = performance.now();
     const units = isConnected ? asBatch(tokensOf(kept)) : await this.connect(kept);
     const features = await this.#features(whole, units);
-    const projector = performance.now() - start;
+    const projector = connecting + performance.now() - start;
     const { unitRows: _, markerRows: __, markers: ___, timings: stages, ...result } = whole;
     const further = this.further(kept);
     const tileCounts = countsOfTiles(this.about.layout, whole);
@@ -262,11 +277,17 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     return text.embeddings.dims?.at(-2) === 1 ? 'mean' : undefined;
   }
 
-  /** Rows of each part that stand for its units where distances count; null for those that are merged. */
-  async #distances(parts: readonly Part[], which: Distances | undefined): Promise<readonly TensorLike[] | null> {
-    if (which === undefined || (which === 'hidden' && this.about.form === 'clip')) return null;
-    if (which === 'projected') return this.#projected.get(() => this.projected(parts)).catch(rethrow(asEncoding));
+  /** Rows of each part that stand for its units where distances count. Projected ones are made once, and each call tells their time. */
+  async #distances(parts: readonly Part[], which: Distances | undefined): Promise<Projected> {
+    if (which === undefined || (which === 'hidden' && this.about.form === 'clip')) return MERGED;
+    if (which === 'projected') return this.#projected.get(() => this.#project(parts)).catch(rethrow(asEncoding));
     throw invalid('ERR_VALUE', 'distances', which, "'projected': this model's tokens are merged behind its connector");
+  }
+
+  async #project(parts: readonly Part[]): Promise<Projected> {
+    const start = performance.now();
+    const rows = await this.projected(parts);
+    return { rows, milliseconds: performance.now() - start };
   }
 
   async #embeddings(question: Question, taskShare = 0.5): Promise<TextEmbeddings | null> {

@@ -4,11 +4,11 @@ import { oneOf } from '../tensor.js';
 import type { Distances, Preset, VisionPruneOptions } from './vision-model.js';
 
 /** What a preset stands for. */
-type Choices = Pick<VisionPruneOptions, 'alignment' | 'taskShare' | 'complement'>;
+type Choices = Pick<VisionPruneOptions, 'alignment' | 'taskShare' | 'complement' | 'distances'>;
 
 const PRESETS: Readonly<Record<Preset, Choices>> = {
   paper: { alignment: 'fcma', taskShare: 0.5, complement: 'saliency' },
-  best: { alignment: 'mean', taskShare: 0.5, complement: 'diversity' },
+  best: { alignment: 'mean', taskShare: 0.5, complement: 'diversity', distances: 'projected' },
 };
 /** Their names. */
 export const PRESET_NAMES = Object.keys(PRESETS) as readonly Preset[];
@@ -28,8 +28,14 @@ export function withoutPreset<T extends Choices & Pick<VisionPruneOptions, 'pres
   const { method = 'desap' } = given;
   if (method !== 'desap')
     throw mismatch('ERR_VALUE', 'preset', `'${preset}' beside method: '${method}'`, "none: presets are desap's");
-  const own = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
-  return { ...PRESETS[oneOf('preset', preset, PRESET_NAMES)], ...own } as Omit<T, 'preset'>;
+  return over(PRESETS[oneOf('preset', preset, PRESET_NAMES)], given as Omit<T, 'preset'>);
+}
+
+/** What is given wins over what is set. Distances that are set for one complement say nothing about another. */
+export function over<T extends Choices>(set: Choices, given: T): T {
+  const own = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)) as T;
+  const isOther = own.complement !== undefined && own.complement !== set.complement;
+  return { ...set, ...(isOther && { distances: undefined }), ...own };
 }
 
 /** @throws DesapError `ERR_VALUE` for unknown distances, and for distances that nothing asks for */

@@ -136,11 +136,11 @@ describe('desap prune, --preset best', () => {
     const text = ['prune', IMAGE, QUESTION, '--keep', '16'];
     const { code, out } = await desap(...text, '--preset', 'best');
     expect([code, out]).toEqual([0, expect.stringMatching(/^by task: .*\nby diversity: /m)]);
-    const same = ['--alignment', 'mean', '--complement', 'diversity', '--json'];
+    const same = ['--alignment', 'mean', '--complement', 'diversity', '--distances', 'projected', '--json'];
     const [a, b] = [await desap(...text, '--preset', 'best', '--json'), await desap(...text, ...same)];
     expect(JSON.parse(a.out).indices).toEqual(JSON.parse(b.out).indices);
-    const projected = await desap(...text, ...same, '--distances', 'projected');
-    expect(JSON.parse(projected.out).indices).not.toEqual(JSON.parse(b.out).indices);
+    const hidden = await desap(...text, '--preset', 'best', '--distances', 'hidden', '--json');
+    expect(JSON.parse(hidden.out).indices).not.toEqual(JSON.parse(b.out).indices);
   });
 });
 
@@ -149,7 +149,7 @@ describe('desap demo', () => {
     const { code, out } = await desap('demo', '--output', folder);
     expect(code).toBe(0);
     expect(out).toMatch(
-      /correct: 33 of 36 with 144 visual tokens, 23 with 16 as in the paper, 28 with 16 by the preset best/,
+      /correct: 33 of 36 with 144 visual tokens, 25 with 16 as in the paper, 29 with 16 by the preset best/,
     );
     expect(out).toContain(`drawing: ${join(folder, 'kept.png')}`);
   });

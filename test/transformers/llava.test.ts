@@ -182,16 +182,25 @@ describe.each([FRESH, FRESH + 1])('a small LLaVA with fresh weights, seed %i', (
       await model.generate({ ...singles[0], max_new_tokens: 1, desap });
       return pruned.map(({ indices }) => [...indices]);
     };
-    const diverse = { alignment: 'mean', complement: 'diversity' } as const;
+    const diverse = { alignment: 'mean', complement: 'diversity', distances: 'projected' } as const;
     expect(await kept({ preset: 'best' })).toEqual(await kept(diverse));
-    expect(await kept({ preset: 'best' })).not.toEqual(await kept({}));
     expect(await kept({ preset: 'paper' })).toEqual(await kept({}));
-    expect(await kept({ preset: 'best', distances: 'projected' })).toHaveLength(1);
+    const hidden = { distances: 'hidden' } as const;
+    expect(await kept({ preset: 'best', ...hidden })).toEqual(await kept({ ...diverse, ...hidden }));
     await expect(kept({ preset: 'none' as never })).rejects.toMatchObject({
       code: 'ERR_VALUE',
       message: /^preset: got 'none'/,
     });
     await expect(kept({ distances: 'hidden' })).rejects.toMatchObject({ code: 'ERR_VALUE', message: /^distances: / });
+    const [best, paper] = [await kept({ preset: 'best' }), await kept({})];
+    await detach();
+    const onPruned = (images: readonly PrunedImage[]) => {
+      pruned = images;
+    };
+    detach = await attach(model, { clip: folders.clip, model: folders.llava, keep: 5, preset: 'best', onPruned });
+    expect(await kept({})).toEqual(best);
+    expect(await kept({ preset: 'paper' })).toEqual(paper);
+    expect(await kept({ complement: 'saliency', alignment: 'fcma' })).toEqual(paper);
   });
 
   it.each(POSITIONS)('counts masks and positions on, positions %s', async (positions) => {

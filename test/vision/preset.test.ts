@@ -19,10 +19,12 @@ const [LLAVA, CLIP] = [join(ROOT, 'models/tiny-llava'), join(ROOT, 'models/tiny-
 describe('a preset', () => {
   it('stands for options, and what is given beside it wins', () => {
     const paper = { alignment: 'fcma', taskShare: 0.5, complement: 'saliency' };
-    const best = { alignment: 'mean', taskShare: 0.5, complement: 'diversity' };
+    const best = { alignment: 'mean', taskShare: 0.5, complement: 'diversity', distances: 'projected' };
     expect(withoutPreset({ preset: 'paper' })).toEqual(paper);
     expect(withoutPreset({ preset: 'best', alignment: undefined })).toEqual(best);
     expect(withoutPreset({ preset: 'best', taskShare: 0.25 })).toEqual({ ...best, taskShare: 0.25 });
+    expect(withoutPreset({ preset: 'best', complement: 'diversity' })).toEqual(best);
+    expect(withoutPreset({ preset: 'best', complement: 'saliency' })).not.toHaveProperty('distances', 'projected');
     expect(withoutPreset({ taskShare: 1 })).toEqual({ taskShare: 1 });
   });
 });
@@ -45,9 +47,9 @@ describe('diversity of a CLIP tower', async () => {
     const projected = await analysis.prune(text, { ...how, distances: await image.all() });
     expect(projected.indices).not.toEqual(hidden.indices);
     for (const [options, want] of [
-      [{ preset: 'best' }, hidden],
+      [how, hidden],
       [{ preset: 'best', distances: 'hidden' }, hidden],
-      [{ preset: 'best', distances: 'projected' }, projected],
+      [{ preset: 'best' }, projected],
     ] as const) {
       const { indices, source, assignment } = await kept(options);
       expect([indices, source, assignment]).toEqual([want.indices, want.source, want.assignment]);
@@ -96,7 +98,7 @@ describe('diversity of tiles', () => {
     const [image] = await vision.encode(await images.process([join(ROOT, 'models/eval-next/images/000.png')]));
     const text = await vision.encodeQuestion(QUESTION);
     const kept = async (how: VisionPruneOptions) => (await image.prune(text, { preset: 'best', ...how })).indices;
-    const [hidden, projected] = [await kept({ keep: 8 }), await kept({ keep: 8, distances: 'projected' })];
+    const [hidden, projected] = [await kept({ keep: 8, distances: 'hidden' }), await kept({ keep: 8 })];
     expect(projected).not.toEqual(hidden);
     expect(hidden).not.toEqual(await kept({ keep: 8, complement: 'saliency' }));
     expect(projected).toEqual(await kept({ keep: 8, distances: 'projected' }));

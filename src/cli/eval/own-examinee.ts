@@ -31,7 +31,8 @@ function sightOf(llava: Llava, seen: SeenImage, maxNewTokens: number | undefined
       return { text, tokens, parts: { vision, projector, prefill, decode } };
     },
     async pruned({ question, told }, how, forms) {
-      const kept = await image.prune(how.taskShare === 0 ? null : question, how);
+      const dart = how.method === 'dart' && { methodOptions: await llava.withText(told, image.medium, how) };
+      const kept = await image.prune(how.taskShare === 0 ? null : question, { ...how, ...dart });
       const visual = { features: kept.features, kept, medium: image.medium };
       const replies: Reply[] = [];
       for (const positions of forms) {
