@@ -5,10 +5,15 @@
  */
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { Alignment } from '../src/index.js';
+import type { PruneOptions } from '../src/index.js';
 import { eachQuestion, KEEPS, mean, type Paired, paired, RESULTS, row, signed } from './questions.js';
 
-const ALIGNMENTS: readonly Alignment[] = ['fcma', 'mean'];
+/** Forms of pruning; the last is the preset `best`. */
+const FORMS: Readonly<Record<string, Pick<PruneOptions, 'alignment' | 'complement'>>> = {
+  "alignment: 'fcma'": { alignment: 'fcma' },
+  "alignment: 'mean'": { alignment: 'mean' },
+  "preset: 'best'": { alignment: 'mean', complement: 'diversity' },
+};
 /** Shares are measured in steps of 1 / STEPS. */
 const STEPS = 8;
 const STEPS_ALL = Array.from({ length: STEPS + 1 }, (_, step) => step);
@@ -53,17 +58,18 @@ interface Measured {
   readonly right: Readonly<Record<number, readonly boolean[]>>;
 }
 
-function measure(alignment: Alignment): Promise<Measured[]> {
-  return eachQuestion(async ({ question, analysis, vision, isRight }) => {
+function measure(form: (typeof FORMS)[string]): Promise<Measured[]> {
+  return eachQuestion(async ({ question, image, analysis, vision, isRight }) => {
     const text = await vision.encodeQuestion(question);
-    const { maps } = await analysis.prune(text, { keep: 1, alignment, maps: true });
+    const how = form.complement === 'diversity' ? { ...form, distances: await image.all() } : form;
+    const { maps } = await analysis.prune(text, { ...how, keep: 1, maps: true });
     const right: Record<number, boolean[]> = {};
     for (const keep of KEEPS) {
       // Neighbouring shares often keep the same patches.
       const known = new Map<string, boolean>();
       right[keep] = [];
       for (const step of STEPS_ALL) {
-        const kept = await analysis.prune(text, { keep, alignment, taskShare: step / STEPS });
+        const kept = await analysis.prune(text, { ...how, keep, taskShare: step / STEPS });
         const key = kept.indices.join();
         known.set(key, known.get(key) ?? (await isRight(kept)));
         right[keep].push(known.get(key) as boolean);
@@ -135,8 +141,8 @@ function report(measured: readonly Measured[]): Row[] {
 function markdown(reports: Readonly<Record<string, readonly Row[]>>): string {
   const columns = ['share of the question', ...KEEPS.map((keep) => `${keep} of 144`)];
   const head = [...columns, 'all K, to 0.5', 'all K, to the best fixed share'];
-  const sections = Object.entries(reports).flatMap(([alignment, rows]) => [
-    `## alignment: '${alignment}'`,
+  const sections = Object.entries(reports).flatMap(([form, rows]) => [
+    `## ${form}`,
     '',
     row(...head),
     row(...head.map(() => '---')),
@@ -160,7 +166,7 @@ function markdown(reports: Readonly<Record<string, readonly Row[]>>): string {
 }
 
 const reports: Record<string, Row[]> = {};
-for (const alignment of ALIGNMENTS) reports[alignment] = report(await measure(alignment));
+for (const [name, form] of Object.entries(FORMS)) reports[name] = report(await measure(form));
 const text = markdown(reports);
 await writeFile(join(RESULTS, 'dynamic-share.json'), `${JSON.stringify(reports, null, 1)}\n`);
 await writeFile(join(RESULTS, 'dynamic-share.md'), text);

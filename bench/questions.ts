@@ -14,6 +14,7 @@ export const KEEPS: readonly number[] = [48, 32, 16, 8];
 export interface Asked {
   readonly question: string;
   readonly answer: string;
+  readonly image: LlavaImage;
   readonly analysis: Awaited<ReturnType<LlavaImage['analysis']>>;
   readonly vision: LlavaVision;
   /** Whether the language model gives the right answer from what was kept. */
@@ -29,12 +30,13 @@ export async function eachQuestion<T>(ask: (asked: Asked) => Promise<T>): Promis
   const made: T[] = [];
   for (const { image: file, question, answer } of questions) {
     using seen = await llava.see(join(MODELS, 'eval', file));
-    const analysis = await (seen.image as LlavaImage).analysis();
+    const image = seen.image as LlavaImage;
+    const analysis = await image.analysis();
     const isRight: Asked['isRight'] = async (kept) => {
       const features = await vision.project(kept.tokens);
       return (await llava.complete({ features, kept }, question, {})).text === answer;
     };
-    made.push(await ask({ question, answer, analysis, vision, isRight }));
+    made.push(await ask({ question, answer, image, analysis, vision, isRight }));
     if (process.stderr.isTTY) process.stderr.write(`\r${made.length}/${questions.length}`);
   }
   await llava.dispose();
