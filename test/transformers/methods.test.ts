@@ -8,8 +8,8 @@ import { afterAll, beforeAll, expect, it } from 'vitest';
 import { type AttachOptions, attach, type CallOptions, type PrunedImage } from '../../src/transformers/index.js';
 import { LlavaVision } from '../../src/vision/index.js';
 import { ROOT } from './family-cases.js';
-import { PATCHES, type SmallLlava, writeLlava } from './small/llava.js';
-import { answer, EIGHT, FRESH, type Inputs, load, photo } from './support.js';
+import { IMAGE_TOKEN, PATCHES, type SmallLlava, writeLlava } from './small/llava.js';
+import { answer, EIGHT, embed, FRESH, type Inputs, load, photo } from './support.js';
 
 let root: string;
 let folders: SmallLlava;
@@ -65,6 +65,23 @@ it('keeps what a vision model keeps, by the method of every call and by that of 
   for (const [i, { indices, assignment }] of kept.entries()) {
     expect(indices, `call ${i}`).toEqual(wanted[i].indices);
     expect(assignment, `call ${i}`).toEqual(wanted[i].assignment);
+  }
+  await vision.dispose();
+});
+
+it('dart has the words of the prompt among its pivots, unless it is given others', async () => {
+  const vision = await LlavaVision.open(join(folders.llava, 'onnx', 'vision_encoder.onnx'), { clip: folders.clip });
+  const prompt = Array.from(inputs.input_ids.data as BigInt64Array, Number);
+  const rows = async (ids: readonly number[]) => {
+    const { data, dims } = await embed(model, ids);
+    return { textEmbeddings: { data: data as Float32Array, dims: dims.slice(1) }, pivots: 1, textPivots: 6 };
+  };
+  const [words, others] = [await rows(prompt.filter((id) => id !== IMAGE_TOKEN)), await rows([5, 6, 7, 8, 9, 10])];
+  const calls = [{ pivots: 1, textPivots: 6 }, others].map((methodOptions) => ({ methodOptions }));
+  const kept = await keptBy({ method: 'dart', keep: 8 }, calls);
+  for (const [i, methodOptions] of [words, others].entries()) {
+    const { indices } = await vision.prune(pixels, null, { method: 'dart', keep: 8, methodOptions });
+    expect(kept[i].indices, `call ${i}`).toEqual(indices);
   }
   await vision.dispose();
 });
