@@ -216,7 +216,7 @@ describe('LlavaVision', () => {
     const prune = (method: VisionPruneOptions['method']) => opened.prune(pixels[0], null, { method, keep: 4 });
     expect((await prune('visionzip')).indices).toHaveLength(4);
     await expect(prune('prumerge')).rejects.toThrow(
-      /^method: got one that reads weights of the head, wanted a model that is opened without/,
+      /^method: got one that reads the head's weights, wanted a pruner that is loaded from the path of a head file/,
     );
     await opened.dispose();
     own.dispose();
