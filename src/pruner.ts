@@ -40,11 +40,14 @@ export interface AnalyzeOptions {
 /** Options of {@link Pruner.prune}: those of DeSAP, or of the method in its place. */
 export type OneGoOptions = PruneOptions & Pick<AnalyzeOptions, 'encoding'> & MethodOptions;
 
-/** What only one image can have. */
-const OF_ONE_IMAGE = ['task', 'saliency', 'features', 'taps', 'projected'] as const;
-
 /** Options of {@link Pruner.pruneBatch}, the same for each image. */
-export type BatchOptions = Omit<OneGoOptions, (typeof OF_ONE_IMAGE)[number]>;
+export type BatchOptions = Omit<OneGoOptions, 'task' | 'saliency' | 'features' | 'taps' | 'projected'>;
+
+/** What only one image can have. */
+const OF_ONE_IMAGE = ['task', 'saliency', 'features', 'taps', 'projected'] satisfies Exclude<
+  keyof OneGoOptions,
+  keyof BatchOptions
+>[];
 
 const ANALYZE_OPTIONS: OptionNames<AnalyzeOptions> = { encoding: true, intermediates: true };
 const ONE_GO_OPTIONS: OptionNames<OneGoOptions> = { ...PRUNE_OPTIONS, ...METHOD_OPTIONS, encoding: true };
@@ -105,11 +108,10 @@ export class Pruner implements Disposable {
       (again) => (again && !isFile ? copyHead(weights) : weights),
       (open, head) => typed(() => open.createHead(head)),
     );
-    const isAgain = typeof source === 'string' || typeof source === 'function';
     return new Pruner(
       driver,
       made,
-      isAgain ? async () => headOf(source) : null,
+      againOf(source),
       { width, heads, projectionDim, classToken },
       createBackend(driver, fallback),
     );
@@ -373,6 +375,12 @@ function headOf(source: HeadSource): MaybePromise<HeadWeights> {
   const wanted = "a head: its file's path or bytes, its weights, or a function that makes them";
   if (typeof source !== 'function') return checkHead(object('source', source, wanted));
   return Promise.resolve(source()).then((weights) => checkHead(object('source', weights, wanted)));
+}
+
+/** Reads a head again; null where that would hold memory of the caller's. What is returned holds nothing but the source. */
+function againOf(source: HeadSource): (() => Promise<HeadWeights>) | null {
+  if (typeof source !== 'string' && typeof source !== 'function') return null;
+  return async () => headOf(source);
 }
 
 /** @throws DesapError `ERR_HEAD_MISMATCH` for a source that has another head now */

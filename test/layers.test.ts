@@ -14,7 +14,7 @@ const LAYERS: readonly (readonly [string, RegExp])[] = [
   ['onnx search', /^onnx\/search\//],
   ['onnx', /^onnx\/[a-z-]+\.ts$/],
   ['onnx head', /^onnx\/head\/|^onnx\/index\.ts$/],
-  ['pruner', /^(pruner|block-head|image-analysis|prune-(request|result)|host-buffer|ort|index)\.ts$/],
+  ['pruner', /^(pruner|block-head|image-analysis|prune-(request|result)|method-input|host-buffer|ort|index)\.ts$/],
   ['vision', /^vision\//],
   ['transformers', /^transformers\//],
   ['command line', /^cli\//],

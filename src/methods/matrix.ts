@@ -34,8 +34,8 @@ export function finiteMatrix(argument: string, given: TensorLike, want: { rows?:
 
 /** @throws DesapError `ERR_NOT_FINITE` with the first row at fault */
 export function requireFinite(argument: string, { data, cols }: Matrix): void {
-  const bad = data.findIndex((value) => !Number.isFinite(value));
-  if (bad >= 0) throw notFinite(argument, Math.floor(bad / cols));
+  for (let at = 0; at < data.length; at++)
+    if (!Number.isFinite(data[at])) throw notFinite(argument, Math.floor(at / cols));
 }
 
 /** Some rows of a matrix, copied. */
