@@ -77,7 +77,7 @@ export interface InputOwner {
   taskMap(hidden: Matrix, text: TextEmbeddings): Promise<Float32Array>;
 }
 
-/** The image, as it was given and the question as it was asked: what the caller writes into their memory later has no part in it. */
+/** The image and its question, as they were when they were given: what the caller writes into their memory later has no part in it. */
 export class GivenImage implements MethodImage {
   readonly backend: Backend;
   readonly classToken: boolean;

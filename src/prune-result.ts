@@ -1,7 +1,7 @@
 import { types } from 'node:util';
 import type { AnalyzeTimings, PruneOutput, PruneRequest, PruneTimings } from './devices/driver.js';
 import { type MatrixTensors, matrixTensors } from './devices/kernel-api.js';
-import { saidOfAll } from './methods/choice.js';
+import { saidOf } from './methods/choice.js';
 import { requireFinite } from './methods/matrix.js';
 import type { Choice, MethodChoice } from './methods/method.js';
 import { float32, floatToHalf, Tensor } from './tensor.js';
@@ -54,7 +54,7 @@ export function methodResult(chosen: Choice, milliseconds: number, isHalf = fals
     tokens: isHalf
       ? new Tensor('float16', Uint16Array.from(tokens.data, floatToHalf), dims)
       : float32(tokens.data, dims),
-    ...{ indices, source, assignment, counts, choice: saidOfAll({ tiles: [chosen] }) },
+    ...{ indices, source, assignment, counts, choice: saidOf(chosen) },
     timings: {
       ...{ normalize: 0, project: 0, attention: 0, saliency: 0, readOut: 0 },
       ...{ align: 0, select: milliseconds, merge: 0 },

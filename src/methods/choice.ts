@@ -83,11 +83,7 @@ export function among(kept: Int32Array, patches: Iterable<number>): Uint8Array {
  * What is said of the choices of several tiles: that of one tile after the other. Positions and patches count on from tile to tile.
  */
 export function saidOfAll({ tiles, budget, scores }: EachChoice): MethodChoice {
-  if (tiles.length === 1) {
-    const { order, picked, scores: own, isProjected } = tiles[0];
-    const given = budget ?? tiles[0].budget;
-    return { order, ...(picked && { picked }), ...(given && { budget: given }), scores: own, isProjected };
-  }
+  if (tiles.length === 1) return saidOf(tiles[0]);
   const shared = budget ?? joined(tiles.map((tile) => tile.budget));
   const picked = joined(
     tiles.map((tile) => tile.picked),
@@ -105,6 +101,11 @@ export function saidOfAll({ tiles, budget, scores }: EachChoice): MethodChoice {
     scores: { ...Object.fromEntries(all), ...scores },
     isProjected: tiles.some(({ isProjected }) => isProjected),
   };
+}
+
+/** What is said of one choice. */
+export function saidOf({ order, picked, budget, scores, isProjected }: Choice): MethodChoice {
+  return { order, ...(picked && { picked }), ...(budget && { budget }), scores, isProjected };
 }
 
 /** One list after the other, each counting on from the sizes of those before it; undefined where one is missing. */

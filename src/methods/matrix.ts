@@ -25,8 +25,8 @@ export function matrixOf({ data, dims: [rows, cols] }: TensorLike): Matrix {
  * What a caller gave, as it is or widened to float32.
  * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_NOT_FINITE`
  */
-export function finiteMatrix(argument: string, given: TensorLike, want: { rows?: number; cols?: number } = {}): Matrix {
-  const { rows, cols, ...float } = matrix(argument, given, want);
+export function finiteMatrix(argument: string, given: TensorLike): Matrix {
+  const { rows, cols, ...float } = matrix(argument, given);
   const own = { data: widened(float), rows, cols };
   requireFinite(argument, own);
   return own;
