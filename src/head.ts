@@ -65,22 +65,30 @@ export function checkHead(head: HeadWeights, name = 'head'): HeadWeights {
   if (!(epsilon > 0 && epsilon < 1)) throw invalid('ERR_VALUE', `${name}.epsilon`, epsilon, 'a number between 0 and 1');
   if (typeof head.classToken !== 'boolean')
     throw invalid('ERR_VALUE', `${name}.classToken`, head.classToken, 'true or false');
-  const check = (key: string, data: Float32Array, length: number) => {
-    if (!types.isFloat32Array(data)) throw invalid('ERR_DTYPE', `${name}.${key}`, data, 'a Float32Array');
-    if (data.length !== length)
-      throw mismatch('ERR_SHAPE', `${name}.${key}`, `${data.length} elements`, `${length} elements`);
-    for (let i = 0; i < length; i++)
-      if (!Number.isFinite(data[i]))
-        throw mismatch('ERR_NOT_FINITE', `${name}.${key}`, `${data[i]} at element ${i}`, 'finite weights');
-  };
   for (const [field] of LAYERS) {
     const isNorm = field === 'ln1' || field === 'postNorm';
-    const { weight, bias } = object(`${name}.${field}`, head[field], '{ weight, bias }');
-    check(`${field}.weight`, weight, isNorm ? width : width * width);
-    check(`${field}.bias`, bias, width);
+    checkLayer(`${name}.${field}`, head[field], { weight: isNorm ? width : width * width, bias: width });
   }
-  check('visualProjection', head.visualProjection, projectionDim * width);
+  checkWeights(`${name}.visualProjection`, head.visualProjection, projectionDim * width);
   return head;
+}
+
+/**
+ * Checks a layer: how many elements its weight and its bias have, and every value for NaN and Inf.
+ * @throws DesapError `ERR_VALUE`, `ERR_DTYPE`, `ERR_SHAPE`, `ERR_NOT_FINITE`
+ */
+export function checkLayer(name: string, layer: LinearWeights, want: { weight: number; bias: number }): void {
+  const { weight, bias } = object(name, layer, '{ weight, bias }');
+  checkWeights(`${name}.weight`, weight, want.weight);
+  checkWeights(`${name}.bias`, bias, want.bias);
+}
+
+function checkWeights(name: string, data: Float32Array, length: number): void {
+  if (!types.isFloat32Array(data)) throw invalid('ERR_DTYPE', name, data, 'a Float32Array');
+  if (data.length !== length) throw mismatch('ERR_SHAPE', name, `${data.length} elements`, `${length} elements`);
+  for (let i = 0; i < length; i++)
+    if (!Number.isFinite(data[i]))
+      throw mismatch('ERR_NOT_FINITE', name, `${data[i]} at element ${i}`, 'finite weights');
 }
 
 /**

@@ -4,14 +4,30 @@ import { type Backend, createBackend } from './devices/kernel-api.js';
 import { typed } from './devices/native-error.js';
 import { type DeviceOptions, openWith } from './devices/open.js';
 import { DISPOSE } from './dispose-symbols.js';
-import { invalid, mismatch } from './errors.js';
+import { DesapError, invalid, mismatch } from './errors.js';
 import { checkHead, copyHead, type HeadWeights, loadHead } from './head.js';
 import { ImageAnalysis } from './image-analysis.js';
 import { ENCODINGS, type Encoding } from './kernels/kernels.js';
+import { Lifetime } from './lifetime.js';
+import { GivenImage, METHOD_OPTIONS, type MethodOptions } from './method-input.js';
+import type { RivalName } from './methods/index.js';
+import type { Matrix } from './methods/matrix.js';
+import { type Chooser, missing } from './methods/method.js';
+import { isRival, rivalOf } from './methods/rival.js';
+import { Once } from './once.js';
 import { type OptionNames, options } from './options.js';
-import { isList, PRUNE_OPTIONS, type PruneOptions, pruneRequest, type Text, withSharedText } from './prune-request.js';
-import { type PruneResult, pruneResult } from './prune-result.js';
-import { assertAlive, boolean, type FloatMatrix, floatData, matrix, object, oneOf, type TensorLike } from './tensor.js';
+import {
+  isList,
+  keepCount,
+  PRUNE_OPTIONS,
+  type PruneOptions,
+  pruneRequest,
+  type Text,
+  type TextEmbeddings,
+  withSharedText,
+} from './prune-request.js';
+import { inPublicOrder, methodResult, type PruneResult, pruneResult, rowsInOrder } from './prune-result.js';
+import { boolean, type FloatMatrix, floatData, matrix, object, oneOf, type TensorLike } from './tensor.js';
 
 /** Options of {@link Pruner.analyze}. */
 export interface AnalyzeOptions {
@@ -21,14 +37,23 @@ export interface AnalyzeOptions {
   intermediates?: boolean;
 }
 
-/** Options of {@link Pruner.prune}. */
-export type OneGoOptions = PruneOptions & Pick<AnalyzeOptions, 'encoding'>;
+/** Options of {@link Pruner.prune}: those of DeSAP, or of the method in its place. */
+export type OneGoOptions = PruneOptions & Pick<AnalyzeOptions, 'encoding'> & MethodOptions;
 
 /** Options of {@link Pruner.pruneBatch}, the same for each image. */
-export type BatchOptions = Omit<OneGoOptions, 'task' | 'saliency' | 'features'>;
+export type BatchOptions = Omit<OneGoOptions, 'task' | 'saliency' | 'features' | 'taps' | 'projected'>;
+
+/** What only one image can have. */
+const OF_ONE_IMAGE = ['task', 'saliency', 'features', 'taps', 'projected'] satisfies Exclude<
+  keyof OneGoOptions,
+  keyof BatchOptions
+>[];
 
 const ANALYZE_OPTIONS: OptionNames<AnalyzeOptions> = { encoding: true, intermediates: true };
-const ONE_GO_OPTIONS: OptionNames<OneGoOptions> = { ...PRUNE_OPTIONS, encoding: true };
+const ONE_GO_OPTIONS: OptionNames<OneGoOptions> = { ...PRUNE_OPTIONS, ...METHOD_OPTIONS, encoding: true };
+
+/** Where a head comes from: the path or the bytes of its file, its weights, or who makes them. */
+export type HeadSource = string | Uint8Array | ArrayBuffer | HeadWeights | (() => HeadWeights | Promise<HeadWeights>);
 
 /**
  * The pruning head of one encoder on one device (DeSAP, arXiv 2604.11240).
@@ -40,14 +65,17 @@ const ONE_GO_OPTIONS: OptionNames<OneGoOptions> = { ...PRUNE_OPTIONS, encoding: 
  * ```
  */
 export class Pruner implements Disposable {
-  #alive = true;
-
+  readonly #life = new Lifetime('Pruner');
   readonly #driver: Driver;
   readonly #head: DriverHead;
+  /** Reads the head's weights again; null where nothing but memory of the caller's has them. */
+  readonly #again: (() => Promise<HeadWeights>) | null;
+  readonly #weights = new Once<HeadWeights>();
 
   private constructor(
     driver: Driver,
     driverHead: DriverHead,
+    again: (() => Promise<HeadWeights>) | null,
     /** Shape of the head: width D, heads H, projectionDim E, and whether row 0 is the class token. */
     readonly head: Pick<HeadWeights, 'width' | 'heads' | 'projectionDim' | 'classToken'>,
     /** Single kernels on the same device. */
@@ -55,24 +83,24 @@ export class Pruner implements Disposable {
   ) {
     this.#driver = driver;
     this.#head = driverHead;
+    this.#again = again;
   }
 
   /**
    * Loads a head onto a device. Folding and packing its weights takes some tenths of a second, on the device's own threads.
    *
-   * @param source path or bytes of a `.safetensors` head (see `desap extract`), or the weights themselves
+   * @param source path or bytes of a `.safetensors` head (see `desap extract`), the weights themselves, or a function that makes them.
+   *   The device has what DeSAP needs of them; a method in its place that reads the weights (`prumerge`, `fastervlm` with `tap: 'last'`,
+   *   `trim`, `cdpruner`) has the path read again, or the function called again, when it is first asked for, and then they stay
    * @throws DesapError `ERR_FILE`, `ERR_SHAPE`, `ERR_VALUE`, `ERR_NOT_FINITE` for the head; `ERR_DEVICE_UNAVAILABLE` with the
    *   reason for the device; `ERR_OUT_OF_MEMORY`. A GPU that cannot take the head (heads wider than 128, D or E beyond
    *   16384: `ERR_VALUE`), has no room for it or fails is passed over by the device `auto`
    */
-  static async load(
-    source: string | Uint8Array | ArrayBuffer | HeadWeights,
-    options: DeviceOptions = {},
-  ): Promise<Pruner> {
+  static async load(source: HeadSource, options: DeviceOptions = {}): Promise<Pruner> {
     const isFile = typeof source === 'string' || types.isUint8Array(source) || types.isAnyArrayBuffer(source);
-    const weights = isFile
-      ? await loadHead(source)
-      : checkHead(object('source', source, "a head: its file's path or bytes, or its weights"));
+    const given = headOf(source);
+    // Weights are copied before the caller gets to change them.
+    const weights = types.isPromise(given) ? await given : (given as HeadWeights);
     const { width, heads, projectionDim, classToken } = weights;
     const { made, driver, fallback } = await openWith(
       'options',
@@ -80,7 +108,26 @@ export class Pruner implements Disposable {
       (again) => (again && !isFile ? copyHead(weights) : weights),
       (open, head) => typed(() => open.createHead(head)),
     );
-    return new Pruner(driver, made, { width, heads, projectionDim, classToken }, createBackend(driver, fallback));
+    return new Pruner(
+      driver,
+      made,
+      againOf(source),
+      { width, heads, projectionDim, classToken },
+      createBackend(driver, fallback),
+    );
+  }
+
+  /**
+   * @internal The head's weights, read again by the first who asks.
+   * @throws DesapError `ERR_VALUE` where nothing has them; those of reading them
+   */
+  headWeights(): Promise<HeadWeights> {
+    const again = this.#again;
+    if (again) return this.#weights.get(async () => sameHead(await again(), this.head));
+    throw missing(
+      "one that reads the head's weights",
+      'a pruner that is loaded from the path of a head file, or from a function that makes its weights',
+    );
   }
 
   /** `cpu`, `cuda:0`, `reference`. `fallback` of {@link Pruner.backend} says why `auto` took it. */
@@ -130,15 +177,18 @@ export class Pruner implements Disposable {
 
   /**
    * Analyses and prunes in one go, which keeps nothing of the image. For several questions on one image,
-   * {@link Pruner.analyze} it once.
-   * @throws as {@link Pruner.analyze} and {@link ImageAnalysis.prune}
+   * {@link Pruner.analyze} it once. Or keeps what another `method` chooses, which reads what the options of {@link MethodOptions} give it.
+   *
+   * @param text of a `method` that does not read it: null, or ignored
+   * @throws as {@link Pruner.analyze} and {@link ImageAnalysis.prune}; `ERR_VALUE` for what a method reads and was not given, by its name, and
+   *   for options that have no part in it
    */
   async prune(hidden: TensorLike, text: Text | null, options: OneGoOptions): Promise<PruneResult> {
     const [result] = await this.#prune([this.#image('hidden', hidden)], text, options, false);
     return result;
   }
 
-  /** {@link Pruner.prune}, on the calling thread. */
+  /** {@link Pruner.prune}, on the calling thread; by DeSAP's own method only. */
   pruneSync(hidden: TensorLike, text: Text | null, options: OneGoOptions): PruneResult {
     const [result] = this.#prune([this.#image('hidden', hidden)], text, options, true) as PruneResult[];
     return result;
@@ -150,6 +200,7 @@ export class Pruner implements Disposable {
    *
    * @param hidden a tensor [B, N, D], or a list of [N, D] tensors that may differ in N
    * @param text one for all images, or a list with one per image
+   * @param options the same for each; a `method` that reads taps or projected features is asked of each image by itself
    * @throws as {@link Pruner.prune}; one bad image fails the call
    */
   async pruneBatch(
@@ -160,7 +211,7 @@ export class Pruner implements Disposable {
     return this.#pruneBatch(hidden, text, options, false);
   }
 
-  /** {@link Pruner.pruneBatch}, on the calling thread. */
+  /** {@link Pruner.pruneBatch}, on the calling thread; by DeSAP's own method only. */
   pruneBatchSync(
     hidden: TensorLike | readonly TensorLike[],
     text: Text | null | readonly Text[],
@@ -175,14 +226,9 @@ export class Pruner implements Disposable {
     given: BatchOptions,
     sync: boolean,
   ): MaybePromise<PruneResult[]> {
-    for (const key of ['task', 'saliency', 'features'] as const)
-      if (given && (given as PruneOptions)[key] !== undefined)
-        throw mismatch(
-          'ERR_VALUE',
-          key,
-          'one for several images',
-          'none (analyze the images, and prune each with its own)',
-        );
+    for (const key of OF_ONE_IMAGE)
+      if (given && (given as OneGoOptions)[key] !== undefined)
+        throw mismatch('ERR_VALUE', key, 'one for several images', 'none (prune each image with its own)');
     const images = this.#images(hidden);
     const prune = () => this.#prune(images, text, given, sync);
     return isList(text) ? prune() : withSharedText(prune);
@@ -194,10 +240,11 @@ export class Pruner implements Disposable {
     given: OneGoOptions,
     sync: boolean,
   ): MaybePromise<PruneResult[]> {
-    assertAlive('Pruner', this.#alive);
+    this.#life.check();
     const choice = options('options', given, ONE_GO_OPTIONS);
     if (isList(text) && text.length !== images.length)
       throw mismatch('ERR_SHAPE', 'text', `${text.length} texts`, `${images.length}, one per image`);
+    if (isRival(choice)) return this.#pruneBy(rivalOf(withoutInput(choice)), images, text, choice, sync);
     const { classToken, projectionDim } = this.head;
     const requests = images.map(({ rows }, b) => {
       const shape = { patches: rows - Number(classToken), projectionDim };
@@ -209,8 +256,63 @@ export class Pruner implements Disposable {
     return after(outputs, (all) => all.map((output, b) => pruneResult(output, requests[b])));
   }
 
+  /** What another method than DeSAP's own keeps of each image. */
+  #pruneBy(
+    chooser: Chooser,
+    images: readonly FloatMatrix[],
+    text: Text | null | readonly Text[],
+    given: OneGoOptions,
+    sync: boolean,
+  ): Promise<PruneResult[]> {
+    if (sync)
+      throw invalid(
+        'ERR_VALUE',
+        'method',
+        given.method,
+        "'desap': others are asked by prune and pruneBatch, without Sync",
+      );
+    const { backend, head } = this;
+    const owner = {
+      ...{ backend, head, headWeights: () => this.headWeights() },
+      taskMap: (hidden: Matrix, asked: TextEmbeddings) => this.#taskMap(hidden, asked),
+    };
+    const one = (name: string, b: number) => (images.length > 1 ? `${name}[${b}]` : name);
+    const asked = images.map((hidden, b) => {
+      const patches = hidden.rows - Number(head.classToken);
+      const question = isList(text) ? { argument: `text[${b}]`, text: text[b] } : { argument: 'text', text };
+      return {
+        image: new GivenImage(owner, chooser, { argument: one('hidden', b), hidden }, question, given),
+        keep: chooser.isAdaptive ? patches : keepCount(given, patches),
+        isHalf: hidden.half,
+      };
+    });
+    return this.#life.call(async () => {
+      const results: PruneResult[] = [];
+      for (const { image, keep, isHalf } of asked) {
+        for (const tap of chooser.taps) await image.tap(tap);
+        const start = performance.now();
+        const choice = await chooser.choose(image, keep);
+        const kept = methodResult(choice, performance.now() - start, isHalf);
+        const { tokens } = kept;
+        const isPublic = given.layout === 'public';
+        results.push(isPublic ? { ...inPublicOrder(kept, choice), tokens: rowsInOrder(tokens, choice.order) } : kept);
+      }
+      return results;
+    });
+  }
+
+  /** The task map of hidden states with the alignment `mean`, [P]. */
+  async #taskMap(hidden: Matrix, text: TextEmbeddings): Promise<Float32Array> {
+    const { classToken, projectionDim } = this.head;
+    const how = { keep: 1, taskShare: 1, alignment: 'mean', merge: false, maps: true } as const;
+    const request = pruneRequest('text', text, how, { patches: hidden.rows - Number(classToken), projectionDim });
+    const image = { ...hidden, half: false };
+    const [{ maps }] = await typed(() => this.#head.prune([image], { encoding: 'qq' }, [request], false));
+    return maps?.task as Float32Array;
+  }
+
   #analyze(images: readonly FloatMatrix[], given: AnalyzeOptions, sync: boolean): MaybePromise<ImageAnalysis[]> {
-    assertAlive('Pruner', this.#alive);
+    this.#life.check();
     const choice = options('options', given, ANALYZE_OPTIONS);
     const request: AnalyzeRequest = {
       encoding: encodingOf(choice),
@@ -251,10 +353,10 @@ export class Pruner implements Disposable {
 
   /** Frees the head and the device's threads and memory. Work in flight ends first; its analyses prune no more. */
   dispose(): void {
-    if (!this.#alive) return;
-    this.#alive = false;
-    this.#head.dispose();
-    this.#driver.dispose();
+    this.#life.end(() => {
+      this.#head.dispose();
+      this.#driver.dispose();
+    });
   }
 
   [DISPOSE](): void {
@@ -265,4 +367,35 @@ export class Pruner implements Disposable {
 /** @throws DesapError `ERR_VALUE` */
 export function encodingOf({ encoding = 'qq' }: AnalyzeOptions): Encoding {
   return oneOf('encoding', encoding, ENCODINGS);
+}
+
+function headOf(source: HeadSource): MaybePromise<HeadWeights> {
+  if (typeof source === 'string' || types.isUint8Array(source) || types.isAnyArrayBuffer(source))
+    return loadHead(source);
+  const wanted = "a head: its file's path or bytes, its weights, or a function that makes them";
+  if (typeof source !== 'function') return checkHead(object('source', source, wanted));
+  return Promise.resolve(source()).then((weights) => checkHead(object('source', weights, wanted)));
+}
+
+/** Reads a head again; null where that would hold memory of the caller's. What is returned holds nothing but the source. */
+function againOf(source: HeadSource): (() => Promise<HeadWeights>) | null {
+  if (typeof source !== 'string' && typeof source !== 'function') return null;
+  return async () => headOf(source);
+}
+
+/** @throws DesapError `ERR_HEAD_MISMATCH` for a source that has another head now */
+function sameHead(weights: HeadWeights, { width, heads, projectionDim, classToken }: Pruner['head']): HeadWeights {
+  const shape = (head: Pruner['head']) =>
+    `width ${head.width}, ${head.heads} heads, projectionDim ${head.projectionDim}, classToken ${head.classToken}`;
+  const loaded = shape({ width, heads, projectionDim, classToken });
+  if (shape(weights) === loaded) return weights;
+  throw new DesapError(
+    'ERR_HEAD_MISMATCH',
+    `source: got a head of ${shape(weights)}, wanted ${loaded}, as it was loaded`,
+  );
+}
+
+/** The options that a method's own say about, without what it reads. */
+function withoutInput({ taps: _, projected: __, grid: ___, ...choice }: OneGoOptions & { method: RivalName }) {
+  return choice;
 }

@@ -20,6 +20,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
     'openBackend',
     'saveBlock',
     'saveHead',
+    'tapsOf',
   ],
   'desap/onnx': [
     ...['HIDDEN_STATES', 'IMAGE_FEATURES', 'PATCHES'],

@@ -95,7 +95,8 @@ type Results = Record<string, ArrayLike<number>>;
 
 /** What a method chose, by the names of files. */
 function named({ counts, tokens, scores, isProjected: _, ...choice }: Choice): Results {
-  return { ...choice, ...scores, count: counts, tokens: tokens.data };
+  const { runScore, ...others } = scores;
+  return { ...choice, ...others, ...(runScore && { run_score: runScore }), count: counts, tokens: tokens.data };
 }
 
 /** Results of tiles as those of one image: patches, and positions among the kept ones, count on from tile to tile. */

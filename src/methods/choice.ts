@@ -2,7 +2,7 @@
 import type { OptionNames } from '../options.js';
 import { boolean } from '../tensor.js';
 import { type Matrix, matrixOf, rowsOf, tensor } from './matrix.js';
-import type { Choice, MethodImage } from './method.js';
+import type { Choice, EachChoice, MethodChoice, MethodImage } from './method.js';
 
 /** The option of every method that selects and does not merge. */
 export interface MergingOption {
@@ -77,4 +77,45 @@ export function places(kept: Int32Array, patches: Iterable<number>): Int32Array 
 export function among(kept: Int32Array, patches: Iterable<number>): Uint8Array {
   const those = new Set(patches);
   return Uint8Array.from(kept, (patch) => Number(those.has(patch)));
+}
+
+/**
+ * What is said of the choices of several tiles: that of one tile after the other. Positions and patches count on from tile to tile.
+ */
+export function saidOfAll({ tiles, budget, scores }: EachChoice): MethodChoice {
+  if (tiles.length === 1) return saidOf(tiles[0]);
+  const shared = budget ?? joined(tiles.map((tile) => tile.budget));
+  const picked = joined(
+    tiles.map((tile) => tile.picked),
+    tiles.map(({ assignment }) => assignment.length),
+  );
+  const names = new Set(tiles.flatMap((tile) => Object.keys(tile.scores)));
+  const all = [...names].map((name) => [name, Float64Array.from(tiles.flatMap((tile) => [...tile.scores[name]]))]);
+  return {
+    order: joined(
+      tiles.map(({ order }) => order),
+      tiles.map(({ kept }) => kept.length),
+    ) as Int32Array,
+    ...(picked && { picked }),
+    ...(shared && { budget: shared }),
+    scores: { ...Object.fromEntries(all), ...scores },
+    isProjected: tiles.some(({ isProjected }) => isProjected),
+  };
+}
+
+/** What is said of one choice. */
+export function saidOf({ order, picked, budget, scores, isProjected }: Choice): MethodChoice {
+  return { order, ...(picked && { picked }), ...(budget && { budget }), scores, isProjected };
+}
+
+/** One list after the other, each counting on from the sizes of those before it; undefined where one is missing. */
+function joined(lists: readonly (Int32Array | undefined)[], sizes?: readonly number[]): Int32Array | undefined {
+  let first = 0;
+  const all: number[] = [];
+  for (const [i, list] of lists.entries()) {
+    if (list === undefined) return undefined;
+    for (const one of list) all.push(first + one);
+    first += sizes?.[i] ?? 0;
+  }
+  return Int32Array.from(all);
 }

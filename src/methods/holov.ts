@@ -31,7 +31,7 @@ export const holov = method<HolovOptions>({ ...MERGING, runs: true }, ({ runs = 
       );
       const patches = parts.flatMap((run, p) => [...descending(saliency, budget[p], run)]);
       const kept = Int32Array.from(patches).sort();
-      const further = { order: places(kept, patches), budget, scores: { saliency, run_score: means } };
+      const further = { order: places(kept, patches), budget, scores: { saliency, runScore: means } };
       return selected(image, kept, { merging, ...further });
     },
   };

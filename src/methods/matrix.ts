@@ -1,11 +1,8 @@
 /** Matrices of methods, and the products of them that run on a device. */
 import type { Backend } from '../devices/kernel-api.js';
+import { notFinite } from '../errors.js';
 import type { LinearWeights } from '../head.js';
-import type { Numbers } from '../kernels/numeric.js';
-import type { TensorLike } from '../tensor.js';
-
-/** Numbers in a row. */
-export type Numbered = Numbers | Int32Array;
+import { matrix, type TensorLike, widened } from '../tensor.js';
 
 /** A float32 matrix, row-major. */
 export interface Matrix {
@@ -22,6 +19,23 @@ export function tensor({ data, rows, cols }: Matrix): TensorLike {
 /** What a kernel gave. */
 export function matrixOf({ data, dims: [rows, cols] }: TensorLike): Matrix {
   return { data: data as Float32Array, rows, cols };
+}
+
+/**
+ * What a caller gave, as it is or widened to float32.
+ * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_NOT_FINITE`
+ */
+export function finiteMatrix(argument: string, given: TensorLike): Matrix {
+  const { rows, cols, ...float } = matrix(argument, given);
+  const own = { data: widened(float), rows, cols };
+  requireFinite(argument, own);
+  return own;
+}
+
+/** @throws DesapError `ERR_NOT_FINITE` with the first row at fault */
+export function requireFinite(argument: string, { data, cols }: Matrix): void {
+  for (let at = 0; at < data.length; at++)
+    if (!Number.isFinite(data[at])) throw notFinite(argument, Math.floor(at / cols));
 }
 
 /** Some rows of a matrix, copied. */

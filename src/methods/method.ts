@@ -3,7 +3,7 @@ import type { Backend } from '../devices/kernel-api.js';
 import { mismatch } from '../errors.js';
 import type { LinearWeights } from '../head.js';
 import { type OptionNames, options } from '../options.js';
-import type { Matrix, Numbered } from './matrix.js';
+import type { Matrix } from './matrix.js';
 
 /** Blocks of a tower of L blocks, 0 to L - 1, that methods look into: 0, round(5 L / 24), L - 2 and L - 1. */
 export const TAPS = ['first', 'local', 'penultimate', 'last'] as const;
@@ -63,8 +63,22 @@ export interface MethodImage {
   taskMap(): Promise<Float32Array>;
 }
 
-/** What a method chose of one image. K tokens of P patches. */
-export interface Choice {
+/** What a method says of its choice, besides what was kept. K tokens of P patches. */
+export interface MethodChoice {
+  /** [K] positions among the kept tokens, in the order in which the published code feeds them to the language model. */
+  readonly order: Int32Array;
+  /** [K] patches in the order in which they were chosen, of greedy methods. */
+  readonly picked?: Int32Array;
+  /** How many tokens each run of the raster, or each tile, was given, of methods that share them out. */
+  readonly budget?: Int32Array;
+  /** What the choice was made by: a number [P] of each patch, or of each run, or a row of each patch; by name. */
+  readonly scores: Readonly<Record<string, Float32Array | Float64Array | Int32Array>>;
+  /** Whether tokens are behind the connector already, [K, F]. */
+  readonly isProjected: boolean;
+}
+
+/** What a method chose of one image. */
+export interface Choice extends MethodChoice {
   /** [K] patches, ascending, distinct. */
   readonly kept: Int32Array;
   /** [K] which part of the method chose each; what the numbers say is the method's. */
@@ -73,17 +87,8 @@ export interface Choice {
   readonly assignment: Int32Array;
   /** [K] how many patches are assigned to each token. */
   readonly counts: Int32Array;
-  /** [K] positions in `kept`, in the sequence in which the published code has them. */
-  readonly order: Int32Array;
   /** [K, D]; behind the connector, [K, F], with `isProjected`. */
   readonly tokens: Matrix;
-  readonly isProjected: boolean;
-  /** How many tokens each run (or tile) was given, of methods that share them out. */
-  readonly budget?: Int32Array;
-  /** [K] patches in the order in which they were chosen, of greedy methods. */
-  readonly picked?: Int32Array;
-  /** What the choice was made by, for those who check it: scores [P], or of each run, or rows of each patch. */
-  readonly scores: Readonly<Record<string, Numbered>>;
 }
 
 /** A method with its options. */
@@ -106,12 +111,13 @@ export interface Chooser {
   chooseTiles?(tiles: readonly MethodImage[], grid: Grid, keep: number): Promise<TilesChoice>;
 }
 
-/** What was chosen of each tile, and how many tokens each was given. */
-export interface TilesChoice {
+/** What was chosen of each tile. */
+export interface EachChoice extends Partial<Pick<MethodChoice, 'budget' | 'scores'>> {
   readonly tiles: readonly Choice[];
-  readonly budget: Int32Array;
-  readonly scores: Choice['scores'];
 }
+
+/** The same of a method that shares one K among them: how many tokens each was given, and by what scores. */
+export type TilesChoice = EachChoice & Required<Pick<MethodChoice, 'budget' | 'scores'>>;
 
 /** Makes a chooser of a caller's options, which it checks. */
 export type Method = (given?: object) => Chooser;

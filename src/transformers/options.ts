@@ -2,12 +2,12 @@ import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import type { TextEmbeddings } from '../index.js';
 import type { Chooser } from '../methods/method.js';
+import { isRival, rivalOf } from '../methods/rival.js';
 import { type OptionNames, options } from '../options.js';
 import { pruneChoices, textEmbeddings } from '../prune-request.js';
 import { oneOf } from '../tensor.js';
 import { POSITIONS, type Positions } from '../vision/compact.js';
 import { VISION_MODEL_OPTIONS, type VisionModelOptions } from '../vision/families.js';
-import { isRival, rivalOf } from '../vision/method-choice.js';
 import { checkDistances, over, withoutPreset } from '../vision/vision-choices.js';
 import type { Allocation, Budget, PrunedFeatures, VisionPruneOptions } from '../vision/vision-model.js';
 import { decoderOf, type HookedModel } from './model.js';
@@ -66,7 +66,7 @@ export interface AttachOptions extends CallOptions, OpeningOptions {
 
 /** What was kept of one image. */
 export interface PrunedImage
-  extends Pick<PrunedFeatures, 'indices' | 'source' | 'assignment' | 'counts' | 'tileCounts' | 'task'> {
+  extends Pick<PrunedFeatures, 'indices' | 'source' | 'assignment' | 'counts' | 'choice' | 'tileCounts' | 'task'> {
   /** Which sequence of the batch it belongs to. */
   readonly sequence: number;
 }

@@ -1,12 +1,12 @@
 import type { Tensor } from 'onnxruntime-common';
 import { mismatch } from '../errors.js';
 import type { SiglipReadOut } from '../index.js';
+import { Once } from '../once.js';
 import { FEATURES, MAIN_FEATURES, ORDER, TASK_ROWS } from '../onnx/block-values.js';
 import type { TileRows } from './block-family.js';
 import { type BlockEngine, type BlockRun, connect, type Outputs } from './block-run.js';
 import { type FurtherRows, furtherRows } from './further.js';
 import type { HostMemory } from './host-memory.js';
-import { Once } from './once.js';
 import { type ReadTile, tokenRows, tokenScores } from './siglip-rows.js';
 import type { TaskForm } from './vision-model.js';
 

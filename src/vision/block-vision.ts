@@ -10,6 +10,7 @@ import {
   type Pruner,
   type TextEmbeddings,
 } from '../index.js';
+import { Once } from '../once.js';
 import { FEATURES, HIDDEN } from '../onnx/block-values.js';
 import { relativeError } from '../onnx/head/compare.js';
 import { confirmBlock } from '../onnx/head/confirm-block.js';
@@ -31,7 +32,6 @@ import { type CheckedFilter, type LongText, type LongTextOptions, longTextChoice
 import { VisionModelBase } from './model-base.js';
 import { DTYPES, type Dtype, folderOf, type ModelConfig, readConfig } from './model-folder.js';
 import { checkShared } from './model-options.js';
-import { Once } from './once.js';
 import { filteredQuestion, type QuestionTokens } from './question-filter.js';
 import { QuestionTable } from './question-table.js';
 import { allOrNone, atRest, openSession, type RunNames, runSession } from './session.js';

@@ -3,7 +3,8 @@ import { deviceOptions } from '../devices/open.js';
 import { DesapError, mismatch } from '../errors.js';
 import { isFile, requireFolder } from '../files.js';
 import { type AnalyzeOptions, type DeviceOptions, type HeadWeights, Pruner, type TensorLike } from '../index.js';
-import { missing, type TapName } from '../methods/method.js';
+import type { TapName } from '../methods/method.js';
+import { Once } from '../once.js';
 import { relativeError } from '../onnx/head/compare.js';
 import { confirmProjector } from '../onnx/head/confirm-rows.js';
 import {
@@ -25,7 +26,6 @@ import { findClipFile } from './clip-folder.js';
 import { ClipText } from './clip-text.js';
 import { type LongTextOptions, longTextChoice } from './long-text.js';
 import { checkShared } from './model-options.js';
-import { Once } from './once.js';
 import { allOrNone, atRest, runSession, TENTATIVE } from './session.js';
 import { checkTaps, Taps, tapBlocks } from './taps.js';
 import { TowerBatch } from './tower-batch.js';
@@ -84,7 +84,6 @@ export class ClipEncoder {
   readonly #shapes = new Map<string, readonly [rows: number, width: number]>();
   /** Whether the tower takes several images in one run. */
   readonly #several = new Once<boolean>();
-  readonly #head = new Once<HeadWeights>();
 
   private constructor(
     readonly pruner: Pruner,
@@ -152,7 +151,11 @@ export class ClipEncoder {
       const tapped = await Taps.read(ort, structure, { named, heads }, session);
       const text = clip === undefined || !hasText ? null : await findClipFile(clip, 'text');
       return new ClipEncoder(
-        weights ? opened(await Pruner.load(weights, deviceOptions(options)), (own) => own.dispose()) : pruner!,
+        weights
+          ? opened(await Pruner.load(confirmed(weights, { clip: clip!, head }), deviceOptions(options)), (own) =>
+              own.dispose(),
+            )
+          : pruner!,
         weights !== null,
         text === null ? null : opened(await openText(text, { ...options, session, ort }), (one) => one.dispose()),
         ort,
@@ -202,16 +205,6 @@ export class ClipEncoder {
       for (const { batch } of images) void batch.release();
       throw error;
     }
-  }
-
-  /**
-   * The weights of the pruner's head, read again by the first method that needs them.
-   * @throws DesapError `ERR_VALUE` for a pruner of the caller's, which has them on its device only; `ERR_FILE`, `ERR_GRAPH`
-   */
-  headWeights(): Promise<HeadWeights> {
-    const { clip, head, pruner } = this.options;
-    if (pruner) throw missing('one that reads weights of the head', 'a model that is opened without the option pruner');
-    return this.#head.get(() => headAgain({ clip: clip as string, head }));
   }
 
   /** [3, H, W] of the images that the tower takes; a square of 224 where it does not say it. */
@@ -280,6 +273,16 @@ export class ClipEncoder {
     if (this.ownsPruner) this.pruner.dispose();
     await Promise.all([this.clipText?.dispose(), this.tower.release(), this.projector.release()]);
   }
+}
+
+/** A head that was confirmed, once, and later the same again: the pruner holds none of its weights until a method reads them. */
+function confirmed(weights: HeadWeights, origin: { readonly clip: string; readonly head?: string | HeadWeights }) {
+  let first: HeadWeights | null = weights;
+  return async () => {
+    const head = first ?? (await headAgain(origin));
+    first = null;
+    return head;
+  };
 }
 
 /** The text tower of a CLIP folder. */

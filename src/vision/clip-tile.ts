@@ -1,9 +1,9 @@
 import { type AnalyzeOptions, ImageAnalysis, type TensorLike, type TextEmbeddings } from '../index.js';
 import type { Grid } from '../methods/method.js';
+import { Once } from '../once.js';
 import type { ClipEncoder, Encoded } from './clip-encoder.js';
 import type { Comparison } from './image-base.js';
 import { clipSource, type MethodSource } from './method-source.js';
-import { Once } from './once.js';
 
 /** An analysis, and the milliseconds that it took. */
 export interface AnalyzedTile {

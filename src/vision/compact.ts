@@ -68,7 +68,7 @@ export function compact(options: CompactOptions): CompactPrompt {
   const visual = (Array.isArray(imageTokenId) ? imageTokenId : [imageTokenId]).map((id: number) =>
     BigInt(integer('imageTokenId', id, Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER)),
   );
-  const visible = keptFlags(given.kept);
+  const visible = keptFlags(given.kept, positions === 'original' || positionIds !== undefined);
   const count = ids.reduce((sum, id) => sum + Number(visual.includes(id)), 0);
   if (count !== visible.length)
     throw mismatch(
@@ -125,13 +125,23 @@ function positionRows(
   };
 }
 
-/** One flag for each patch of all images. */
-function keptFlags(kept: KeptPatches | readonly KeptPatches[]): boolean[] {
+/**
+ * One flag for each patch of all images.
+ * @param isPlaced whether tokens have the positions of their own places, which ascend
+ */
+function keptFlags(kept: KeptPatches | readonly KeptPatches[], isPlaced: boolean): boolean[] {
   const isList = Array.isArray(kept);
   return (isList ? kept : [kept]).flatMap((one, i) => {
     const name = isList ? `kept[${i}]` : 'kept';
     const { indices, assignment } = object(name, one, KEPT);
     if (!isIndices(indices) || !isIndices(assignment)) throw invalid('ERR_VALUE', name, one, KEPT);
+    if (isPlaced && indices.some((index: number, k: number) => k > 0 && index < indices[k - 1]))
+      throw mismatch(
+        'ERR_VALUE',
+        name,
+        "tokens in the order of layout: 'public'",
+        "layout: 'raster', or positions: 'compact' without positionIds: each token would have another's position",
+      );
     const flags = new Array<boolean>(assignment.length).fill(false);
     for (const index of indices) flags[integer(`${name}.indices`, index, 0, flags.length - 1)] = true;
     return flags;

@@ -3,15 +3,17 @@ import { DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch, notFinite } from '../errors.js';
 import type { ImageAnalysis, PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
-import type { Grid } from '../methods/method.js';
+import type { Grid, MethodChoice } from '../methods/method.js';
+import { rivalOf } from '../methods/rival.js';
+import { Once } from '../once.js';
 import { type OptionNames, options } from '../options.js';
 import { PRUNE_OPTIONS, textEmbeddings } from '../prune-request.js';
+import { inPublicOrder, methodResult, rowsInOrder } from '../prune-result.js';
 import { float32, oneOf, vector } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
 import type { TokenLayout } from './layout.js';
-import { asKept, choicesOf, type RivalOptions, rivalOf } from './method-choice.js';
+import { choiceOfImage, choicesOf, type RivalOptions } from './method-choice.js';
 import { AskedSource, type MethodSource } from './method-source.js';
-import { Once } from './once.js';
 import {
   asEncoding,
   asMethodsInput,
@@ -74,7 +76,7 @@ const { task: _, features: __, matrices: ___, ...OWN } = PRUNE_OPTIONS;
 /** Names of the options of a pruning. */
 export const VISION_PRUNE_OPTIONS: OptionNames<VisionPruneOptions> = {
   ...OWN,
-  ...{ preset: true, allocation: true, method: true, methodOptions: true },
+  ...{ preset: true, allocation: true, method: true, methodOptions: true, layout: true },
 };
 
 /**
@@ -187,10 +189,11 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   }
 
   async #pruneBy(question: Question, given: RivalOptions): Promise<PrunedFeatures> {
-    const { keep, keepRatio, allocation } = given;
+    const { allocation, ...asked } = given;
+    const { keep, keepRatio } = asked;
     const budget = keep === undefined && keepRatio === undefined ? this.owner.budget : { keep, keepRatio };
     const { layout, form, milliseconds: vision, tileGrid: grid = null } = this.about;
-    const chooser = rivalOf(given);
+    const chooser = rivalOf(asked);
     if (allocation !== undefined) oneOf('allocation', allocation, ALLOCATIONS);
     const tiles = layout.places.map((places, tile) => ({ tiles: [tile], places }));
     const isShared = grid !== null && chooser.chooseTiles !== undefined;
@@ -200,24 +203,24 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
       for (const source of sources) await source.tap(tap);
     const start = performance.now();
     const text = chooser.isAsked ? await this.#embeddings(question) : null;
-    const asked = performance.now();
+    const encoded = performance.now();
     const images = sources.map((source, p) => new AskedSource(source, text, () => this.#taskMap(text, parts[p])));
     const choices = await choicesOf(chooser, images, { budget, allocation, grid });
-    const chosen = parts.flatMap((part, p) => (part.places.length > 0 ? [{ part, choice: choices[p] }] : []));
     const connecting = images.reduce((sum, image) => sum + image.connecting, 0);
-    const prune = performance.now() - asked - connecting;
-    const kept = chosen.map(({ choice }) => asKept(choice));
-    const whole = joined(
-      layout,
-      chosen.map(({ part }) => part),
-      kept,
-    );
-    return this.#finish({ ...whole, timings: { ...whole.timings, select: prune } }, kept, {
+    const prune = performance.now() - encoded - connecting;
+    const own = [...parts.keys()].filter((p) => parts[p].places.length > 0);
+    const kept = own.map((p) => methodResult(choices.tiles[p], 0));
+    const chosen = own.map((p) => parts[p]);
+    const whole = joined(layout, chosen, kept);
+    const choice = choiceOfImage(choices, chosen, whole);
+    const result = await this.#finish({ ...whole, timings: { ...whole.timings, select: prune } }, kept, {
       task: chooser.isAsked ? { form } : null,
-      timings: { vision, analyze: 0, text: asked - start, prune },
+      timings: { vision, analyze: 0, text: encoded - start, prune },
       connecting,
-      isConnected: choices.some(({ isProjected }) => isProjected),
+      isConnected: choice.isProjected,
     });
+    const pruned = { ...result, choice };
+    return asked.layout === 'public' ? asPublic(pruned) : pruned;
   }
 
   /** The task map of a part, with the alignment `mean`. */
@@ -408,6 +411,17 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   protected async markerFeatures(_places: Int32Array): Promise<Float32Array> {
     throw new DesapError('ERR_INTERNAL', 'markers: this family has none');
   }
+}
+
+/** The same features in the order of the published code. */
+function asPublic(pruned: PrunedFeatures & { readonly choice: MethodChoice }): PrunedFeatures {
+  const { choice, features, further } = pruned;
+  const rows = (tensor: Tensor) => rowsInOrder(tensor, choice.order);
+  return {
+    ...inPublicOrder(pruned, choice),
+    features: rows(features),
+    ...(further && { further: Object.fromEntries(Object.entries(further).map(([name, one]) => [name, rows(one)])) }),
+  };
 }
 
 /** The tokens of all parts, one part after the other. */

@@ -1,11 +1,10 @@
 /** What methods read of an image, or of a tile, besides the question. */
-import { notFinite } from '../errors.js';
-import type { Backend, TensorLike, TextEmbeddings } from '../index.js';
+import type { Backend, TextEmbeddings } from '../index.js';
+import { endRow } from '../method-input.js';
 import { type Matrix, matrixOf, rowsOf, tensor } from '../methods/matrix.js';
 import { type Grid, type MethodImage, missing, type PlainReadOut, type Tap, type TapName } from '../methods/method.js';
-import { integer, matrix, widened } from '../tensor.js';
+import { Once } from '../once.js';
 import type { ClipEncoder, Encoded } from './clip-encoder.js';
-import { Once } from './once.js';
 
 export type MethodSource = Omit<MethodImage, 'text' | 'taskMap'>;
 
@@ -32,7 +31,7 @@ export function clipSource(
     ...{ backend: pruner.backend, classToken, patches, states },
     grid: patches ? windowOf(patches, grid) : grid,
     async tap(name: TapName): Promise<Tap> {
-      if (name === 'last') return { hidden: hidden(), weights: await encoder.headWeights() };
+      if (name === 'last') return { hidden: hidden(), weights: await pruner.headWeights() };
       const tapped = encoder.taps.get(name);
       if (tapped) return { hidden: matrixOf(batch.entering(tapped.block, index)), weights: tapped.weights };
       throw missing(
@@ -42,7 +41,7 @@ export function clipSource(
     },
     features: async () => behindBatch(await encoder.project(tensor(states()))),
     async readOut() {
-      const { postNorm, epsilon, visualProjection, projectionDim, width } = await encoder.headWeights();
+      const { postNorm, epsilon, visualProjection, projectionDim, width } = await pruner.headWeights();
       return { postNorm, epsilon, visualProjection: { data: visualProjection, rows: projectionDim, cols: width } };
     },
   };
@@ -111,20 +110,8 @@ export class AskedSource implements MethodImage {
     });
   }
 
+  /** Told apart from the image's rows before they meet. */
   async text(): Promise<Matrix> {
-    const { embeddings, endOfText } = this.question as TextEmbeddings;
-    const { data, rows, cols } = finite('question', embeddings);
-    if (typeof endOfText === 'object') return finite('endOfText', { data: endOfText, dims: [1, cols] });
-    const end = integer('endOfText', endOfText ?? rows - 1, 0, rows - 1);
-    return { data: data.subarray(end * cols, (end + 1) * cols), rows: 1, cols };
+    return endRow('question', this.question as TextEmbeddings);
   }
-}
-
-/** Rows that are told apart from the image's before they meet. */
-function finite(argument: string, given: TensorLike): Matrix {
-  const { rows, cols, ...float } = matrix(argument, given);
-  const data = widened(float);
-  const bad = data.findIndex((value) => !Number.isFinite(value));
-  if (bad >= 0) throw notFinite(argument, Math.floor(bad / cols));
-  return { data, rows, cols };
 }

@@ -1,8 +1,9 @@
 /** Images that are pruned together: one call of the pruner for the parts of all of them. */
 import { DesapError, invalid } from '../errors.js';
 import { ImageAnalysis, type PruneOptions, type PruneResult, type TextEmbeddings } from '../index.js';
+import { isRival } from '../methods/rival.js';
 import { eachTile, massOf, shared, wholeImage } from './allocation.js';
-import { isRival, type RivalOptions } from './method-choice.js';
+import type { RivalOptions } from './method-choice.js';
 import type { Allocation, Budget, PrunedFeatures, Question, TokenMaps, VisionPruneOptions } from './vision-model.js';
 import type { KeptImage } from './whole-image.js';
 

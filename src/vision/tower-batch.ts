@@ -1,6 +1,6 @@
 import type { ImageAnalysis, TensorLike } from '../index.js';
+import { Once } from '../once.js';
 import { type HostMemory, hostMemory } from './host-memory.js';
-import { Once } from './once.js';
 import { resultOf, settled } from './settled.js';
 
 /** Hidden states of the images that one run of a tower encoded, and their analyses: freed with the last of the images. */

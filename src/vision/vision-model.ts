@@ -1,6 +1,7 @@
 import type { Tensor } from 'onnxruntime-common';
 import type { PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
 import type { MethodName } from '../methods/index.js';
+import type { Layout } from '../methods/rival.js';
 
 /**
  * A vision-language model's view of images, with pruning: each family of models implements it. Pipelines over plain
@@ -190,6 +191,11 @@ export interface VisionPruneOptions extends Omit<PruneOptions, 'task' | 'feature
   method?: MethodName;
   /** Options of that method, by its own names. */
   methodOptions?: object;
+  /**
+   * The order of the tokens: `raster` (default), or that in which the method's published code feeds them on, `public`. Markers stay where
+   * they are. Tokens then have no places of their own: `positions` is `compact`.
+   */
+  layout?: Layout;
   /** Default: what the family's page says; it makes no difference for an image of one tile. */
   allocation?: Allocation;
 }
@@ -214,7 +220,10 @@ export interface VisionTimings {
   readonly stages: PruneResult['timings'];
 }
 
-/** What the language model gets of one image for one question. K kept tokens, W its width. */
+/**
+ * What the language model gets of one image for one question. K kept tokens, W its width. `choice` is of all tiles, one after the other, in
+ * the image's tokens.
+ */
 export interface PrunedFeatures extends Omit<PruneResult, 'tokens' | 'matrices' | 'timings'> {
   /** [1, K, W], float32, for the image tokens of the prompt; K counts markers that stay. */
   readonly features: Tensor;

@@ -65,6 +65,7 @@ it('keeps what a vision model keeps, by the method of every call and by that of 
   for (const [i, { indices, assignment }] of kept.entries()) {
     expect(indices, `call ${i}`).toEqual(wanted[i].indices);
     expect(assignment, `call ${i}`).toEqual(wanted[i].assignment);
+    expect(kept[i].choice, `call ${i}`).toEqual(wanted[i].choice);
   }
   await vision.dispose();
 });
@@ -108,6 +109,11 @@ it.each<[string, Partial<AttachOptions>, RegExp]>([
     /^methodOptions: got the unknown/,
   ],
   ['options of no method', { methodOptions: {} }, /^methodOptions: got options of no method/],
+  [
+    'an order of tokens, which stand in their places',
+    { method: 'uniform', layout: 'public' } as never,
+    /^(options|desap): got the unknown option 'layout'/,
+  ],
   ['what it has no part in', { method: 'uniform', taskShare: 0.5 }, /^taskShare: got 0.5 beside method: 'uniform'/],
 ])('refuses %s', async (_, options, message) => {
   await expect(keptBy({ keep: 4, ...options }, [])).rejects.toThrow(message);

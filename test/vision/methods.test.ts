@@ -7,6 +7,7 @@ import { extractHead, readTower } from '../../src/onnx/index.js';
 import { Tensor } from '../../src/tensor.js';
 import {
   AnyresImageProcessor,
+  compact,
   ImageProcessor,
   LlavaVision,
   openVisionModel,
@@ -146,6 +147,13 @@ describe('LlavaVision', () => {
       /^taskShare: got 0.5 beside method: 'random', wanted none/,
     ],
     ['a preset', { method: 'random', preset: 'best' }, /^preset: got 'best' beside method: 'random', wanted none/],
+    [
+      'a layout of desap',
+      { layout: 'raster' },
+      /^layout: got 'raster' of no method, wanted the option method beside it/,
+    ],
+    ['a layout that is none', { method: 'random', layout: 'code' as never }, /^layout: got 'code', wanted 'raster'/],
+    ['taps of the call', { method: 'random', taps: {} } as never, /^options: got the unknown option 'taps'/],
     ['maps', { method: 'random', maps: true }, /^maps: got true beside method/],
     ['a saliency map', { method: 'random', saliency: new Float32Array(144) }, /^saliency: got Float32Array beside/],
     ['too many tokens', { method: 'uniform', keep: 145 }, /^keep: got 145, wanted a count from 1 to 144/],
@@ -186,6 +194,50 @@ describe('LlavaVision', () => {
       });
   });
 
+  it('says how a method chose', async () => {
+    const of = async (method: VisionPruneOptions['method']) =>
+      await vision.prune(pixels[0], null, { method, keep: 16 });
+    const divprune = await of('divprune');
+    expect(Int32Array.from(divprune.choice!.picked!).sort()).toEqual(divprune.indices);
+    expect([...divprune.choice!.order]).toEqual([...divprune.indices.keys()]);
+    const { budget, scores } = (await of('holov')).choice!;
+    expect([budget!.length, budget!.reduce((sum, count) => sum + count)]).toEqual([16, 16]);
+    expect([scores.saliency.length, scores.runScore.length]).toEqual([144, 16]);
+    expect((await vision.prune(pixels[0], QUESTION, { keep: 16 })).choice).toBeUndefined();
+  });
+
+  it("gives the same features in the published code's order", async () => {
+    const options: VisionPruneOptions = { method: 'visionzip', keep: 16 };
+    const raster = await vision.prune(pixels[0], null, options);
+    const inOrder = await vision.prune(pixels[0], null, { ...options, layout: 'public' });
+    const { order } = raster.choice!;
+    expect([...order]).not.toEqual([...order.keys()]);
+    expect(inOrder.indices).toEqual(order.map((k) => raster.indices[k]));
+    expect(inOrder.assignment.map((k) => (k < 0 ? k : inOrder.indices[k]))).toEqual(
+      raster.assignment.map((k) => (k < 0 ? k : raster.indices[k])),
+    );
+    const row = ({ features }: typeof raster, k: number) =>
+      (features.data as Float32Array).subarray(k * 128, (k + 1) * 128);
+    order.forEach((k, position) => {
+      expect(row(inOrder, position)).toEqual(row(raster, k));
+    });
+
+    const prompt = { inputIds: [1, ...new Array(144).fill(7), 2], imageTokenId: 7 };
+    const [one, two] = [compact({ ...prompt, kept: inOrder }), compact({ ...prompt, kept: raster })];
+    expect(one.positionIds.data).toEqual(two.positionIds.data);
+    const placed = { ...prompt, kept: [inOrder] };
+    expect(() => compact({ ...placed, positions: 'original' })).toThrow(
+      /^kept\[0\]: got tokens in the order of layout: 'public', wanted layout: 'raster', or positions: 'compact'/,
+    );
+    const positionIds = new Tensor(
+      'int64',
+      BigInt64Array.from({ length: 146 }, (_, i) => BigInt(i)),
+      [1, 146],
+    );
+    expect(() => compact({ ...placed, positionIds })).toThrow(/^kept\[0\]: got tokens in the order/);
+    compact({ ...prompt, kept: raster, positions: 'original' });
+  });
+
   it('has no maps of other methods', async () => {
     const [image] = await vision.encode(pixels[0]);
     using _ = image;
@@ -216,7 +268,7 @@ describe('LlavaVision', () => {
     const prune = (method: VisionPruneOptions['method']) => opened.prune(pixels[0], null, { method, keep: 4 });
     expect((await prune('visionzip')).indices).toHaveLength(4);
     await expect(prune('prumerge')).rejects.toThrow(
-      /^method: got one that reads weights of the head, wanted a model that is opened without/,
+      /^method: got one that reads the head's weights, wanted a pruner that is loaded from the path of a head file/,
     );
     await opened.dispose();
     own.dispose();
@@ -271,6 +323,30 @@ describe('tiles', () => {
     expect(each.reduce((sum, count) => sum + count)).toBe(3 * image.tiles.length);
     expect(new Set(each).size).toBeGreaterThan(1);
     expect((await counts({ keep: 7, allocation: 'image' })).reduce((sum, count) => sum + count)).toBe(7);
+  });
+
+  it('says how they were chosen, one tile after the other, in the tokens of the image', async () => {
+    const options = { method: 'divprune', keep: 3 } as const;
+    const { indices, source, choice, tileCounts, assignment } = await image.prune(null, options);
+    const units = indices.filter((_, k) => source[k] !== 2);
+    expect(Int32Array.from(choice!.picked!).sort()).toEqual(units);
+    expect([...choice!.order].sort((a, b) => a - b)).toEqual([...indices.keys()]);
+    const fed = choice!.order.filter((k) => source[k] !== 2).map((k) => indices[k]);
+    for (let at = 0; at < units.length; at += 3)
+      expect(fed.slice(at, at + 3)).toEqual(choice!.picked!.slice(at, at + 3).sort());
+
+    const inOrder = await image.prune(null, { ...options, layout: 'public' });
+    inOrder.source.forEach((which, k) => {
+      expect(which === 2).toBe(source[k] === 2);
+      if (which === 2) expect(inOrder.indices[k]).toBe(indices[k]);
+    });
+    expect(inOrder.tileCounts).toEqual(tileCounts);
+    expect(inOrder.assignment.map((k) => (k < 0 ? k : inOrder.indices[k]))).toEqual(
+      assignment.map((k) => (k < 0 ? k : indices[k])),
+    );
+    const hired = await image.prune(null, { method: 'hired', keep: 3 });
+    expect(hired.choice!.budget).toEqual(hired.tileCounts);
+    expect(Object.keys(hired.choice!.scores).sort()).toEqual(['allocation', 'saliency']);
   });
 
   it('of one K for the whole image only hired is asked', async () => {

@@ -25,7 +25,7 @@ const PRUNER = 'desap';
 const RANDOM = 'random';
 const DRAWS = 5;
 
-const { keep, keepRatio, maps, saliency, method, methodOptions, ...OWN } = VISION_PRUNE_OPTIONS;
+const { keep, keepRatio, maps, saliency, method, methodOptions, layout, ...OWN } = VISION_PRUNE_OPTIONS;
 const NAMES = OWN as OptionNames<How>;
 
 /**
