@@ -42,23 +42,25 @@ export async function convert(format: Format, { questions, annotations }: Source
 
 const READERS = { pope, gqa, textvqa };
 
-/** A JSON object a line: `question_id`, `image`, `text`, `label`. */
+/** Objects, one a line or all in a list (those of A-OKVQA and GQA): `question_id`, `image`, `text`, `label`. */
 async function pope(path: string): Promise<Line[]> {
-  const lines = (await readText(path)).split('\n');
-  return lines.flatMap((text, i) => {
-    if (text.trim() === '') return [];
-    const from = fields(`${path}:${i + 1}`, jsonOf(`${path}:${i + 1}`, text));
-    const question = from.text('text');
-    return [
-      {
-        id: from.id('question_id'),
-        image: from.text('image'),
-        question,
-        answer: from.text('label'),
-        scoring: 'yes-no',
-      },
-    ];
+  const text = await readText(path);
+  const all = /^\s*\[/.test(text) ? listed(path, jsonOf(path, text)) : lined(path, text);
+  return all.map((from) => ({
+    ...{ id: from.id('question_id'), question: from.text('text'), image: from.text('image') },
+    ...{ answer: from.text('label'), scoring: 'yes-no' },
+  }));
+}
+
+function lined(path: string, text: string): Fields[] {
+  return text.split('\n').flatMap((line, i) => {
+    const place = `${path}:${i + 1}`;
+    return line.trim() === '' ? [] : [fields(place, jsonOf(place, line))];
   });
+}
+
+function listed(path: string, list: unknown): Fields[] {
+  return (list as unknown[]).map((one, i) => fields(`${path}: [${i}]`, one));
 }
 
 /** An object by question: `imageId`, `question`, `answer`, `types.structural`. */

@@ -45,7 +45,12 @@ function parseMethod(label: string): Method {
   const [, name, rest] = /^([\w-]+)(?::(.+))?$/.exec(label) ?? [];
   if (name === undefined)
     throw invalid('ERR_VALUE', '--methods', label, 'a method, or a method:option=value,option=value');
-  const given = Object.fromEntries((rest?.split(',') ?? []).map((option) => entryOf(label, option)));
+  const entries = (rest?.split(',') ?? []).map((option) => entryOf(label, option));
+  once(
+    `--methods ${label}`,
+    entries.map(([option]) => option),
+  );
+  const given = Object.fromEntries(entries);
   if (name === PRUNER) {
     const how = named(label, () => options<How>('options', given, NAMES));
     named(label, () => {

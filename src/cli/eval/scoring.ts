@@ -31,7 +31,7 @@ export function score(answer: string, { scoring, answers, choices = [] }: Key): 
 }
 
 /** Without a period at its end, spaces around it, and capitals. */
-function plain(text: string): string {
+export function plain(text: string): string {
   return text.trim().replace(/\.$/, '').trim().toLowerCase();
 }
 
