@@ -1,6 +1,8 @@
-import { escaped, PLAIN, type Plot, type Point, plot, type Series, styleOf, swatch } from './plot.js';
+import { type Plot, type Point, plot, type Series } from './plot.js';
 import { count, note, partNames, percent, type Report, signed, skippedLines } from './report.js';
 import type { Row } from './results.js';
+import { PLAIN, styleOf, swatch } from './styles.js';
+import { escaped } from './svg.js';
 
 const STYLE = `
 :root { color-scheme: light dark; --line: #8886; --faint: #8883; }
