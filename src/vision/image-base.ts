@@ -10,7 +10,7 @@ import { float32, oneOf, vector } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
 import type { TokenLayout } from './layout.js';
 import { asKept, choicesOf, type RivalOptions, rivalOf } from './method-choice.js';
-import { AskedSource, type MethodSource } from './method-source.js';
+import { AskedSource, type MethodSource, type WatchedPart } from './method-source.js';
 import { Once } from './once.js';
 import {
   asEncoding,
@@ -22,6 +22,7 @@ import {
   pruneTogether,
   rethrow,
 } from './prune-together.js';
+import { Stopwatch } from './stopwatch.js';
 import { checkDistances, withoutPreset } from './vision-choices.js';
 import type {
   Allocation,
@@ -48,6 +49,12 @@ export interface ImageOwner {
 export interface Analyzed {
   /** One of each part. */
   readonly analyses: readonly ImageAnalysis[];
+  readonly milliseconds: number;
+}
+
+/** All tokens behind the connector, those of each part, and the milliseconds that it took. */
+interface Projected {
+  readonly rows: readonly TensorLike[];
   readonly milliseconds: number;
 }
 
@@ -85,7 +92,7 @@ const ALLOCATIONS = ['tile', 'image'] as const;
 export abstract class EncodedImageBase implements EncodedImage, Prunable {
   readonly #life: Lifetime;
   readonly #analyzed = new Map<string, Once<Analyzed>>();
-  readonly #projected = new Once<readonly TensorLike[] | null>();
+  readonly #projected = new Once<Projected | null>();
   readonly medium: EncodedImage['medium'];
 
   /**
@@ -143,6 +150,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const asked = performance.now();
     const parts = this.#parts(allocation);
     const { analyses, milliseconds: analyze } = await this.#analyze(allocation, { task: embeddings !== null });
+    const differing = await this.#distances(parts, distances);
     const text = embeddings && this.comparable(embeddings);
     const analyzed = performance.now();
     const map = saliency === undefined ? undefined : finiteMap('saliency', saliency, layout.tokenCount);
@@ -150,13 +158,12 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const isCompared = text !== null && how.taskShare !== 0;
     const compared = { alignment, lambda: how.lambda };
     const tasks = isCompared ? await this.taskMaps(parts, text, compared).catch(rethrow(asQuestion)) : null;
-    const differing = await this.#distances(parts, distances);
     const requests = parts.map(({ places }, p) => ({
       ...how,
       alignment,
       ...(map && { saliency: Float32Array.from(places, (place) => map[place]) }),
       ...(tasks && { task: tasks[p] }),
-      ...(differing && { distances: differing[p] }),
+      ...(differing && { distances: differing.rows[p] }),
     }));
     const own = { vision, analyze, text: asked - start, prune: performance.now() - analyzed };
     const join = (kept: readonly PruneResult[]) => joined(layout, parts, kept);
@@ -165,7 +172,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
       finish: (kept, milliseconds) =>
         this.#finish(join(kept), kept, {
           task: isCompared ? { form } : null,
-          timings: { ...own, prune: own.prune + milliseconds },
+          timings: { ...own, prune: own.prune + milliseconds, projector: differing?.milliseconds ?? 0 },
         }),
     };
   }
@@ -190,34 +197,44 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const start = performance.now();
     const text = chooser.isAsked ? await this.#embeddings(question) : null;
     const asked = performance.now();
-    const images = sources.map((source, p) => new AskedSource(source, text, () => this.#taskMap(text, parts[p])));
+    const watch = new Stopwatch<WatchedPart>();
+    const task = new Once<{ readonly map: Float32Array; readonly analyze: number }>();
+    const taskMap = async ({ places }: Part) => {
+      const { map } = await task.get(() => this.#taskMap(text, watch));
+      return Float32Array.from(places, (place) => map[place]);
+    };
+    const images = sources.map((source, p) => new AskedSource(source, text, () => taskMap(parts[p]), watch));
     const choices = await choicesOf(chooser, images, { budget, allocation, grid });
     const chosen = parts.flatMap((part, p) => (part.places.length > 0 ? [{ part, choice: choices[p] }] : []));
-    const connecting = images.reduce((sum, image) => sum + image.connecting, 0);
-    const prune = performance.now() - asked - connecting;
+    const [taps, merge, projector, waited] = (['taps', 'merge', 'features', 'analysis'] as const).map(watch.spent);
+    const prune = performance.now() - asked - taps - projector - waited;
     const kept = chosen.map(({ choice }) => asKept(choice));
     const whole = joined(
       layout,
       chosen.map(({ part }) => part),
       kept,
     );
-    const result = await this.#finish({ ...whole, timings: { ...whole.timings, select: prune } }, kept, {
+    return this.#finish({ ...whole, timings: { ...whole.timings, select: prune - merge, merge } }, kept, {
       task: chooser.isAsked ? { form } : null,
-      timings: { vision, analyze: 0, text: asked - start, prune },
+      // The analysis is made once for all questions, and counts for each, as it does for DeSAP.
+      timings: { vision, analyze: taps + ((await task.made())?.analyze ?? 0), text: asked - start, prune, projector },
       isConnected: choices.some(({ isProjected }) => isProjected),
     });
-    const { projector, ...timings } = result.timings;
-    return { ...result, timings: { ...timings, projector: projector + connecting } };
   }
 
-  /** The task map of a part, with the alignment `mean`. */
-  async #taskMap(text: TextEmbeddings | null, { places }: Part): Promise<Float32Array> {
+  /** The task map of all tokens, with the alignment `mean`, and the milliseconds of the analysis that it is made of. */
+  async #taskMap(text: TextEmbeddings | null, watch: Stopwatch<WatchedPart>) {
+    const task = true;
+    const { milliseconds: analyze } = await watch.timed('analysis', () => this.#analyze(this.#allocation, { task }));
     const how = { alignment: 'mean', taskShare: 1 } as const;
-    const [{ task }] = await mapTogether([{ image: this, question: text, options: how }]);
-    return Float32Array.from(places, (place) => (task as Float32Array)[place]);
+    const [{ task: map }] = await mapTogether([{ image: this, question: text, options: how }]);
+    return { map: map as Float32Array, analyze };
   }
 
-  /** @param isConnected whether the tokens are behind the connector already */
+  /**
+   * @param timings without what the connector takes here
+   * @param isConnected whether the tokens are behind the connector already
+   */
   async #finish(
     whole: KeptImage,
     kept: readonly Kept[],
@@ -226,14 +243,14 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
       timings,
       isConnected = false,
     }: Pick<PrunedFeatures, 'task'> & {
-      timings: Omit<VisionTimings, 'projector' | 'stages'>;
+      timings: Omit<VisionTimings, 'stages'>;
       isConnected?: boolean;
     },
   ): Promise<PrunedFeatures> {
     const start = performance.now();
     const units = isConnected ? asBatch(tokensOf(kept)) : await this.connect(kept);
     const features = await this.#features(whole, units);
-    const projector = performance.now() - start;
+    const projector = timings.projector + performance.now() - start;
     const { unitRows: _, markerRows: __, markers: ___, timings: stages, ...result } = whole;
     const further = this.further(kept);
     const tileCounts = countsOfTiles(this.about.layout, whole);
@@ -263,10 +280,16 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   }
 
   /** Rows of each part that stand for its units where distances count; null for those that are merged. */
-  async #distances(parts: readonly Part[], which: Distances | undefined): Promise<readonly TensorLike[] | null> {
+  async #distances(parts: readonly Part[], which: Distances | undefined): Promise<Projected | null> {
     if (which === undefined || (which === 'hidden' && this.about.form === 'clip')) return null;
-    if (which === 'projected') return this.#projected.get(() => this.projected(parts)).catch(rethrow(asEncoding));
+    if (which === 'projected') return this.#projected.get(() => this.#project(parts)).catch(rethrow(asEncoding));
     throw invalid('ERR_VALUE', 'distances', which, "'projected': this model's tokens are merged behind its connector");
+  }
+
+  async #project(parts: readonly Part[]): Promise<Projected | null> {
+    const start = performance.now();
+    const rows = await this.projected(parts);
+    return rows && { rows, milliseconds: performance.now() - start };
   }
 
   async #embeddings(question: Question, taskShare = 0.5): Promise<TextEmbeddings | null> {

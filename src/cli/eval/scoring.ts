@@ -35,7 +35,7 @@ export function plain(text: string): string {
   return text.trim().replace(/\.$/, '').trim().toLowerCase();
 }
 
-/** As POPE reads answers: no where the first sentence has the word no or not, else yes. */
+/** As POPE reads answers: no where the first sentence has the word no or not, else yes; here in any case, and with any mark behind it. */
 function yesOrNo(answer: string): 'yes' | 'no' {
   const [sentence] = answer.split('.');
   return /\b(no|not)\b/i.test(sentence) ? 'no' : 'yes';
