@@ -103,7 +103,7 @@ async function vqav2(path: string, annotations: string): Promise<Line[]> {
       id,
       image: `COCO_${split}_${String(from.id('image_id')).padStart(12, '0')}.jpg`,
       question: from.text('question'),
-      answer: own.list('answers').map((one) => one.text('answer')),
+      answer: own.list('answers').map((one) => one.string('answer')),
       scoring: 'vqa',
       type: own.text('answer_type'),
     };
@@ -114,6 +114,8 @@ async function vqav2(path: string, annotations: string): Promise<Line[]> {
 interface Fields {
   readonly given: Readonly<Record<string, unknown>>;
   text(name: string): string;
+  /** May be empty, as the answers of some people are. */
+  string(name: string): string;
   texts(name: string): string[];
   /** A text or a whole number. */
   id(name: string): string | number;
@@ -131,6 +133,7 @@ function fields(place: string, value: unknown): Fields {
   return {
     given,
     text: (name) => checked(name, isText, 'a text'),
+    string: (name) => checked(name, (one) => typeof one === 'string', 'a text'),
     texts: (name) =>
       checked(
         name,

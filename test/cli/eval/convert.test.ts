@@ -30,7 +30,7 @@ async function converted(...args: string[]): Promise<object[]> {
   return lines.map((line) => JSON.parse(line));
 }
 
-const PEOPLE = ['red', 'red', 'red', 'dark red', 'red', 'maroon', 'red', 'red', 'red', 'red'];
+const PEOPLE = ['red', 'red', 'red', 'dark red', 'red', 'maroon', 'red', '', 'red', 'red'];
 const INSTRUCTION = 'Answer the question using a single word or phrase.';
 const POPE = [
   { question_id: 1, image: 'COCO_val2014_000000016631.jpg', text: 'Is there a person in the image?', label: 'yes' },

@@ -45,6 +45,7 @@ describe('methods', () => {
     ['', /--methods: got ''/],
     ['abacus', /--methods abacus: method: got 'abacus', wanted 'desap' \| 'random'/],
     ['vscan:speed=9', /--methods vscan:speed=9: .*unknown option 'speed'/],
+    ['trim:adaptive=true', /--methods trim:adaptive=true: method: got one that finds K itself/],
     ['random:seed=-1', /--methods random:seed=-1: seed: got -1/],
     ['desap,,desap:lambda=1', /--methods: got ''/],
     ['desap,desap', /--methods: got 'desap' twice/],
