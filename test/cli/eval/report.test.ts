@@ -112,6 +112,12 @@ describe('a report', () => {
     }
   });
 
+  it('says what latencies end with', () => {
+    const rows = report.rows.map((one) => ({ ...one, ms: { vision: 3, generate: 9 } }));
+    expect(html(report)).toContain('ms from the pixels to the first token');
+    expect(html({ ...report, rows })).toContain('ms from the pixels to the end of the answer');
+  });
+
   it.each([
     [0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]],
     [52, 88, [50, 60, 70, 80, 90]],
