@@ -1,9 +1,11 @@
 /** Reading and writing files whole; every failure is an `ERR_FILE` that begins with the path. */
+import { constants } from 'node:buffer';
 import { open, readFile, rename, rm, stat } from 'node:fs/promises';
-import { DesapError } from './errors.js';
+import { DesapError, mismatch } from './errors.js';
 
 /** The bytes of a whole file. */
 export async function readBytes(path: string): Promise<Uint8Array> {
+  await refuseEndless(path);
   try {
     const { buffer, byteOffset, byteLength } = await readFile(path);
     return new Uint8Array(buffer, byteOffset, byteLength);
@@ -28,6 +30,7 @@ export async function readPart<T>(path: string, use: (file: OpenFile) => Promise
   const fail = (cause: Error): never => {
     throw new DesapError('ERR_FILE', `${path}: cannot be read: ${cause.message}`, { cause });
   };
+  await refuseEndless(path);
   const handle = await open(path).catch(fail);
   const read = async (at: number, length: number) => {
     const bytes = new Uint8Array(length);
@@ -46,9 +49,26 @@ export async function readPart<T>(path: string, use: (file: OpenFile) => Promise
   }
 }
 
+/**
+ * Refuses a pipe and a device: reading them may wait for ever, or never end.
+ * @throws DesapError `ERR_FILE`
+ */
+export async function refuseEndless(path: string): Promise<void> {
+  const entry = await stat(path).catch(() => null);
+  if (entry === null || entry.isFile() || entry.isDirectory()) return;
+  throw mismatch('ERR_FILE', path, 'a pipe, a socket or a device', 'a file');
+}
+
 /** The text of a whole UTF-8 file. */
 export async function readText(path: string): Promise<string> {
-  return new TextDecoder().decode(await readBytes(path));
+  const bytes = await readBytes(path);
+  try {
+    return new TextDecoder().decode(bytes);
+  } catch (cause) {
+    const longest = `a text of at most ${constants.MAX_STRING_LENGTH} characters, the longest that Node has`;
+    const { message } = mismatch('ERR_FILE', path, `${bytes.length} bytes`, longest);
+    throw new DesapError('ERR_FILE', message, { cause });
+  }
 }
 
 /** The object (or array) in a JSON file. */

@@ -8,6 +8,7 @@ import {
   type Chooser,
   type Grid,
   type MethodImage,
+  type MethodPart,
   missing,
   type PlainReadOut,
   type Tap,
@@ -16,6 +17,7 @@ import {
 import type { Layout } from './methods/rival.js';
 import { type OptionNames, options } from './options.js';
 import { type Text, type TextEmbeddings, textEmbeddings } from './prune-request.js';
+import { Stopwatch } from './stopwatch.js';
 import { type FloatMatrix, finite, integer, matrix, object, type TensorLike, widened } from './tensor.js';
 
 /** A block of the tower in front of the last one. */
@@ -82,6 +84,8 @@ export class GivenImage implements MethodImage {
   readonly backend: Backend;
   readonly classToken: boolean;
   readonly patches = null;
+  readonly watch = new Stopwatch<MethodPart>();
+  readonly timed: MethodImage['timed'] = this.watch.timed;
   readonly #hidden: Matrix;
   readonly #text: TextEmbeddings | null;
   readonly #taps: ReadonlyMap<TapName, Tap>;

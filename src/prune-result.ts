@@ -42,11 +42,15 @@ export function pruneResult({ tokens, maps, matrices, ...output }: PruneOutput, 
 /**
  * What a method chose, as the pruner gives it.
  *
- * @param milliseconds that it took
+ * @param spent milliseconds of the choice and of its merging
  * @param isHalf whether tokens become float16
  * @throws DesapError `ERR_NOT_FINITE`
  */
-export function methodResult(chosen: Choice, milliseconds: number, isHalf = false): PruneResult {
+export function methodResult(
+  chosen: Choice,
+  spent: Pick<PruneTimings, 'select' | 'merge'>,
+  isHalf = false,
+): PruneResult {
   const { kept: indices, source, assignment, counts, tokens } = chosen;
   requireFinite('tokens', tokens);
   const dims = [tokens.rows, tokens.cols];
@@ -55,10 +59,7 @@ export function methodResult(chosen: Choice, milliseconds: number, isHalf = fals
       ? new Tensor('float16', Uint16Array.from(tokens.data, floatToHalf), dims)
       : float32(tokens.data, dims),
     ...{ indices, source, assignment, counts, choice: saidOf(chosen) },
-    timings: {
-      ...{ normalize: 0, project: 0, attention: 0, saliency: 0, readOut: 0 },
-      ...{ align: 0, select: milliseconds, merge: 0 },
-    },
+    timings: { normalize: 0, project: 0, attention: 0, saliency: 0, readOut: 0, align: 0, ...spent },
   };
 }
 

@@ -292,7 +292,8 @@ export class Pruner implements Disposable {
         for (const tap of chooser.taps) await image.tap(tap);
         const start = performance.now();
         const choice = await chooser.choose(image, keep);
-        const kept = methodResult(choice, performance.now() - start, isHalf);
+        const merge = image.watch.spent('merge');
+        const kept = methodResult(choice, { select: performance.now() - start - merge, merge }, isHalf);
         const { tokens } = kept;
         const isPublic = given.layout === 'public';
         results.push(isPublic ? { ...inPublicOrder(kept, choice), tokens: rowsInOrder(tokens, choice.order) } : kept);

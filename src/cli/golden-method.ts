@@ -169,6 +169,7 @@ function imagesOf(file: SafeTensors, path: string, config: Config, backend: Back
         };
       },
       features: async () => matrix('input.features'),
+      timed: async (_, work) => work(),
       readOut: async () => ({
         postNorm: layer('weight.post_ln'),
         epsilon: EPSILON,

@@ -40,13 +40,13 @@ export function dropped(kept: Int32Array, states: Matrix, further: Further): Cho
 
 /** Patches into which the others are merged: each goes to the kept one of highest cosine, and tokens are plain means. */
 export async function merged(
-  { backend }: MethodImage,
+  { backend, timed }: MethodImage,
   kept: Int32Array,
   rows: Matrix,
   further: Further & Partial<Pick<Choice, 'isProjected'>>,
 ): Promise<Choice> {
   if (kept.length === 0) return dropped(kept, rows, further);
-  const { tokens, assignment } = await backend.merge({ features: tensor(rows), kept });
+  const { tokens, assignment } = await timed('merge', () => backend.merge({ features: tensor(rows), kept }));
   return choice(kept, { assignment, tokens: matrixOf(tokens), ...further });
 }
 

@@ -40,6 +40,9 @@ export interface Grid {
   readonly columns: number;
 }
 
+/** Parts of a method whose time is told apart from that of its choice: what it computes of tapped blocks, and merging. */
+export type MethodPart = 'taps' | 'merge';
+
 /** One image, or one tile of it, as methods read it: nothing is computed that no method asks for. P patches, N rows of the tower. */
 export interface MethodImage {
   readonly backend: Backend;
@@ -61,6 +64,8 @@ export interface MethodImage {
   text(): Promise<Matrix>;
   /** DeSAP's task map with the alignment `mean`, [P]. */
   taskMap(): Promise<Float32Array>;
+  /** Runs a part of the method, and may note what it takes. */
+  timed<T>(part: MethodPart, work: () => T | Promise<T>): Promise<T>;
 }
 
 /** What a method says of its choice, besides what was kept. K tokens of P patches. */

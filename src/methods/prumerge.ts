@@ -46,9 +46,11 @@ export const prumerge = method<PruMergeOptions>(
         const gridded = new Set(chosen.filter(({ isOfGrid }) => isOfGrid).map(({ patch }) => patch));
         const source = (patch: number) => Number(gridded.has(patch));
         const kept = Int32Array.from(patches).sort();
-        const near = await cosines(image.backend, rowsOf(keys, kept), keys);
         const count = Math.min(neighbours ?? Math.max(1, Math.floor(P / 18 + 0.5)), P - 1);
-        const tokens = gathered(X, kept, { near, attention, count });
+        const tokens = await image.timed('merge', async () => {
+          const near = await cosines(image.backend, rowsOf(keys, kept), keys);
+          return gathered(X, kept, { near, attention, count });
+        });
         const scores = { saliency: attention };
         return isGathered
           ? withAggregate(tokens, X, { patches, source }, (patch) => attention[patch], scores)

@@ -18,10 +18,12 @@ export class TappedBlock {
     private readonly normalized: Matrix,
   ) {}
 
-  static async of(image: MethodImage, name: TapName): Promise<TappedBlock> {
-    const { hidden, weights } = await image.tap(name);
-    const { ln1, epsilon } = weights;
-    return new TappedBlock(image, name, weights, await layerNorm(image.backend, hidden, ln1, epsilon));
+  static of(image: MethodImage, name: TapName): Promise<TappedBlock> {
+    return image.timed('taps', async () => {
+      const { hidden, weights } = await image.tap(name);
+      const { ln1, epsilon } = weights;
+      return new TappedBlock(image, name, weights, await layerNorm(image.backend, hidden, ln1, epsilon));
+    });
   }
 
   /**
@@ -29,7 +31,11 @@ export class TappedBlock {
    * query rows.
    * @param heads default: the block's own
    */
-  async attention(heads = this.weights.heads): Promise<Float64Array> {
+  attention(heads = this.weights.heads): Promise<Float64Array> {
+    return this.image.timed('taps', () => this.#attention(heads));
+  }
+
+  async #attention(heads: number): Promise<Float64Array> {
     const { q, k } = this.weights;
     const { backend, classToken } = this.image;
     if (classToken) {
@@ -42,25 +48,27 @@ export class TappedBlock {
   }
 
   /** Mean over heads of softmax_j(V_cls,h . V_j,h) over all N, its patches, [P]; without class token V_cls is the mean of V's rows. */
-  async valueAttention(): Promise<Float64Array> {
-    const values = this.#values;
-    const row = this.image.classToken ? this.#row(0) : meanRow(this.normalized);
-    return this.#patches(await this.#weighted(projected(row, values), values, this.weights.heads, 1));
+  valueAttention(): Promise<Float64Array> {
+    return this.image.timed('taps', async () => {
+      const values = this.#values;
+      const row = this.image.classToken ? this.#row(0) : meanRow(this.normalized);
+      return this.#patches(await this.#weighted(projected(row, values), values, this.weights.heads, 1));
+    });
   }
 
   /** Mean over heads of K, [P, dh]. */
   meanKeys(): Promise<Matrix> {
-    return this.#headMeans(this.weights.k);
+    return this.image.timed('taps', () => this.#headMeans(this.weights.k));
   }
 
   /** Mean over heads of V, [P, dh]. */
   meanValues(): Promise<Matrix> {
-    return this.#headMeans(this.#values);
+    return this.image.timed('taps', () => this.#headMeans(this.#values));
   }
 
   /** K of the patches, [P, D]. */
-  async keys(): Promise<Matrix> {
-    return rowsOf(await this.#project(this.weights.k), this.#places);
+  keys(): Promise<Matrix> {
+    return this.image.timed('taps', async () => rowsOf(await this.#project(this.weights.k), this.#places));
   }
 
   get #width(): number {

@@ -5,7 +5,7 @@
 import { oneOf } from '../tensor.js';
 import { choice } from './choice.js';
 import { cosines, type Matrix } from './matrix.js';
-import { type MethodImage, method } from './method.js';
+import { type Choice, type MethodImage, method } from './method.js';
 import { argmax, descending } from './ranks.js';
 import { TappedBlock } from './tapped.js';
 
@@ -29,18 +29,22 @@ export const tome = method<TomeOptions>({ tap: true }, ({ tap = 'penultimate' })
     isAsked: false,
     async choose(image, keep) {
       const keys = await (await TappedBlock.of(image, tap)).meanKeys();
-      const row = (i: number) => Float64Array.from(keys.data.subarray(i * keys.cols, (i + 1) * keys.cols));
-      let tokens = Array.from({ length: keys.rows }, (_, i): Token => ({ patches: [i], key: row(i) }));
-      while (tokens.length > keep) tokens = await round(image, tokens, keep);
-      const kept = Int32Array.from(tokens, ({ patches: [own] }) => own);
-      const assignment = new Int32Array(keys.rows);
-      tokens.forEach(({ patches }, k) => {
-        for (const patch of patches) assignment[patch] = k;
-      });
-      return choice(kept, { assignment, tokens: means(image.states(), tokens) });
+      return image.timed('merge', () => inRounds(image, keys, keep));
     },
   };
 });
+
+async function inRounds(image: MethodImage, keys: Matrix, keep: number): Promise<Choice> {
+  const row = (i: number) => Float64Array.from(keys.data.subarray(i * keys.cols, (i + 1) * keys.cols));
+  let tokens = Array.from({ length: keys.rows }, (_, i): Token => ({ patches: [i], key: row(i) }));
+  while (tokens.length > keep) tokens = await round(image, tokens, keep);
+  const kept = Int32Array.from(tokens, ({ patches: [own] }) => own);
+  const assignment = new Int32Array(keys.rows);
+  tokens.forEach(({ patches }, k) => {
+    for (const patch of patches) assignment[patch] = k;
+  });
+  return choice(kept, { assignment, tokens: means(image.states(), tokens) });
+}
 
 /** The nearest of the even places join those of the odd ones. */
 async function round({ backend }: MethodImage, tokens: readonly Token[], keep: number): Promise<Token[]> {

@@ -42,17 +42,19 @@ export const visionzip = method<VisionZipOptions>(
         kept.forEach((patch, k) => {
           assignment[patch] = k;
         });
-        if (contextual > 0 && members.length > 0) {
-          const near = await products(image.backend, rowsOf(metric, members), rowsOf(metric, targets));
-          const positions = places(kept, targets);
-          members.forEach((patch, i) => {
-            assignment[patch] = positions[argmax(near.data.subarray(i * contextual, (i + 1) * contextual))];
-          });
-        }
-        const gathered = gather(X, kept, assignment, combine);
+        const tokens = await image.timed('merge', async () => {
+          if (contextual > 0 && members.length > 0) {
+            const near = await products(image.backend, rowsOf(metric, members), rowsOf(metric, targets));
+            const positions = places(kept, targets);
+            members.forEach((patch, i) => {
+              assignment[patch] = positions[argmax(near.data.subarray(i * contextual, (i + 1) * contextual))];
+            });
+          }
+          return gather(X, kept, assignment, combine);
+        });
         return choice(kept, {
           assignment,
-          tokens: gathered,
+          tokens,
           source: among(kept, targets),
           order: places(kept, [...dominant, ...targets]),
           scores: { saliency, metric: metric.data },

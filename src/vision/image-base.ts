@@ -9,11 +9,12 @@ import { Once } from '../once.js';
 import { type OptionNames, options } from '../options.js';
 import { PRUNE_OPTIONS, textEmbeddings } from '../prune-request.js';
 import { inPublicOrder, methodResult, rowsInOrder } from '../prune-result.js';
+import { Stopwatch } from '../stopwatch.js';
 import { float32, oneOf, vector } from '../tensor.js';
 import { checkQuestion } from './check-question.js';
 import type { TokenLayout } from './layout.js';
 import { choiceOfImage, choicesOf, type RivalOptions } from './method-choice.js';
-import { AskedSource, type MethodSource } from './method-source.js';
+import { AskedSource, type MethodSource, type WatchedPart } from './method-source.js';
 import {
   asEncoding,
   asMethodsInput,
@@ -53,12 +54,11 @@ export interface Analyzed {
   readonly milliseconds: number;
 }
 
-/** The units of each part as rows of the language model, and the milliseconds that they took; null where those are what is merged. */
+/** The units of each part as rows of the language model, and the milliseconds that they took. */
 interface Projected {
-  readonly rows: readonly TensorLike[] | null;
+  readonly rows: readonly TensorLike[];
   readonly milliseconds: number;
 }
-const MERGED: Projected = { rows: null, milliseconds: 0 };
 
 /** What an analysis is made for. */
 export interface Purpose {
@@ -94,7 +94,7 @@ const ALLOCATIONS = ['tile', 'image'] as const;
 export abstract class EncodedImageBase implements EncodedImage, Prunable {
   readonly #life: Lifetime;
   readonly #analyzed = new Map<string, Once<Analyzed>>();
-  readonly #projected = new Once<Projected>();
+  readonly #projected = new Once<Projected | null>();
   readonly medium: EncodedImage['medium'];
 
   /**
@@ -153,10 +153,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const parts = this.#parts(allocation);
     const { analyses, milliseconds: analyze } = await this.#analyze(allocation, { task: embeddings !== null });
     const text = embeddings && this.comparable(embeddings);
-    const { rows, milliseconds: connecting } = await this.#distances(
-      parts,
-      how.taskShare === 1 ? undefined : distances,
-    );
+    const differing = await this.#distances(parts, how.taskShare === 1 ? undefined : distances);
     const analyzed = performance.now();
     const map = saliency === undefined ? undefined : finiteMap('saliency', saliency, layout.tokenCount);
     const alignment = how.alignment ?? this.#alignment(text);
@@ -168,7 +165,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
       alignment,
       ...(map && { saliency: Float32Array.from(places, (place) => map[place]) }),
       ...(tasks && { task: tasks[p] }),
-      ...(rows && { distances: rows[p] }),
+      ...(differing && { distances: differing.rows[p] }),
     }));
     const own = { vision, analyze, text: asked - start, prune: performance.now() - analyzed };
     const join = (kept: readonly PruneResult[]) => joined(layout, parts, kept);
@@ -177,8 +174,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
       finish: (kept, milliseconds) =>
         this.#finish(join(kept), kept, {
           task: isCompared ? { form } : null,
-          timings: { ...own, prune: own.prune + milliseconds },
-          connecting,
+          timings: { ...own, prune: own.prune + milliseconds, projector: differing?.milliseconds ?? 0 },
         }),
     };
   }
@@ -204,34 +200,42 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const start = performance.now();
     const text = chooser.isAsked ? await this.#embeddings(question) : null;
     const encoded = performance.now();
-    const images = sources.map((source, p) => new AskedSource(source, text, () => this.#taskMap(text, parts[p])));
+    const watch = new Stopwatch<WatchedPart>();
+    const task = new Once<{ readonly map: Float32Array; readonly analyze: number }>();
+    const taskMap = async ({ places }: Part) => {
+      const { map } = await task.get(() => this.#taskMap(text, watch));
+      return Float32Array.from(places, (place) => map[place]);
+    };
+    const images = sources.map((source, p) => new AskedSource(source, text, () => taskMap(parts[p]), watch));
     const choices = await choicesOf(chooser, images, { budget, allocation, grid });
-    const connecting = images.reduce((sum, image) => sum + image.connecting, 0);
-    const prune = performance.now() - encoded - connecting;
+    const [taps, merge, projector, waited] = (['taps', 'merge', 'features', 'analysis'] as const).map(watch.spent);
+    const prune = performance.now() - encoded - taps - projector - waited;
     const own = [...parts.keys()].filter((p) => parts[p].places.length > 0);
-    const kept = own.map((p) => methodResult(choices.tiles[p], 0));
+    const kept = own.map((p) => methodResult(choices.tiles[p], { select: 0, merge: 0 }));
     const chosen = own.map((p) => parts[p]);
     const whole = joined(layout, chosen, kept);
     const choice = choiceOfImage(choices, chosen, whole);
-    const result = await this.#finish({ ...whole, timings: { ...whole.timings, select: prune } }, kept, {
+    const result = await this.#finish({ ...whole, timings: { ...whole.timings, select: prune - merge, merge } }, kept, {
       task: chooser.isAsked ? { form } : null,
-      timings: { vision, analyze: 0, text: encoded - start, prune },
-      connecting,
+      // The analysis is made once for all questions, and counts for each, as it does for DeSAP.
+      timings: { vision, analyze: taps + ((await task.made())?.analyze ?? 0), text: encoded - start, prune, projector },
       isConnected: choice.isProjected,
     });
     const pruned = { ...result, choice };
     return asked.layout === 'public' ? asPublic(pruned) : pruned;
   }
 
-  /** The task map of a part, with the alignment `mean`. */
-  async #taskMap(text: TextEmbeddings | null, { places }: Part): Promise<Float32Array> {
+  /** The task map of all tokens, with the alignment `mean`, and the milliseconds of the analysis that it is made of. */
+  async #taskMap(text: TextEmbeddings | null, watch: Stopwatch<WatchedPart>) {
+    const task = true;
+    const { milliseconds: analyze } = await watch.timed('analysis', () => this.#analyze(this.#allocation, { task }));
     const how = { alignment: 'mean', taskShare: 1 } as const;
-    const [{ task }] = await mapTogether([{ image: this, question: text, options: how }]);
-    return Float32Array.from(places, (place) => (task as Float32Array)[place]);
+    const [{ task: map }] = await mapTogether([{ image: this, question: text, options: how }]);
+    return { map: map as Float32Array, analyze };
   }
 
   /**
-   * @param connecting milliseconds of the connector before the choice
+   * @param timings without what the connector takes here
    * @param isConnected whether the tokens are behind the connector already
    */
   async #finish(
@@ -240,18 +244,16 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     {
       task,
       timings,
-      connecting,
       isConnected = false,
     }: Pick<PrunedFeatures, 'task'> & {
-      timings: Omit<VisionTimings, 'projector' | 'stages'>;
-      connecting: number;
+      timings: Omit<VisionTimings, 'stages'>;
       isConnected?: boolean;
     },
   ): Promise<PrunedFeatures> {
     const start = performance.now();
     const units = isConnected ? asBatch(tokensOf(kept)) : await this.connect(kept);
     const features = await this.#features(whole, units);
-    const projector = connecting + performance.now() - start;
+    const projector = timings.projector + performance.now() - start;
     const { unitRows: _, markerRows: __, markers: ___, timings: stages, ...result } = whole;
     const further = this.further(kept);
     const tileCounts = countsOfTiles(this.about.layout, whole);
@@ -280,17 +282,17 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     return text.embeddings.dims?.at(-2) === 1 ? 'mean' : undefined;
   }
 
-  /** Rows of each part that stand for its units where distances count. Projected ones are made once, and each call tells their time. */
-  async #distances(parts: readonly Part[], which: Distances | undefined): Promise<Projected> {
-    if (which === undefined || (which === 'hidden' && this.about.form === 'clip')) return MERGED;
+  /** Rows of each part that stand for its units where distances count; null for those that are merged. */
+  async #distances(parts: readonly Part[], which: Distances | undefined): Promise<Projected | null> {
+    if (which === undefined || (which === 'hidden' && this.about.form === 'clip')) return null;
     if (which === 'projected') return this.#projected.get(() => this.#project(parts)).catch(rethrow(asEncoding));
     throw invalid('ERR_VALUE', 'distances', which, "'projected': this model's tokens are merged behind its connector");
   }
 
-  async #project(parts: readonly Part[]): Promise<Projected> {
+  async #project(parts: readonly Part[]): Promise<Projected | null> {
     const start = performance.now();
     const rows = await this.projected(parts);
-    return { rows, milliseconds: performance.now() - start };
+    return rows && { rows, milliseconds: performance.now() - start };
   }
 
   async #embeddings(question: Question, taskShare = 0.5): Promise<TextEmbeddings | null> {

@@ -2,11 +2,22 @@
 import type { Backend, TextEmbeddings } from '../index.js';
 import { endRow } from '../method-input.js';
 import { type Matrix, matrixOf, rowsOf, tensor } from '../methods/matrix.js';
-import { type Grid, type MethodImage, missing, type PlainReadOut, type Tap, type TapName } from '../methods/method.js';
+import {
+  type Grid,
+  type MethodImage,
+  type MethodPart,
+  missing,
+  type PlainReadOut,
+  type Tap,
+  type TapName,
+} from '../methods/method.js';
 import { Once } from '../once.js';
+import type { Stopwatch } from '../stopwatch.js';
 import type { ClipEncoder, Encoded } from './clip-encoder.js';
 
-export type MethodSource = Omit<MethodImage, 'text' | 'taskMap'>;
+export type MethodSource = Omit<MethodImage, 'text' | 'taskMap' | 'timed'>;
+/** What a stopwatch tells apart of a method: its own parts, the features of all patches, and DeSAP's analysis. */
+export type WatchedPart = MethodPart | 'features' | 'analysis';
 
 /**
  * Of what a CLIP tower encoded.
@@ -78,14 +89,15 @@ export class AskedSource implements MethodImage {
   readonly grid: Grid;
   readonly classToken: boolean;
   readonly patches: Int32Array | null;
-  /** Milliseconds that the features of all patches took. */
-  connecting = 0;
+  readonly timed: MethodImage['timed'];
 
   constructor(
     private readonly source: MethodSource,
     private readonly question: TextEmbeddings | null,
     readonly taskMap: MethodImage['taskMap'],
+    private readonly watch: Stopwatch<WatchedPart>,
   ) {
+    this.timed = watch.timed;
     ({ backend: this.backend, grid: this.grid, classToken: this.classToken, patches: this.patches } = source);
   }
 
@@ -102,12 +114,7 @@ export class AskedSource implements MethodImage {
   }
 
   features(): Promise<Matrix> {
-    return this.#features.get(async () => {
-      const start = performance.now();
-      const features = await this.source.features();
-      this.connecting += performance.now() - start;
-      return features;
-    });
+    return this.#features.get(() => this.watch.timed('features', () => this.source.features()));
   }
 
   /** Told apart from the image's rows before they meet. */

@@ -207,8 +207,9 @@ export interface VisionPruneOptions extends Omit<PruneOptions, 'task' | 'feature
 export type TaskForm = 'clip' | 'siglip' | 'llm';
 
 /**
- * Milliseconds: the encoder; what the image costs the pruner; encoding the question; pruning; the connector. Of images that were
- * encoded in one run, or pruned in one call, each has its share.
+ * Milliseconds: the encoder; what the image costs the pruner (of other methods, what they compute of the tower's blocks); encoding the
+ * question; pruning; the connector, with the features of all patches where they are read. Of images that were encoded in one run, or
+ * pruned in one call, each has its share. What is made once an image counts for each of its questions.
  */
 export interface VisionTimings {
   readonly vision: number;
@@ -216,7 +217,7 @@ export interface VisionTimings {
   readonly text: number;
   readonly prune: number;
   readonly projector: number;
-  /** The pruner's own stages. */
+  /** The stages of `prune` and `analyze`; of other methods `select` and `merge` alone, which make up `prune`. */
   readonly stages: PruneResult['timings'];
 }
 

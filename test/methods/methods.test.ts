@@ -37,6 +37,7 @@ function imageOf(given: Partial<MethodImage> & { seed?: number } = {}): MethodIm
       return { hidden: name === 'last' ? hidden : matrix(seed + b, P + 1, D), weights };
     },
     features: async () => matrix(seed + 7, P, F),
+    timed: async (_, work) => work(),
     readOut: async () => ({ postNorm: norm(8), epsilon: 1e-5, visualProjection: matrix(9, E, D) }),
     text: async () => matrix(seed + 10, 1, E),
     taskMap: async () => normal(seed + 11, P),

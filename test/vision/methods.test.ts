@@ -1,10 +1,12 @@
 /** Methods on vision models: taps out of the tower, tiles, other families, and every refusal. */
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { setTimeout } from 'node:timers/promises';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { Pruner } from '../../src/index.js';
-import { METHOD_NAMES, tapsOf } from '../../src/methods/index.js';
+import { chooserOf, METHOD_NAMES, tapsOf } from '../../src/methods/index.js';
 import { TAPS } from '../../src/methods/method.js';
 import { extractHead, readTower } from '../../src/onnx/index.js';
 import { Tensor } from '../../src/tensor.js';
+import type { ClipEncoder } from '../../src/vision/clip-encoder.js';
 import {
   AnyresImageProcessor,
   compact,
@@ -45,7 +47,31 @@ describe('LlavaVision', () => {
     expect(maps).toBeUndefined();
     expect(task).toEqual(method === 'cdpruner' || method === 'trim' ? { form: 'clip' } : null);
     for (const part of ['vision', 'prune', 'projector'] as const) expect(timings[part]).toBeGreaterThan(0);
-    expect(timings.stages.select).toBe(timings.prune);
+    const { select, merge } = timings.stages;
+    expect(select + merge).toBeCloseTo(timings.prune, 9);
+    // What is computed of blocks, and of which methods merge what they do not keep.
+    expect(timings.analyze > 0).toBe(chooserOf(method).taps.length > 0);
+    expect(merge > 0).toBe(['visionzip', 'prumerge', 'vscan', 'tome'].includes(method));
+  });
+
+  it.each<[string, VisionPruneOptions]>([
+    ['divprune', { method: 'divprune' }],
+    ['distances of projected rows', { preset: 'best', distances: 'projected' }],
+  ])("counts the features of all patches as the connector's time, for each question: %s", async (_, how) => {
+    const [image] = await vision.encode(pixels[0]);
+    using _image = image;
+    const { encoder } = vision as unknown as { encoder: ClipEncoder };
+    const project = encoder.project.bind(encoder);
+    const slow = vi.spyOn(encoder, 'project').mockImplementation(async (rows) => {
+      if (rows.dims?.[0] === 144) await setTimeout(100);
+      return project(rows);
+    });
+    for (let question = 0; question < 2; question++) {
+      const { timings } = await image.prune(QUESTION, { ...how, keep: 9 });
+      expect(timings.projector).toBeGreaterThan(90);
+      expect(timings.prune).toBeLessThan(90);
+    }
+    slow.mockRestore();
   });
 
   it('hands on the rows of patches that are only selected', async () => {

@@ -6,6 +6,8 @@ export interface Seen {
   readonly pruned?: PrunedFeatures;
   /** Milliseconds of encoding and pruning together, within the call. */
   readonly milliseconds: number;
+  /** Milliseconds of encoding the images, whichever call did it. */
+  readonly encoding: number;
 }
 
 /**
@@ -13,7 +15,7 @@ export interface Seen {
  * took. One call at a time.
  */
 export class EncodeOnce {
-  #held: { readonly pixels: unknown; readonly images: readonly EncodedImage[]; free(): void } | undefined;
+  #held: Held | undefined;
   #pruned: PrunedFeatures | undefined;
   #milliseconds = 0;
 
@@ -26,9 +28,10 @@ export class EncodeOnce {
         const pixels = pixelsOf(inputs);
         if (this.#held?.pixels !== pixels) {
           this.forget();
-          this.#held = held(pixels, await encode(inputs, names));
+          const start = performance.now();
+          this.#held = held(pixels, await encode(inputs, names), start);
         }
-        return [...(this.#held as { images: readonly EncodedImage[] }).images];
+        return [...(this.#held as Held).images];
       });
     vision.pruneImages = (images, questions, options) =>
       this.#timed(async () => {
@@ -40,16 +43,18 @@ export class EncodeOnce {
 
   /** What happened since it was last asked. */
   take(): Seen {
-    const seen = { pruned: this.#pruned, milliseconds: this.#milliseconds };
+    const encoding = this.#held?.milliseconds ?? 0;
+    const seen = { pruned: this.#pruned, milliseconds: this.#milliseconds, encoding };
     this.#pruned = undefined;
     this.#milliseconds = 0;
     return seen;
   }
 
-  /** Frees the image. */
+  /** Frees the image, and forgets what happened, which a call that failed left here. */
   forget(): void {
     this.#held?.free();
     this.#held = undefined;
+    this.take();
   }
 
   async #timed<T>(work: () => Promise<T>): Promise<T> {
@@ -67,13 +72,23 @@ function pixelsOf({ pixelValues, pixelValuesVideos }: VisionInputs): unknown {
   return (pixelValues ?? pixelValuesVideos)?.data;
 }
 
+interface Held {
+  readonly pixels: unknown;
+  readonly images: readonly EncodedImage[];
+  /** What encoding them took. */
+  readonly milliseconds: number;
+  free(): void;
+}
+
 /** Images that outlive the calls that dispose of them. */
-function held(pixels: unknown, images: readonly EncodedImage[]) {
+function held(pixels: unknown, images: readonly EncodedImage[], start: number): Held {
+  const milliseconds = performance.now() - start;
   const frees = images.map((image) => image.dispose.bind(image));
   for (const image of images) image.dispose = () => {};
   return {
     pixels,
     images,
+    milliseconds,
     free: () => {
       for (const free of frees) free();
     },

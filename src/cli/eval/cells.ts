@@ -3,12 +3,12 @@ import { mismatch } from '../../errors.js';
 import { oneOf } from '../../tensor.js';
 import { POSITIONS, type Positions } from '../../vision/compact.js';
 import type { Budget } from '../../vision/vision-model.js';
-import { listOf } from './lists.js';
+import { listOf, once } from './lists.js';
 import type { Method } from './methods.js';
 
 /** How much to keep. */
 export interface Amount {
-  /** As the caller wrote it. */
+  /** `16`, `12.5%`. */
   readonly label: string;
   readonly budget: Budget;
 }
@@ -36,13 +36,21 @@ export const ALL = 'all';
  * @throws DesapError `ERR_VALUE`
  */
 export function parseAmounts(text: string): Amount[] {
-  return listOf('--keep', text).map((label) => {
-    const [, digits, percent] = /^(\d+(?:\.\d+)?)(%?)$/.exec(label) ?? [];
-    const value = Number(digits);
-    if (percent === '%' && value > 0 && value <= 100) return { label, budget: { keepRatio: value / 100 } };
-    if (percent === '' && Number.isInteger(value) && value > 0) return { label, budget: { keep: value } };
-    throw mismatch('ERR_VALUE', '--keep', `'${label}'`, 'counts of visual tokens, or shares such as 12.5%');
-  });
+  const amounts = listOf('--keep', text).map(amountOf);
+  once(
+    '--keep',
+    amounts.map(({ label }) => label),
+  );
+  return amounts;
+}
+
+function amountOf(text: string): Amount {
+  const [, digits, percent] = /^(\d+(?:\.\d+)?)(%?)$/.exec(text) ?? [];
+  const value = Number(digits);
+  const label = `${value}${percent}`;
+  if (percent === '%' && value > 0 && value <= 100) return { label, budget: { keepRatio: value / 100 } };
+  if (percent === '' && Number.isInteger(value) && value > 0) return { label, budget: { keep: value } };
+  throw mismatch('ERR_VALUE', '--keep', `'${text}'`, 'counts of visual tokens, or shares such as 12.5%');
 }
 
 /**

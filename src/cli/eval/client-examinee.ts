@@ -23,11 +23,11 @@ export async function clientExaminee(
 
   const answer = async (prompt: ClientPrompt, desap?: CallOptions): Promise<Reply> => {
     const { text, milliseconds } = await client.generate(prompt, desap);
-    const { pruned, milliseconds: seeing } = once.take();
+    const { pruned, milliseconds: seeing, encoding } = once.take();
     return {
       text,
       tokens: pruned?.indices.length ?? prompt.visual,
-      parts: { ...(pruned && partsOf(pruned.timings)), generate: milliseconds - seeing },
+      parts: { vision: encoding, ...(pruned && partsOf(pruned.timings)), generate: milliseconds - seeing },
     };
   };
   return {

@@ -49,10 +49,10 @@ export function evalCommand(): Command {
   return withFamilies(new Command('eval'))
     .description('Ask a file of questions with several ways of choosing visual tokens, and compare the answers.')
     .argument('[folder]', 'model folder of any family that desap answer takes (default: models/tiny-llava of a clone)')
-    .requiredOption('--questions <file>', 'questions, a JSON object a line; see docs/eval.md')
+    .option('--questions <file>', 'questions, a JSON object a line; see docs/eval.md')
     .option('--images <folder>', 'what the paths of images are relative to (default: the folder of the questions)')
     .option('--methods <list>', 'ways of choosing, with options: desap,desap:alignment=mean,taskShare=1', 'desap')
-    .requiredOption('--keep <list>', 'visual tokens to keep, of each tile or frame: 16,32,12.5%')
+    .option('--keep <list>', 'visual tokens to keep, of each tile or frame: 16,32,12.5%')
     .option('--positions <list>', 'compact, original or both (default: that of desap answer)')
     .addOption(
       new Option('--scoring <form>', 'how answers are judged where a question does not say it').choices(SCORINGS),
@@ -74,7 +74,8 @@ Examples:
 
 All visual tokens are measured beside the methods. Differences are to the first method.`,
     )
-    .action(async (folder: string | undefined, flags: Flags) => {
+    .action(async (folder: string | undefined, given: Partial<Flags>, command: Command) => {
+      const flags = complete(given, command);
       const plan = planOf(flags);
       const hows = plan.methods.flatMap(({ draws }) => draws(0));
       const model = await chosenModel({ ...flags, model: folder }, hows);
@@ -94,6 +95,16 @@ All visual tokens are measured beside the methods. Differences are to the first 
       else print(text(report));
       for (const line of skippedLines(skipped)) process.stderr.write(`skipped ${line}\n`);
     });
+}
+
+/** Both options are checked here, since Commander asks for mandatory ones of a command when one below it is called, too. */
+function complete(flags: Partial<Flags>, command: Command): Flags {
+  for (const [name, form] of [
+    ['questions', '--questions <file>'],
+    ['keep', '--keep <list>'],
+  ] as const)
+    if (flags[name] === undefined) command.error(`required option '${form}' not specified`);
+  return flags as Flags;
 }
 
 function planOf({ methods, keep, positions }: Flags): Plan {

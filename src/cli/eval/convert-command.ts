@@ -33,7 +33,9 @@ Examples:
   $ desap eval convert vqav2 v2_OpenEnded_mscoco_val2014_questions.json --annotations v2_mscoco_val2014_annotations.json \\
       --images val2014 -o vqav2.jsonl`,
     )
-    .action(async (format: Format, file: string, { output, images, annotations, instruction }: Flags) => {
+    .action(async (format: Format, file: string, _: object, command: Command) => {
+      // Commander gives --images, which eval has too, to eval.
+      const { output, images, annotations, instruction } = command.optsWithGlobals<Flags>();
       const lines = await convert(format, { questions: file, annotations });
       const folder = relative(dirname(resolve(output)), resolve(images ?? dirname(output)));
       const text = lines.map(({ image, ...line }) =>

@@ -42,23 +42,25 @@ export async function convert(format: Format, { questions, annotations }: Source
 
 const READERS = { pope, gqa, textvqa };
 
-/** A JSON object a line: `question_id`, `image`, `text`, `label`. */
+/** Objects, one a line or all in a list (those of A-OKVQA and GQA): `question_id`, `image`, `text`, `label`. */
 async function pope(path: string): Promise<Line[]> {
-  const lines = (await readText(path)).split('\n');
-  return lines.flatMap((text, i) => {
-    if (text.trim() === '') return [];
-    const from = fields(`${path}:${i + 1}`, jsonOf(`${path}:${i + 1}`, text));
-    const question = from.text('text');
-    return [
-      {
-        id: from.id('question_id'),
-        image: from.text('image'),
-        question,
-        answer: from.text('label'),
-        scoring: 'yes-no',
-      },
-    ];
+  const text = await readText(path);
+  const all = /^\s*\[/.test(text) ? listed(path, jsonOf(path, text)) : lined(path, text);
+  return all.map((from) => ({
+    ...{ id: from.id('question_id'), question: from.text('text'), image: from.text('image') },
+    ...{ answer: from.text('label'), scoring: 'yes-no' },
+  }));
+}
+
+function lined(path: string, text: string): Fields[] {
+  return text.split('\n').flatMap((line, i) => {
+    const place = `${path}:${i + 1}`;
+    return line.trim() === '' ? [] : [fields(place, jsonOf(place, line))];
   });
+}
+
+function listed(path: string, list: unknown): Fields[] {
+  return (list as unknown[]).map((one, i) => fields(`${path}: [${i}]`, one));
 }
 
 /** An object by question: `imageId`, `question`, `answer`, `types.structural`. */
@@ -101,7 +103,7 @@ async function vqav2(path: string, annotations: string): Promise<Line[]> {
       id,
       image: `COCO_${split}_${String(from.id('image_id')).padStart(12, '0')}.jpg`,
       question: from.text('question'),
-      answer: own.list('answers').map((one) => one.text('answer')),
+      answer: own.list('answers').map((one) => one.string('answer')),
       scoring: 'vqa',
       type: own.text('answer_type'),
     };
@@ -112,6 +114,8 @@ async function vqav2(path: string, annotations: string): Promise<Line[]> {
 interface Fields {
   readonly given: Readonly<Record<string, unknown>>;
   text(name: string): string;
+  /** May be empty, as the answers of some people are. */
+  string(name: string): string;
   texts(name: string): string[];
   /** A text or a whole number. */
   id(name: string): string | number;
@@ -129,6 +133,7 @@ function fields(place: string, value: unknown): Fields {
   return {
     given,
     text: (name) => checked(name, isText, 'a text'),
+    string: (name) => checked(name, (one) => typeof one === 'string', 'a text'),
     texts: (name) =>
       checked(
         name,

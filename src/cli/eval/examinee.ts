@@ -36,8 +36,7 @@ export interface Examinee {
   dispose(): Promise<void>;
 }
 
-/** Parts of a pruning. Merging is told apart from the choice before it. */
-export function partsOf({ stages, prune, ...parts }: VisionTimings): Parts {
-  const { vision, projector, ...own } = parts;
-  return { vision, ...own, select: Math.max(0, prune - stages.merge), merge: stages.merge, projector };
+/** Parts of a pruning behind the image's encoding. Merging is told apart from the choice before it. */
+export function partsOf({ stages, analyze, text, prune, projector }: VisionTimings): Parts {
+  return { analyze, text, select: Math.max(0, prune - stages.merge), merge: stages.merge, projector };
 }

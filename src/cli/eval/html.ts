@@ -1,6 +1,8 @@
-import { escaped, PLAIN, type Plot, type Point, plot, type Series, styleOf, swatch } from './plot.js';
-import { count, note, partNames, percent, type Report, signed, skippedLines } from './report.js';
+import { type Plot, type Point, plot, type Series } from './plot.js';
+import { count, latencyEnd, note, partNames, percent, type Report, signed, skippedLines } from './report.js';
 import type { Row } from './results.js';
+import { PLAIN, styleOf, swatch } from './styles.js';
+import { escaped } from './svg.js';
 
 const STYLE = `
 :root { color-scheme: light dark; --line: #8886; --faint: #8883; }
@@ -76,7 +78,7 @@ ${figure('Accuracy over kept tokens', {
   series: series((row) => row.tokens, 2),
 })}
 ${figure('Accuracy against latency', {
-  ...{ xName: 'ms from the pixels to the first token', isLogarithmic: false, level: pointOf(all, 0) },
+  ...{ xName: `ms from the pixels to ${latencyEnd(rows)}`, isLogarithmic: false, level: pointOf(all, 0) },
   series: [...series((row) => row.latency, 0), whole],
 })}
 </div>`;
@@ -101,7 +103,7 @@ function resultTable(rows: readonly Row[], first: string): string {
     ...parts.map((part) => ms[part]?.toFixed(2) ?? ''),
     latency.toFixed(2),
   ]);
-  return tableOf([...header, ...parts.map((part) => `${part}, ms`), 'to the first token, ms'], cells);
+  return tableOf([...header, ...parts.map((part) => `${part}, ms`), `to ${latencyEnd(rows)}, ms`], cells);
 }
 
 /** Accuracy by kind of question, where questions have kinds. */

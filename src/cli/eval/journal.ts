@@ -54,11 +54,13 @@ export class Journal {
    * @throws DesapError `ERR_FILE` for a file that is none; `ERR_VALUE` for answers that were made with other settings
    */
   static async open(path: string, settings: Settings): Promise<Journal> {
-    if (!(await isFile(path))) {
-      await fileError(path, writeFile(path, `${JSON.stringify({ settings })}\n`));
+    const head = `${JSON.stringify({ settings })}\n`;
+    const text = (await isFile(path)) ? await readText(path) : '';
+    // None yet, or one that was stopped within its first line.
+    if (text.length < head.length && head.startsWith(text)) {
+      await fileError(path, writeFile(path, head));
       return new Journal(path, new Map());
     }
-    const text = await readText(path);
     const whole = text.slice(0, text.lastIndexOf('\n') + 1);
     const [first, ...entries] = whole
       .split('\n')

@@ -1,5 +1,5 @@
 /** Methods as a command line names them: `desap`, `desap:alignment=mean,taskShare=1`, `random`. */
-import { DesapError, invalid } from '../../errors.js';
+import { DesapError, invalid, mismatch } from '../../errors.js';
 import { chooserOf, type RivalName } from '../../methods/index.js';
 import { type OptionNames, options } from '../../options.js';
 import { pruneChoices } from '../../prune-request.js';
@@ -45,7 +45,12 @@ function parseMethod(label: string): Method {
   const [, name, rest] = /^([\w-]+)(?::(.+))?$/.exec(label) ?? [];
   if (name === undefined)
     throw invalid('ERR_VALUE', '--methods', label, 'a method, or a method:option=value,option=value');
-  const given = Object.fromEntries((rest?.split(',') ?? []).map((option) => entryOf(label, option)));
+  const entries = (rest?.split(',') ?? []).map((option) => entryOf(label, option));
+  once(
+    `--methods ${label}`,
+    entries.map(([option]) => option),
+  );
+  const given = Object.fromEntries(entries);
   if (name === PRUNER) {
     const how = named(label, () => options<How>('options', given, NAMES));
     named(label, () => {
@@ -63,7 +68,8 @@ function parseMethod(label: string): Method {
 
 function methodOf(label: string, method: RivalName, methodOptions: object): How {
   return named(label, () => {
-    chooserOf(method, methodOptions);
+    if (chooserOf(method, methodOptions).isAdaptive)
+      throw mismatch('ERR_VALUE', 'method', 'one that finds K itself', 'one that keeps as many as --keep says');
     return { method, methodOptions };
   });
 }

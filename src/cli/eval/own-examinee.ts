@@ -37,7 +37,7 @@ function sightOf(llava: Llava, seen: SeenImage, maxNewTokens: number | undefined
       const replies: Reply[] = [];
       for (const positions of forms) {
         const { text, tokens, timings } = await llava.complete(visual, told, { positions, maxNewTokens });
-        replies.push({ text, tokens, parts: { ...partsOf(kept.timings), ...timings } });
+        replies.push({ text, tokens, parts: { vision: seen.milliseconds, ...partsOf(kept.timings), ...timings } });
       }
       return replies;
     },

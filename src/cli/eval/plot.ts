@@ -1,4 +1,6 @@
 /** Plots as SVG text: series of points with error bars, and a level to compare them with. */
+import { DASHES, mark, POINT, type Style } from './styles.js';
+import { escaped, fixed, label, line } from './svg.js';
 
 export interface Point {
   readonly x: number;
@@ -27,26 +29,12 @@ export interface Plot {
   readonly level: Omit<Point, 'x'>;
 }
 
-/** How a series looks. */
-export interface Style {
-  readonly color: string;
-  readonly isDashed: boolean;
-}
-
-const COLORS = ['#1f77b4', '#d62728', '#2ca02c', '#ff7f0e', '#9467bd', '#17a2b8', '#8c564b', '#e377c2'];
-
-/** The look of what everything is compared with. */
-export const PLAIN: Style = { color: '#888', isDashed: false };
-
-/** The look of the nth series: colours first, then the same with dashes. */
-export function styleOf(series: number): Style {
-  return { color: COLORS[series % COLORS.length], isDashed: Math.floor(series / COLORS.length) % 2 === 1 };
-}
-
 const SIZE = { width: 640, height: 400 };
 const MARGIN = { left: 56, right: 16, top: 12, bottom: 44 };
 /** Tick marks of an axis, about. */
 const TICKS = 6;
+/** Pixels between marks at values of their own, at least: their numbers do not touch. */
+const APART = 30;
 
 interface Axis {
   /** Pixels. */
@@ -62,7 +50,8 @@ export function plot({ xName, yName, isLogarithmic, series, level }: Plot): stri
   const bottom = SIZE.height - MARGIN.bottom;
   const scale = isLogarithmic ? Math.log2 : (value: number) => value;
   const xs = points.map(({ x }) => x);
-  const x = axis(xs, [MARGIN.left + 12, right - 12], scale, isLogarithmic ? distinct(xs) : undefined);
+  const inset = 2 * POINT + Math.max(...series.map(({ shift }) => Math.abs(shift)));
+  const x = axis(xs, [MARGIN.left + inset, right - inset], scale, isLogarithmic);
   const y = axis(bounds, [bottom, MARGIN.top], (value) => value);
   return [
     `<svg viewBox="0 0 ${SIZE.width} ${SIZE.height}" role="img" aria-label="${escaped(`${yName} over ${xName}`)}">`,
@@ -78,14 +67,6 @@ export function plot({ xName, yName, isLogarithmic, series, level }: Plot): stri
   ].join('\n');
 }
 
-/** A small piece of a series, for a legend. */
-export function swatch({ color, isDashed }: Style): string {
-  const mark = `<circle cx="17" cy="5" r="3.5" fill="${color}"/>`;
-  return `<svg viewBox="0 0 34 10">${line(0, 5, 34, 5, `stroke="${color}" stroke-width="2"${dashes(isDashed)}`)}${mark}</svg>`;
-}
-
-const dashes = (isDashed: boolean) => (isDashed ? ' stroke-dasharray="6 4"' : '');
-
 function levelOf({ y: value, error, title }: Plot['level'], { at }: Axis, right: number): string {
   const [top, height] = [at(value + (error ?? 0)), at(value - (error ?? 0)) - at(value + (error ?? 0))];
   return `<g class="level"><title>${escaped(title)}</title>
@@ -93,30 +74,39 @@ function levelOf({ y: value, error, title }: Plot['level'], { at }: Axis, right:
 ${line(MARGIN.left, at(value), right, at(value), 'stroke-dasharray="2 3"')}</g>`;
 }
 
-function seriesOf({ style: { color, isDashed }, shift, points }: Series, x: Axis, y: Axis): string {
+function seriesOf({ style, shift, points }: Series, x: Axis, y: Axis): string {
   const left = (point: Point) => x.at(point.x) + shift;
   const path = points.map((point) => `${fixed(left(point))},${fixed(y.at(point.y))}`).join(' ');
   const marks = points.map((point) => {
     const { y: value, error, title } = point;
     const [cx, cy] = [left(point), y.at(value)];
     const bar = error === null ? '' : line(cx, y.at(value - error), cx, y.at(value + error));
-    return `<g><title>${escaped(title)}</title>${bar}<circle cx="${fixed(cx)}" cy="${fixed(cy)}" r="3.5" fill="${color}"/></g>`;
+    return `<g><title>${escaped(title)}</title>${bar}${mark(cx, cy, style)}</g>`;
   });
-  return `<g stroke="${color}" fill="none"><polyline points="${path}" stroke-width="1.8"${dashes(isDashed)}/>${marks.join('\n')}</g>`;
+  const { color, form } = style;
+  return `<g stroke="${color}" fill="none"><polyline points="${path}" stroke-width="1.8"${DASHES[form]}/>${marks.join('\n')}</g>`;
 }
 
+/** @param isOwn whether its marks are the values themselves */
 function axis(
   values: readonly number[],
   [from, to]: readonly [number, number],
   scale: (value: number) => number,
-  own?: readonly number[],
+  isOwn = false,
 ): Axis {
-  const marks = own ?? ticks(Math.min(...values), Math.max(...values));
+  const marks = isOwn ? byFrequency(values) : ticks(Math.min(...values), Math.max(...values));
   const [low, high] = [Math.min(...marks, ...values), Math.max(...marks, ...values)].map(scale);
   const span = high - low || 1;
   // A single value stands in the middle.
   const at = (value: number) => (high === low ? (from + to) / 2 : from + ((scale(value) - low) / span) * (to - from));
-  return { at, ticks: marks };
+  return { at, ticks: isOwn ? apart(marks, at) : marks };
+}
+
+/** Without those that are too near to one before them. */
+function apart(marks: readonly number[], at: Axis['at']): number[] {
+  const placed: number[] = [];
+  for (const mark of marks) if (placed.every((other) => Math.abs(at(other) - at(mark)) >= APART)) placed.push(mark);
+  return placed;
 }
 
 /** Round values that enclose a range. */
@@ -128,22 +118,11 @@ export function ticks(low: number, high: number): number[] {
   return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
-function distinct(values: readonly number[]): number[] {
-  return [...new Set(values)].sort((a, b) => a - b);
+/** Each value once: what most points have first, so that a mean of one method's own tokens gives way to what was asked for. */
+function byFrequency(values: readonly number[]): number[] {
+  const counts = new Map<number, number>();
+  for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);
+  return [...counts].sort(([, a], [, b]) => b - a).map(([value]) => value);
 }
 
-function line(x1: number, y1: number, x2: number, y2: number, more = ''): string {
-  return `<line x1="${fixed(x1)}" y1="${fixed(y1)}" x2="${fixed(x2)}" y2="${fixed(y2)}" ${more}/>`;
-}
-
-function label(x: number, y: number, text: string, anchor: string): string {
-  return `<text x="${fixed(x)}" y="${fixed(y)}" text-anchor="${anchor}">${escaped(text)}</text>`;
-}
-
-const fixed = (pixels: number) => Number(pixels.toFixed(1));
 const number = (value: number) => String(Number(value.toPrecision(4)));
-
-/** A text within HTML or SVG. */
-export function escaped(text: string): string {
-  return text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;').replaceAll('"', '&quot;');
-}

@@ -2,7 +2,7 @@
 import { dirname, resolve } from 'node:path';
 import { alternatives, DesapError, describe } from '../../errors.js';
 import { readText } from '../../files.js';
-import { type Key, letterOf, SCORINGS, type Scoring } from './scoring.js';
+import { type Key, letterOf, plain, SCORINGS, type Scoring } from './scoring.js';
 
 /** One question about one image. */
 export interface EvalQuestion extends Key {
@@ -82,10 +82,11 @@ function questionOf(path: string, line: number, text: string, { images, scoring 
     wanted('answer', answers, `one text with scoring '${how}', or scoring 'any' or 'vqa'`);
   if (how === 'vqa' && answers.length < PEOPLE)
     wanted('answer', answers, `the answers of at least ${PEOPLE} people with scoring 'vqa'`);
-  if (how === 'yes-no' && !/^(yes|no)$/i.test(answers[0]))
+  if (how === 'yes-no' && !['yes', 'no'].includes(plain(answers[0])))
     wanted('answer', answers[0], "'yes' or 'no' with scoring 'yes-no'");
   if (how === 'choice' && choices === undefined) wanted('choices', choices, "a list of texts with scoring 'choice'");
   if (how === 'choice' && !choices?.includes(answers[0])) wanted('answer', answers[0], 'one of the choices');
+  if (choices && new Set(choices.map(plain)).size < choices.length) wanted('choices', choices, 'each choice once');
   if ((choices?.length ?? 0) > LETTERS) wanted('choices', choices, `at most ${LETTERS}`);
 
   const question = word('question');

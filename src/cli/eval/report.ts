@@ -26,6 +26,11 @@ export function partNames(rows: readonly Row[]): string[] {
   return [...new Set([...pruned, whole].flatMap(({ ms }) => Object.keys(ms)))];
 }
 
+/** What latencies end with: that of a model that is run elsewhere includes its whole answer. */
+export function latencyEnd(rows: readonly Row[]): string {
+  return partNames(rows).includes('generate') ? 'the end of the answer' : 'the first token';
+}
+
 /** `61.75 ± 2.4`, of a share. */
 export function percent({ mean, error }: Estimate): string {
   return (100 * mean).toFixed(2) + margin(error);

@@ -31,26 +31,30 @@ export function score(answer: string, { scoring, answers, choices = [] }: Key): 
 }
 
 /** Without a period at its end, spaces around it, and capitals. */
-function plain(text: string): string {
+export function plain(text: string): string {
   return text.trim().replace(/\.$/, '').trim().toLowerCase();
 }
 
-/** As POPE reads answers: no where the first sentence has the word no or not, else yes. */
+/** As POPE reads answers: no where the first sentence has the word no or not, else yes; here in any case, and with any mark behind it. */
 function yesOrNo(answer: string): 'yes' | 'no' {
   const [sentence] = answer.split('.');
   return /\b(no|not)\b/i.test(sentence) ? 'no' : 'yes';
 }
 
-/** `B`, `B.`, `(B) ...`, `b: ...`; and `the answer is B`. */
-const LETTER = /^\(?([A-Z])(?:[).:]|\s*$)/i;
-const SAID = /\banswer is:? \(?([A-Z])\b/i;
+/** `B`, `B.`, `(B) ...`, `b: ...`; `the answer is b.`, `Answer: (B)`; `the answer is B because ...`, where a small a is no letter. */
+const LETTERS = [
+  /^\(?([A-Z])(?:[).:]|\s*$)/i,
+  /\banswer(?: is:?|:) \(?([A-Z])\)?(?:[.,:]|\s*$)/i,
+  /\b[Aa]nswer is:? \(?([A-Z])\b/,
+];
 
 /** Which choice an answer names, by its letter or its text; -1 for none of them. */
 function chosen(answer: string, choices: readonly string[]): number {
   const text = answer.trim();
   const byText = choices.findIndex((choice) => plain(choice) === plain(text));
   if (byText >= 0) return byText;
-  const [, letter] = LETTER.exec(text) ?? SAID.exec(text) ?? [];
+  const letters = LETTERS.map((form) => form.exec(text)?.[1]);
+  const letter = letters.find((one) => one !== undefined);
   return letter === undefined ? -1 : letterAt(letter);
 }
 

@@ -1,6 +1,7 @@
 import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DesapError } from '../../errors.js';
+import { refuseEndless } from '../../files.js';
 import { videoFrames } from '../../vision/frames.js';
 import type { ImageSource } from '../../vision/image/source.js';
 import { ImageProcessor } from '../../vision/image-processor.js';
@@ -46,6 +47,7 @@ async function imageOf(processor: ImageProcessor, source: ImageSource) {
 }
 
 async function framesOf(source: string, frames?: number): Promise<readonly ImageSource[]> {
+  await refuseEndless(source);
   if (!(await stat(source)).isDirectory()) return videoFrames(source, { frames });
   const names = (await readdir(source)).filter((name) => !name.startsWith('.')).sort(byNumber);
   if (names.length > 0) return names.map((name) => join(source, name));

@@ -201,6 +201,11 @@ export class SeenImage implements Disposable {
     private readonly about: { readonly read: ReadImage; readonly milliseconds: number },
   ) {}
 
+  /** What encoding it took. */
+  get milliseconds(): number {
+    return this.about.milliseconds;
+  }
+
   /** What can be drawn of it. */
   strips(): Promise<Strip[]> {
     return this.about.read.strips(this.image);
@@ -213,7 +218,7 @@ export class SeenImage implements Disposable {
     if (keep === 'all' || [keep, options.keepRatio, options.method].every((one) => one === undefined)) {
       const start = performance.now();
       const features = await this.image.all();
-      const encoded = { vision: this.about.milliseconds, prune: 0, projector: performance.now() - start };
+      const encoded = { vision: this.milliseconds, prune: 0, projector: performance.now() - start };
       const { timings, ...answer } = await this.llava.complete({ features, medium }, question, completion);
       return { ...answer, timings: { ...encoded, ...timings } };
     }

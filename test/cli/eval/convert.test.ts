@@ -6,6 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { convertCommand } from '../../../src/cli/eval/convert-command.js';
 import { readQuestions } from '../../../src/cli/eval/questions.js';
 import { printed } from '../family-folders.js';
+import { desap } from '../run.js';
 
 let folder: string;
 beforeAll(async () => {
@@ -29,7 +30,7 @@ async function converted(...args: string[]): Promise<object[]> {
   return lines.map((line) => JSON.parse(line));
 }
 
-const PEOPLE = ['red', 'red', 'red', 'dark red', 'red', 'maroon', 'red', 'red', 'red', 'red'];
+const PEOPLE = ['red', 'red', 'red', 'dark red', 'red', 'maroon', 'red', '', 'red', 'red'];
 const INSTRUCTION = 'Answer the question using a single word or phrase.';
 const POPE = [
   { question_id: 1, image: 'COCO_val2014_000000016631.jpg', text: 'Is there a person in the image?', label: 'yes' },
@@ -92,6 +93,24 @@ describe('desap eval convert', () => {
       { ...plain, id: 1, question: 'Is there a person in the image?', answer: 'yes' },
       { ...plain, id: 2, question: 'Is there a refrigerator in the image?', answer: 'no' },
     ]);
+  });
+
+  it('reads POPE of other pictures, which is one list', async () => {
+    const [plain] = POPE;
+    const wanted = [{ image: plain.image, scoring: 'yes-no', id: 1, question: plain.text, answer: 'yes' }];
+    expect(await converted('pope', await fileOf('pope-list.json', [plain]), '--instruction', '')).toEqual(wanted);
+    await expect(converted('pope', await fileOf('pope-list.json', [plain, 7]))).rejects.toThrow(
+      /pope-list\.json: \[1\]: got 7, wanted an object/,
+    );
+  });
+
+  it('is a command behind eval, with options of its own', async () => {
+    const [output, images] = [join(folder, 'out.jsonl'), join(folder, 'val2014')];
+    const pope = await fileOf('pope.json', POPE.map((line) => `${JSON.stringify(line)}\n`).join(''));
+    const { code, err } = await desap('eval', 'convert', 'pope', pope, '-o', output, '--images', images);
+    expect([code, err]).toEqual([0, '']);
+    const [{ image }] = await readQuestions(output);
+    expect(image).toBe(join(images, POPE[0].image));
   });
 
   it('reads GQA', async () => {

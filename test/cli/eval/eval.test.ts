@@ -106,6 +106,18 @@ describe('desap eval', () => {
   });
 
   it.each([
+    [[], '--questions <file>'],
+    [['--questions', QUESTIONS], '--keep <list>'],
+  ])('wants its options: %j', async (args, option) => {
+    const { code, out, err } = await desap('eval', ...args);
+    expect([code, out, err]).toEqual([
+      2,
+      '',
+      `desap: required option '${option}' not specified (see: desap eval --help)\n`,
+    ]);
+  });
+
+  it.each([
     ['a line that is no question', [], '{"image":"a.png"}\n', /:1: answer: got undefined/],
     [
       'an unknown option of the method',

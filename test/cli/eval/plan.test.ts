@@ -45,11 +45,13 @@ describe('methods', () => {
     ['', /--methods: got ''/],
     ['abacus', /--methods abacus: method: got 'abacus', wanted 'desap' \| 'random'/],
     ['vscan:speed=9', /--methods vscan:speed=9: .*unknown option 'speed'/],
+    ['trim:adaptive=true', /--methods trim:adaptive=true: method: got one that finds K itself/],
     ['random:seed=-1', /--methods random:seed=-1: seed: got -1/],
     ['desap,,desap:lambda=1', /--methods: got ''/],
     ['desap,desap', /--methods: got 'desap' twice/],
     ['desap:', /--methods: got 'desap:'/],
     ['desap:lambda', /--methods desap:lambda: got 'lambda', wanted option=value/],
+    ['desap:lambda=1,lambda=2', /--methods desap:lambda=1,lambda=2: got 'lambda' twice/],
     ['desap:lamda=1', /--methods desap:lamda=1: options: got the unknown option 'lamda', wanted one of taskShare/],
     ['desap:keep=3', /unknown option 'keep'/],
     ['desap:taskShare=2', /--methods desap:taskShare=2: taskShare: got 2/],
@@ -65,7 +67,7 @@ describe('methods', () => {
 
 describe('amounts and positions', () => {
   it('are counts and shares', () => {
-    expect(parseAmounts('16, 12.5%,100%')).toEqual([
+    expect(parseAmounts('16, 12.50%,100%')).toEqual([
       { label: '16', budget: { keep: 16 } },
       { label: '12.5%', budget: { keepRatio: 0.125 } },
       { label: '100%', budget: { keepRatio: 1 } },
@@ -74,12 +76,15 @@ describe('amounts and positions', () => {
     expect(parsePositions(undefined)).toEqual([undefined]);
   });
 
-  it.each(['', '0', '1.5', '-3', '0%', '101%', 'all', '16,16', '0x10'])('refuses --keep %j', (text) => {
-    expect(refused(() => parseAmounts(text))).toMatchObject({
-      code: 'ERR_VALUE',
-      message: expect.stringMatching(/^--keep: got/),
-    });
-  });
+  it.each(['', '0', '1.5', '-3', '0%', '101%', 'all', '16,16', '16,016', '12.5%,12.50%', '0x10'])(
+    'refuses --keep %j',
+    (text) => {
+      expect(refused(() => parseAmounts(text))).toMatchObject({
+        code: 'ERR_VALUE',
+        message: expect.stringMatching(/^--keep: got/),
+      });
+    },
+  );
 
   it.each(['', 'middle', 'compact,compact'])('refuses --positions %j', (text) => {
     expect(refused(() => parsePositions(text))).toMatchObject({

@@ -52,6 +52,11 @@ describe('the file of questions', () => {
     expect(phrase).toMatchObject({ question: 'what ?', told: 'what ?\nOne word.' });
   });
 
+  it.each(['yes', 'No.', ' YES '])('takes %j for yes or no', async (answer) => {
+    const line = { ...PLAIN, answer, scoring: 'yes-no' };
+    expect(await readQuestions(await fileOf(line))).toMatchObject([{ answers: [answer] }]);
+  });
+
   it.each([
     ['text', 'not json', /:2: is not JSON/],
     ['a list', '[1]', /:2: got \[1\], wanted a JSON object/],
@@ -64,6 +69,7 @@ describe('the file of questions', () => {
     ['several answers for exact', { ...PLAIN, answer: PEOPLE, scoring: 'exact' }, /:2: answer: got .*'any' or 'vqa'/],
     ['few people', { ...PLAIN, answer: ['a', 'b', 'c'], scoring: 'vqa' }, /:2: answer: got .*at least 4 people/],
     ['red for yes or no', { ...PLAIN, scoring: 'yes-no' }, /:2: answer: got 'red', wanted 'yes' or 'no'/],
+    ['a choice twice', { ...PLAIN, choices: ['blue', 'red', 'Red.'] }, /:2: choices: got .*, wanted each choice once/],
     ['no choices', { ...PLAIN, scoring: 'choice' }, /:2: choices: got undefined/],
     [
       'an answer that is no choice',

@@ -1,9 +1,10 @@
 import { describe, expect, it } from 'vitest';
 import { csv } from '../../../src/cli/eval/csv.js';
 import { html } from '../../../src/cli/eval/html.js';
-import { styleOf, ticks } from '../../../src/cli/eval/plot.js';
+import { plot, ticks } from '../../../src/cli/eval/plot.js';
 import type { Report } from '../../../src/cli/eval/report.js';
 import type { Row } from '../../../src/cli/eval/results.js';
+import { styleOf, swatch } from '../../../src/cli/eval/styles.js';
 import { text } from '../../../src/cli/eval/text.js';
 
 const row = (method: string, keep: string, positions: string, more: Partial<Row>): Row => ({
@@ -102,13 +103,19 @@ describe('a report', () => {
       expect(plot).not.toContain('NaN');
     }
     // Methods alone over tokens, all tokens beside them over time.
-    expect(plots.map((plot) => plot.match(/<circle/g)?.length)).toEqual([2, 3]);
+    expect(plots.map((plot) => plot.match(/class="mark"/g)?.length)).toEqual([2, 3]);
     expect(page).toContain('<th>color</th><th>shape</th>');
     const tags = [...page.matchAll(/<(\/?)(svg|g|table|tr|ul|li|figure|div|title|text)\b/g)];
     for (const tag of new Set(tags.map(([, , name]) => name))) {
       const own = tags.filter(([, , name]) => name === tag);
       expect(own.filter(([, slash]) => slash)).toHaveLength(own.length / 2);
     }
+  });
+
+  it('says what latencies end with', () => {
+    const rows = report.rows.map((one) => ({ ...one, ms: { vision: 3, generate: 9 } }));
+    expect(html(report)).toContain('ms from the pixels to the first token');
+    expect(html({ ...report, rows })).toContain('ms from the pixels to the end of the answer');
   });
 
   it.each([
@@ -119,7 +126,26 @@ describe('a report', () => {
     [0, 0, [0]],
   ])('has round ticks from %f to %f', (low, high, wanted) => expect(ticks(low, high)).toEqual(wanted));
 
-  it('tells sixteen methods apart', () => {
-    expect(new Set(Array.from({ length: 16 }, (_, i) => JSON.stringify(styleOf(i)))).size).toBe(16);
+  it('tells 24 methods apart, by their points too', () => {
+    const styles = Array.from({ length: 24 }, (_, i) => styleOf(i));
+    expect(new Set(styles.map((style) => JSON.stringify(style))).size).toBe(24);
+    const marks = styles.map((style) => swatch(style).match(/<(?:circle|rect|polygon)[^>]*>/)?.[0]);
+    expect(new Set(marks).size).toBe(24);
+  });
+
+  it('has room for all points, and numbers that do not touch', () => {
+    const series = [8, 16, 32].map((x, i) => ({
+      ...{ style: styleOf(i), shift: 20 * (i - 1) },
+      points: [x, 8, 32, 32.4].map((at) => ({ x: at, y: 50, error: 1, title: '' })),
+    }));
+    const drawn = plot({
+      ...{ xName: 'tokens', yName: 'right', isLogarithmic: true, series },
+      level: { y: 60, error: 1, title: '' },
+    });
+    const lefts = [...drawn.matchAll(/cx="([\d.]+)"/g)].map(([, at]) => Number(at));
+    expect(Math.min(...lefts)).toBeGreaterThan(56);
+    expect(Math.max(...lefts)).toBeLessThan(640 - 16);
+    const numbers = [...drawn.matchAll(/y="372" text-anchor="middle">([\d.]+)</g)].map(([, tick]) => tick);
+    expect(numbers.sort()).toEqual(['16', '32', '8']);
   });
 });

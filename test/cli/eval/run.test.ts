@@ -158,6 +158,12 @@ describe('a run that was stopped', () => {
       code: 'ERR_FILE',
       message: expect.stringMatching(/:2: is not JSON/),
     });
+    await writeFile(path, '{"sett');
+    expect((await Journal.open(path, {})).answered.size).toBe(0);
+    expect(await readFile(path, 'utf8')).toBe('{"settings":{}}\n');
+    await writeFile(path, 'a diary');
+    await expect(other({})).rejects.toMatchObject({ code: 'ERR_FILE' });
+    expect(await readFile(path, 'utf8')).toBe('a diary');
     await expect(Journal.open(join(path, 'below'), {})).rejects.toMatchObject({ code: 'ERR_FILE' });
   });
 });

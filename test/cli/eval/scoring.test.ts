@@ -41,6 +41,10 @@ describe('choice', () => {
     ['(B)', 1],
     ['B) that one', 1],
     ['The answer is B.', 1],
+    ['the answer is (b), the red one', 1],
+    ['Answer: B', 1],
+    ['The answer is B because it is red', 1],
+    ['The answer is b red', 0],
     ['A red car.', 1],
     ['C', 0],
     ['Bus', 0],
@@ -87,4 +91,9 @@ describe('the soft score of VQA', () => {
     ["she's (a) nurse", "she's nurse"],
     ['lets', 'lets'],
   ])('%j is compared as %j', (answer, wanted) => expect(normalized(answer)).toBe(wanted));
+});
+
+it('takes an article for no letter', () => {
+  const key: Key = { scoring: 'choice', answers: ['dog'], choices: ['dog', 'cat'] };
+  expect(score('The answer is a cat', key)).toBe(0);
 });
