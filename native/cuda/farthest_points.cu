@@ -95,8 +95,7 @@ __global__ void __launch_bounds__(greedy_threads) farthest_step(const FarthestPo
       for (int s = 0; s < image.task_keep; s++) most = fmaxf(most, with(f.seeds[image.kept + s]));
       score = -most;
     } else {
-      const unsigned other = f.others[image.patch + i];
-      score = other == 0 ? INFINITY : -__uint_as_float(from_order(other));
+      score = -__uint_as_float(from_order(f.others[image.patch + i]));  // infinite where there is no other row
     }
     __syncwarp();
     if (threadIdx.x % warp_size == 0) *closest = most;
