@@ -23,7 +23,7 @@ export interface OpenvinoPruner {
  */
 export function openvinoPruner(python: string, folder: string): OpenvinoPruner | string {
   const found = spawnSync(python, ['-c', WHERE], { encoding: 'utf8' });
-  if (found.status !== 0) return `${python} has no openvino_genai`;
+  if (found.status !== 0) return 'the Python that `--python` names has no openvino_genai';
   const [openvino, genai, version] = found.stdout.trim().split('\n');
   const libraries = join(openvino, 'libs');
   const library = (where: string, name: string) =>

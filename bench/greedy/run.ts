@@ -241,7 +241,7 @@ async function main(): Promise<void> {
   if (quick) return;
   const results = join(dirname(fileURLToPath(import.meta.url)), '..', 'results');
   await mkdir(results, { recursive: true });
-  const data = { machine: host, openvino, rows, shares };
+  const data = { machine: host, openvino: programs.openvino?.version ?? null, rows, shares };
   await writeFile(join(results, 'greedy.json'), `${JSON.stringify(data, null, 1)}\n`);
   await writeFile(join(results, 'greedy.md'), text);
 }
