@@ -185,10 +185,6 @@ export function visionEncoder(shape: VisionShape): RandomModel {
   const patches = (image / patch) ** 2;
   const graph = new RandomModel();
   graph.inputs = [{ name: 'pixel_values', type: DataType.float, dims: [1, 3, image, image] }];
-  const linear = (x: string, from: number, to: number) => {
-    const bias = graph.floats(normal(2, to, DEVIATION), [to]);
-    return graph.add('Add', [bias, graph.add('MatMul', [x, graph.weight([from, to])])]);
-  };
   const norm = (x: string) =>
     graph.add('LayerNormalization', [x, ones(graph, width), graph.floats(new Float32Array(width), [width])], {
       axis: { i: -1 },
@@ -206,25 +202,44 @@ export function visionEncoder(shape: VisionShape): RandomModel {
   let x = norm(graph.add('Add', [tokens, graph.weight([1, patches + 1, width])]));
   for (let layer = 0; layer < layers; layer++) {
     const entering = norm(x);
-    const [q, k, v] = [0, 1, 2].map(() => linear(entering, width, width));
+    const [q, k, v] = [0, 1, 2].map(() => linear(graph, entering, width, width));
     const products = graph.add('MatMul', [perHead(q, [0, 2, 1, 3]), perHead(k, [0, 2, 3, 1])]);
     const scores = graph.add('Mul', [products, graph.floats([(width / heads) ** -0.5], [])]);
     const shares = graph.add('Softmax', [scores], { axis: { i: -1 } });
     const context = graph.add('MatMul', [shares, perHead(v, [0, 2, 1, 3])]);
     const turned = graph.add('Transpose', [context], { perm: { ints: [0, 2, 1, 3] } });
     const joined = graph.add('Reshape', [turned, graph.integers([0, -1, width])]);
-    x = graph.add('Add', [x, linear(joined, width, width)]);
-    const inner = linear(norm(x), width, intermediate);
+    x = graph.add('Add', [x, linear(graph, joined, width, width)]);
+    const inner = linear(graph, norm(x), width, intermediate);
     // CLIP's quick GELU.
     const gate = graph.add('Sigmoid', [graph.add('Mul', [inner, graph.floats([1.702], [])])]);
-    x = graph.add('Add', [x, linear(graph.add('Mul', [inner, gate]), intermediate, width)]);
+    x = graph.add('Add', [x, linear(graph, graph.add('Mul', [inner, gate]), intermediate, width)]);
   }
   // Up to the end, as exporters write it.
   const [from, to, axis] = [[1], [2 ** 31 - 1], [1]].map((values) => graph.integers(values));
-  const inner = linear(graph.add('Slice', [x, from, to, axis]), width, languageWidth);
+  graph.outputs = [connected(graph, graph.add('Slice', [x, from, to, axis]), width, languageWidth)];
+  return graph;
+}
+
+/** LLaVA-1.5's projector by itself: `patches` [rows, width] to [rows, width of the language model]. */
+export function projector(width: number, languageWidth: number): RandomModel {
+  const graph = new RandomModel();
+  graph.inputs = [{ name: 'patches', type: DataType.float, dims: ['rows', width] }];
+  graph.outputs = [connected(graph, 'patches', width, languageWidth)];
+  return graph;
+}
+
+/** x through the projector: a GELU between two products. */
+function connected(graph: RandomModel, x: string, width: number, languageWidth: number): string {
+  const inner = linear(graph, x, width, languageWidth);
   const erf = graph.add('Erf', [graph.add('Div', [inner, graph.floats([Math.SQRT2], [])])]);
   const twice = graph.add('Mul', [inner, graph.add('Add', [erf, graph.floats([1], [])])]);
   const activated = graph.add('Mul', [twice, graph.floats([0.5], [])]);
-  graph.outputs = [linear(activated, languageWidth, languageWidth)];
-  return graph;
+  return linear(graph, activated, languageWidth, languageWidth);
+}
+
+/** x W + b. */
+function linear(graph: RandomModel, x: string, from: number, to: number): string {
+  const bias = graph.floats(normal(2, to, DEVIATION), [to]);
+  return graph.add('Add', [bias, graph.add('MatMul', [x, graph.weight([from, to])])]);
 }

@@ -2,6 +2,7 @@
 // is large: `apart`.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "greedy.h"
 
@@ -22,6 +23,47 @@ struct Rows {
 // apart[i] = min(apart[i], -cosine[i]).
 void approach(const float* cosine, int64_t size, float* apart) {
   for (int64_t i = 0; i < size; i++) apart[i] = std::min(apart[i], -cosine[i]);
+}
+
+// Without seeds all pairs count for the first row. Up to so many rows, 4 MB, the cosines of each pair are computed once and kept; beyond,
+// the search below and rows of likely picks take less.
+constexpr int64_t most_rows_of_all = 1024;
+
+// The cosines of all unit rows with each other; of a row with itself: -infinity.
+Status all_cosines(const Rows& unit, Matrix cosines) {
+  const ConstMatrix& x = unit.x;
+  int32_t first[most_rows_at_once];
+  std::iota(first, first + most_rows_at_once, 0);
+  for (int64_t begin = 0; begin < x.rows; begin += most_rows_at_once) {
+    const int64_t rest = x.rows - begin, count = std::min(most_rows_at_once, rest);
+    const Rows from_begin{unit.context, {x.row(begin), rest, x.cols, x.ld}, unit.norms + begin};
+    DESAP_TRY(from_begin(first, count, {cosines.row(begin) + begin, count, rest, cosines.ld}));
+    for (int64_t i = begin; i < begin + count; i++) {
+      cosines.row(i)[i] = -INFINITY;
+      for (int64_t j = i + 1; j < x.rows; j++) cosines.row(j)[i] = cosines.row(i)[j];
+    }
+  }
+  return {};
+}
+
+Status farthest_of_few(const Rows& unit, int64_t count, int32_t* picked) {
+  const int64_t size = unit.x.rows, ld = padded_ld(size);
+  Scratch scratch(unit.context.arena);
+  const Matrix cosines{scratch.floats(size * ld), size, size, ld};
+  float* apart = scratch.floats(size);
+  uint8_t* chosen = scratch.bytes(size);
+  if (scratch.failed()) return out_of_memory("farthest_points");
+  DESAP_TRY(all_cosines(unit, cosines));
+  for (int64_t i = 0; i < size; i++) apart[i] = -*std::max_element(cosines.row(i), cosines.row(i) + size);
+  std::fill_n(chosen, size, uint8_t{0});
+  for (int64_t k = 0; k < count; k++) {
+    const int64_t j = best_row(apart, chosen, size);
+    if (k == 0) std::fill_n(apart, size, INFINITY);
+    approach(cosines.row(j), size, apart);
+    picked[k] = static_cast<int32_t>(j);
+    chosen[j] = 1;
+  }
+  return {};
 }
 
 // The row whose nearest other row is farthest. Cosines with a few rows bound every row's `apart` from above, and settle those few; the
@@ -103,6 +145,7 @@ Status farthest_points(Context& context, ConstMatrix x, const float* norms, cons
   if (scratch.failed()) return out_of_memory("farthest_points");
   std::fill_n(ones, x.rows, 1.0f);
   DESAP_TRY(unit_rows(context, x, unit));
+  if (x.rows <= most_rows_of_all) return farthest_of_few({context, unit, ones}, count, picked);
   DESAP_TRY(farthest_of_all({context, unit, ones}, picked));
   return farthest_from_seeds({context, unit, ones}, picked, 1, count - 1, picked + 1);
 }

@@ -17,7 +17,8 @@ constexpr float least_gain = 1e-5f;    // of the first one
 constexpr float norm_of_zero = 1e12f;  // inverse_norms' of a row of length 1e-12 or less, but for 0, whose is 0
 
 struct Dpp {
-  ConstMatrix x;
+  const float* x;  // [rows, width]
+  int64_t rows, width;
   const float *inverse_norm, *relevance;
   float blend;
   float* factors;       // [P, count]
@@ -39,7 +40,7 @@ __global__ void __launch_bounds__(greedy_threads) dpp_step(const Dpp d, const in
   const int i = static_cast<int>(blockIdx.x) * greedy_warps + static_cast<int>(threadIdx.x) / warp_size;
   const bool first_lane = threadIdx.x % warp_size == 0;
   Pick gained = 0, rest = 0;
-  if (i < d.x.rows) {
+  if (i < d.rows) {
     const float g = d.relevance[i], norm = d.inverse_norm[i];
     float gain;
     if (step == 0) {
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(greedy_threads) dpp_step(const Dpp d, const in
         gain = -INFINITY;
       } else if (!noise && gain > -INFINITY) {
         float* own = d.factors + i * d.count;
-        const float cosine = warp_dot(d.x.row(i), d.x.row(j), d.x.cols) * (norm * d.inverse_norm[j]);
+        const float cosine = warp_dot(d.x + i * d.width, d.x + j * d.width, d.width) * (norm * d.inverse_norm[j]);
         const float known = warp_dot(own, d.factors + j * d.count, step - 1);
         const float factor = (cosine * (d.blend * d.relevance[j] * g + (1 - d.blend)) - known) / sqrtf(score_of(last));
         if (first_lane) own[step - 1] = factor;
@@ -95,7 +96,7 @@ Status dpp(Context& context, ConstMatrix x, const float* relevance, float blend,
     if (count == 0) return {};
     const size_t size = static_cast<size_t>(count);
     std::vector<Pick> gained(size, 0), rest(size, 0);
-    const cuda::Dpp d{rows, inverse_norm, run.upload(relevance, x.rows), blend, run.array<float>(x.rows * count), run.array<float>(x.rows),
+    const cuda::Dpp d{rows.data, rows.rows, rows.cols, inverse_norm, run.upload(relevance, x.rows), blend, run.array<float>(x.rows * count), run.array<float>(x.rows),
                       run.upload(gained.data(), count), run.upload(rest.data(), count), count};
     for (int step = 0; step < count; step++) {
       launch(run.queue(), cuda::dpp_step, dim3(cuda::blocks_of(x.rows, cuda::greedy_warps)), cuda::greedy_threads, sizeof(cuda::Offers), d, step);

@@ -95,8 +95,7 @@ __global__ void __launch_bounds__(greedy_threads) farthest_step(const FarthestPo
       for (int s = 0; s < image.task_keep; s++) most = fmaxf(most, with(f.seeds[image.kept + s]));
       score = -most;
     } else {
-      const unsigned other = f.others[image.patch + i];
-      score = other == 0 ? INFINITY : -__uint_as_float(from_order(other));
+      score = -__uint_as_float(from_order(f.others[image.patch + i]));  // infinite where there is no other row
     }
     __syncwarp();
     if (threadIdx.x % warp_size == 0) *closest = most;
@@ -130,9 +129,11 @@ void farthest_points(Queue& queue, const FarthestPoints& f) {
     queue.follows_kernel = false;
   };
   const unsigned images = static_cast<unsigned>(f.extent.images), tiles = blocks_of(f.extent.max_patches, side);
-  blank(f.others, f.extent.patches * static_cast<int64_t>(sizeof *f.others));
   blank(f.picks, f.extent.images * int64_t{f.steps} * static_cast<int64_t>(sizeof *f.picks));
-  launch(queue, closest_others, dim3(tiles, tiles, images), tile_threads, sizeof(Tile), f);
+  if (f.others) {
+    blank(f.others, f.extent.patches * static_cast<int64_t>(sizeof *f.others));
+    launch(queue, closest_others, dim3(tiles, tiles, images), tile_threads, sizeof(Tile), f);
+  }
   for (int step = 0; step < f.steps; step++) {
     launch(queue, farthest_step, dim3(blocks_of(f.extent.max_patches, greedy_warps), images), greedy_threads, sizeof(Offers), f, step);
   }
@@ -167,7 +168,7 @@ Status farthest_points(Context& context, ConstMatrix x, const int32_t* seeds, in
     f.rows = static_cast<const float*>(rows.data);
     f.inverse_norm = static_cast<const float*>(inverse_norm);
     f.seeds = run.upload(seeds, seed_count);
-    f.others = run.array<unsigned>(x.rows);
+    f.others = seed_count > 0 ? nullptr : run.array<unsigned>(x.rows);
     f.closest = run.array<float>(x.rows);
     f.picks = run.array<Pick>(count);
     cuda::farthest_points(run.queue(), f);

@@ -65,6 +65,7 @@ Status HeadRun::add(int64_t rows, const GivenImage& given) {
     text_rows_ += text_tokens + (request->end_of_text ? 1 : 0);
     extent_.kept += request->keep;
     picks_ = std::max(picks_, request->keep - request->task_keep);
+    has_seedless_ = has_seedless_ || request->task_keep == 0;
     extent_.max_text_tokens = std::max(extent_.max_text_tokens, static_cast<int>(round_up(text_tokens, text_step)));
     extent_.max_keep = std::max(extent_.max_keep, image.keep);
   }
@@ -186,7 +187,7 @@ void HeadRun::plan_memory() {
     p.align_scratch = plan.take(aligns() ? align_scratch(extent_) * 4 : 0);
     p.merge_scratch = plan.take(merges() ? merge_scratch(extent_) : 0);
     p.seeds = plan.take(diverse() ? kept * 4 : 0);
-    p.others = plan.take(diverse() ? patches * 4 : 0);
+    p.others = plan.take(begins_apart() ? patches * 4 : 0);
     p.closest = plan.take(diverse() ? patches * 4 : 0);
     p.picks = plan.take(diverse() ? extent_.images * picks_ * static_cast<int64_t>(sizeof(Pick)) : 0);
     p.distance_inverse_norm = plan.take(own_distances() ? patches * 4 : 0);
@@ -197,7 +198,7 @@ void HeadRun::plan_memory() {
 GraphKey HeadRun::key() const {
   const AlignmentMatrices wanted = matrices();
   int64_t parts = 0;
-  for (const bool part : {head_ != nullptr, prunes(), half(), intermediates_, aligns(), merges(), own_task(), own_map(), own_features(), own_distances(), wants_map(),
+  for (const bool part : {head_ != nullptr, prunes(), half(), intermediates_, aligns(), merges(), own_task(), own_map(), own_features(), own_distances(), begins_apart(), wants_map(),
                           wanted.similarity != nullptr, wanted.visual_alignment != nullptr, wanted.text_alignment != nullptr}) {
     parts = parts << 1 | part;
   }
@@ -490,7 +491,7 @@ void HeadRun::enqueue_diversity() {
   to_rest.rows = slot<const float>(&header()->distances);
   to_rest.inverse_norm = slot<const float>(&header()->distance_inverse_norm);
   to_rest.seeds = device<int>(place_.seeds);
-  to_rest.others = device<unsigned>(place_.others);
+  to_rest.others = begins_apart() ? device<unsigned>(place_.others) : nullptr;
   to_rest.closest = device<float>(place_.closest);
   to_rest.picks = device<Pick>(place_.picks);
   to_rest.indices = device<int>(place_.indices);

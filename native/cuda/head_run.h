@@ -131,6 +131,7 @@ class HeadRun {
   bool own_features() const { return prunes() && request().features.data; }
   // Whether anything is left for the diversity to choose.
   bool diverse() const { return prunes() && request().complement == Complement::diversity && picks_ > 0; }
+  bool begins_apart() const { return diverse() && has_seedless_; }
   bool own_distances() const { return diverse() && request().distances.data; }
   int64_t distance_width() const { return own_distances() ? request().distances.cols : feature_width(); }
   int64_t feature_width() const { return own_features() ? request().features.cols : config_.width; }
@@ -176,7 +177,8 @@ class HeadRun {
   std::vector<bool> in_place_;
   Extent extent_{};
   int64_t text_rows_ = 0;
-  int64_t picks_ = 0;  // the most that an image's task scores leave
+  int64_t picks_ = 0;          // the most that an image's task scores leave
+  bool has_seedless_ = false;  // whether an image's task scores choose none
   Places place_{};
   double milliseconds_ = 0;
 };

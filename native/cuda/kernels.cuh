@@ -289,7 +289,7 @@ struct FarthestPoints {
   Relocatable<const float> rows;            // [P, W]
   Relocatable<const float> inverse_norm;    // [P]
   const int* seeds;                         // [kept], an image's from image.kept on
-  unsigned* others;                         // [P]
+  unsigned* others;                         // [P]; null where every image has seeds
   float* closest;                           // [P]
   Pick* picks;                              // [images, steps], in the order of choice
   int* indices;                             // [kept]

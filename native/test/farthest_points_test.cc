@@ -17,7 +17,7 @@ void check_farthest(const Machine& machine, const Floats& x, int64_t rows, int64
 DESAP_CASE(farthest_points_picks) {
   if (machine.tested_already()) return;
   for (const auto& [rows, cols, seed_count, count] : std::vector<std::array<int64_t, 4>>{
-           {1, 5, 0, 1}, {2, 8, 0, 2}, {17, 20, 0, 17}, {33, 16, 3, 5}, {97, 33, 40, 57}, {145, 64, 0, 20}, {257, 80, 35, 60}, {300, 48, 2, 0}}) {
+           {1, 5, 0, 1}, {2, 8, 0, 2}, {17, 20, 0, 17}, {33, 16, 3, 5}, {97, 33, 40, 57}, {145, 64, 0, 20}, {257, 80, 35, 60}, {300, 48, 2, 0}, {1100, 8, 0, 9}}) {
     if (!machine.affords(static_cast<double>(rows * rows * cols))) continue;
     Random random(static_cast<uint64_t>(rows + cols));
     Ints seeds;

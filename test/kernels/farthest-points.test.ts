@@ -62,6 +62,7 @@ describe.each(backends)('farthestPoints on %s', (_, backend) => {
     [300, 0, 1, 48],
     [577, 32, 32, 80],
     [600, 0, 100, 130],
+    [1100, 0, 9, 16],
   ])('agrees with float64 for %i rows, %i seeds, %i picks, width %i', async (P, seedCount, count, F) => {
     const x = normalTensor(P + F, P, F);
     const next = uniform(count);
