@@ -186,7 +186,7 @@ void HeadRun::plan_memory() {
     p.align_scratch = plan.take(aligns() ? align_scratch(extent_) * 4 : 0);
     p.merge_scratch = plan.take(merges() ? merge_scratch(extent_) : 0);
     p.seeds = plan.take(diverse() ? kept * 4 : 0);
-    p.others = plan.take(diverse() ? patches * 4 : 0);
+    p.sums = plan.take(diverse() ? extent_.images * distance_width() * 4 : 0);
     p.closest = plan.take(diverse() ? patches * 4 : 0);
     p.picks = plan.take(diverse() ? extent_.images * picks_ * static_cast<int64_t>(sizeof(Pick)) : 0);
     p.distance_inverse_norm = plan.take(own_distances() ? patches * 4 : 0);
@@ -490,7 +490,7 @@ void HeadRun::enqueue_diversity() {
   to_rest.rows = slot<const float>(&header()->distances);
   to_rest.inverse_norm = slot<const float>(&header()->distance_inverse_norm);
   to_rest.seeds = device<int>(place_.seeds);
-  to_rest.others = device<unsigned>(place_.others);
+  to_rest.sums = device<float>(place_.sums);
   to_rest.closest = device<float>(place_.closest);
   to_rest.picks = device<Pick>(place_.picks);
   to_rest.indices = device<int>(place_.indices);
