@@ -12,8 +12,8 @@ import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { Pruner } from '../src/index.js';
 import { chooserOf, METHOD_NAMES, type RivalName } from '../src/methods/index.js';
 import { type Matrix, matrixOf } from '../src/methods/matrix.js';
-import type { MethodImage, TapName } from '../src/methods/method.js';
-import { TappedBlock } from '../src/methods/tapped.js';
+import type { MethodImage, MethodPart, TapName } from '../src/methods/method.js';
+import { Stopwatch } from '../src/stopwatch.js';
 import { atRest } from '../src/vision/session.js';
 import { withoutPreset } from '../src/vision/vision-choices.js';
 import type { Preset } from '../src/vision/vision-model.js';
@@ -29,35 +29,14 @@ type Part = (typeof PARTS)[number];
 /** Milliseconds of one choice. */
 type Times = Readonly<Record<Part | 'selection' | 'whole', number>>;
 
-/** Sums up what the parts of one choice take. */
-class Clock {
-  private readonly sums = new Map<Part, number>();
+type Watch = Stopwatch<MethodPart | 'features'>;
 
-  async during<T>(part: Part, run: () => T | Promise<T>): Promise<T> {
-    const start = performance.now();
-    const result = await run();
-    this.sums.set(part, (this.sums.get(part) ?? 0) + performance.now() - start);
-    return result;
-  }
-
-  /** From now on the functions of an object count as a part. */
-  watch(target: object, names: readonly string[], part: Part): void {
-    const clock = this;
-    for (const name of names) {
-      const plain = Reflect.get(target, name) as (...args: unknown[]) => unknown;
-      const watched = function (this: unknown, ...args: unknown[]) {
-        return clock.during(part, () => plain.apply(this, args));
-      };
-      Object.defineProperty(target, name, { value: watched });
-    }
-  }
-
-  async time(run: () => Promise<unknown>): Promise<Times> {
-    this.sums.clear();
-    const whole = await timed(run);
-    const [maps, features, merging] = PARTS.map((part) => this.sums.get(part) ?? 0);
-    return { maps, features, merging, selection: whole - maps - features - merging, whole };
-  }
+/** One choice, whose parts are told apart by a stopwatch. */
+async function timesOf(run: (watch: Watch) => Promise<unknown>): Promise<Times> {
+  const watch: Watch = new Stopwatch();
+  const whole = await timed(() => run(watch));
+  const [maps, features, merging] = (['taps', 'features', 'merge'] as const).map(watch.spent);
+  return { maps, features, merging, selection: whole - maps - features - merging, whole };
 }
 
 interface Contestant {
@@ -89,63 +68,71 @@ const PRESETS: readonly Preset[] = ['paper', 'best'];
 const { rows: N, patches: P, width: D, heads, projectionDim: E, text: T, keep: K } = LLAVA;
 const HIDDEN_MB = (N * D * Float32Array.BYTES_PER_ELEMENT) / 1e6;
 
+type Connect = (rows: Matrix) => Promise<Matrix>;
+
 /** One image as every method reads it. */
-function imageOf(pruner: Pruner, connect: (rows: Matrix) => Promise<Matrix>, clock: Clock): MethodImage {
+function imageOf({ backend }: Pruner, connect: Connect): (watch: Watch) => MethodImage {
   const hidden = matrixOf(tensor(27, N, D));
   const states = { data: hidden.data.subarray(D), rows: P, cols: D };
   const { ln1, q, k, v, postNorm, epsilon, visualProjection } = head();
   const weights = { heads, epsilon, ln1, q, k, v };
   const side = Math.sqrt(P);
-  return {
-    ...{ backend: pruner.backend, grid: { rows: side, columns: side }, classToken: true, patches: null },
+  const end = normal(29, E);
+  const map = normal(30, P);
+  return ({ timed }) => ({
+    ...{ backend, grid: { rows: side, columns: side }, classToken: true, patches: null, timed },
     states: () => states,
     tap: async () => ({ hidden, weights }),
-    features: () => clock.during('features', () => connect(states)),
+    features: () => timed('features', () => connect(states)),
     readOut: async () => ({ postNorm, epsilon, visualProjection: { data: visualProjection, rows: E, cols: D } }),
-    text: async () => ({ data: normal(29, E), rows: 1, cols: E }),
-    taskMap: async () => normal(30, P),
-  };
+    text: async () => ({ data: end, rows: 1, cols: E }),
+    taskMap: async () => map,
+  });
 }
 
-function ours(pruner: Pruner, preset: Preset): Contestant {
+function ours(pruner: Pruner, preset: Preset, connect: Connect): Contestant {
   const [hidden, text] = [tensor(27, N, D), tensor(28, T, E)];
-  const options = { ...withoutPreset({ preset }), keep: K };
+  const states = { data: matrixOf(hidden).data.subarray(D), rows: P, cols: D };
+  const { distances, ...how } = withoutPreset({ preset });
   return {
     name: `desap, ${preset}`,
     taps: [],
     async time() {
       const start = performance.now();
       const analysis = await pruner.analyze(hidden);
-      const maps = performance.now() - start;
-      const { timings } = await analysis.prune(text, options);
-      const whole = performance.now() - start;
+      const analyzed = performance.now();
+      const rows = distances === 'projected' ? await connect(states) : null;
+      const connected = performance.now();
+      const projected = rows && { distances: { data: rows.data, dims: [rows.rows, rows.cols] } };
+      const { timings } = await analysis.prune(text, { ...how, ...projected, keep: K });
+      const end = performance.now();
       analysis.dispose();
-      return { maps, features: 0, merging: timings.merge, selection: whole - maps - timings.merge, whole };
+      const [maps, features, merging] = [analyzed - start, connected - analyzed, timings.merge];
+      return { maps, features, merging, selection: end - connected - merging, whole: end - start };
     },
   };
 }
 
-function rival(name: RivalName, image: MethodImage, clock: Clock): Contestant {
+function rival(name: RivalName, image: (watch: Watch) => MethodImage): Contestant {
   const chooser = chooserOf(name);
   const taps = chooser.taps.filter((tap) => tap !== 'last');
-  return { name, taps, time: () => clock.time(() => chooser.choose(image, K)) };
+  return { name, taps, time: () => timesOf((watch) => chooser.choose(image(watch), K)) };
 }
 
-async function measure(threads: number, model: string, clock: Clock, isQuick: boolean): Promise<Table> {
+async function measure(threads: number, model: string, isQuick: boolean): Promise<Table> {
   const pruner = await Pruner.load(head(), { device: 'cpu', threads });
-  clock.watch(pruner.backend, ['merge'], 'merging');
   const session = await InferenceSession.create(model, atRest({ intraOpNumThreads: threads }));
-  const connect = async ({ data, rows, cols }: Matrix) => {
+  const connect: Connect = async ({ data, rows, cols }) => {
     const outputs = await session.run({ patches: new Tensor('float32', data, [rows, cols]) });
     return matrixOf(outputs[session.outputNames[0]] as { data: Float32Array; dims: readonly number[] });
   };
-  const image = imageOf(pruner, connect, clock);
+  const image = imageOf(pruner, connect);
   const contestants = [
-    ...PRESETS.map((preset) => ours(pruner, preset)),
-    ...METHOD_NAMES.filter((name): name is RivalName => name !== 'desap').map((name) => rival(name, image, clock)),
+    ...PRESETS.map((preset) => ours(pruner, preset, connect)),
+    ...METHOD_NAMES.filter((name): name is RivalName => name !== 'desap').map((name) => rival(name, image)),
   ];
-  const kept = { data: image.states().data.subarray(0, K * D), rows: K, cols: D };
-  const samplers = [...contestants.map(({ time }) => time), () => clock.time(() => connect(kept))];
+  const kept = { data: matrixOf(tensor(27, K, D)).data, rows: K, cols: D };
+  const samplers = [...contestants.map(({ time }) => time), () => timesOf(() => connect(kept))];
   for (const sample of samplers) await sample();
   const limits = isQuick
     ? { rounds: 3, limit: 3, foreign: Number.POSITIVE_INFINITY }
@@ -183,16 +170,13 @@ function tableText({ threads, rows, projected, rounds, dropped }: Table): string
 }
 
 const { quick } = parseArgs({ options: { quick: { type: 'boolean', default: false } } }).values;
-const clock = new Clock();
-clock.watch(TappedBlock, ['of'], 'maps');
-clock.watch(TappedBlock.prototype, ['attention', 'valueAttention', 'meanKeys', 'meanValues', 'keys'], 'maps');
 const folder = temporaryFolder();
 const model = join(folder, 'projector.onnx');
 const graph = projector(D, LANGUAGE_WIDTH);
 await graph.writeWeights(join(folder, 'weights.data'));
 await graph.writeModel(model, 'weights.data');
 const tables: Table[] = [];
-for (const threads of new Set([1, cpus().length])) tables.push(await measure(threads, model, clock, quick));
+for (const threads of new Set([1, cpus().length])) tables.push(await measure(threads, model, quick));
 
 const host = machine();
 const text = [
@@ -202,8 +186,8 @@ const text = [
   `${K} of ${P} patches, width ${D}, random weights, each method with its defaults. From hidden states to kept tokens; the tower and the text's encoder are`,
   `in none of the times. Taps: hidden states beside those that enter the last block, which the tower has to hand out too. Maps: what is made of`,
   "the taps, class attention folded; DeSAP's analysis. Features: the projector, 1024 to 4096, over all patches (onnxruntime-node), where a method",
-  'reads them. Merging: the kernel that brings other patches to the nearest kept one; what methods gather in their own ways is in the selection,',
-  'as are the relevance and the Gram matrix. Behind it, the kept rows go through the projector, but for `vscan`, which merges behind it.',
+  'or the preset, reads them. Merging: what brings other patches to kept ones, also where a method does it in its own way. The relevance and the',
+  'Gram matrix are in the selection. Behind it, the kept rows go through the projector, but for `vscan`, which merges behind it.',
   '',
   ...tables.flatMap(tableText),
 ].join('\n');

@@ -10,7 +10,8 @@
 
 namespace desap {
 
-// What chooses the tokens that the task scores leave: the largest saliencies, or the farthest points from those that are chosen.
+// What chooses the tokens that the task scores leave: the largest saliencies, or the farthest points from those that are chosen. Where
+// the task scores choose none, the first of these is the row i of the largest sum_j d(i, j); equal sums: the lower index.
 enum class Complement : int { saliency, diversity };
 
 enum class Encoding : int { qq, kk, vv, qk };  // operands of the decoupled attention, Table 4(b)

@@ -35,7 +35,8 @@ export interface PruneOptions {
   taskShare?: number;
   /**
    * What chooses the rest: the largest of the saliency map (`saliency`, the default, as printed in the paper), or the rows that differ
-   * most from all that are chosen (`diversity`: farthest points by cosine distance; with `taskShare: 0` it begins as DivPrune does).
+   * most from all that are chosen (`diversity`: the row whose smallest cosine distance to all chosen so far is largest, one after the
+   * other; where the task map chooses none, the first is the row with the largest sum of distances). Equal distances: the lower index.
    */
   complement?: Complement;
   /** [P, W] rows whose distances count for `complement: 'diversity'`; default: the rows that are merged. */

@@ -17,12 +17,27 @@ const from = (backend: Backend) =>
     backend,
   );
 
-/** The largest task scores, then farthest points from them among the rows. */
-function expected(backend: Backend, task: Float32Array, rows: Tensor, keep: number, taskKeep: number) {
-  const seeds = backend.sync.topK({ scores: task, k: taskKeep });
-  const others = backend.sync.farthestPoints({ x: rows, seeds, count: keep - taskKeep });
+/** The largest task scores, or else the row with the largest sum of distances; then farthest points from them among the rows. */
+function expected(backend: Backend, task: Float32Array | null, rows: Tensor, keep: number, taskKeep: number) {
+  const byTask = task ? backend.sync.topK({ scores: task, k: taskKeep }) : new Int32Array();
+  const seeds = byTask.length > 0 ? byTask : Int32Array.of(mostDistant(rows));
+  const others = backend.sync.farthestPoints({ x: rows, seeds, count: keep - seeds.length });
   const indices = Int32Array.from([...seeds, ...others]).sort();
-  return { indices, source: Uint8Array.from(indices, (index) => (seeds.includes(index) ? 0 : 1)) };
+  return { indices, source: Uint8Array.from(indices, (index) => (byTask.includes(index) ? 0 : 1)) };
+}
+
+/** The row whose distances 1 - cos to all rows have the largest sum, summed one by one; equal sums: the lower index. */
+function mostDistant(rows: Tensor): number {
+  const [count, cols] = rows.dims;
+  const x = values(rows);
+  const dot = (i: number, j: number) => {
+    let sum = 0;
+    for (let c = 0; c < cols; c++) sum += x[i * cols + c] * x[j * cols + c];
+    return sum;
+  };
+  const places = Array.from({ length: count }, (_, i) => i);
+  const sums = places.map((i) => places.reduce((sum, j) => sum + 1 - dot(i, j) / Math.sqrt(dot(i, i) * dot(j, j)), 0));
+  return sums.indexOf(Math.max(...sums));
 }
 
 describe.each(backends)('complement: diversity on %s', (_, backend) => {
@@ -33,6 +48,9 @@ describe.each(backends)('complement: diversity on %s', (_, backend) => {
     [1, 0.5],
     [60, 0.5],
     [60, 0],
+    [9, 0],
+    [2, 0.2],
+    [1, 0],
   ])('keeps %i with taskShare %d', async (keep, taskShare) => {
     using image = from(backend);
     const kept = await image.prune(text, { keep, taskShare, complement: 'diversity', maps: true });
@@ -49,11 +67,20 @@ describe.each(backends)('complement: diversity on %s', (_, backend) => {
     expect(await image.prune(text, { keep: 9, taskShare: 1, complement: 'diversity' })).toMatchObject(printed);
   });
 
-  it('needs no text with taskShare 0, and begins as DivPrune does', async () => {
+  it('needs no text with taskShare 0, and begins with the row of the largest sum of distances', async () => {
     using image = from(backend);
-    const { indices, source } = await image.prune(null, { keep: 11, taskShare: 0, complement: 'diversity' });
-    expect(indices).toEqual(backend.sync.farthestPoints({ x: features, count: 11 }).sort());
-    expect(source).toEqual(new Uint8Array(11).fill(1));
+    const kept = await image.prune(null, { keep: 11, taskShare: 0, complement: 'diversity' });
+    expect(kept).toMatchObject(expected(backend, null, features, 11, 0));
+    expect(kept.source).toEqual(new Uint8Array(11).fill(1));
+    expect(kept.indices).not.toEqual(backend.sync.farthestPoints({ x: features, count: 11 }).sort()); // as DivPrune begins
+  });
+
+  it('begins with the lower of two rows that are the same', async () => {
+    using image = from(backend);
+    const shifted = values(features).map((value, at) => (at % WIDTH === 0 ? value + 9 : value)); // alike, but for
+    for (const twin of [41, 7]) shifted.fill(-1, twin * WIDTH, (twin + 1) * WIDTH); // two rows that turn away
+    const how: PruneOptions = { taskShare: 0, complement: 'diversity', distances: float32(shifted, [PATCHES, WIDTH]) };
+    expect((await image.prune(null, { ...how, keep: 1 })).indices).toEqual(Int32Array.of(7));
   });
 
   it('goes by the rows that are merged, or by distances that are given', async () => {

@@ -177,13 +177,19 @@ Status Analysis::State::complete(Context& context, const PruneRequest& request, 
   const ConstMatrix apart = given ? request.distances : merged(request);
   const int64_t seeds = request.task_keep, count = request.keep - seeds;
   int32_t* const farthest = selected.indices + seeds;
-  const Status status = of_mine ? farthest_points(context, apart, inverse_norms(), selected.indices, seeds, count, farthest)
-                                : desap::farthest_points(context, apart, selected.indices, seeds, count, farthest);
-  DESAP_TRY(rename(status, given ? "distances" : "features"));
-  std::sort(farthest, farthest + count);
   Scratch scratch(context.arena);
   int32_t* both = scratch.ints(request.keep);
+  float* own_norms = of_mine ? nullptr : scratch.floats(apart.rows);
   if (scratch.failed()) return out_of_memory("prune");
+  if (own_norms) DESAP_TRY(rename(context.kernels->inverse_norms(context, apart, own_norms), given ? "distances" : "features"));
+  const float* norms = own_norms ? own_norms : inverse_norms();
+  if (seeds == 0) {
+    DESAP_TRY(most_distant(context, apart, norms, farthest));
+    DESAP_TRY(farthest_points(context, apart, norms, farthest, 1, count - 1, farthest + 1));
+  } else {
+    DESAP_TRY(farthest_points(context, apart, norms, selected.indices, seeds, count, farthest));
+  }
+  std::sort(farthest, farthest + count);
   std::merge(selected.indices, farthest, farthest, farthest + count, both);
   for (int64_t k = 0, task = 0; k < request.keep; k++) {
     const bool from_task = task < seeds && both[k] == selected.indices[task];

@@ -76,6 +76,10 @@ class FirstRow {
 // linear_pack with float32 operands, whatever the context says.
 Status linear_pack_float32(Context&, ConstMatrix weight, const float* bias, Linear** linear);
 
+// The row of x of the largest sum of distances, of which sum_j (1 - u_i . u_j) = P - u_i . sum_j u_j; equal sums: the lower index. norms:
+// the inverse norms of x.
+Status most_distant(Context&, ConstMatrix x, const float* norms, int32_t* picked);
+
 // farthest_points with the inverse norms of x.
 Status farthest_points(Context&, ConstMatrix x, const float* norms, const int32_t* seeds, int64_t seed_count, int64_t count,
                        int32_t* picked);

@@ -135,6 +135,31 @@ Status farthest_from_seeds(const Rows& rows, const int32_t* seeds, int64_t seed_
 
 }  // namespace
 
+Status most_distant(Context& context, ConstMatrix x, const float* norms, int32_t* picked) {
+  constexpr int64_t part = 16;
+  Scratch scratch(context.arena);
+  float* sums = scratch.floats(x.cols);  // of the unit rows
+  if (scratch.failed()) return out_of_memory("farthest_points");
+  for (int64_t c = 0; c < x.cols; c += part) {
+    const int64_t columns = std::min(part, x.cols - c);
+    double sum[part] = {};
+    for (int64_t i = 0; i < x.rows; i++) {
+      for (int64_t k = 0; k < columns; k++) sum[k] += static_cast<double>(x.row(i)[c + k]) * norms[i];
+    }
+    std::copy_n(sum, columns, sums + c);
+  }
+  double least = 0;
+  for (int64_t i = 0; i < x.rows; i++) {
+    double together = 0;
+    for (int64_t c = 0; c < x.cols; c++) together += static_cast<double>(x.row(i)[c]) * sums[c];
+    together *= norms[i];
+    if (i > 0 && together >= least) continue;
+    least = together;
+    *picked = static_cast<int32_t>(i);
+  }
+  return {};
+}
+
 Status farthest_points(Context& context, ConstMatrix x, const float* norms, const int32_t* seeds, int64_t seed_count, int64_t count,
                        int32_t* picked) {
   if (count == 0) return {};

@@ -1,7 +1,7 @@
 // Farthest points, a launch a step: a warp brings its row's largest cosine with the chosen rows up to date and offers the row; the
 // best offer is the step's pick, which the next launch begins with. Nothing of P x P is stored.
 //
-// Without seeds the first step asks for every row's largest cosine with another: tiles of 64 x 64 in float32. Rows are unit rows there,
+// Without seeds the first step goes by the sum of the unit rows, or asks for every row's largest cosine with another: tiles of 64 x 64 in float32. Rows are unit rows there,
 // and a product is summed in ascending order of the columns, so cos(i, j) and cos(j, i) are the same bits.
 #include <vector>
 
@@ -67,6 +67,20 @@ __global__ void __launch_bounds__(tile_threads) closest_others(const FarthestPoi
   }
 }
 
+// The sum of an image's unit rows, a thread a column: sum_j d(i, j) = P - u_i . sum_j u_j.
+__global__ void __launch_bounds__(greedy_threads) sum_units(const FarthestPoints f) {
+  ptx::release_successor();
+  ptx::wait_for_predecessor();
+  const Image image = f.images[blockIdx.y];
+  const int column = static_cast<int>(blockIdx.x) * greedy_threads + static_cast<int>(threadIdx.x);
+  if (image.task_keep > 0 || column >= f.width) return;
+  const float* x = f.rows.get() + image.patch * int64_t{f.width} + column;
+  const float* norms = f.inverse_norm.get() + image.patch;
+  double sum = 0;
+  for (int i = 0; i < image.patches; i++) sum += static_cast<double>(x[i * int64_t{f.width}]) * norms[i];
+  f.sums[blockIdx.y * int64_t{f.width} + column] = static_cast<float>(sum);
+}
+
 struct Offers {
   Pick warp[greedy_warps];
 };
@@ -94,6 +108,8 @@ __global__ void __launch_bounds__(greedy_threads) farthest_step(const FarthestPo
     } else if (image.task_keep > 0) {
       for (int s = 0; s < image.task_keep; s++) most = fmaxf(most, with(f.seeds[image.kept + s]));
       score = -most;
+    } else if (f.sums) {
+      score = -warp_dot(row, f.sums + blockIdx.y * int64_t{f.width}, f.width) * norms[i];
     } else {
       score = -__uint_as_float(from_order(f.others[image.patch + i]));  // infinite where there is no other row
     }
@@ -130,6 +146,7 @@ void farthest_points(Queue& queue, const FarthestPoints& f) {
   };
   const unsigned images = static_cast<unsigned>(f.extent.images), tiles = blocks_of(f.extent.max_patches, side);
   blank(f.picks, f.extent.images * int64_t{f.steps} * static_cast<int64_t>(sizeof *f.picks));
+  if (f.sums) launch(queue, sum_units, dim3(blocks_of(f.width, greedy_threads), images), greedy_threads, 0, f);
   if (f.others) {
     blank(f.others, f.extent.patches * static_cast<int64_t>(sizeof *f.others));
     launch(queue, closest_others, dim3(tiles, tiles, images), tile_threads, sizeof(Tile), f);

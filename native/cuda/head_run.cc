@@ -187,7 +187,7 @@ void HeadRun::plan_memory() {
     p.align_scratch = plan.take(aligns() ? align_scratch(extent_) * 4 : 0);
     p.merge_scratch = plan.take(merges() ? merge_scratch(extent_) : 0);
     p.seeds = plan.take(diverse() ? kept * 4 : 0);
-    p.others = plan.take(begins_apart() ? patches * 4 : 0);
+    p.sums = plan.take(begins_apart() ? extent_.images * distance_width() * 4 : 0);
     p.closest = plan.take(diverse() ? patches * 4 : 0);
     p.picks = plan.take(diverse() ? extent_.images * picks_ * static_cast<int64_t>(sizeof(Pick)) : 0);
     p.distance_inverse_norm = plan.take(own_distances() ? patches * 4 : 0);
@@ -491,7 +491,7 @@ void HeadRun::enqueue_diversity() {
   to_rest.rows = slot<const float>(&header()->distances);
   to_rest.inverse_norm = slot<const float>(&header()->distance_inverse_norm);
   to_rest.seeds = device<int>(place_.seeds);
-  to_rest.others = begins_apart() ? device<unsigned>(place_.others) : nullptr;
+  to_rest.sums = begins_apart() ? device<float>(place_.sums) : nullptr;
   to_rest.closest = device<float>(place_.closest);
   to_rest.picks = device<Pick>(place_.picks);
   to_rest.indices = device<int>(place_.indices);

@@ -102,7 +102,7 @@ class HeadRun {
     int64_t indices, source, assignment, counts, task, map, tokens, similarity, visual_alignment, text_alignment, mirror_size;
     int64_t analysis, normal, projected, context, squares, read_out, read_out_scratch, saliency_scratch, intermediate;
     int64_t unit_text, own_inverse_norm, align_scratch, merge_scratch;
-    int64_t seeds, others, closest, picks, distance_inverse_norm;  // of the diversity
+    int64_t seeds, sums, closest, picks, distance_inverse_norm;  // of the diversity
     int64_t size;
   };
 

@@ -280,7 +280,8 @@ void select(Queue&, const Select&);
 using Pick = unsigned long long;
 
 // Per image farthest points as in ../kernels.h: image.task_keep seeds, image.keep - image.task_keep picks. The rows that both make
-// go out ascending, with their source (0 seed, 1 pick), where `indices` is not null.
+// go out ascending, with their source (0 seed, 1 pick), where `indices` is not null. The first pick without seeds is DivPrune's where
+// there is room for `others`, and the row of the largest sum of distances, as in ../head.h, where there is room for `sums`.
 struct FarthestPoints {
   const Image* images;
   Extent extent;
@@ -289,7 +290,10 @@ struct FarthestPoints {
   Relocatable<const float> rows;            // [P, W]
   Relocatable<const float> inverse_norm;    // [P]
   const int* seeds;                         // [kept], an image's from image.kept on
-  unsigned* others;                         // [P]; null where every image has seeds
+  // Where an image has no seeds one of these says what comes first: the row of the largest sum of distances, or (others) the row whose
+  // nearest other is farthest. Null where it is not asked, or where every image has seeds.
+  float* sums;                              // [images, W]
+  unsigned* others;                         // [P]
   float* closest;                           // [P]
   Pick* picks;                              // [images, steps], in the order of choice
   int* indices;                             // [kept]

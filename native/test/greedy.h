@@ -42,6 +42,16 @@ inline std::vector<int32_t> farthest_points(const Array& x, const std::vector<in
   return picked;
 }
 
+// The row of the largest sum of distances.
+inline int32_t most_distant(const Array& x) {
+  const Array unit = unit_rows(x);
+  std::vector<double> apart(static_cast<size_t>(x.rows));
+  for (int64_t i = 0; i < x.rows; i++) {
+    for (int64_t j = 0; j < x.rows; j++) apart[static_cast<size_t>(i)] += 1 - dot(unit, i, unit, j);
+  }
+  return best_row(apart, std::vector<uint8_t>(apart.size()));
+}
+
 inline std::vector<int32_t> dpp(const Array& x, const std::vector<float>& relevance, double blend, int64_t count) {
   const Array unit = unit_rows(x);
   const size_t size = static_cast<size_t>(x.rows);

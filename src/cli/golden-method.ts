@@ -1,5 +1,5 @@
 /** Cases of the methods that DeSAP is compared with. */
-import { alternatives, DesapError } from '../errors.js';
+import { alternatives, DesapError, mismatch } from '../errors.js';
 import { headFromSafeTensors, type LinearWeights } from '../head.js';
 import type { Backend } from '../index.js';
 import { chooserOf, type RivalName } from '../methods/index.js';
@@ -7,6 +7,7 @@ import type { Matrix } from '../methods/matrix.js';
 import { type Choice, type Grid, type MethodImage, missing, type Tap, type TapName } from '../methods/method.js';
 import { type SafeTensors, toFloat32 } from '../safetensors.js';
 import { configOf, float64Values, integerValues, storedTensor } from './golden-file.js';
+import { checkMethodCase } from './golden-method-shapes.js';
 
 interface Config {
   method: RivalName;
@@ -57,10 +58,14 @@ export interface GoldenMethod {
 
 /**
  * A case of a method from a `.safetensors` file.
- * @throws DesapError `ERR_FILE`, `ERR_DTYPE`, `ERR_VALUE` when it is not one, or when it has a key or a result that is not known here
+ * @throws DesapError `ERR_FILE`, `ERR_DTYPE`, `ERR_SHAPE`, `ERR_NOT_FINITE`, `ERR_VALUE` when it is not one, or when it has a key or a result that is not known here
  */
 export function goldenMethod(file: SafeTensors, path: string): GoldenMethod {
   const config = configOf<Config>(file, path, KEYS);
+  const chooser = chooserOf(config.method, optionsOf(file, path, config));
+  if (config.tiles && !chooser.chooseTiles)
+    throw mismatch('ERR_FILE', `${path}: config.tiles`, 'tiles', 'a method that shares one K among them');
+  checkMethodCase(file, path, config);
   const outputs = [...file.tensors.keys()].filter((name) => name.startsWith('output.')).map((name) => name.slice(7));
   const known: readonly string[] = [...METHOD_CHOICES, ...METHOD_VALUES];
   const unknown = outputs.find((name) => !known.includes(name));
@@ -69,7 +74,6 @@ export function goldenMethod(file: SafeTensors, path: string): GoldenMethod {
   const results = <T>(names: readonly string[], read: (name: string) => T) =>
     Object.fromEntries(names.filter((name) => outputs.includes(name)).map((name) => [name, read(name)]));
   const stored = (name: string) => storedTensor(file, `output.${name}`, path);
-  const chooser = chooserOf(config.method, optionsOf(file, path, config));
   return {
     values: results(METHOD_VALUES, (name) => float64Values(stored(name), `${path}: output.${name}`)),
     choices: results(METHOD_CHOICES, (name) => integerValues(stored(name), `${path}: output.${name}`)),
@@ -79,13 +83,7 @@ export function goldenMethod(file: SafeTensors, path: string): GoldenMethod {
       const keep = config.keep ?? first.states().rows;
       if (!config.tiles) return named(await chooser.choose(first, keep));
       const [rows, columns] = config.tiles;
-      const chosen = await chooser.chooseTiles?.(images, { rows, columns }, keep);
-      if (!chosen)
-        throw new DesapError(
-          'ERR_FILE',
-          `${path}: config.tiles: got tiles, wanted a method that shares one K among them`,
-        );
-      const { tiles, ...shared } = chosen;
+      const { tiles, ...shared } = await chooser.chooseTiles!(images, { rows, columns }, keep);
       return { ...shared.scores, budget: shared.budget, ...joined(tiles.map(named)) };
     },
   };
@@ -210,5 +208,8 @@ function stored(file: SafeTensors, name: string, path: string): Matrix {
   const tensor = storedTensor(file, name, path);
   const cols = tensor.shape[tensor.shape.length - 1] ?? 1;
   const data = toFloat32(tensor, `${path}: ${name}`);
+  const bad = data.findIndex((value) => !Number.isFinite(value));
+  if (bad >= 0)
+    throw mismatch('ERR_NOT_FINITE', `${path}: ${name}`, `${data[bad]} at element ${bad}`, 'finite numbers');
   return { data, rows: data.length / cols, cols };
 }

@@ -1,7 +1,7 @@
 /** What is known of one image, and its prunings, in float64: Analysis of native/head.h. */
 import { naming, notFinite, ofImage } from '../errors.js';
 import { type AlignResult, align } from '../kernels/align.js';
-import { farthestPoints } from '../kernels/farthest-points.js';
+import { farthestPoints, mostDistant } from '../kernels/farthest-points.js';
 import type { AlignmentMatrices } from '../kernels/kernels.js';
 import { merge } from '../kernels/merge.js';
 import { type Matrix64, matrix64, type Numbers, row, sumOfRows, widen } from '../kernels/numeric.js';
@@ -122,12 +122,17 @@ export class ReferenceAnalysis implements DriverAnalysis {
   }
 }
 
-/** What the task scores chose, and the farthest points from it. */
+/** What the task scores chose, and the farthest points from it; where they chose nothing, from the most distant row on. */
 function completed(byTask: Int32Array, { keep, distances }: PruneRequest, merged: Matrix64, image?: number) {
   const rows = distances === null ? merged : widen(distances);
   const name = distances === null ? 'features' : 'distances';
   const count = keep - byTask.length;
-  const others = count === 0 ? [] : naming(name, () => farthestPoints(rows, byTask, count), image);
+  const farthest = () => {
+    if (byTask.length > 0) return farthestPoints(rows, byTask, count);
+    const first = mostDistant(rows);
+    return [first, ...farthestPoints(rows, Int32Array.of(first), count - 1)];
+  };
+  const others = count === 0 ? [] : naming(name, farthest, image);
   const indices = Int32Array.from([...byTask, ...others]).sort();
   return { indices, source: Uint8Array.from(indices, (index) => (byTask.includes(index) ? 0 : 1)) };
 }

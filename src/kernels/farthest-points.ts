@@ -4,7 +4,7 @@
  * the first is the row whose nearest other row is farthest (DivPrune). Equal distances: the lower index.
  * x: [P, F]; seeds: distinct rows, may be none; picked: [count], count + the number of seeds at most P.
  */
-import { dot, type NumberMatrix } from './numeric.js';
+import { dot, type NumberMatrix, sumOfRows } from './numeric.js';
 import { unitRows } from './unit-rows.js';
 
 export function farthestPoints(x: NumberMatrix, seeds: Int32Array, count: number): Int32Array {
@@ -25,6 +25,17 @@ export function farthestPoints(x: NumberMatrix, seeds: Int32Array, count: number
     choose(picked[k]);
   }
   return picked;
+}
+
+/**
+ * The row whose distances to all others have the largest sum, with which the diversity of a pruning begins where nothing is chosen
+ * before: sum_j (1 - cos_ij) = P - u_i . sum_j u_j. Equal sums: the lower index.
+ */
+export function mostDistant(x: NumberMatrix): number {
+  const unit = unitRows(x);
+  const sums = sumOfRows(unit);
+  const apart = Float64Array.from({ length: x.rows }, (_, i) => -dot(unit.data, i * x.cols, sums, 0, x.cols));
+  return farthest(apart, new Uint8Array(x.rows));
 }
 
 /** The smallest distance of each row to any other row. */

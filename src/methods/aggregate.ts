@@ -10,7 +10,7 @@ import { others } from './ranks.js';
 /** `source` of the aggregate. */
 const AGGREGATE = 2;
 
-/** Whether there is room for one: it needs a patch beside it, and one that is dropped. */
+/** Whether one of K given tokens is it: it needs a patch beside it, and one that is dropped. Where K comes out, it is there if any is dropped. */
 export function hasAggregate(wanted: boolean, keep: number, patches: number): boolean {
   return wanted && keep >= 2 && keep < patches;
 }

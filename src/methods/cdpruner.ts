@@ -79,7 +79,9 @@ export const cdpruner = method<CdPrunerOptions>(
       const [min, max] = [Math.min(...rel), Math.max(...rel)];
       if (blend !== undefined) return rel.map((one) => (one - min) / (max - min + SMALL));
       const g = max === min ? rel.map(() => 1) : rel.map((one) => (one - min + SMALL) / (max - min));
-      return theta === undefined ? g : g.map((one) => Math.exp((theta / (2 * (1 - theta))) * one));
+      if (theta === undefined) return g;
+      const most = Math.max(...g); // a factor of all of L, which changes no choice and stays within float32
+      return g.map((one) => Math.exp((theta / (2 * (1 - theta))) * (one - most)));
     }
   },
 );

@@ -38,10 +38,9 @@ export const prumerge = method<PruMergeOptions>(
         const P = X.rows;
         const tap = await TappedBlock.of(image, 'last');
         const [attention, keys] = [await tap.attention(1), await tap.keys()];
-        const chosen = adaptive
-          ? outliers(attention)
-          : fixed(attention, keep - Number(hasAggregate(aggregate, keep, P)), attentionShare);
-        const isGathered = adaptive ? hasAggregate(aggregate, chosen.length + 1, P) : hasAggregate(aggregate, keep, P);
+        const isOne = hasAggregate(aggregate, keep, P);
+        const chosen = adaptive ? outliers(attention) : fixed(attention, keep - Number(isOne), attentionShare);
+        const isGathered = adaptive ? aggregate && chosen.length < P : isOne;
         const patches = chosen.map(({ patch }) => patch);
         const gridded = new Set(chosen.filter(({ isOfGrid }) => isOfGrid).map(({ patch }) => patch));
         const source = (patch: number) => Number(gridded.has(patch));

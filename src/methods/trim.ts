@@ -32,10 +32,9 @@ export const trim = method<TrimOptions>(
       async choose(image, keep) {
         const X = image.states();
         const scores = await productRelevance(image, relevance);
-        const outliers = adaptive ? countOfOutliers(scores) : 0;
-        const K = adaptive ? Math.min(outliers + Number(aggregate), X.rows) : keep;
-        const isGathered = hasAggregate(aggregate, K, X.rows);
-        const patches = [...largest(scores, K - Number(isGathered))];
+        const isOne = hasAggregate(aggregate, keep, X.rows);
+        const patches = [...largest(scores, adaptive ? countOfOutliers(scores) : keep - Number(isOne))];
+        const isGathered = adaptive ? aggregate && patches.length < X.rows : isOne;
         const chosen = { patches, source: () => 0 };
         const tokens = rowsOf(X, patches);
         return isGathered

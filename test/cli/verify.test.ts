@@ -17,6 +17,9 @@ const CASES = (await readdir(GOLDEN)).map((file) => join(GOLDEN, file));
 
 const BLOCKS = (await readdir(BLOCK)).filter((file) => file.endsWith('.safetensors')).map((file) => join(BLOCK, file));
 
+const EDGES = (await readdir('test/golden-edges'))
+  .filter((file) => file.endsWith('.safetensors'))
+  .map((file) => join('test/golden-edges', file));
 const RIVALS = (await readdir(METHODS)).map((file) => join(METHODS, file));
 
 let folder: string;
@@ -37,17 +40,39 @@ async function altered(name: string, edit: (bytes: Uint8Array) => void, from = T
   return path;
 }
 
+/** A copy of a case of a method whose tensor `name` has another, smaller shape, or is not there. */
+async function shaped(file: string, name: string, shape: number[] | null): Promise<string> {
+  const bytes = await readFile(join(METHODS, 'cdpruner.safetensors'));
+  const length = Number(bytes.readBigUInt64LE());
+  const header = JSON.parse(bytes.toString('utf8', 8, 8 + length));
+  const tensor = header[name];
+  const [begin, end] = tensor.data_offsets;
+  const size = (dims: number[]) => dims.reduce((all, extent) => all * extent, 1);
+  if (shape === null) delete header[name];
+  else
+    header[name] = {
+      ...tensor,
+      shape,
+      data_offsets: [begin, begin + (size(shape) / size(tensor.shape)) * (end - begin)],
+    };
+  return written(file, header, bytes.subarray(8 + length));
+}
+
 /** A copy of a case with another config. */
 async function configured(from: string, name: string, config: object, folderOf = GOLDEN): Promise<string> {
   const bytes = await readFile(join(folderOf, from));
   const length = Number(bytes.readBigUInt64LE());
   const header = JSON.parse(bytes.toString('utf8', 8, 8 + length));
   header.__metadata__.config = JSON.stringify({ ...JSON.parse(header.__metadata__.config), ...config });
+  return written(`${name}.safetensors`, header, bytes.subarray(8 + length));
+}
+
+async function written(file: string, header: object, data: Uint8Array): Promise<string> {
   const json = Buffer.from(JSON.stringify(header));
   const size = Buffer.alloc(8);
   size.writeBigUInt64LE(BigInt(json.length));
-  const path = join(folder, `${name}.safetensors`);
-  await writeFile(path, Buffer.concat([size, json, bytes.subarray(8 + length)]));
+  const path = join(folder, file);
+  await writeFile(path, Buffer.concat([size, json, data]));
   return path;
 }
 
@@ -81,6 +106,13 @@ describe('desap verify', () => {
     expect(code).toBe(0);
   });
 
+  it.each(['reference', 'cpu', 'cuda'])('agrees with the edges of methods on %s', async (device) => {
+    if (device === 'cuda') provideCuda();
+    const { code, out } = await desap('verify', ...EDGES, '--device', device);
+    expect(out).toContain(`${EDGES.length} of ${EDGES.length} cases agree within 0.0001 (fp32)`);
+    expect(code).toBe(0);
+  });
+
   it('computes a method in fp32 beside heads in bf16', async () => {
     const options = ['--device', 'cpu', '--isa', isa, '--precision', 'bf16', '--json'];
     const { code, out } = await desap('verify', join(METHODS, 'tome.safetensors'), TINY, ...options);
@@ -101,6 +133,13 @@ describe('desap verify', () => {
   });
 
   it.each<[string, object, string]>([
+    ['no grid', { grid: undefined }, 'config.grid: got undefined, wanted two positive integers'],
+    ['a grid of three', { grid: [12, 12, 1] }, 'config.grid: got [12, 12, 1], wanted two positive integers'],
+    ['another grid', { grid: [6, 6] }, 'penultimate.hidden: got [145, 32], wanted [37, D]'],
+    ['heads that do not divide', { heads: 3 }, 'config.heads: got 3, wanted a positive integer that divides 32'],
+    ['no heads', { heads: -4 }, 'config.heads: got -4, wanted a positive integer'],
+    ['too many to keep', { keep: 145 }, 'config.keep: got 145, wanted an integer from 1 to 144'],
+    ['nothing to keep', { keep: undefined }, 'config.keep: got undefined, wanted an integer from 1 to 144'],
     ['an unknown key', { valid: 3 }, "config: got the key 'valid', wanted 'method' | 'heads'"],
     ['a key of another type', { runs: '16' }, "config.runs: got '16', wanted a number"],
     ['another method', { method: 'fastv' }, "method: got 'fastv', wanted 'desap' | 'random'"],
@@ -111,6 +150,29 @@ describe('desap verify', () => {
     const path = await configured('holov.safetensors', `method-${name.replaceAll(' ', '-')}`, config, METHODS);
     const { code, out } = await desap('verify', path, '--device', 'reference');
     expect(out).toContain(message);
+    expect(code).toBe(1);
+  });
+
+  it.each([
+    ['rows.safetensors', 'input.features', [63, 48], 'input.features: got [63, 48], wanted [64, F]'],
+    ['width.safetensors', 'input.text', [5, 15], 'input.text: got [5, 15], wanted [L, 16]'],
+    ['bias.safetensors', 'weight.post_ln.bias', [31], 'weight.post_ln.bias: got [31], wanted [32]'],
+    ['text.safetensors', 'input.text', [4, 16], 'config.eos: got 4, wanted an integer from 0 to 3'],
+    ['kept.safetensors', 'output.kept', [9], 'output.kept: got [9], wanted [10]'],
+    ['none.safetensors', 'output.order', null, 'got no tensor output.order, wanted a golden case'],
+    ['absent.safetensors', 'weight.post_ln.bias', null, 'got no tensor weight.post_ln.bias, wanted a golden case'],
+  ])('refuses a case of a method with another shape: %s', async (file, name, shape, message) => {
+    const path = await shaped(file, name, shape);
+    const { code, out } = await desap('verify', path, '--device', 'reference');
+    expect(out).toContain(`${path}: ${message}`);
+    expect(code).toBe(1);
+  });
+
+  it('names a tensor of a method that is not finite', async () => {
+    const from = join(METHODS, 'holov.safetensors');
+    const path = await altered('weight.penultimate.k.bias', (bytes) => bytes.fill(255, 4, 8), from);
+    const { code, out } = await desap('verify', path, '--device', 'reference');
+    expect(out).toContain(`${path}: weight.penultimate.k.bias: got NaN at element 1, wanted finite numbers`);
     expect(code).toBe(1);
   });
 

@@ -10,13 +10,14 @@ struct Chosen {
   std::vector<uint8_t> source;
 };
 
-// `seeds`: where an image's stand, its task_keep first of its keep.
-Chosen run_farthest(cuda::Queue& queue, const Batch& batch, const Floats& x, int width, const Ints& seeds) {
+// `seeds`: where an image's stand, its task_keep first of its keep. by_sum: without seeds, the first by its sum of distances.
+Chosen run_farthest(cuda::Queue& queue, const Batch& batch, const Floats& x, int width, const Ints& seeds, bool by_sum) {
   DeviceArray<cuda::Image> images(batch.images);
   DeviceArray<float> rows(x), norms(batch.extent.patches), closest(batch.extent.patches);
   DeviceArray<int> device_seeds(seeds), indices(batch.extent.kept);
   DeviceArray<uint8_t> source(batch.extent.kept);
   DeviceArray<unsigned> others(batch.extent.patches);
+  DeviceArray<float> sums(batch.extent.images * width);
   const DeviceFault fault;
   cuda::FarthestPoints f{};
   f.images = images.get();
@@ -27,7 +28,8 @@ Chosen run_farthest(cuda::Queue& queue, const Batch& batch, const Floats& x, int
   f.rows = static_cast<const float*>(rows.get());
   f.inverse_norm = static_cast<const float*>(norms.get());
   f.seeds = device_seeds.get();
-  f.others = others.get();
+  if (by_sum) f.sums = sums.get();
+  else f.others = others.get();
   f.closest = closest.get();
   f.picks = picks.get();
   f.indices = indices.get();
@@ -46,17 +48,22 @@ DESAP_CUDA_CASE(farthest_points_in_a_batch) {
     for (const cuda::Image& image : batch.images) {
       for (int s = 0; s < image.task_keep; s++) seeds[static_cast<size_t>(image.kept + s)] = image.patches - 1 - 2 * (image.task_keep - 1 - s);
     }
-    const Chosen all = run_farthest(queue, batch, x, width, seeds);
-    for (const cuda::Image& image : batch.images) {
-      const Ints own = part(seeds, image.kept, image.task_keep);
-      Ints expected = reference::farthest_points({part(x, image.patch * width, image.patches * width), image.patches, width}, own, image.keep - image.task_keep);
-      expected.insert(expected.end(), own.begin(), own.end());
-      std::sort(expected.begin(), expected.end());
-      std::vector<uint8_t> source;
-      for (int32_t i : expected) source.push_back(std::find(own.begin(), own.end(), i) == own.end() ? 1 : 0);
-      const std::string what = shape({width, image.patches, image.keep, image.task_keep});
-      check(part(all.indices, image.kept, image.keep) == expected, what + " indices");
-      check(part(all.source, image.kept, image.keep) == source, what + " source");
+    for (const bool by_sum : {false, true}) {
+      const Chosen all = run_farthest(queue, batch, x, width, seeds, by_sum);
+      for (const cuda::Image& image : batch.images) {
+        const Ints own = part(seeds, image.kept, image.task_keep);
+        const Array rows{part(x, image.patch * width, image.patches * width), image.patches, width};
+        Ints first = own;
+        if (by_sum && first.empty()) first.push_back(reference::most_distant(rows));
+        Ints expected = reference::farthest_points(rows, first, image.keep - static_cast<int>(first.size()));
+        expected.insert(expected.end(), first.begin(), first.end());
+        std::sort(expected.begin(), expected.end());
+        std::vector<uint8_t> source;
+        for (int32_t i : expected) source.push_back(std::find(own.begin(), own.end(), i) == own.end() ? 1 : 0);
+        const std::string what = shape({width, image.patches, image.keep, image.task_keep}) + (by_sum ? " by sum" : "");
+        check(part(all.indices, image.kept, image.keep) == expected, what + " indices");
+        check(part(all.source, image.kept, image.keep) == source, what + " source");
+      }
     }
   }
 }
