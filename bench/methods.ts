@@ -16,7 +16,7 @@ import type { MethodImage, MethodPart, TapName } from '../src/methods/method.js'
 import { Stopwatch } from '../src/stopwatch.js';
 import { atRest } from '../src/vision/session.js';
 import { withoutPreset } from '../src/vision/vision-choices.js';
-import type { Preset } from '../src/vision/vision-model.js';
+import type { Preset, VisionPruneOptions } from '../src/vision/vision-model.js';
 import { head, normal, tensor } from './data.js';
 import { LLAVA, machine, range, ratios, type Spread, spread } from './harness.js';
 import { FOREIGN, runRounds, timed } from './head/rounds.js';
@@ -93,7 +93,7 @@ function imageOf({ backend }: Pruner, connect: Connect): (watch: Watch) => Metho
 function ours(pruner: Pruner, preset: Preset, connect: Connect): Contestant {
   const [hidden, text] = [tensor(27, N, D), tensor(28, T, E)];
   const states = { data: matrixOf(hidden).data.subarray(D), rows: P, cols: D };
-  const { distances, ...how } = withoutPreset({ preset });
+  const { distances, ...how } = withoutPreset<VisionPruneOptions>({ preset });
   return {
     name: `desap, ${preset}`,
     taps: [],
