@@ -1,9 +1,10 @@
 /** A folder in which the file names of the papers stand for the repository's own small models. */
-import { copyFileSync, existsSync, mkdirSync, rmSync, symlinkSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { saveHead } from '../../src/index.js';
 import { extractHead } from '../../src/onnx/index.js';
 import { ROOT } from '../support.js';
+import { BENCHMARKS } from './benchmarks.js';
 
 /** Inside of the package, so that `import ... from 'desap'` finds it. */
 export const WORKPLACE = join(ROOT, 'out', 'snippets');
@@ -44,6 +45,7 @@ const SIZES: readonly (readonly [RegExp, string])[] = [
   [/\b768\b/g, '96'],
   [/(?<![\w-])336\b/g, '96'],
   [/--isa \w+/g, '--isa scalar'],
+  [/\b64,128,192\b/g, '16,32,48'],
 ];
 
 export function sized(code: string): string {
@@ -59,6 +61,7 @@ export async function makeWorkplace(): Promise<void> {
   };
   for (const [name, target] of Object.entries(FOLDERS)) symlinkSync(join(ROOT, target), place(name), 'junction');
   for (const [name, target] of Object.entries(FILES)) copyFileSync(join(ROOT, target), place(name));
+  for (const [name, json] of Object.entries(BENCHMARKS)) writeFileSync(place(name), `${JSON.stringify(json)}\n`);
   const head = await extractHead({ visionModel: join(ROOT, CLIP, 'onnx/vision_model.onnx') });
   for (const name of HEADS) await saveHead(head, place(name));
   if (!existsSync(join(ROOT, 'dist', 'index.js'))) throw new Error('there is no dist; npm run build:ts makes it');
