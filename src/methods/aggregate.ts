@@ -3,7 +3,7 @@
  * stands for it, so that indices stay distinct and every dropped patch is assigned to it.
  */
 import { choice, dropped, places } from './choice.js';
-import { type Matrix, rowsOf } from './matrix.js';
+import { addTo, type Matrix, rowsOf } from './matrix.js';
 import type { Choice } from './method.js';
 import { others } from './ranks.js';
 
@@ -37,8 +37,7 @@ export function withAggregate(
     Array.from(kept, (_, k) => (k < at ? k : Math.max(0, k - 1))),
   );
   const sum = new Float64Array(X.cols);
-  for (const patch of rest)
-    for (let c = 0; c < X.cols; c++) sum[c] += weight(patch, rest.length) * X.data[patch * X.cols + c];
+  for (const patch of rest) addTo(sum, X, patch, weight(patch, rest.length));
   data.set(sum, at * X.cols);
   const assignment = new Int32Array(X.rows).fill(at);
   kept.forEach((patch, k) => {

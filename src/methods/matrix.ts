@@ -45,6 +45,12 @@ export function rowsOf({ data, cols }: Matrix, which: ArrayLike<number>): Matrix
   return { data: own, rows: which.length, cols };
 }
 
+/** sum += weight x_row. */
+export function addTo(sum: Float64Array, { data, cols }: Matrix, row: number, weight: number): void {
+  const from = row * cols;
+  for (let c = 0; c < cols; c++) sum[c] += weight * data[from + c];
+}
+
 /** x W^T + b, [rows, out]. */
 export async function linear(backend: Backend, x: Matrix, { weight, bias }: LinearWeights): Promise<Matrix> {
   const layer = { weight: { data: weight, dims: [weight.length / x.cols, x.cols] }, bias };

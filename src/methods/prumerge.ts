@@ -3,10 +3,9 @@
  * one gathers the patches whose keys are nearest to its own, weighted by their attention; a patch may be gathered by several, so that
  * nothing is assigned.
  */
-import { dot } from '../kernels/numeric.js';
 import { boolean, finite, integer } from '../tensor.js';
 import { hasAggregate, withAggregate, withoutAggregate } from './aggregate.js';
-import { cosines, type Matrix, rowsOf } from './matrix.js';
+import { addTo, cosines, type Matrix, rowsOf } from './matrix.js';
 import { method } from './method.js';
 import { descending, others, outlierBound } from './ranks.js';
 import { TappedBlock } from './tapped.js';
@@ -100,14 +99,9 @@ function gathered(
   const tokens = rowsOf(X, kept);
   kept.forEach((patch, k) => {
     const neighbours = descending(near.data.subarray(k * P, (k + 1) * P), count, others(P, [patch]));
-    const weights = Float64Array.from(neighbours, (j) => attention[j]);
-    const column = new Float64Array(neighbours.length);
-    for (let c = 0; c < D; c++) {
-      neighbours.forEach((j, n) => {
-        column[n] = X.data[j * D + c];
-      });
-      tokens.data[k * D + c] += dot(weights, 0, column, 0, column.length);
-    }
+    const sum = new Float64Array(D);
+    for (const j of neighbours) addTo(sum, X, j, attention[j]);
+    for (let c = 0; c < D; c++) tokens.data[k * D + c] += sum[c];
   });
   return tokens;
 }
