@@ -7,17 +7,14 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Method, parseMethods } from '../src/cli/eval/methods.js';
 import { llavaImages } from '../src/cli/images/llava.js';
-import { tapsOf } from '../src/methods/index.js';
+import { METHOD_NAMES, tapsOf } from '../src/methods/index.js';
 import { openVisionModel } from '../src/vision/open.js';
 
 const MODELS = fileURLToPath(new URL('../models', import.meta.url));
 const RESULTS = fileURLToPath(new URL('./results', import.meta.url));
-const [
-  ,
-  ,
-  keepText = '16',
-  methodsText = 'desap,desap:alignment=mean,taskShare=1,uniform,fastervlm,vscan,cdpruner,divprune,dart',
-] = process.argv;
+const [DESAP, ...RIVALS] = METHOD_NAMES;
+const ALL = [DESAP, 'desap:preset=best', 'desap:alignment=mean,taskShare=1', ...RIVALS].join();
+const [, , keepText = '16', methodsText = ALL] = process.argv;
 
 interface Question {
   readonly image: string;
