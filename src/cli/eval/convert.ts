@@ -40,6 +40,9 @@ export async function convert(format: Format, { questions, annotations }: Source
   return annotations === undefined ? READERS[format as keyof typeof READERS](questions) : vqav2(questions, annotations);
 }
 
+/** Data sets are larger than what comes with a model. */
+const ANY_SIZE = Number.POSITIVE_INFINITY;
+
 const READERS = { pope, gqa, textvqa };
 
 /** A JSON object a line: `question_id`, `image`, `text`, `label`. */
@@ -63,7 +66,7 @@ async function pope(path: string): Promise<Line[]> {
 
 /** An object by question: `imageId`, `question`, `answer`, `types.structural`. */
 async function gqa(path: string): Promise<Line[]> {
-  return Object.entries(await readJson(path)).map(([id, value]) => {
+  return Object.entries(await readJson(path, ANY_SIZE)).map(([id, value]) => {
     const from = fields(`${path}: ${id}`, value);
     const types = from.given.types as { structural?: string } | undefined;
     return {
@@ -76,7 +79,7 @@ async function gqa(path: string): Promise<Line[]> {
 
 /** `data`: a list of `question_id`, `image_id`, `question`, `answers`. */
 async function textvqa(path: string): Promise<Line[]> {
-  return listOf(path, await readJson(path), 'data').map((from) => ({
+  return listOf(path, await readJson(path, ANY_SIZE), 'data').map((from) => ({
     ...{ id: from.id('question_id'), image: `${from.id('image_id')}.jpg`, question: from.text('question') },
     ...{ answer: from.texts('answers'), scoring: 'vqa' },
   }));
@@ -87,10 +90,13 @@ async function textvqa(path: string): Promise<Line[]> {
  * `question_id`, `answer_type`, and `answers`, each with `answer`.
  */
 async function vqav2(path: string, annotations: string): Promise<Line[]> {
-  const file = await readJson(path);
+  const file = await readJson(path, ANY_SIZE);
   const split = fields(path, file).text('data_subtype');
   const answers = new Map(
-    listOf(annotations, await readJson(annotations), 'annotations').map((from) => [from.id('question_id'), from]),
+    listOf(annotations, await readJson(annotations, ANY_SIZE), 'annotations').map((from) => [
+      from.id('question_id'),
+      from,
+    ]),
   );
   return listOf(path, file, 'questions').map((from) => {
     const id = from.id('question_id');

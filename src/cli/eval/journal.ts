@@ -2,9 +2,10 @@
  * The file of answers: a line of settings, then one line for each question that was asked. It is only ever appended to, so that an
  * evaluation that was stopped goes on behind its last whole line.
  */
-import { appendFile, truncate, writeFile } from 'node:fs/promises';
+import { appendFile, truncate } from 'node:fs/promises';
 import { DesapError, describe, mismatch } from '../../errors.js';
 import { isFile, readText } from '../../files.js';
+import { writeWhole } from '../../output-file.js';
 import type { Parts } from './examinee.js';
 
 /** What came of one row of the results for one question; the mean where a method draws. */
@@ -55,7 +56,7 @@ export class Journal {
    */
   static async open(path: string, settings: Settings): Promise<Journal> {
     if (!(await isFile(path))) {
-      await fileError(path, writeFile(path, `${JSON.stringify({ settings })}\n`));
+      await writeWhole(path, new TextEncoder().encode(`${JSON.stringify({ settings })}\n`));
       return new Journal(path, new Map());
     }
     const text = await readText(path);
