@@ -17,13 +17,15 @@ import { DISPOSE } from './dispose-symbols.js';
 import { invalid, mismatch, notFinite } from './errors.js';
 import { HostBuffer } from './host-buffer.js';
 import { ENCODINGS, type Encoding } from './kernels/kernels.js';
-import { type OptionNames, options } from './options.js';
+import { entries, type OptionNames, options } from './options.js';
 import { rotaryTables } from './rotary-tables.js';
 import {
   assertAlive,
   float32,
+  float32Array,
   floatData,
   integer,
+  isArray,
   matrix,
   object,
   oneOf,
@@ -193,8 +195,8 @@ export class BlockHead implements Disposable {
     images: readonly BlockInput[],
     given: Pick<BlockOptions, 'encoding'> = {},
   ): Promise<BlockAnalysis[]> {
-    if (!Array.isArray(images)) throw invalid('ERR_VALUE', 'images', images, 'a list of { hidden, ... }');
-    const inputs = images.map((image, b) => {
+    if (!isArray(images)) throw invalid('ERR_VALUE', 'images', images, 'a list of { hidden, ... }');
+    const inputs = entries('images', images).map((image, b) => {
       const argument = `images[${b}]`;
       return [`${argument}.`, options(argument, object(argument, image, '{ hidden, ... }'), INPUT)] as const;
     });
@@ -340,9 +342,9 @@ function checkInput(
 }
 
 function destination(argument: string, data: Float32Array, dims: readonly number[]): Float32Array {
-  if (!types.isFloat32Array(data)) throw invalid('ERR_DTYPE', argument, data, 'a Float32Array, or null');
-  floatData(argument, { data, dims });
-  return data;
+  const own = float32Array(argument, data, 'a Float32Array, or null');
+  floatData(argument, { data: own, dims });
+  return own;
 }
 
 /** What is written may lie neither over what is read nor over what else is written. */

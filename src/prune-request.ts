@@ -1,12 +1,13 @@
 import { type MaybePromise, orElse, type PruneRequest } from './devices/driver.js';
 import { describe, invalid, mismatch, notFinite } from './errors.js';
 import { ALIGNMENTS, type Alignment, COMPLEMENTS, type Complement } from './kernels/kernels.js';
-import { type OptionNames, options } from './options.js';
+import { type OptionNames, options, reading } from './options.js';
 import {
   boolean,
   type FloatMatrix,
   finite,
   integer,
+  isArray,
   matrix,
   oneOf,
   type TensorLike,
@@ -148,8 +149,9 @@ const TEXT: OptionNames<TextEmbeddings & Record<'ids' | 'words' | 'filtered', un
  * @throws DesapError `ERR_VALUE` for an unknown name
  */
 export function textEmbeddings(argument: string, text: Text): TextEmbeddings {
-  const isTensor = typeof text !== 'object' || !('embeddings' in text || 'tokens' in text);
-  return isTensor ? { embeddings: text } : options(argument, text as TextEmbeddings, TEXT, { tokens: 'embeddings' });
+  const isNamed = typeof text === 'object' && reading(argument, () => 'embeddings' in text || 'tokens' in text);
+  if (isNamed) return options(argument, text as TextEmbeddings, TEXT, { tokens: 'embeddings' });
+  return { embeddings: text as TensorLike };
 }
 
 /** How many of a count a share is, rounded half up. */
@@ -180,7 +182,7 @@ function singlePrecision(x: FloatMatrix): FloatMatrix {
 }
 
 export function isList<T>(given: T | readonly T[]): given is readonly T[] {
-  return Array.isArray(given);
+  return isArray(given);
 }
 
 /** Prunes several images for one text: what is wrong with it is wrong for no image in particular. */

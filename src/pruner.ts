@@ -8,7 +8,7 @@ import { invalid, mismatch } from './errors.js';
 import { checkHead, copyHead, type HeadWeights, loadHead } from './head.js';
 import { ImageAnalysis } from './image-analysis.js';
 import { ENCODINGS, type Encoding } from './kernels/kernels.js';
-import { type OptionNames, options } from './options.js';
+import { entries, type OptionNames, options } from './options.js';
 import { isList, PRUNE_OPTIONS, type PruneOptions, pruneRequest, type Text, withSharedText } from './prune-request.js';
 import { type PruneResult, pruneResult } from './prune-result.js';
 import { assertAlive, boolean, type FloatMatrix, floatData, matrix, object, oneOf, type TensorLike } from './tensor.js';
@@ -175,8 +175,9 @@ export class Pruner implements Disposable {
     given: BatchOptions,
     sync: boolean,
   ): MaybePromise<PruneResult[]> {
+    const choice: OneGoOptions = options('options', given, ONE_GO_OPTIONS);
     for (const key of ['task', 'saliency', 'features'] as const)
-      if (given && (given as PruneOptions)[key] !== undefined)
+      if (choice[key] !== undefined)
         throw mismatch(
           'ERR_VALUE',
           key,
@@ -184,8 +185,8 @@ export class Pruner implements Disposable {
           'none (analyze the images, and prune each with its own)',
         );
     const images = this.#images(hidden);
-    const prune = () => this.#prune(images, text, given, sync);
-    return isList(text) ? prune() : withSharedText(prune);
+    if (isList(text)) return this.#prune(images, entries('text', text), choice, sync);
+    return withSharedText(() => this.#prune(images, text, choice, sync));
   }
 
   #prune(
@@ -221,7 +222,9 @@ export class Pruner implements Disposable {
   }
 
   #images(hidden: TensorLike | readonly TensorLike[]): FloatMatrix[] {
-    return isList(hidden) ? hidden.map((one, b) => this.#image(`hidden[${b}]`, one)) : this.#split(hidden);
+    return isList(hidden)
+      ? entries('hidden', hidden).map((one, b) => this.#image(`hidden[${b}]`, one))
+      : this.#split(hidden);
   }
 
   #image(argument: string, hidden: TensorLike): FloatMatrix {

@@ -86,14 +86,14 @@ export function dimsOf(argument: string, tensor: TensorLike): readonly number[] 
   const count = field(`${argument}.dims`, given, 'length');
   if (!(count <= MOST_DIMS))
     throw mismatch('ERR_SHAPE', `${argument}.dims`, `${count} extents`, `at most ${MOST_DIMS}`);
-  const dims = entries(`${argument}.dims`, given);
+  const dims = entries(`${argument}.dims`, given as readonly number[]);
   if (!dims.every((extent) => Number.isSafeInteger(extent) && extent >= 0))
     throw invalid('ERR_SHAPE', `${argument}.dims`, dims, 'non-negative integers');
   return dims;
 }
 
 /** Whether a value is an array; a Proxy that was revoked is none. */
-function isArray(value: unknown): value is readonly number[] {
+export function isArray(value: unknown): value is readonly unknown[] {
   try {
     return Array.isArray(value);
   } catch {

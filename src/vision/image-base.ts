@@ -7,7 +7,7 @@ import type { Grid } from '../methods/method.js';
 import { type OptionNames, options } from '../options.js';
 import { PRUNE_OPTIONS, textEmbeddings } from '../prune-request.js';
 import { float32, oneOf, vector } from '../tensor.js';
-import { checkQuestion } from './check-question.js';
+import { checkQuestion } from './check-text.js';
 import type { TokenLayout } from './layout.js';
 import { asKept, choicesOf, type RivalOptions, rivalOf } from './method-choice.js';
 import { AskedSource, type MethodSource } from './method-source.js';

@@ -3,7 +3,8 @@ import { fileURLToPath } from 'node:url';
 import { isAnyArrayBuffer } from 'node:util/types';
 import { DesapError, invalid, mismatch } from '../../errors.js';
 import { readBytes } from '../../files.js';
-import { decode, MAX_PIXELS, rgbOf } from './decode.js';
+import { limits } from '../../limits.js';
+import { decode, rgbOf } from './decode.js';
 import type { RgbImage } from './extent.js';
 
 /** Decoded pixels: row-major, one byte a channel, 1 (grey) to 4 (RGBA) channels; a `RawImage` of Transformers.js, an `ImageData`. */
@@ -60,10 +61,10 @@ async function fromText(text: string): Promise<RgbImage> {
   const scheme = /^(https?|file|data|blob):/i.exec(text)?.[1].toLowerCase();
   switch (scheme) {
     case undefined:
-      if (text.length > 0 && text.length <= MAX_PATH) return decode(await readBytes(text), text);
+      if (text.length > 0 && text.length <= MAX_PATH) return decode(await readBytes(text, limits().imageBytes), text);
       throw mismatch('ERR_VALUE', 'image', `a string of ${text.length} characters`, WANTED);
     case 'file':
-      return decode(await readBytes(pathOf(text)), text);
+      return decode(await readBytes(pathOf(text), limits().imageBytes), text);
     case 'data':
       return decode(fromDataUrl(text), 'image');
     default:
@@ -135,12 +136,13 @@ function fromPixels(source: Pixels): RgbImage {
   const { data, width, height } = source;
   if (!isBytes(data)) throw invalid('ERR_DTYPE', 'image.data', data, 'Uint8Array or Uint8ClampedArray');
   const sizes = [width, height].every((edge) => Number.isSafeInteger(edge) && edge > 0);
-  if (!sizes || width * height > MAX_PIXELS)
+  const { imagePixels } = limits();
+  if (!sizes || width * height > imagePixels)
     throw mismatch(
       'ERR_SHAPE',
       'image',
       `${width} x ${height} pixels`,
-      `a width and a height, 1 to ${MAX_PIXELS} pixels`,
+      `a width and a height, 1 to ${imagePixels} pixels`,
     );
   const channels = source.channels ?? data.length / (width * height);
   if (![1, 2, 3, 4].includes(channels) || data.length !== width * height * channels)
