@@ -336,8 +336,8 @@ function checkInput(
     hidden: { ...all, rows, data: all.data.subarray(0, rows * width) },
     rotary: rotated ? rotaryTables({ cos, sin }, names, tables) : null,
     ...(unit === undefined ? { unit: null, units: rows } : unitsOf(`${prefix}unit`, unit, rows, all.rows)),
-    attention: attention && destination(`${prefix}attention`, attention, [rows, width]),
-    selfAttention: selfAttention && destination(`${prefix}selfAttention`, selfAttention, [rows, width]),
+    attention: attention == null ? attention : destination(`${prefix}attention`, attention, [rows, width]),
+    selfAttention: selfAttention === null ? null : destination(`${prefix}selfAttention`, selfAttention, [rows, width]),
   };
 }
 

@@ -6,7 +6,7 @@ import { type DeviceOptions, openWith } from './devices/open.js';
 import { DISPOSE } from './dispose-symbols.js';
 import { invalid, mismatch } from './errors.js';
 import { readInPlace } from './host-buffer.js';
-import { entries, type OptionNames, options } from './options.js';
+import { entries, isOf, type OptionNames, options } from './options.js';
 import { isList, PRUNE_OPTIONS, type PruneOptions, pruneRequest, type Text, withSharedText } from './prune-request.js';
 import { type PruneResult, pruneResult } from './prune-result.js';
 import { assertAlive, type FloatMatrix, float32, matrix, type Tensor, type TensorLike, vector } from './tensor.js';
@@ -163,7 +163,7 @@ export class ImageAnalysis implements Disposable {
     const textOf = eachOf('text', text, analyses.length);
     const optionsOf = eachOf('options', given, analyses.length);
     const requests = analyses.map((image, b) => {
-      if (!(image instanceof ImageAnalysis)) throw invalid('ERR_VALUE', `analyses[${b}]`, image, 'an ImageAnalysis');
+      if (!isOf(ImageAnalysis, image)) throw invalid('ERR_VALUE', `analyses[${b}]`, image, 'an ImageAnalysis');
       assertAlive(`analyses[${b}]`, image.#alive);
       if (image.#device !== analyses[0].#device)
         throw mismatch('ERR_VALUE', `analyses[${b}]`, `one of ${image.#device.device}`, 'analyses of one device');

@@ -23,6 +23,8 @@ export { HostBuffer } from './host-buffer.js';
 export type { AnalysisParts } from './image-analysis.js';
 export { ImageAnalysis } from './image-analysis.js';
 export type { Alignment, Complement, Encoding } from './kernels/kernels.js';
+export type { Limits } from './limits.js';
+export { limits } from './limits.js';
 export type { PruneOptions, Text, TextEmbeddings } from './prune-request.js';
 export type { PruneResult } from './prune-result.js';
 export type { AnalyzeOptions, BatchOptions, OneGoOptions } from './pruner.js';

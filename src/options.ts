@@ -55,6 +55,15 @@ export function entries<T>(argument: string, list: readonly T[]): T[] {
   return reading(argument, () => Array.from({ length: list.length }, (_, i) => list[i]));
 }
 
+/** Whether a value is an object of a class; one that fails when it is asked is none. */
+export function isOf<T>(Class: abstract new (...args: never) => T, value: unknown): value is T {
+  try {
+    return value instanceof Class;
+  } catch {
+    return false;
+  }
+}
+
 /** Looks at what a caller gave. */
 export function reading<T>(argument: string, look: () => T): T {
   try {

@@ -95,7 +95,7 @@ export function pruneRequest(
   if (text === null && how.matrices) throw mismatch('ERR_VALUE', 'matrices', 'true without a text', 'false, or a text');
   if (given.distances !== undefined && how.complement !== 'diversity')
     throw mismatch('ERR_VALUE', 'distances', `rows beside complement: '${how.complement}'`, "complement: 'diversity'");
-  const asked = text && checkText(argument, text, projectionDim);
+  const asked = text === null ? null : checkText(argument, text, projectionDim);
   const aligned = task === null || how.matrices ? asked : null;
   return {
     ...(aligned ?? { text: null, endOfText: 0 }),

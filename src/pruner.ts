@@ -185,8 +185,8 @@ export class Pruner implements Disposable {
           'none (analyze the images, and prune each with its own)',
         );
     const images = this.#images(hidden);
-    if (isList(text)) return this.#prune(images, entries('text', text), choice, sync);
-    return withSharedText(() => this.#prune(images, text, choice, sync));
+    const prune = () => this.#prune(images, text, choice, sync);
+    return isList(text) ? prune() : withSharedText(prune);
   }
 
   #prune(
@@ -197,14 +197,15 @@ export class Pruner implements Disposable {
   ): MaybePromise<PruneResult[]> {
     assertAlive('Pruner', this.#alive);
     const choice = options('options', given, ONE_GO_OPTIONS);
-    if (isList(text) && text.length !== images.length)
-      throw mismatch('ERR_SHAPE', 'text', `${text.length} texts`, `${images.length}, one per image`);
+    const texts = isList(text) ? entries('text', text) : null;
+    if (texts !== null && texts.length !== images.length)
+      throw mismatch('ERR_SHAPE', 'text', `${texts.length} texts`, `${images.length}, one per image`);
     const { classToken, projectionDim } = this.head;
     const requests = images.map(({ rows }, b) => {
       const shape = { patches: rows - Number(classToken), projectionDim };
-      return isList(text)
-        ? pruneRequest(`text[${b}]`, text[b], choice, shape)
-        : pruneRequest('text', text, choice, shape);
+      return texts === null
+        ? pruneRequest('text', text as Text | null, choice, shape)
+        : pruneRequest(`text[${b}]`, texts[b], choice, shape);
     });
     const outputs = typed(() => this.#head.prune(images, { encoding: encodingOf(choice) }, requests, sync));
     return after(outputs, (all) => all.map((output, b) => pruneResult(output, requests[b])));

@@ -43,7 +43,7 @@ export type ModelSource = string | Uint8Array | OnnxModel;
  */
 export function readModel(source: ModelSource, name?: string): OnnxModel {
   if (types.isUint8Array(source)) return parseModel(memorySource(name ?? 'model', source), null);
-  if (typeof source === 'object' && types.isMap(source?.initializers)) return source;
+  if (wasRead(source)) return source;
   if (typeof source !== 'string' || source === '')
     throw invalid(
       'ERR_VALUE',
@@ -59,6 +59,13 @@ export function readModel(source: ModelSource, name?: string): OnnxModel {
   }
   const file = { path, folder: dirname(resolve(source)) };
   return withFileSource(source, path, (bytes) => parseModel(bytes, file));
+}
+
+/** What {@link readModel} gave. */
+const READ = new WeakSet<object>();
+
+function wasRead(source: unknown): source is OnnxModel {
+  return READ.has(source as object);
 }
 
 function parseModel(source: ByteSource, file: NamingFile | null): OnnxModel {
@@ -80,7 +87,9 @@ function parseModel(source: ByteSource, file: NamingFile | null): OnnxModel {
   const { nodes, initializers, outputs, values } = parts;
   // Before IR version 4 every initialiser was listed as an input too.
   const inputs = parts.inputs.filter((value) => !initializers.has(value.name));
-  return { name: source.name, file, header, opset, nodes, initializers, inputs, outputs, values };
+  const model = { name: source.name, file, header, opset, nodes, initializers, inputs, outputs, values };
+  READ.add(model);
+  return model;
 }
 
 /** Reads a GraphProto inside of a node. Its inputs are in their order; names that it does not write are those of the graph around. */
