@@ -56,9 +56,9 @@ export function entries<T>(argument: string, list: readonly T[]): T[] {
 }
 
 /** Whether a value is an object of a class; one that fails when it is asked is none. */
-export function isOf<T>(Class: abstract new (...args: never) => T, value: unknown): value is T {
+export function isOf<T extends object>(Class: { readonly prototype: T }, value: unknown): value is T {
   try {
-    return value instanceof Class;
+    return value instanceof (Class as abstract new () => T);
   } catch {
     return false;
   }

@@ -194,6 +194,31 @@ function dataOf(argument: string, tensor: TensorLike): unknown {
   }
 }
 
+/** Memory of integers: int64, int32, or bool. */
+export type IntegerData = BigInt64Array | Int32Array | Uint8Array;
+
+/**
+ * An integer tensor of the caller's as it is now, checked for its element count; nothing is copied.
+ * @param wanted what it is, for messages
+ * @throws DesapError `ERR_DTYPE`, `ERR_SHAPE`
+ */
+export function integerData(
+  argument: string,
+  tensor: TensorLike,
+  wanted: string,
+): { readonly data: IntegerData; readonly dims: readonly number[] } {
+  if (!isTensor(tensor)) throw invalid('ERR_DTYPE', argument, tensor, wanted);
+  const dims = dimsOf(argument, tensor);
+  const type = field(argument, tensor, 'type');
+  const given = dataOf(argument, tensor);
+  if (!types.isUint8Array(given) && !types.isInt32Array(given) && !types.isBigInt64Array(given))
+    throw mismatch('ERR_DTYPE', argument, typeof type === 'string' ? type : describe(given), wanted);
+  const data: IntegerData = plain(given);
+  const size = dims.reduce((product, extent) => product * extent, 1);
+  if (data.length === size) return { data, dims };
+  throw mismatch('ERR_SHAPE', argument, `${data.length} elements for dims [${dims.join(', ')}]`, `${size} elements`);
+}
+
 /** Whether a value is a tensor of ONNX Runtime, of Transformers.js or of the same form: whether it has `dims`. */
 export function isTensor(value: unknown): value is TensorLike {
   try {

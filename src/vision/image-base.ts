@@ -4,7 +4,7 @@ import { DesapError, invalid, mismatch, notFinite } from '../errors.js';
 import type { ImageAnalysis, PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
 import type { Grid } from '../methods/method.js';
-import { type OptionNames, options } from '../options.js';
+import { type OptionNames, options, reading } from '../options.js';
 import { PRUNE_OPTIONS, textEmbeddings } from '../prune-request.js';
 import { float32, oneOf, vector } from '../tensor.js';
 import { checkQuestion } from './check-text.js';
@@ -294,7 +294,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     if (typeof question === 'string')
       return this.owner.encodeQuestion(checkQuestion(question)).catch(rethrow(asQuestion));
     if (question === null && taskShare === 0) return null;
-    if (typeof question === 'object' && question !== null && 'embeddings' in question)
+    if (typeof question === 'object' && question !== null && reading('question', () => 'embeddings' in question))
       return textEmbeddings('question', question);
     throw invalid('ERR_VALUE', 'question', question, 'a text, its embeddings, or null with taskShare: 0');
   }

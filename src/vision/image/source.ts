@@ -1,9 +1,11 @@
 /** The forms in which an image is given. Objects are recognised by their properties, since their class may be another realm's. */
 import { fileURLToPath } from 'node:url';
-import { isAnyArrayBuffer } from 'node:util/types';
-import { DesapError, invalid, mismatch } from '../../errors.js';
+import { types } from 'node:util';
+import { DesapError, describe, invalid, mismatch } from '../../errors.js';
 import { readBytes } from '../../files.js';
 import { limits } from '../../limits.js';
+import { fields } from '../../options.js';
+import { isArray, plain } from '../../tensor.js';
 import { decode, rgbOf } from './decode.js';
 import type { RgbImage } from './extent.js';
 
@@ -43,19 +45,19 @@ const MAX_PATH = 4096;
 export async function readImage(source: ImageSource): Promise<RgbImage> {
   if (typeof source === 'string') return fromText(source);
   if (typeof source !== 'object' || source === null) throw invalid('ERR_VALUE', 'image', source, WANTED);
-  if (isAnyArrayBuffer(source) || ArrayBuffer.isView(source)) return decode(copyOf(source), 'image');
-  const parts = source as { href?: unknown; arrayBuffer?: unknown; dims?: unknown } & Partial<Pixels>;
+  if (types.isAnyArrayBuffer(source) || ArrayBuffer.isView(source)) return decode(copyOf(source), 'image');
+  const parts = fields<Parts>('image', source as Parts, [
+    ...(['href', 'arrayBuffer', 'dims', 'data', 'width', 'height', 'channels'] as const),
+  ]);
   if (typeof parts.href === 'string') return fromText(parts.href);
   if (typeof parts.arrayBuffer === 'function') return decode(await bytesOf(source as Blob), 'image');
   if (parts.dims === undefined && ArrayBuffer.isView(parts.data)) return fromPixels(parts as Pixels);
-  throw mismatch('ERR_VALUE', 'image', describe(source), WANTED);
+  if (parts.dims !== undefined) throw mismatch('ERR_VALUE', 'image', `a tensor ${describe(parts.dims)}`, WANTED);
+  throw mismatch('ERR_VALUE', 'image', isArray(source) ? `an array of ${source.length}` : describe(source), WANTED);
 }
 
-function describe(source: object): string {
-  const { dims } = source as { dims?: unknown };
-  if (Array.isArray(dims)) return `a tensor [${dims.join(', ')}]`;
-  return Array.isArray(source) ? `an array of ${source.length}` : (source.constructor?.name ?? 'an object');
-}
+/** What tells the forms of an image apart. */
+type Parts = { readonly href?: unknown; readonly arrayBuffer?: unknown; readonly dims?: unknown } & Partial<Pixels>;
 
 async function fromText(text: string): Promise<RgbImage> {
   const scheme = /^(https?|file|data|blob):/i.exec(text)?.[1].toLowerCase();
@@ -133,15 +135,17 @@ function isBytes(view: ArrayBufferView): boolean {
 }
 
 function fromPixels(source: Pixels): RgbImage {
-  const { data, width, height } = source;
-  if (!isBytes(data)) throw invalid('ERR_DTYPE', 'image.data', data, 'Uint8Array or Uint8ClampedArray');
+  const { width, height } = source;
+  if (!types.isUint8Array(source.data) && !types.isUint8ClampedArray(source.data))
+    throw invalid('ERR_DTYPE', 'image.data', source.data, 'Uint8Array or Uint8ClampedArray');
+  const data = plain(source.data);
   const sizes = [width, height].every((edge) => Number.isSafeInteger(edge) && edge > 0);
   const { imagePixels } = limits();
   if (!sizes || width * height > imagePixels)
     throw mismatch(
       'ERR_SHAPE',
       'image',
-      `${width} x ${height} pixels`,
+      `${describe(width)} x ${describe(height)} pixels`,
       `a width and a height, 1 to ${imagePixels} pixels`,
     );
   const channels = source.channels ?? data.length / (width * height);
@@ -149,7 +153,7 @@ function fromPixels(source: Pixels): RgbImage {
     throw mismatch(
       'ERR_SHAPE',
       'image.data',
-      `${data.length} bytes for ${width} x ${height} pixels of ${channels} channels`,
+      `${data.length} bytes for ${width} x ${height} pixels of ${describe(channels)} channels`,
       '1 to 4 bytes a pixel',
     );
   return rgbOf({ data: copyOf(data), width, height, channels });
