@@ -19,7 +19,8 @@ import type { VisionModel } from './vision-model.js';
  *   else as the family's own `open`
  */
 export async function openVisionModel(model: string, options: VisionModelOptions = {}): Promise<VisionModel> {
-  const given = reading('options', () => ({ ...object('options', options) }));
+  object('options', options);
+  const given = reading('options', () => ({ ...options }));
   const files = await locateModel(model, given.dtype);
   const config = await readConfig(files.folder);
   return familyOf(join(files.folder, 'config.json'), config).open({ ...files, config }, given);
