@@ -14,6 +14,7 @@ import {
 import { chmod, copyFile, lstat, readlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import sharp from 'sharp';
 import { afterEach, describe, expect, test } from 'vitest';
 import { readQuestions } from '../src/cli/eval/questions.js';
 import { loadBlock, loadHead, saveHead } from '../src/index.js';
@@ -382,3 +383,21 @@ test.each([[[1, 3, 40_000, 40_000]], [[10_000_000, 3, 2, 2]]])(
     );
   },
 );
+
+test.each([
+  [10_000, 1],
+  [1, 100_000],
+])('a picture of %i x %i pixels costs no more than what is cropped of it', async (width, height) => {
+  const png = await sharp({ create: { width, height, channels: 3, background: '#123456' } })
+    .png()
+    .toBuffer();
+  const size = { size: { shortest_edge: 336 }, crop_size: 336 };
+  const start = performance.now();
+  expect((await (await ImageProcessor.open(size)).process(png)).dims).toEqual([1, 3, 336, 336]);
+  expect(performance.now() - start).toBeLessThan(10_000);
+  // Without a crop it would be enormous.
+  await expect((await ImageProcessor.open({ ...size, do_center_crop: false })).process(png)).rejects.toMatchObject({
+    code: 'ERR_VALUE',
+    message: expect.stringContaining('1 to 16777216 pixels in the end'),
+  });
+});

@@ -4,6 +4,8 @@ import { DesapError } from '../../src/errors.js';
 import { limits } from '../../src/limits.js';
 import type { Attribute } from '../../src/onnx/format/messages.js';
 import { readModel } from '../../src/onnx/format/model.js';
+import { readTensor } from '../../src/onnx/format/stored-tensor.js';
+import { memorySource } from '../../src/onnx/format/wire.js';
 import { readLastBlock } from '../../src/onnx/last-block.js';
 import { readSiglipText } from '../../src/onnx/siglip-text.js';
 import { readText } from '../../src/onnx/text.js';
@@ -164,6 +166,13 @@ describe('messages with more than a call takes arguments', () => {
     const value = graph.add('Identity', [at], { v: { ints: list } });
     expect(readModel(finished({ graph }, value)).nodes[0].attributes.get('v')?.ints).toHaveLength(MANY);
   });
+});
+
+test('fractions among the numbers of an integer tensor are refused', () => {
+  const bytes = new Uint8Array([0x08, 1, 0x10, INT64, 0x42, 1, 0x77, 0x25, 0, 0, 0xc0, 0x3f]);
+  expect(() => readTensor(memorySource('w', bytes))).toThrow(
+    expect.objectContaining({ code: 'ERR_FILE', message: expect.stringContaining('no integers') }),
+  );
 });
 
 describe('the limit graphNodes', () => {
