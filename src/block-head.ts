@@ -342,9 +342,9 @@ function checkInput(
 }
 
 function destination(argument: string, data: Float32Array, dims: readonly number[]): Float32Array {
-  const own = float32Array(argument, data, 'a Float32Array, or null');
-  floatData(argument, { data: own, dims });
-  return own;
+  floatData(argument, { data: float32Array(argument, data, 'a Float32Array, or null'), dims });
+  // The caller's own array: it is what the analysis hands out.
+  return data;
 }
 
 /** What is written may lie neither over what is read nor over what else is written. */
