@@ -17,13 +17,15 @@ import { DISPOSE } from './dispose-symbols.js';
 import { invalid, mismatch, notFinite } from './errors.js';
 import { HostBuffer } from './host-buffer.js';
 import { ENCODINGS, type Encoding } from './kernels/kernels.js';
-import { type OptionNames, options } from './options.js';
+import { entries, type OptionNames, options } from './options.js';
 import { rotaryTables } from './rotary-tables.js';
 import {
   assertAlive,
   float32,
+  float32Array,
   floatData,
   integer,
+  isArray,
   matrix,
   object,
   oneOf,
@@ -193,8 +195,8 @@ export class BlockHead implements Disposable {
     images: readonly BlockInput[],
     given: Pick<BlockOptions, 'encoding'> = {},
   ): Promise<BlockAnalysis[]> {
-    if (!Array.isArray(images)) throw invalid('ERR_VALUE', 'images', images, 'a list of { hidden, ... }');
-    const inputs = images.map((image, b) => {
+    if (!isArray(images)) throw invalid('ERR_VALUE', 'images', images, 'a list of { hidden, ... }');
+    const inputs = entries('images', images).map((image, b) => {
       const argument = `images[${b}]`;
       return [`${argument}.`, options(argument, object(argument, image, '{ hidden, ... }'), INPUT)] as const;
     });
@@ -334,14 +336,14 @@ function checkInput(
     hidden: { ...all, rows, data: all.data.subarray(0, rows * width) },
     rotary: rotated ? rotaryTables({ cos, sin }, names, tables) : null,
     ...(unit === undefined ? { unit: null, units: rows } : unitsOf(`${prefix}unit`, unit, rows, all.rows)),
-    attention: attention && destination(`${prefix}attention`, attention, [rows, width]),
-    selfAttention: selfAttention && destination(`${prefix}selfAttention`, selfAttention, [rows, width]),
+    attention: attention == null ? attention : destination(`${prefix}attention`, attention, [rows, width]),
+    selfAttention: selfAttention === null ? null : destination(`${prefix}selfAttention`, selfAttention, [rows, width]),
   };
 }
 
 function destination(argument: string, data: Float32Array, dims: readonly number[]): Float32Array {
-  if (!types.isFloat32Array(data)) throw invalid('ERR_DTYPE', argument, data, 'a Float32Array, or null');
-  floatData(argument, { data, dims });
+  floatData(argument, { data: float32Array(argument, data, 'a Float32Array, or null'), dims });
+  // The caller's own array: it is what the analysis hands out.
   return data;
 }
 

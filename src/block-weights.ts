@@ -1,9 +1,9 @@
-import { types } from 'node:util';
 import { alternatives, DesapError, invalid, mismatch } from './errors.js';
-import { writeWhole } from './files.js';
 import { CONFIG_KEY, fileConfig, type LinearWeights } from './head.js';
+import { fields } from './options.js';
+import { writeWhole } from './output-file.js';
 import { formatSafeTensors, parseSafeTensors, readSafeTensors, type SafeTensors, toFloat32 } from './safetensors.js';
-import { nonEmpty, object } from './tensor.js';
+import { bytesOf, float32Array, nonEmpty, object } from './tensor.js';
 
 /** A linear layer whose bias may be missing: `weight` [out, in] row-major, `bias` [out] or null. */
 export interface OptionalBias {
@@ -90,22 +90,41 @@ const HEAD_LAYERS: readonly Layer<Exclude<keyof SiglipHead, 'mlpWidth' | 'probe'
   { field: 'fc2', key: 'fc2', shape: (d, f) => [d, f], bias: 'always' },
 ];
 
+const FIELDS: readonly (keyof BlockWeights)[] = [
+  ...(['width', 'heads', 'norm', 'epsilon', 'siglip'] as const),
+  ...LAYERS.map((layer) => layer.field),
+];
+const HEAD_FIELDS: readonly (keyof SiglipHead)[] = ['mlpWidth', 'probe', ...HEAD_LAYERS.map((layer) => layer.field)];
+
+/** The names that its tensors have in files. */
+const TENSORS: ReadonlySet<string> = new Set(
+  [PACKED, ...[...LAYERS, ...HEAD_LAYERS].map(({ key }) => key)]
+    .flatMap((key) => [`${key}.weight`, `${key}.bias`])
+    .concat('probe'),
+);
+const isWeight = (name: string) => TENSORS.has(name.replace(/^weight\./, ''));
+
 const sizeOf = (shape: readonly number[]) => shape.reduce((product, extent) => product * extent, 1);
 
 /**
- * Checks a block once, at the boundary: its numbers, the extents of its layers, and every value for NaN and Inf.
+ * Checks a block once, at the boundary: its numbers, the extents of its layers, and every value for NaN and Inf. What it gives is as it
+ * was then: each field was read once. The weights are not copied.
  * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, `ERR_NOT_FINITE`
  */
 export function checkBlock(block: BlockWeights, name = 'block'): BlockWeights {
-  const { width, heads, norm, epsilon, siglip } = object(name, block, 'the weights of a block');
+  const given = fields(name, object(name, block, 'the weights of a block'), FIELDS);
+  const { width, heads, norm, epsilon, siglip } = given;
   positive(`${name}.width`, width);
   positive(`${name}.heads`, heads);
   if (width % heads !== 0) throw invalid('ERR_VALUE', `${name}.heads`, heads, `a divisor of the width ${width}`);
   if (norm !== 'layer' && norm !== 'rms')
     throw invalid('ERR_VALUE', `${name}.norm`, norm, alternatives(['layer', 'rms']));
-  if (!(epsilon > 0 && epsilon < 1)) throw invalid('ERR_VALUE', `${name}.epsilon`, epsilon, 'a number between 0 and 1');
-  for (const layer of LAYERS) checkLayer(`${name}.${layer.field}`, block[layer.field], layer, width, 0);
-  const { bias } = block.norm1;
+  if (typeof epsilon !== 'number' || !(epsilon > 0 && epsilon < 1))
+    throw invalid('ERR_VALUE', `${name}.epsilon`, epsilon, 'a number between 0 and 1');
+  const layers = Object.fromEntries(
+    LAYERS.map((layer) => [layer.field, checkLayer(`${name}.${layer.field}`, given[layer.field], layer, width, 0)]),
+  ) as Record<(typeof LAYERS)[number]['field'], OptionalBias>;
+  const { bias } = layers.norm1;
   if ((bias === null) !== (norm === 'rms'))
     throw mismatch(
       'ERR_VALUE',
@@ -113,31 +132,48 @@ export function checkBlock(block: BlockWeights, name = 'block'): BlockWeights {
       bias === null ? 'none' : 'one',
       norm === 'rms' ? "null, which the norm 'rms' has" : "a bias, which the norm 'layer' has",
     );
-  if (siglip === null) return block;
-  const { mlpWidth, probe } = object(`${name}.siglip`, siglip, "SigLIP's pooling head, or null");
-  positive(`${name}.siglip.mlpWidth`, mlpWidth);
-  checkValues(`${name}.siglip.probe`, probe, width);
-  for (const layer of HEAD_LAYERS)
-    checkLayer(`${name}.siglip.${layer.field}`, siglip[layer.field], layer, width, mlpWidth);
-  return block;
+  const checked = { width, heads, norm, epsilon, ...layers };
+  return { ...checked, siglip: siglip === null ? null : checkSiglip(`${name}.siglip`, siglip, width) };
+}
+
+function checkSiglip(name: string, siglip: SiglipHead, width: number): SiglipHead {
+  const given = fields(name, object(name, siglip, "SigLIP's pooling head, or null"), HEAD_FIELDS);
+  const { mlpWidth } = given;
+  positive(`${name}.mlpWidth`, mlpWidth);
+  const probe = checkValues(`${name}.probe`, given.probe, width);
+  const layers = HEAD_LAYERS.map((layer) => [
+    layer.field,
+    checkLayer(`${name}.${layer.field}`, given[layer.field], layer, width, mlpWidth),
+  ]);
+  return { mlpWidth, probe, ...Object.fromEntries(layers) } as SiglipHead;
 }
 
 function positive(name: string, value: number): void {
   if (!Number.isSafeInteger(value) || value < 1) throw invalid('ERR_VALUE', name, value, 'a positive integer');
 }
 
-function checkLayer(name: string, given: OptionalBias, layer: Layer<string>, width: number, mlpWidth: number): void {
-  const { weight, bias } = object(name, given, '{ weight, bias }');
+function checkLayer(
+  name: string,
+  given: OptionalBias,
+  layer: Layer<string>,
+  width: number,
+  mlpWidth: number,
+): OptionalBias {
+  const { weight, bias } = fields(name, object(name, given, '{ weight, bias }'), ['weight', 'bias']);
   const shape = layer.shape(width, mlpWidth);
-  checkValues(`${name}.weight`, weight, sizeOf(shape));
-  if (bias !== null || layer.bias === 'always') checkValues(`${name}.bias`, bias, shape[0]);
+  const isBiased = bias !== null || layer.bias === 'always';
+  return {
+    weight: checkValues(`${name}.weight`, weight, sizeOf(shape)),
+    bias: isBiased ? checkValues(`${name}.bias`, bias, shape[0]) : null,
+  };
 }
 
-function checkValues(name: string, data: Float32Array | null, length: number): void {
-  if (!types.isFloat32Array(data)) throw invalid('ERR_DTYPE', name, data, 'a Float32Array');
+function checkValues(name: string, values: Float32Array | null, length: number): Float32Array {
+  const data = float32Array(name, values);
   if (data.length !== length) throw mismatch('ERR_SHAPE', name, `${data.length} elements`, `${length} elements`);
   const bad = data.findIndex((value) => !Number.isFinite(value));
   if (bad >= 0) throw mismatch('ERR_NOT_FINITE', name, `${data[bad]} at element ${bad}`, 'finite weights');
+  return data;
 }
 
 /** What the metadata of a block file says in JSON. */
@@ -219,10 +255,8 @@ function partOf({ weight, bias }: OptionalBias, part: number): OptionalBias {
  * @throws DesapError `ERR_FILE`, `ERR_VALUE`, `ERR_SHAPE`, `ERR_NOT_FINITE`
  */
 export async function loadBlock(source: string | Uint8Array | ArrayBuffer): Promise<BlockWeights> {
-  if (typeof source === 'string') return blockFromSafeTensors(await readSafeTensors(source), source);
-  if (!types.isUint8Array(source) && !types.isAnyArrayBuffer(source))
-    throw invalid('ERR_VALUE', 'source', source, 'the path or the bytes of a block file');
-  const bytes = types.isUint8Array(source) ? source : new Uint8Array(source);
+  if (typeof source === 'string') return blockFromSafeTensors(await readSafeTensors(source, isWeight), source);
+  const bytes = bytesOf('source', source, 'the path or the bytes of a block file');
   return blockFromSafeTensors(parseSafeTensors(bytes, 'block'), 'block');
 }
 
@@ -242,8 +276,9 @@ export function copyBlock(block: BlockWeights): BlockWeights {
 }
 
 /** The bytes of a block file. */
-export function formatBlock(block: BlockWeights): Uint8Array {
-  const { width, heads, norm, epsilon, siglip } = checkBlock(block);
+export function formatBlock(given: BlockWeights): Uint8Array {
+  const block = checkBlock(given);
+  const { width, heads, norm, epsilon, siglip } = block;
   const tensors: Record<string, { data: Float32Array; shape: readonly number[] }> = {};
   const add = ({ key, shape }: Layer<string>, { weight, bias }: OptionalBias) => {
     const extents = shape(width, siglip?.mlpWidth ?? 0);

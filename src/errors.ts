@@ -1,3 +1,5 @@
+import { types } from 'node:util';
+
 /** What went wrong, for programs. Every error that this package throws on purpose is a {@link DesapError} with one of these. */
 export type DesapErrorCode =
   /** A tensor has the wrong rank or a wrong extent. */
@@ -90,15 +92,41 @@ export function naming<T>(argument: string, stage: () => T, image?: number): T {
   }
 }
 
-/** Characters of a string that a message quotes. */
+/** Characters of a string, and entries of a list, that a message quotes. */
 const LONGEST = 200;
+const MOST_ENTRIES = 32;
 
-/** A value as a message says it: strings are quoted, in lists too. */
+/** A value as a message says it: strings are quoted, in lists too. Whatever the value does when it is looked at, nothing is thrown. */
 export function describe(value: unknown): string {
-  if (typeof value === 'string') return `'${value.length > LONGEST ? `${value.slice(0, LONGEST)}...` : value}'`;
-  if (typeof value === 'number' || typeof value === 'bigint' || value === null || value === undefined)
-    return String(value);
-  if (typeof value === 'boolean') return String(value);
-  if (Array.isArray(value)) return `[${value.map(describe).join(', ')}]`;
-  return (value as object).constructor?.name ?? typeof value;
+  try {
+    return described(value, []);
+  } catch {
+    return 'a value that fails when it is looked at';
+  }
+}
+
+/** @param around the lists that the value is in */
+function described(value: unknown, around: readonly unknown[]): string {
+  if (typeof value === 'string') return `'${shortened(value)}'`;
+  if (typeof value === 'function') return 'a function';
+  if (typeof value !== 'object' || value === null) return String(value);
+  if (types.isProxy(value)) return 'a Proxy';
+  if (Array.isArray(value)) return listed(value, around);
+  const { name } = (value as { constructor?: { name?: unknown } }).constructor ?? {};
+  return typeof name === 'string' && name !== '' ? shortened(name) : 'an object';
+}
+
+function listed(list: readonly unknown[], around: readonly unknown[]): string {
+  if (around.includes(list)) return '[...]';
+  const entries = list.slice(0, MOST_ENTRIES).map((entry) => described(entry, [...around, list]));
+  return `[${entries.join(', ')}${list.length > MOST_ENTRIES ? `, ... ${list.length} in all` : ''}]`;
+}
+
+function shortened(text: string): string {
+  return text.length > LONGEST ? `${text.slice(0, LONGEST)}...` : text;
+}
+
+/** What was thrown, in words: anything can be. */
+export function messageOf(thrown: unknown): string {
+  return types.isNativeError(thrown) ? String(thrown.message) : describe(thrown);
 }

@@ -1,8 +1,8 @@
-import { types } from 'node:util';
 import { DesapError, invalid, mismatch } from './errors.js';
-import { writeWhole } from './files.js';
+import { field, fields } from './options.js';
+import { writeWhole } from './output-file.js';
 import { formatSafeTensors, parseSafeTensors, readSafeTensors, type SafeTensors, toFloat32 } from './safetensors.js';
-import { nonEmpty, object } from './tensor.js';
+import { boolean, bytesOf, float32Array, nonEmpty, object } from './tensor.js';
 
 /** A linear layer y = x W^T + b: `weight` is [out, in] row-major, `bias` is [out]. */
 export interface LinearWeights {
@@ -47,48 +47,70 @@ const LAYERS = [
   ['postNorm', 'post_ln'],
 ] as const;
 
+const FIELDS: readonly (keyof HeadWeights)[] = [
+  ...(['width', 'heads', 'projectionDim', 'classToken', 'epsilon'] as const),
+  ...LAYERS.map(([layer]) => layer),
+  'visualProjection',
+];
+
+/** The names that its tensors have in files. */
+const TENSORS: ReadonlySet<string> = new Set(
+  LAYERS.flatMap(([, key]) => [`${key}.weight`, `${key}.bias`]).concat('visual_projection.weight'),
+);
+const isWeight = (name: string) => TENSORS.has(name.replace(/^weight\./, ''));
+
 /** Where the configuration of a head or a block lies in the metadata of its `.safetensors` file. */
 export const CONFIG_KEY = 'desap.head';
 
 /**
- * Checks a head once, at the boundary: extents against `width`, `heads` and `projectionDim`, and every value for NaN and Inf.
+ * Checks a head once, at the boundary: extents against `width`, `heads` and `projectionDim`, and every value for NaN and Inf. What it
+ * gives is as it was then: each field was read once. The weights are not copied.
  * @throws DesapError `ERR_SHAPE`, `ERR_VALUE`, `ERR_NOT_FINITE`
  */
 export function checkHead(head: HeadWeights, name = 'head'): HeadWeights {
-  const { width, heads, projectionDim, epsilon } = object(name, head, 'the weights of a head');
-  if (projectionDim === undefined && 'embedding' in head)
+  const given = fields(name, object(name, head, 'the weights of a head'), FIELDS);
+  const { width, heads, projectionDim, classToken, epsilon } = given;
+  if (projectionDim === undefined && field(name, head as { embedding?: unknown }, 'embedding') !== undefined)
     throw mismatch('ERR_VALUE', name, "the unknown field 'embedding'", 'projectionDim, its name now');
   for (const [key, value] of Object.entries({ width, heads, projectionDim }))
     if (!Number.isSafeInteger(value) || value < 1)
       throw invalid('ERR_VALUE', `${name}.${key}`, value, 'a positive integer');
   if (width % heads !== 0) throw invalid('ERR_VALUE', `${name}.heads`, heads, `a divisor of the width ${width}`);
-  if (!(epsilon > 0 && epsilon < 1)) throw invalid('ERR_VALUE', `${name}.epsilon`, epsilon, 'a number between 0 and 1');
-  if (typeof head.classToken !== 'boolean')
-    throw invalid('ERR_VALUE', `${name}.classToken`, head.classToken, 'true or false');
-  for (const [field] of LAYERS) {
-    const isNorm = field === 'ln1' || field === 'postNorm';
-    checkLayer(`${name}.${field}`, head[field], { weight: isNorm ? width : width * width, bias: width });
-  }
-  checkWeights(`${name}.visualProjection`, head.visualProjection, projectionDim * width);
-  return head;
+  if (typeof epsilon !== 'number' || !(epsilon > 0 && epsilon < 1))
+    throw invalid('ERR_VALUE', `${name}.epsilon`, epsilon, 'a number between 0 and 1');
+  boolean(`${name}.classToken`, classToken);
+  const layers = LAYERS.map(([layer]) => {
+    const isNorm = layer === 'ln1' || layer === 'postNorm';
+    const want = { weight: isNorm ? width : width * width, bias: width };
+    return [layer, checkLayer(`${name}.${layer}`, given[layer], want)];
+  });
+  return {
+    ...{ width, heads, projectionDim, classToken, epsilon },
+    ...(Object.fromEntries(layers) as Record<(typeof LAYERS)[number][0], LinearWeights>),
+    visualProjection: checkWeights(`${name}.visualProjection`, given.visualProjection, projectionDim * width),
+  };
 }
 
 /**
- * Checks a layer: how many elements its weight and its bias have, and every value for NaN and Inf.
+ * Checks a layer: how many elements its weight and its bias have, and every value for NaN and Inf. What it gives is as it was then; the
+ * weights are not copied.
  * @throws DesapError `ERR_VALUE`, `ERR_DTYPE`, `ERR_SHAPE`, `ERR_NOT_FINITE`
  */
-export function checkLayer(name: string, layer: LinearWeights, want: { weight: number; bias: number }): void {
-  const { weight, bias } = object(name, layer, '{ weight, bias }');
-  checkWeights(`${name}.weight`, weight, want.weight);
-  checkWeights(`${name}.bias`, bias, want.bias);
+export function checkLayer(name: string, layer: LinearWeights, want: { weight: number; bias: number }): LinearWeights {
+  const { weight, bias } = fields(name, object(name, layer, '{ weight, bias }'), ['weight', 'bias']);
+  return {
+    weight: checkWeights(`${name}.weight`, weight, want.weight),
+    bias: checkWeights(`${name}.bias`, bias, want.bias),
+  };
 }
 
-function checkWeights(name: string, data: Float32Array, length: number): void {
-  if (!types.isFloat32Array(data)) throw invalid('ERR_DTYPE', name, data, 'a Float32Array');
+function checkWeights(name: string, given: Float32Array, length: number): Float32Array {
+  const data = float32Array(name, given);
   if (data.length !== length) throw mismatch('ERR_SHAPE', name, `${data.length} elements`, `${length} elements`);
   for (let i = 0; i < length; i++)
     if (!Number.isFinite(data[i]))
       throw mismatch('ERR_NOT_FINITE', name, `${data[i]} at element ${i}`, 'finite weights');
+  return data;
 }
 
 /**
@@ -155,11 +177,14 @@ export function fileConfig<T extends object>(file: SafeTensors, name: string, wa
       'ERR_FILE',
       `${name}: got a safetensors file without the metadata key '${CONFIG_KEY}', wanted ${wanted}`,
     );
+  let config: unknown;
   try {
-    return JSON.parse(json) as T;
+    config = JSON.parse(json);
   } catch (cause) {
     throw new DesapError('ERR_FILE', `${name}: the metadata key '${CONFIG_KEY}' is not JSON`, { cause });
   }
+  if (typeof config === 'object' && config !== null) return config as T;
+  throw invalid('ERR_FILE', `${name}: the metadata key '${CONFIG_KEY}'`, config, 'a JSON object');
 }
 
 /**
@@ -168,10 +193,8 @@ export function fileConfig<T extends object>(file: SafeTensors, name: string, wa
  * @throws DesapError `ERR_FILE`, `ERR_VALUE`, `ERR_SHAPE`, `ERR_NOT_FINITE`
  */
 export async function loadHead(source: string | Uint8Array | ArrayBuffer): Promise<HeadWeights> {
-  if (typeof source === 'string') return headFromSafeTensors(await readSafeTensors(source), source);
-  if (!types.isUint8Array(source) && !types.isAnyArrayBuffer(source))
-    throw invalid('ERR_VALUE', 'source', source, 'the path or the bytes of a head file');
-  const bytes = types.isUint8Array(source) ? source : new Uint8Array(source);
+  if (typeof source === 'string') return headFromSafeTensors(await readSafeTensors(source, isWeight), source);
+  const bytes = bytesOf('source', source, 'the path or the bytes of a head file');
   return headFromSafeTensors(parseSafeTensors(bytes, 'head'), 'head');
 }
 
@@ -192,8 +215,9 @@ export function copyHead(head: HeadWeights): HeadWeights {
 }
 
 /** The bytes of a head file. */
-export function formatHead(head: HeadWeights): Uint8Array {
-  const { width, projectionDim } = checkHead(head);
+export function formatHead(given: HeadWeights): Uint8Array {
+  const head = checkHead(given);
+  const { width, projectionDim } = head;
   const tensors: Record<string, { data: Float32Array; shape: number[] }> = {};
   for (const [field, key] of LAYERS) {
     const isNorm = field === 'ln1' || field === 'postNorm';

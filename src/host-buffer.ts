@@ -4,8 +4,8 @@ import { availableCudaAddon, cudaStatus } from './devices/cuda.js';
 import { typed } from './devices/native-error.js';
 import { DISPOSE } from './dispose-symbols.js';
 import { alternatives, DesapError, invalid } from './errors.js';
-import { options } from './options.js';
-import { assertAlive, boolean, type FloatData, Tensor } from './tensor.js';
+import { entries, options } from './options.js';
+import { assertAlive, boolean, type FloatData, isArray, Tensor } from './tensor.js';
 
 /** Element types of a {@link HostBuffer}'s tensors. */
 export type HostType = 'float32' | 'float16';
@@ -20,6 +20,7 @@ export interface HostBufferOptions {
 }
 
 const BYTES = { float32: 4, float16: 2 } as const;
+const MOST_BYTES = 2 ** 46;
 
 /** The memory of every buffer that asynchronous calls read in place. */
 const IN_PLACE = new WeakSet<ArrayBufferLike>();
@@ -74,6 +75,8 @@ export class HostBuffer implements Disposable {
   readonly pinned: boolean;
 
   private constructor(byteLength: number, given: HostBufferOptions = {}) {
+    if (!Number.isInteger(byteLength) || byteLength < 1 || byteLength > MOST_BYTES)
+      throw invalid('ERR_VALUE', 'byteLength', byteLength, '1 to 2^46 bytes');
     const { pinned } = options('options', given, { pinned: true });
     if (pinned !== undefined) boolean('pinned', pinned);
     const cuda = pinned === false ? null : availableCudaAddon();
@@ -171,9 +174,9 @@ export class HostBuffer implements Disposable {
         'ERR_DETACHED',
         'HostBuffer: its arrayBuffer was transferred to someone else, who has the memory now',
       );
-    const room = this.byteLength - offset;
-    if (!Number.isInteger(offset) || offset < 0 || offset % size !== 0 || room < 0)
+    if (!Number.isInteger(offset) || offset < 0 || offset % size !== 0 || offset > this.byteLength)
       throw invalid('ERR_VALUE', 'offset', offset, `a multiple of ${size} from 0 to ${this.byteLength} bytes`);
+    const room = this.byteLength - offset;
     const count = length ?? Math.floor(room / size);
     if (!Number.isInteger(count) || count < 0 || count * size > room)
       throw invalid(
@@ -187,8 +190,10 @@ export class HostBuffer implements Disposable {
 }
 
 function elementCount(type: HostType, dims: readonly number[]): number {
-  if (!Object.hasOwn(BYTES, type)) throw invalid('ERR_DTYPE', 'type', type, alternatives(Object.keys(BYTES)));
-  if (!Array.isArray(dims) || dims.some((extent) => !Number.isSafeInteger(extent) || extent < 1))
+  if (typeof type !== 'string' || !Object.hasOwn(BYTES, type))
+    throw invalid('ERR_DTYPE', 'type', type, alternatives(Object.keys(BYTES)));
+  const extents = isArray(dims) ? entries('dims', dims as readonly number[]) : [];
+  if (!isArray(dims) || extents.some((extent) => !Number.isSafeInteger(extent) || extent < 1))
     throw invalid('ERR_SHAPE', 'dims', dims, 'positive integers');
-  return dims.reduce((product, extent) => product * extent, 1);
+  return extents.reduce((product, extent) => product * extent, 1);
 }

@@ -6,7 +6,7 @@ import { type DeviceOptions, openWith } from './devices/open.js';
 import { DISPOSE } from './dispose-symbols.js';
 import { invalid, mismatch } from './errors.js';
 import { readInPlace } from './host-buffer.js';
-import { type OptionNames, options } from './options.js';
+import { entries, isOf, type OptionNames, options } from './options.js';
 import { isList, PRUNE_OPTIONS, type PruneOptions, pruneRequest, type Text, withSharedText } from './prune-request.js';
 import { type PruneResult, pruneResult } from './prune-result.js';
 import { assertAlive, type FloatMatrix, float32, matrix, type Tensor, type TensorLike, vector } from './tensor.js';
@@ -153,16 +153,17 @@ export class ImageAnalysis implements Disposable {
   }
 
   static #pruneAll(
-    analyses: readonly ImageAnalysis[],
+    images: readonly ImageAnalysis[],
     text: Text | null | readonly (Text | null)[],
     given: PruneOptions | readonly PruneOptions[],
     sync: boolean,
   ): MaybePromise<PruneResult[]> {
-    if (!isList(analyses)) throw invalid('ERR_VALUE', 'analyses', analyses, 'a list of ImageAnalysis');
+    if (!isList(images)) throw invalid('ERR_VALUE', 'analyses', images, 'a list of ImageAnalysis');
+    const analyses = entries('analyses', images);
     const textOf = eachOf('text', text, analyses.length);
     const optionsOf = eachOf('options', given, analyses.length);
     const requests = analyses.map((image, b) => {
-      if (!(image instanceof ImageAnalysis)) throw invalid('ERR_VALUE', `analyses[${b}]`, image, 'an ImageAnalysis');
+      if (!isOf(ImageAnalysis, image)) throw invalid('ERR_VALUE', `analyses[${b}]`, image, 'an ImageAnalysis');
       assertAlive(`analyses[${b}]`, image.#alive);
       if (image.#device !== analyses[0].#device)
         throw mismatch('ERR_VALUE', `analyses[${b}]`, `one of ${image.#device.device}`, 'analyses of one device');
@@ -204,9 +205,10 @@ export class ImageAnalysis implements Disposable {
 /** The item of each of `count` images, and its name: one for all, or one for each. */
 function eachOf<T>(argument: string, given: T | readonly T[], count: number): (b: number) => [string, T] {
   if (!isList(given)) return () => [argument, given];
-  if (given.length !== count)
-    throw mismatch('ERR_SHAPE', argument, `${given.length} of them`, `${count}, one for each analysis`);
-  return (b) => [`${argument}[${b}]`, given[b]];
+  const each = entries(argument, given);
+  if (each.length !== count)
+    throw mismatch('ERR_SHAPE', argument, `${each.length} of them`, `${count}, one for each analysis`);
+  return (b) => [`${argument}[${b}]`, each[b]];
 }
 
 function checkParts(given: AnalysisParts): DriverParts {

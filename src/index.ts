@@ -23,6 +23,8 @@ export { HostBuffer } from './host-buffer.js';
 export type { AnalysisParts } from './image-analysis.js';
 export { ImageAnalysis } from './image-analysis.js';
 export type { Alignment, Complement, Encoding } from './kernels/kernels.js';
+export type { Limits } from './limits.js';
+export { limits } from './limits.js';
 export type { GivenTaps, MethodOptions, TapInput, TapInputWeights } from './method-input.js';
 export type { MethodName, RivalName } from './methods/index.js';
 export { tapsOf } from './methods/index.js';

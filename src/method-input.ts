@@ -196,15 +196,15 @@ function tapOf(
   const { ln1, q, k, v, heads, epsilon } = options(name, object(name, weights, '{ ln1, q, k, v }'), TAP_WEIGHTS);
   const count = integer(`${name}.heads`, heads ?? own, 1, width);
   if (width % count !== 0) throw invalid('ERR_VALUE', `${name}.heads`, count, `a divisor of the width ${width}`);
-  checkLayer(`${name}.ln1`, ln1, { weight: width, bias: width });
-  for (const [part, layer] of Object.entries({ q, k, v }))
-    if (part !== 'v' || layer !== undefined)
-      checkLayer(`${name}.${part}`, layer as LinearWeights, { weight: width * width, bias: width });
+  const projection = (part: 'q' | 'k' | 'v', layer: LinearWeights) =>
+    checkLayer(`${name}.${part}`, layer, { weight: width * width, bias: width });
   return {
     hidden: snapshot(`${argument}.hidden`, matrix(`${argument}.hidden`, hidden, { rows, cols: width })),
     weights: {
-      ...{ heads: count, epsilon: finite(`${name}.epsilon`, epsilon ?? 1e-5, Number.MIN_VALUE, 1), ln1, q, k },
-      ...(v && { v }),
+      ...{ heads: count, epsilon: finite(`${name}.epsilon`, epsilon ?? 1e-5, Number.MIN_VALUE, 1) },
+      ln1: checkLayer(`${name}.ln1`, ln1, { weight: width, bias: width }),
+      ...{ q: projection('q', q), k: projection('k', k) },
+      ...(v !== undefined && { v: projection('v', v) }),
     },
   };
 }

@@ -1,12 +1,13 @@
 import { type MaybePromise, orElse, type PruneRequest } from './devices/driver.js';
 import { describe, invalid, mismatch, notFinite } from './errors.js';
 import { ALIGNMENTS, type Alignment, COMPLEMENTS, type Complement } from './kernels/kernels.js';
-import { type OptionNames, options } from './options.js';
+import { type OptionNames, options, reading } from './options.js';
 import {
   boolean,
   type FloatMatrix,
   finite,
   integer,
+  isArray,
   matrix,
   oneOf,
   type TensorLike,
@@ -95,7 +96,7 @@ export function pruneRequest(
   if (text === null && how.matrices) throw mismatch('ERR_VALUE', 'matrices', 'true without a text', 'false, or a text');
   if (given.distances !== undefined && how.complement !== 'diversity')
     throw mismatch('ERR_VALUE', 'distances', `rows beside complement: '${how.complement}'`, "complement: 'diversity'");
-  const asked = text && checkText(argument, text, projectionDim);
+  const asked = text === null ? null : checkText(argument, text, projectionDim);
   const aligned = task === null || how.matrices ? asked : null;
   return {
     ...(aligned ?? { text: null, endOfText: 0 }),
@@ -149,8 +150,9 @@ const TEXT: OptionNames<TextEmbeddings & Record<'ids' | 'words' | 'filtered', un
  * @throws DesapError `ERR_VALUE` for an unknown name
  */
 export function textEmbeddings(argument: string, text: Text): TextEmbeddings {
-  const isTensor = typeof text !== 'object' || !('embeddings' in text || 'tokens' in text);
-  return isTensor ? { embeddings: text } : options(argument, text as TextEmbeddings, TEXT, { tokens: 'embeddings' });
+  const isNamed = typeof text === 'object' && reading(argument, () => 'embeddings' in text || 'tokens' in text);
+  if (isNamed) return options(argument, text as TextEmbeddings, TEXT, { tokens: 'embeddings' });
+  return { embeddings: text as TensorLike };
 }
 
 /** How many of a count a share is, rounded half up. */
@@ -181,7 +183,7 @@ function singlePrecision(x: FloatMatrix): FloatMatrix {
 }
 
 export function isList<T>(given: T | readonly T[]): given is readonly T[] {
-  return Array.isArray(given);
+  return isArray(given);
 }
 
 /** Prunes several images for one text: what is wrong with it is wrong for no image in particular. */

@@ -15,7 +15,7 @@ import type { Matrix } from './methods/matrix.js';
 import { type Chooser, missing } from './methods/method.js';
 import { isRival, rivalOf } from './methods/rival.js';
 import { Once } from './once.js';
-import { type OptionNames, options } from './options.js';
+import { entries, type OptionNames, options } from './options.js';
 import {
   isList,
   keepCount,
@@ -226,11 +226,12 @@ export class Pruner implements Disposable {
     given: BatchOptions,
     sync: boolean,
   ): MaybePromise<PruneResult[]> {
+    const choice: OneGoOptions = options('options', given, ONE_GO_OPTIONS);
     for (const key of OF_ONE_IMAGE)
-      if (given && (given as OneGoOptions)[key] !== undefined)
+      if (choice[key] !== undefined)
         throw mismatch('ERR_VALUE', key, 'one for several images', 'none (prune each image with its own)');
     const images = this.#images(hidden);
-    const prune = () => this.#prune(images, text, given, sync);
+    const prune = () => this.#prune(images, text, choice, sync);
     return isList(text) ? prune() : withSharedText(prune);
   }
 
@@ -242,15 +243,16 @@ export class Pruner implements Disposable {
   ): MaybePromise<PruneResult[]> {
     this.#life.check();
     const choice = options('options', given, ONE_GO_OPTIONS);
-    if (isList(text) && text.length !== images.length)
-      throw mismatch('ERR_SHAPE', 'text', `${text.length} texts`, `${images.length}, one per image`);
-    if (isRival(choice)) return this.#pruneBy(rivalOf(withoutInput(choice)), images, text, choice, sync);
+    const texts = isList(text) ? entries('text', text) : null;
+    if (texts !== null && texts.length !== images.length)
+      throw mismatch('ERR_SHAPE', 'text', `${texts.length} texts`, `${images.length}, one per image`);
+    if (isRival(choice)) return this.#pruneBy(rivalOf(withoutInput(choice)), images, texts ?? text, choice, sync);
     const { classToken, projectionDim } = this.head;
     const requests = images.map(({ rows }, b) => {
       const shape = { patches: rows - Number(classToken), projectionDim };
-      return isList(text)
-        ? pruneRequest(`text[${b}]`, text[b], choice, shape)
-        : pruneRequest('text', text, choice, shape);
+      return texts === null
+        ? pruneRequest('text', text as Text | null, choice, shape)
+        : pruneRequest(`text[${b}]`, texts[b], choice, shape);
     });
     const outputs = typed(() => this.#head.prune(images, { encoding: encodingOf(choice) }, requests, sync));
     return after(outputs, (all) => all.map((output, b) => pruneResult(output, requests[b])));
@@ -324,7 +326,9 @@ export class Pruner implements Disposable {
   }
 
   #images(hidden: TensorLike | readonly TensorLike[]): FloatMatrix[] {
-    return isList(hidden) ? hidden.map((one, b) => this.#image(`hidden[${b}]`, one)) : this.#split(hidden);
+    return isList(hidden)
+      ? entries('hidden', hidden).map((one, b) => this.#image(`hidden[${b}]`, one))
+      : this.#split(hidden);
   }
 
   #image(argument: string, hidden: TensorLike): FloatMatrix {

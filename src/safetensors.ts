@@ -1,5 +1,6 @@
 import { DesapError } from './errors.js';
-import { readBytes, readPart } from './files.js';
+import { type OpenFile, readPart } from './files.js';
+import { limits } from './limits.js';
 import { halfToFloat } from './tensor.js';
 
 /** A tensor as a safetensors file stores it: its type name, shape and bytes (not copied). */
@@ -33,7 +34,6 @@ const ITEM_SIZE: ReadonlyMap<string, number> = new Map(
     BOOL: 1,
   }),
 );
-const MAX_HEADER = 100 * 1024 * 1024;
 
 /**
  * Reads a safetensors container: 8 bytes header length, a JSON header, the tensors' bytes.
@@ -69,7 +69,8 @@ function unusable(name: string, why: string): DesapError {
 function headerLength(first: Uint8Array, total: number, name: string): number {
   if (total < 8 || first.length < 8) throw unusable(name, `got ${total} bytes, wanted at least 8`);
   const length = Number(new DataView(first.buffer, first.byteOffset, 8).getBigUint64(0, true));
-  if (length > MAX_HEADER) throw unusable(name, `the header claims ${length} bytes, wanted at most ${MAX_HEADER}`);
+  const { headerBytes } = limits();
+  if (length > headerBytes) throw unusable(name, `the header claims ${length} bytes, wanted at most ${headerBytes}`);
   if (8 + length > total)
     throw unusable(name, `the header claims ${length} bytes, the file has ${total - 8} after its length`);
   return length;
@@ -87,11 +88,14 @@ function parseHeader(text: Uint8Array, size: number, name: string) {
   if (typeof header !== 'object' || header === null || Array.isArray(header))
     throw fail('the header is not a JSON object');
   const places = new Map<string, Place>();
-  const metadata: Record<string, string> = {};
+  let metadata: Record<string, string> = {};
+  let claimed = 0;
   for (const [key, value] of Object.entries(header as Record<string, unknown>)) {
     if (key === '__metadata__') {
       if (typeof value !== 'object' || value === null) throw fail('__metadata__ is not an object');
-      for (const [k, v] of Object.entries(value)) metadata[k] = String(v);
+      metadata = Object.fromEntries(Object.entries(value));
+      if (!Object.values(metadata).every((text) => typeof text === 'string'))
+        throw fail('__metadata__ has values that are no texts');
       continue;
     }
     const { dtype, shape, data_offsets: offsets } = (value ?? {}) as Record<string, unknown>;
@@ -110,13 +114,31 @@ function parseHeader(text: Uint8Array, size: number, name: string) {
         `tensor ${key} is ${dtype} [${shape.join(', ')}], which is ${wanted} bytes, and lies at ${begin}..${end}`,
       );
     places.set(key, { dtype, shape, begin, end });
+    claimed += end - begin;
   }
+  // Else a small file would stand for any number of large tensors.
+  if (claimed > size) throw fail(`its tensors claim ${claimed} bytes of the ${size} that it holds: they overlap`);
   return { places, metadata };
 }
 
-/** Reads a safetensors file; see {@link parseSafeTensors}. */
-export async function readSafeTensors(path: string): Promise<SafeTensors> {
-  return parseSafeTensors(await readBytes(path), path);
+/**
+ * Reads a safetensors file of any size; see {@link parseSafeTensors}.
+ * @param isWanted the tensors to read; default: all
+ */
+export async function readSafeTensors(path: string, isWanted = (_name: string) => true): Promise<SafeTensors> {
+  return readPart(path, async (file) => {
+    const { places, metadata, start } = await readHeader(file, path);
+    const tensors = new Map<string, StoredTensor>();
+    for (const [name, { dtype, shape, begin, end }] of places)
+      if (isWanted(name)) tensors.set(name, { dtype, shape, bytes: await file.read(start + begin, end - begin) });
+    return { tensors, metadata };
+  });
+}
+
+/** The header of an open file, and where the data begins. */
+async function readHeader({ size, read }: OpenFile, name: string) {
+  const length = headerLength(await read(0, Math.min(8, size)), size, name);
+  return { ...parseHeader(await read(8, length), size - 8 - length, name), start: 8 + length };
 }
 
 /** A safetensors file whose tensors are read one by one: checkpoints may be larger than memory. */
@@ -132,10 +154,7 @@ export interface SafeTensorsFile {
  * @throws DesapError `ERR_FILE`
  */
 export async function openSafeTensors(path: string): Promise<SafeTensorsFile> {
-  const { places, start } = await readPart(path, async ({ size, read }) => {
-    const length = headerLength(await read(0, Math.min(8, size)), size, path);
-    return { ...parseHeader(await read(8, length), size - 8 - length, path), start: 8 + length };
-  });
+  const { places, start } = await readPart(path, (file) => readHeader(file, path));
   return {
     shapes: new Map([...places].map(([name, { shape }]) => [name, shape])),
     async read(name) {

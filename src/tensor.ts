@@ -1,6 +1,7 @@
 import { types } from 'node:util';
 import * as common from 'onnxruntime-common';
-import { alternatives, DesapError, invalid, mismatch } from './errors.js';
+import { alternatives, DesapError, describe, invalid, messageOf, mismatch } from './errors.js';
+import { entries, field } from './options.js';
 import { nodeRequire, resolvePackage } from './package.js';
 
 /** Typed arrays that this package makes or is given, each with a tensor type that it holds. */
@@ -40,64 +41,134 @@ export interface FloatMatrix {
   readonly cols: number;
 }
 
-/** The float memory of a tensor, checked for type and element count. Nothing is copied. */
+/** The float memory of a tensor, checked for type and element count. Nothing is copied; each field is read once. */
 export function floatData(
   argument: string,
   tensor: TensorLike,
 ): { data: FloatData; half: boolean; dims: readonly number[] } {
-  if (typeof tensor !== 'object' || tensor === null || !Array.isArray(tensor.dims))
-    throw invalid('ERR_DTYPE', argument, tensor, 'a tensor ({ data, dims }, for example an onnxruntime Tensor)');
-  const { dims, type } = tensor;
-  const data = dataOf(argument, tensor);
-  for (const extent of dims)
-    if (!Number.isSafeInteger(extent) || extent < 0)
-      throw invalid('ERR_SHAPE', `${argument}.dims`, dims, 'non-negative integers');
-  let memory: FloatData;
-  let half: boolean;
-  if (types.isFloat32Array(data) && (type === undefined || type === 'float32')) {
-    memory = data;
-    half = false;
-  } else if (types.isUint16Array(data) && (type === undefined || type === 'float16')) {
-    memory = data;
-    half = true;
-  } else if (isFloat16Array(data) && (type === undefined || type === 'float16')) {
-    memory = new Uint16Array(data.buffer, data.byteOffset, data.length);
-    half = true;
-  } else {
-    const kind = (data as object | null)?.constructor?.name ?? typeof data;
+  const dims = dimsOf(argument, tensor);
+  const type = field(argument, tensor, 'type');
+  const given = dataOf(argument, tensor);
+  const kind = floatKind(given);
+  if (kind === null || (type !== undefined && type !== kind))
     throw mismatch(
       'ERR_DTYPE',
       argument,
-      `${type ?? 'data'} in ${kind}`,
+      `${typeof type === 'string' ? type : type === undefined ? 'data' : describe(type)} in ${describe(given)}`,
       'float32 (Float32Array) or float16 (Uint16Array, Float16Array)',
     );
-  }
+  const data = plain(given as FloatData);
   const size = dims.reduce((product, extent) => product * extent, 1);
-  if (memory.length !== size) {
-    if (memory.length < size && isGone(memory))
+  if (data.length !== size) {
+    if (data.length < size && isGone(given as FloatData))
       throw mismatch(
         'ERR_DETACHED',
         argument,
-        `${memory.length} elements behind dims [${dims.join(', ')}]`,
+        `${data.length} elements behind dims [${dims.join(', ')}]`,
         `${size} elements; the buffer was detached, transferred or resized`,
       );
-    throw mismatch(
-      'ERR_SHAPE',
-      argument,
-      `${memory.length} elements for dims [${dims.join(', ')}]`,
-      `${size} elements`,
-    );
+    throw mismatch('ERR_SHAPE', argument, `${data.length} elements for dims [${dims.join(', ')}]`, `${size} elements`);
   }
-  return { data: memory, half, dims };
+  return { data, half: kind === 'float16', dims };
 }
 
-/** `Float16Array` exists from Node 24 on, and so does a test for it. An array may come from another realm: its class may not. */
-function isFloat16Array(data: unknown): data is { buffer: ArrayBuffer; byteOffset: number; length: number } {
-  return ArrayBuffer.isView(data) && (data as { [Symbol.toStringTag]?: string })[Symbol.toStringTag] === 'Float16Array';
+/** More extents than any tensor here has. */
+const MOST_DIMS = 16;
+
+/**
+ * The extents of a tensor as they are now.
+ * @throws DesapError `ERR_DTYPE` for what has none, `ERR_SHAPE`
+ */
+export function dimsOf(argument: string, tensor: TensorLike): readonly number[] {
+  const given = typeof tensor === 'object' && tensor !== null ? field(argument, tensor, 'dims') : null;
+  if (!isArray(given))
+    throw invalid('ERR_DTYPE', argument, tensor, 'a tensor ({ data, dims }, for example an onnxruntime Tensor)');
+  const count = field(`${argument}.dims`, given, 'length');
+  if (!(count <= MOST_DIMS))
+    throw mismatch('ERR_SHAPE', `${argument}.dims`, `${count} extents`, `at most ${MOST_DIMS}`);
+  const dims = entries(`${argument}.dims`, given as readonly number[]);
+  if (!dims.every((extent) => Number.isSafeInteger(extent) && extent >= 0))
+    throw invalid('ERR_SHAPE', `${argument}.dims`, dims, 'non-negative integers');
+  return dims;
+}
+
+/** Whether a value is an array; a Proxy that was revoked is none. */
+export function isArray(value: unknown): value is readonly unknown[] {
+  try {
+    return Array.isArray(value);
+  } catch {
+    return false;
+  }
+}
+
+const TYPED_ARRAY = Object.getPrototypeOf(Uint8Array.prototype) as object;
+
+/** What typed arrays of any realm are and have, whatever their own properties or their class say of it. */
+const intrinsic = <T>(name: PropertyKey): ((array: unknown) => T) => {
+  const { get } = Object.getOwnPropertyDescriptor(TYPED_ARRAY, name) as { get: () => T };
+  return (array) => get.call(array);
+};
+const [bufferOf, offsetOf, lengthOf] = [
+  intrinsic<ArrayBuffer>('buffer'),
+  intrinsic<number>('byteOffset'),
+  intrinsic<number>('length'),
+];
+/** `Float16Array`, which exists from Node 24 on; undefined for what is no typed array. */
+const classOf = intrinsic<string | undefined>(Symbol.toStringTag);
+
+function floatKind(data: unknown): 'float32' | 'float16' | null {
+  const name = classOf(data);
+  if (name === 'Float32Array') return 'float32';
+  return name === 'Uint16Array' || name === 'Float16Array' ? 'float16' : null;
+}
+
+/** Classes of typed arrays that are taken; numbers of 16 bits are their bits. */
+const VIEWS = {
+  ...{ Float32Array, Uint16Array, Float16Array: Uint16Array },
+  ...{ Int32Array, BigInt64Array, Uint8Array, Uint8ClampedArray },
+};
+
+/**
+ * A view of the same memory that has nothing of the caller's class, realm or own properties: it is as long as it says. Of memory that is
+ * gone, an empty one.
+ */
+export function plain<T extends ArrayBufferView>(data: T): T {
+  const View = VIEWS[classOf(data) as keyof typeof VIEWS] as Uint8ArrayConstructor;
+  const length = lengthOf(data);
+  return (length === 0 ? new View(0) : new View(bufferOf(data), offsetOf(data), length)) as unknown as T;
+}
+
+/**
+ * A Float32Array of any realm as it is: as long as its memory.
+ * @throws DesapError `ERR_DTYPE`
+ */
+export function float32Array(argument: string, data: unknown, wanted = 'a Float32Array'): Float32Array {
+  if (!types.isFloat32Array(data)) throw invalid('ERR_DTYPE', argument, data, wanted);
+  return plain(data);
+}
+
+/**
+ * The bytes that a caller gave, not copied.
+ * @throws DesapError `ERR_VALUE` for anything else than a Uint8Array or an ArrayBuffer; `ERR_DETACHED`
+ */
+export function bytesOf(argument: string, given: unknown, wanted: string): Uint8Array {
+  if (types.isUint8Array(given)) return plain(given);
+  if (!types.isAnyArrayBuffer(given)) throw invalid('ERR_VALUE', argument, given, wanted);
+  try {
+    return new Uint8Array(given);
+  } catch (cause) {
+    throw new DesapError('ERR_DETACHED', `${argument}: got a buffer that was transferred, wanted ${wanted}`, { cause });
+  }
+}
+
+/** An Int32Array of any realm, likewise. */
+export function int32Array(argument: string, data: unknown, wanted = 'an Int32Array'): Int32Array {
+  if (!types.isInt32Array(data)) throw invalid('ERR_DTYPE', argument, data, wanted);
+  return plain(data);
 }
 
 function isGone(memory: FloatData): boolean {
-  const buffer = memory.buffer as ArrayBuffer & { detached?: boolean; resizable?: boolean };
+  const buffer = bufferOf(memory) as ArrayBuffer & { detached?: boolean; resizable?: boolean };
   return buffer.detached ?? (buffer.byteLength === 0 || buffer.resizable === true);
 }
 
@@ -119,20 +190,47 @@ function dataOf(argument: string, tensor: TensorLike): unknown {
   try {
     return (tensor as { readonly data: unknown }).data;
   } catch (cause) {
-    throw new DesapError('ERR_DISPOSED', `${argument}: got a tensor without its data: ${(cause as Error).message}`, {
-      cause,
-    });
+    throw new DesapError('ERR_DISPOSED', `${argument}: got a tensor without its data: ${messageOf(cause)}`, { cause });
   }
+}
+
+/** Memory of integers: int64, int32, or bool. */
+export type IntegerData = BigInt64Array | Int32Array | Uint8Array;
+
+/**
+ * An integer tensor of the caller's as it is now, checked for its element count; nothing is copied.
+ * @param wanted what it is, for messages
+ * @throws DesapError `ERR_DTYPE`, `ERR_SHAPE`
+ */
+export function integerData(
+  argument: string,
+  tensor: TensorLike,
+  wanted: string,
+): { readonly data: IntegerData; readonly dims: readonly number[] } {
+  if (!isTensor(tensor)) throw invalid('ERR_DTYPE', argument, tensor, wanted);
+  const dims = dimsOf(argument, tensor);
+  const type = field(argument, tensor, 'type');
+  const given = dataOf(argument, tensor);
+  if (!types.isUint8Array(given) && !types.isInt32Array(given) && !types.isBigInt64Array(given))
+    throw mismatch('ERR_DTYPE', argument, typeof type === 'string' ? type : describe(given), wanted);
+  const data: IntegerData = plain(given);
+  const size = dims.reduce((product, extent) => product * extent, 1);
+  if (data.length === size) return { data, dims };
+  throw mismatch('ERR_SHAPE', argument, `${data.length} elements for dims [${dims.join(', ')}]`, `${size} elements`);
 }
 
 /** Whether a value is a tensor of ONNX Runtime, of Transformers.js or of the same form: whether it has `dims`. */
 export function isTensor(value: unknown): value is TensorLike {
-  return typeof value === 'object' && value !== null && Array.isArray((value as TensorLike).dims);
+  try {
+    return typeof value === 'object' && value !== null && Array.isArray((value as TensorLike).dims);
+  } catch {
+    return false;
+  }
 }
 
 /** The tensor (or plain Float32Array) as a float32 vector of `length` elements. */
 export function vector(argument: string, value: TensorLike | Float32Array, length?: number): Float32Array {
-  const tensor = types.isFloat32Array(value) ? { data: value, dims: [value.length] } : value;
+  const tensor = types.isFloat32Array(value) ? { data: value, dims: [lengthOf(value)] } : value;
   const { data, half } = floatData(argument, tensor);
   if (half) throw mismatch('ERR_DTYPE', argument, 'float16', 'float32');
   if (data.length < 1 || (length !== undefined && data.length !== length))

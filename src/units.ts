@@ -1,6 +1,7 @@
 import { types } from 'node:util';
 import { invalid, mismatch } from './errors.js';
-import { isTensor, type TensorLike } from './tensor.js';
+import { field } from './options.js';
+import { dimsOf, isTensor, plain, type TensorLike } from './tensor.js';
 
 /** The visual token that each patch goes into, [N]. */
 export type Units = Int32Array | BigInt64Array | TensorLike;
@@ -13,14 +14,15 @@ export type Units = Int32Array | BigInt64Array | TensorLike;
  */
 export function unitsOf(
   argument: string,
-  given: Units,
+  from: Units,
   rows: number,
   length = rows,
 ): { readonly unit: Int32Array; readonly units: number } {
-  const data: unknown = isTensor(given) ? given.data : given;
-  if (!types.isInt32Array(data) && !types.isBigInt64Array(data))
-    throw invalid('ERR_DTYPE', argument, data, 'an Int32Array or a BigInt64Array');
-  const dims = isTensor(given) ? given.dims : [data.length];
+  const given: unknown = isTensor(from) ? field(argument, from, 'data') : from;
+  if (!types.isInt32Array(given) && !types.isBigInt64Array(given))
+    throw invalid('ERR_DTYPE', argument, given, 'an Int32Array or a BigInt64Array');
+  const data: Int32Array | BigInt64Array = plain(given);
+  const dims = isTensor(from) ? dimsOf(argument, from) : [data.length];
   if (data.length !== length || dims.reduce((product, extent) => product * extent, 1) !== length)
     throw mismatch(
       'ERR_SHAPE',

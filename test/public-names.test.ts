@@ -15,6 +15,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
     'devices',
     'formatBlock',
     'formatHead',
+    'limits',
     'loadBlock',
     'loadHead',
     'openBackend',

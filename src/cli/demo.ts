@@ -1,8 +1,8 @@
-import { mkdir, readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { Command } from 'commander';
 import { DesapError } from '../errors.js';
-import { writeWhole } from '../files.js';
+import { isFile, readText } from '../files.js';
+import { makeFolder, writeWhole } from '../output-file.js';
 import { type Answer, Llava } from './llava/llava.js';
 import { chosenModel, keepCount, MODELS, type ModelFlags, print, printJson, withDevice } from './options.js';
 import { progress } from './progress.js';
@@ -61,12 +61,12 @@ export function demoCommand(): Command {
 }
 
 async function readScenes(path: string): Promise<Scene[]> {
-  const text = await readFile(path, 'utf8').catch(() => {
+  if (!(await isFile(path)))
     throw new DesapError(
       'ERR_FILE',
       `${path}: got no such file, wanted the demo images, which come with a clone of the repository`,
     );
-  });
+  const text = await readText(path);
   return text.split('\n').flatMap((line) => (line.trim() ? [JSON.parse(line) as Scene] : []));
 }
 
@@ -105,7 +105,7 @@ async function drawOne(llava: Llava, scene: Scene, keep: number, folder: string)
   using seen = await llava.see(join(MODELS, 'eval', scene.image));
   const { pruned, text } = await seen.answer(question, { keep, preset: 'paper', maps: true });
   const path = resolve(folder, 'kept.png');
-  await mkdir(resolve(folder), { recursive: true });
+  await makeFolder(resolve(folder));
   if (pruned)
     await writeWhole(path, await draw(await seen.strips(), pruned, { question, answer: text, complement: 'saliency' }));
   return path;

@@ -55,11 +55,14 @@ for (const [name, command] of named('desap', program)) {
   command.configureOutput({ outputError: (message, write) => write(line(message)) });
 }
 
-// A reader that stops early (| head) is no failure.
-process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code !== 'EPIPE') throw error;
-  process.exit(OK);
+// A reader that stops early (| head) is no failure; a full disk is one.
+process.stdout.on('error', ({ code, message }: NodeJS.ErrnoException) => {
+  if (code === 'EPIPE') process.exit(OK);
+  process.stderr.write(`desap: the output cannot be written: ${message}\n`);
+  process.exit(FAILED);
 });
+// There is nobody left to tell; the exit code stays.
+process.stderr.on('error', () => {});
 
 try {
   await program.parseAsync();

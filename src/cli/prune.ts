@@ -1,8 +1,8 @@
 import { Command } from 'commander';
 import { mismatch } from '../errors.js';
-import { writeWhole } from '../files.js';
 import type { Complement } from '../index.js';
 import type { MethodName } from '../methods/index.js';
+import { writeWhole } from '../output-file.js';
 import { openVisionModel } from '../vision/open.js';
 import { withoutPreset } from '../vision/vision-choices.js';
 import type { EncodedImage, PrunedFeatures } from '../vision/vision-model.js';

@@ -17,10 +17,12 @@ import {
   type FloatMatrix,
   finite,
   float32,
+  int32Array,
   integer,
   matrix,
   object,
   oneOf,
+  plain,
   type Tensor,
   type TensorLike,
   vector,
@@ -307,7 +309,7 @@ const KERNELS: Checks = {
       const q = matrix('q', args.q);
       const classToken = boolean('classToken', args.classToken ?? true);
       if (classToken && q.rows < 2)
-        throw invalid('ERR_SHAPE', 'q.dims', args.q.dims, 'the class token and at least one patch');
+        throw invalid('ERR_SHAPE', 'q.dims', [q.rows, q.cols], 'the class token and at least one patch');
       const k = matrix('k', args.k, { rows: q.rows, cols: q.cols });
       const count = heads(args.heads, q.cols);
       const rotary = args.rotary ? tables(args.rotary, q.rows, q.cols / count) : null;
@@ -420,14 +422,7 @@ const KERNELS: Checks = {
     names: { scores: true, k: true, excluded: true },
     check: (args) => {
       const scores = vector('scores', args.scores);
-      const excluded = args.excluded ?? null;
-      if (excluded !== null && (!types.isUint8Array(excluded) || excluded.length !== scores.length))
-        throw mismatch(
-          'ERR_SHAPE',
-          'excluded',
-          `${excluded?.length} elements`,
-          `a Uint8Array of ${scores.length} elements`,
-        );
+      const excluded = args.excluded ? excludedOf(args.excluded, scores.length) : null;
       const candidates =
         excluded === null ? scores.length : excluded.reduce((count, byte) => count + (byte ? 0 : 1), 0);
       return { scores, k: integer('k', args.k, 0, candidates), excluded };
@@ -456,8 +451,7 @@ const KERNELS: Checks = {
     names: { features: true, kept: true },
     check: (args) => {
       const features = matrix('features', args.features);
-      const { kept } = args;
-      if (!types.isInt32Array(kept)) throw invalid('ERR_DTYPE', 'kept', kept, 'an Int32Array');
+      const kept = int32Array('kept', args.kept);
       if (kept.length < 1) throw mismatch('ERR_SHAPE', 'kept', 'no index', 'at least one');
       kept.forEach((index, i) => {
         integer(`kept[${i}]`, index, i === 0 ? 0 : kept[i - 1] + 1, features.rows - 1);
@@ -494,9 +488,17 @@ const KERNELS: Checks = {
   },
 };
 
+function excludedOf(given: Uint8Array, length: number): Uint8Array {
+  const wanted = `a Uint8Array of ${length} elements`;
+  if (!types.isUint8Array(given)) throw invalid('ERR_DTYPE', 'excluded', given, wanted);
+  const excluded = plain(given);
+  if (excluded.length === length) return excluded;
+  throw mismatch('ERR_SHAPE', 'excluded', `${excluded.length} elements`, wanted);
+}
+
 /** Rows, each of them once. */
-function distinct(argument: string, indices: Int32Array, rows: number): Int32Array {
-  if (!types.isInt32Array(indices)) throw invalid('ERR_DTYPE', argument, indices, 'an Int32Array');
+function distinct(argument: string, given: Int32Array, rows: number): Int32Array {
+  const indices = int32Array(argument, given);
   const seen = new Set<number>();
   indices.forEach((index, i) => {
     integer(`${argument}[${i}]`, index, 0, rows - 1);

@@ -150,7 +150,7 @@ interface Candidate {
 /** @param argument what the caller knows the options by */
 export function openDevice(given: DeviceOptions, argument = 'options'): OpenedDevice {
   const { device = 'auto', precision = 'fp32', threads, isa } = options(argument, given, DEVICE_OPTIONS);
-  if (Object.hasOwn(RENAMED, precision))
+  if (typeof precision === 'string' && Object.hasOwn(RENAMED, precision))
     throw invalid('ERR_VALUE', 'precision', precision, `'${RENAMED[precision]}', its name now`);
   oneOf('precision', precision, PRECISIONS);
   const cuda = (index?: number): Candidate => ({

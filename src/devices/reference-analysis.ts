@@ -9,7 +9,7 @@ import { select } from '../kernels/select.js';
 import { unitRows } from '../kernels/unit-rows.js';
 import { type FloatMatrix, floatToHalf } from '../tensor.js';
 import type { DriverAnalysis, DriverParts, MaybePromise, PruneOutput, PruneRequest } from './driver.js';
-import { Clock, settle, single } from './reference-support.js';
+import { Clock, present, settle, single } from './reference-support.js';
 
 export function matrices(aligned: AlignResult): AlignmentMatrices {
   return {
@@ -83,7 +83,7 @@ export class ReferenceAnalysis implements DriverAnalysis {
 
   prune(request: PruneRequest, sync: boolean): MaybePromise<PruneOutput> {
     this.use();
-    return settle(sync, () => this.ask(request));
+    return settle(sync, () => this.ask(present(request)));
   }
 
   /** A pruning; `image` is which one of a call it is, for errors. */

@@ -12,7 +12,7 @@ import { saliency } from '../kernels/saliency.js';
 import { selfAttention } from '../kernels/self-attention.js';
 import { siglipReadOut } from '../kernels/siglip-read-out.js';
 import type { BlockOutput, BlockStates, DriverBlock, MaybePromise } from './driver.js';
-import { Clock, operands, settle, single } from './reference-support.js';
+import { Clock, operands, present, settle, single } from './reference-support.js';
 
 type ReadOut = Omit<KernelArguments['siglipReadOut'], 'attention'>;
 
@@ -30,7 +30,7 @@ export class ReferenceBlock implements DriverBlock {
   analyze(images: readonly BlockStates[], encoding: Encoding, sync: boolean): MaybePromise<BlockOutput[]> {
     this.use();
     return settle(sync, () =>
-      images.map((states, index) => this.#one(states, encoding, images.length > 1 ? index : undefined)),
+      images.map((states, index) => this.#one(present(states), encoding, images.length > 1 ? index : undefined)),
     );
   }
 

@@ -10,7 +10,7 @@ import { saliency } from '../kernels/saliency.js';
 import type { FloatMatrix } from '../tensor.js';
 import type { AnalyzeRequest, DriverAnalysis, DriverHead, MaybePromise, PruneOutput, PruneRequest } from './driver.js';
 import { meanDirection, ReferenceAnalysis } from './reference-analysis.js';
-import { Clock, operands, settle, single } from './reference-support.js';
+import { Clock, operands, present, settle, single } from './reference-support.js';
 
 export class ReferenceHead implements DriverHead {
   /** `use` fails once the device is disposed. */
@@ -22,7 +22,9 @@ export class ReferenceHead implements DriverHead {
   analyze(images: readonly FloatMatrix[], request: AnalyzeRequest, sync: boolean): MaybePromise<DriverAnalysis[]> {
     this.use();
     return settle(sync, () =>
-      images.map((hidden, index) => this.#one(hidden, request, images.length > 1 ? index : undefined)),
+      images.map((hidden, index) =>
+        this.#one(present(hidden, 'hidden'), request, images.length > 1 ? index : undefined),
+      ),
     );
   }
 
@@ -36,7 +38,8 @@ export class ReferenceHead implements DriverHead {
     return settle(sync, () =>
       images.map((hidden, index) => {
         const image = images.length > 1 ? index : undefined;
-        return this.#one(hidden, { encoding, intermediates: false }, image).ask(requests[index], image);
+        const analysis = this.#one(present(hidden, 'hidden'), { encoding, intermediates: false }, image);
+        return analysis.ask(present(requests[index]), image);
       }),
     );
   }

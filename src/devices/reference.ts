@@ -29,7 +29,7 @@ import type { Driver } from './driver.js';
 import { fromParts, matrices, type ReferenceAnalysis } from './reference-analysis.js';
 import { ReferenceBlock } from './reference-block.js';
 import { ReferenceHead } from './reference-head.js';
-import { settle, single } from './reference-support.js';
+import { present, settle, single } from './reference-support.js';
 
 const KERNELS: { [K in KernelName]: (args: KernelArguments[K]) => KernelResults[K] } = {
   layerNorm: ({ x, weight, bias, epsilon }) => single(layerNorm(widen(x), weight, bias, epsilon).data),
@@ -74,7 +74,7 @@ export function createReferenceDriver(): Driver {
     precision: 'fp32',
     run: (kernel, args, sync) => {
       use();
-      return settle(sync, () => KERNELS[kernel](args));
+      return settle(sync, () => KERNELS[kernel](present(args)));
     },
     createHead: async (weights) => {
       use();
@@ -86,13 +86,15 @@ export function createReferenceDriver(): Driver {
     },
     createAnalysis: (parts, sync) => {
       use();
-      return settle(sync, () => fromParts(parts, use));
+      return settle(sync, () => fromParts(present(parts), use));
     },
     pruneAll: (analyses, requests, sync) => {
       use();
       const several = analyses.length > 1;
       return settle(sync, () =>
-        analyses.map((analysis, b) => (analysis as ReferenceAnalysis).ask(requests[b], several ? b : undefined)),
+        analyses.map((analysis, b) =>
+          (analysis as ReferenceAnalysis).ask(present(requests[b]), several ? b : undefined),
+        ),
       );
     },
     dispose: () => {

@@ -32,7 +32,8 @@ export const METHOD_NAMES: readonly MethodName[] = ['desap', ...(Object.keys(MET
  * @throws DesapError `ERR_VALUE` for an unknown name, an unknown option or a bad value
  */
 export function chooserOf(name: RivalName, methodOptions?: object): Chooser {
-  if (!Object.hasOwn(METHODS, name)) throw invalid('ERR_VALUE', 'method', name, alternatives(METHOD_NAMES));
+  if (typeof name !== 'string' || !Object.hasOwn(METHODS, name))
+    throw invalid('ERR_VALUE', 'method', name, alternatives(METHOD_NAMES));
   return (METHODS[name] as Method)(methodOptions);
 }
 

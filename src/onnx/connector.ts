@@ -62,7 +62,7 @@ export function between(
   const open = [...to];
   const visit = (node: OnnxNode) => {
     nodes.add(node);
-    open.push(...node.inputs, ...node.captures);
+    for (const input of [...node.inputs, ...node.captures]) open.push(input);
   };
   for (const node of further) visit(node);
   for (let value = open.pop(); value !== undefined; value = open.pop()) {

@@ -2,6 +2,7 @@ import { dirname, relative, sep } from 'node:path';
 import { types } from 'node:util';
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
+import { fields, reading } from '../options.js';
 import { object } from '../tensor.js';
 import type { OnnxModel } from './format/model.js';
 import { type GraphNode, type WritableTensor, writeModel, writeValue } from './format/write.js';
@@ -16,19 +17,24 @@ export type OrtModule = Pick<typeof import('onnxruntime-common'), 'InferenceSess
  * @throws DesapError `ERR_VALUE` for anything else
  */
 export function checkOrt(ort: OrtModule): OrtModule {
-  if (typeof ort?.InferenceSession?.create === 'function' && typeof ort.Tensor === 'function') return ort;
+  const isOrt = reading(
+    'ort',
+    () => typeof ort?.InferenceSession?.create === 'function' && typeof ort.Tensor === 'function',
+  );
+  if (isOrt) return ort;
   throw invalid('ERR_VALUE', 'ort', ort, 'the onnxruntime-node module');
 }
 
 /**
- * Session options, none by default.
+ * Session options as they are now, none by default.
  * @throws DesapError `ERR_VALUE` for what is no object
  */
 export function checkSession(
   session: InferenceSession.SessionOptions = {},
   argument = 'session',
 ): InferenceSession.SessionOptions {
-  return object(argument, session, 'session options of ONNX Runtime');
+  object(argument, session, 'session options of ONNX Runtime');
+  return reading(argument, () => ({ ...session }));
 }
 
 /** A graph that exists in memory only. Its large weights stay in the files that they came from. */
@@ -159,15 +165,16 @@ export async function openGraph(
   options?: InferenceSession.SessionOptions,
 ): Promise<InferenceSession> {
   const { InferenceSession } = checkOrt(ort);
-  const { bytes, folder, name } = object('graph', graph, EDITED);
+  const { bytes, folder, name } = fields('graph', object('graph', graph, EDITED), ['bytes', 'folder', 'name']);
   if (!types.isUint8Array(bytes)) throw invalid('ERR_VALUE', 'graph', graph, EDITED);
-  const extra = checkSession(options, 'options').extra as { session?: Record<string, unknown> } | undefined;
+  const own = checkSession(options, 'options');
+  const extra = own.extra as { session?: Record<string, unknown> } | undefined;
   const session = {
     ...extra?.session,
     ...(folder === null ? {} : { model_external_initializers_file_folder_path: folder }),
   };
   try {
-    return await InferenceSession.create(bytes, { ...options, extra: { ...extra, session } });
+    return await InferenceSession.create(bytes, { ...own, extra: { ...extra, session } });
   } catch (cause) {
     throw new DesapError('ERR_GRAPH', `${name}: onnxruntime does not open a part of it: ${(cause as Error).message}`, {
       cause,

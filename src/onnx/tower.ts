@@ -1,4 +1,5 @@
 import { DesapError, invalid } from '../errors.js';
+import { isOf, reading } from '../options.js';
 import type { OnnxNode, OnnxValue } from './format/messages.js';
 import { type ModelSource, type OnnxModel, readModel } from './format/model.js';
 import { type Block, type BlockSearch, findBlocks } from './search/attention.js';
@@ -97,7 +98,13 @@ export function readTower(source: ModelSource, name?: string): TowerStructure {
  * @throws DesapError `ERR_VALUE` for anything else
  */
 export function checkTower(tower: TowerStructure): TowerStructure {
-  if (tower?.graph instanceof Graph) return tower;
+  if (
+    isOf(
+      Graph,
+      reading('tower', () => tower?.graph),
+    )
+  )
+    return tower;
   throw invalid('ERR_VALUE', 'tower', tower, 'what readTower gave');
 }
 

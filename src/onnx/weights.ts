@@ -1,7 +1,6 @@
-import { realpathSync } from 'node:fs';
-import { open } from 'node:fs/promises';
-import { join } from 'node:path';
-import { DesapError } from '../errors.js';
+import { DesapError, mismatch } from '../errors.js';
+import { readPart } from '../files.js';
+import { namedFile } from '../named-files.js';
 import { toFloat32 } from '../safetensors.js';
 import type { OnnxModel } from './format/model.js';
 import { DataType, itemSize, typeName } from './format/proto.js';
@@ -28,16 +27,7 @@ export function fileRange(model: OnnxModel, { name, type, dims, data }: StoredTe
       'ERR_FILE',
       `${what}: got external data '${data.file}' in a model given as bytes, wanted the path of the model`,
     );
-  let { path } = model.file;
-  if (data.file !== null) {
-    try {
-      path = realpathSync(join(model.file.folder, data.file));
-    } catch (cause) {
-      throw new DesapError('ERR_FILE', `${what}: its external data cannot be read: ${(cause as Error).message}`, {
-        cause,
-      });
-    }
-  }
+  const path = data.file === null ? model.file.path : namedFile(what, model.file, data.file);
   return { path, offset: data.offset, length: data.length ?? (itemSize(type) ?? 0) * elementCount({ dims }) };
 }
 
@@ -61,23 +51,15 @@ const SAFETENSORS_NAME: Readonly<Record<number, string>> = {
 };
 
 async function readRange(what: string, { path, offset, length }: FileRange): Promise<Uint8Array> {
-  const fail = (why: string, cause?: unknown) => new DesapError('ERR_FILE', `${what}: ${path}: ${why}`, { cause });
-  const file = await open(path).catch((cause: Error) => {
-    throw fail(`cannot be read: ${cause.message}`, cause);
-  });
-  try {
-    const { size } = await file.stat();
-    if (offset + length > size) throw fail(`got ${size} bytes, wanted ${length} at offset ${offset}`);
-    const bytes = new Uint8Array(length);
-    for (let done = 0; done < length; ) {
-      const { bytesRead } = await file.read(bytes, done, length - done, offset + done);
-      if (bytesRead === 0) throw fail('became shorter while it was read');
-      done += bytesRead;
-    }
-    return bytes;
-  } finally {
-    await file.close();
-  }
+  const name = `${what}: ${path}`;
+  return readPart(
+    path,
+    ({ size, read }) => {
+      if (offset + length <= size) return read(offset, length);
+      throw mismatch('ERR_FILE', name, `${size} bytes`, `${length} at offset ${offset}`);
+    },
+    name,
+  );
 }
 
 /** A weight matrix as [out, in] row-major. */

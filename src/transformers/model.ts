@@ -1,6 +1,7 @@
 import { types } from 'node:util';
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
+import { reading } from '../options.js';
 import type { ModelConfig as VisionConfig } from '../vision/model-folder.js';
 
 /** A tensor of Transformers.js, as far as it is used here. */
@@ -125,10 +126,12 @@ export function requireModel(model: LoadedModel): HookedModel {
   const isModel = (typeof model === 'object' || typeof model === 'function') && model !== null;
   const given = model as Partial<HookedModel>;
   const has = (name: keyof HookedModel) => typeof given[name] === 'function';
-  if (isModel && given.config && given.sessions && METHODS.every(has)) {
-    const whole = given as HookedModel;
-    if (isJoint(whole) || has('encode_text')) return whole;
-  }
+  const isWhole = () =>
+    isModel &&
+    Boolean(given.config && given.sessions) &&
+    METHODS.every(has) &&
+    (isJoint(given as HookedModel) || has('encode_text'));
+  if (reading('model', isWhole)) return given as HookedModel;
   throw invalid('ERR_VALUE', 'model', model, 'a loaded image-text-to-text model of Transformers.js');
 }
 

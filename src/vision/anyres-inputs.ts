@@ -1,7 +1,6 @@
 /** The inputs of LLaVA-NeXT as tiles of images. */
-import { types } from 'node:util';
 import { invalid, mismatch } from '../errors.js';
-import { floatData, isTensor, type TensorLike, widened } from '../tensor.js';
+import { floatData, integerData, type TensorLike, widened } from '../tensor.js';
 import { type Grid, gridOf, type ImageSize, type TileRule, tileCount } from './anyres.js';
 import type { InputNames } from './vision-model.js';
 
@@ -21,10 +20,11 @@ const MAX_EDGE = 2 ** 31 - 1;
  * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`
  */
 export function sizesOf(imageSizes: TensorLike | undefined, { imageSizes: name }: InputNames): ImageSize[] {
-  if (!isTensor(imageSizes)) throw invalid('ERR_DTYPE', name, imageSizes, 'an int64 tensor [images, 2]');
-  const { data, dims } = imageSizes as { data: unknown; dims: readonly number[] };
-  if (!types.isBigInt64Array(data) && !types.isInt32Array(data))
-    throw invalid('ERR_DTYPE', name, data, 'int64 (BigInt64Array) or int32 (Int32Array)');
+  const { data, dims } = integerData(
+    name,
+    imageSizes as TensorLike,
+    'int64 (BigInt64Array) or int32 (Int32Array) [images, 2]',
+  );
   const [images, two] = dims;
   if (dims.length !== 2 || two !== 2 || images < 1 || data.length !== 2 * images)
     throw invalid('ERR_SHAPE', `${name}.dims`, dims, '[images, 2]: height and width');

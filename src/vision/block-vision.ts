@@ -25,7 +25,7 @@ import type { BlockFamily, EncoderFacts, EncoderRun, Feed } from './block-family
 import { BlockImage } from './block-image.js';
 import { type BlockEngine, type BlockRun, type HiddenRows, type Outputs, splitRun, wholeRun } from './block-run.js';
 import { blockTrials } from './block-trials.js';
-import { checkQuestion } from './check-question.js';
+import { checkQuestion } from './check-text.js';
 import { confirmFeatures, runTrials, type Sample } from './file-features.js';
 import { hostMemory } from './host-memory.js';
 import { type CheckedFilter, type LongText, type LongTextOptions, longTextChoice } from './long-text.js';

@@ -1,6 +1,6 @@
 import type { Tensor } from 'onnxruntime-common';
 import type { Pruner, TensorLike, TextEmbeddings } from '../index.js';
-import { checkQuestion } from './check-question.js';
+import { checkQuestion } from './check-text.js';
 import { type ClipEncoder, TOLERANCE } from './clip-encoder.js';
 import type { ClipText } from './clip-text.js';
 import { VisionModelBase } from './model-base.js';

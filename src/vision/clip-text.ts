@@ -21,6 +21,7 @@ import { TEXT_ATTENDED, TEXT_NORMED, TextAttention } from '../onnx/text-attentio
 import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { float32, nonEmpty, type Tensor } from '../tensor.js';
+import { checkContext, checkText } from './check-text.js';
 import { type CheckedFilter, type LongTextChoice, type LongTextOptions, longTextChoice } from './long-text.js';
 import { cosines, type FilteredText, filterWords, frequencies, levelled } from './text-filter.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
@@ -96,11 +97,10 @@ export class ClipText {
     );
     // The special tokens, and one that says something.
     const special = tokenizer.start.length + 2;
-    if (!(length > special && Number.isFinite(length)))
-      throw new DesapError(
-        'ERR_GRAPH',
-        `${structure.graph.model.name}: got a context of ${length} tokens, wanted more than ${special}`,
-      );
+    const { name } = structure.graph.model;
+    checkContext(name, length, special);
+    const fixed = structure.ids.dims?.[1];
+    if (typeof fixed === 'number' && fixed > 0) checkContext(name, fixed, special);
     const how = longTextChoice(long, length);
     const needsAttention = how.filter !== null && how.filter.importance !== 'cosine';
     const attention = needsAttention ? await TextAttention.read(runtime, structure) : null;
@@ -118,15 +118,15 @@ export class ClipText {
   /**
    * Encodes one text.
    *
-   * @throws DesapError `ERR_VALUE` for no string, an empty text, with `longText: 'error'` one that is too long, or a frequency
-   *   beyond 0 to 1; `ERR_DISPOSED`
+   * @throws DesapError `ERR_VALUE` for no string, an empty text, one beyond the limit `textBytes`, with `longText: 'error'` one that is
+   *   longer than the context, or a frequency beyond 0 to 1; `ERR_DISPOSED`
    */
   async encode(text: string): Promise<EncodedText> {
     return this.#life.call(() => this.#encode(text));
   }
 
   async #encode(text: string): Promise<EncodedText> {
-    if (typeof text !== 'string' || text.trim() === '') throw invalid('ERR_VALUE', 'text', text, 'a text');
+    checkText('text', text);
     const { start, end } = this.tokenizer;
     const content = upToEnd(this.tokenizer.content(text), end);
     if (content.length === 0) throw invalid('ERR_VALUE', 'text', text, 'a text with at least one token');

@@ -1,8 +1,8 @@
 import { types } from 'node:util';
-import { invalid, mismatch } from '../errors.js';
+import { describe, invalid, mismatch } from '../errors.js';
 import type { PruneResult } from '../index.js';
-import { options as checked, type OptionNames } from '../options.js';
-import { integer, object, oneOf, Tensor } from '../tensor.js';
+import { options as checked, entries, fields, type OptionNames } from '../options.js';
+import { integer, integerData, isArray, object, oneOf, plain, Tensor } from '../tensor.js';
 
 /**
  * Whether the language model sees the kept tokens renumbered without gaps (`compact`) or at the places that they had among all
@@ -50,22 +50,17 @@ export interface CompactPrompt {
  * @throws DesapError `ERR_SHAPE` when the prompt has not one image token per patch, `ERR_DTYPE`, `ERR_VALUE`
  */
 export function compact(options: CompactOptions): CompactPrompt {
-  const {
-    attentionMask,
-    imageTokenId,
-    positionIds,
-    positions = 'compact',
-    ...given
-  } = checked('options', options, NAMES);
-  if (positionIds !== undefined && options.positions !== undefined)
-    throw mismatch('ERR_VALUE', 'positions', `'${positions}' and positionIds`, 'one of the two');
+  const { attentionMask, imageTokenId, positionIds, positions: asked, ...given } = checked('options', options, NAMES);
+  const positions = asked ?? 'compact';
+  if (positionIds !== undefined && asked !== undefined)
+    throw mismatch('ERR_VALUE', 'positions', `${describe(positions)} and positionIds`, 'one of the two');
   oneOf('positions', positions, POSITIONS);
   const ids = int64('inputIds', given.inputIds);
   const mask =
     attentionMask === undefined ? new BigInt64Array(ids.length).fill(1n) : int64('attentionMask', attentionMask);
   if (mask.length !== ids.length)
     throw mismatch('ERR_SHAPE', 'attentionMask', `${mask.length} elements`, `${ids.length}, as many as inputIds`);
-  const visual = (Array.isArray(imageTokenId) ? imageTokenId : [imageTokenId]).map((id: number) =>
+  const visual = listOf('imageTokenId', imageTokenId).map((id) =>
     BigInt(integer('imageTokenId', id, Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER)),
   );
   const visible = keptFlags(given.kept, positions === 'original' || positionIds !== undefined);
@@ -111,8 +106,9 @@ function positionRows(
   mask: BigInt64Array,
 ): { at(columns: readonly number[]): Tensor; next: number } {
   const { length } = mask;
-  const { data, dims } = object('positionIds', positionIds, 'an int64 tensor');
-  if (!types.isBigInt64Array(data)) throw invalid('ERR_DTYPE', 'positionIds', positionIds.type, 'int64');
+  object('positionIds', positionIds, 'an int64 tensor');
+  const { data, dims } = integerData('positionIds', positionIds, 'int64');
+  if (!types.isBigInt64Array(data)) throw invalid('ERR_DTYPE', 'positionIds', data, 'int64');
   const rows = dims.length === 3 ? dims[0] : 1;
   if (dims.length < 2 || dims.length > 3 || dims.at(-2) !== 1 || dims.at(-1) !== length)
     throw invalid('ERR_SHAPE', 'positionIds.dims', dims, `[1, ${length}] or [rows, 1, ${length}]`);
@@ -130,11 +126,11 @@ function positionRows(
  * @param isPlaced whether tokens have the positions of their own places, which ascend
  */
 function keptFlags(kept: KeptPatches | readonly KeptPatches[], isPlaced: boolean): boolean[] {
-  const isList = Array.isArray(kept);
-  return (isList ? kept : [kept]).flatMap((one, i) => {
-    const name = isList ? `kept[${i}]` : 'kept';
-    const { indices, assignment } = object(name, one, KEPT);
-    if (!isIndices(indices) || !isIndices(assignment)) throw invalid('ERR_VALUE', name, one, KEPT);
+  return listOf('kept', kept).flatMap((one, i) => {
+    const name = isArray(kept) ? `kept[${i}]` : 'kept';
+    const given = fields(name, object(name, one, KEPT), ['indices', 'assignment']);
+    const [indices, assignment] = [indicesOf(given.indices), indicesOf(given.assignment)];
+    if (indices === null || assignment === null) throw invalid('ERR_VALUE', name, one, KEPT);
     if (isPlaced && indices.some((index: number, k: number) => k > 0 && index < indices[k - 1]))
       throw mismatch(
         'ERR_VALUE',
@@ -150,22 +146,29 @@ function keptFlags(kept: KeptPatches | readonly KeptPatches[], isPlaced: boolean
 
 const KEPT = 'a result of prune, or one for each image: { indices, assignment }';
 
-function isIndices(value: unknown): boolean {
-  return types.isInt32Array(value) || Array.isArray(value);
+function indicesOf(value: unknown): readonly number[] | Int32Array | null {
+  if (types.isInt32Array(value)) return plain(value);
+  return isArray(value) ? entries('kept', value as readonly number[]) : null;
+}
+
+/** One or several, as a list. */
+function listOf<T>(argument: string, value: T | readonly T[]): T[] {
+  return isArray(value) ? entries(argument, value as readonly T[]) : [value as T];
 }
 
 /** @throws DesapError `ERR_VALUE`, `ERR_DTYPE`, `ERR_SHAPE` */
 function int64(name: string, value: Tensor | BigInt64Array | readonly number[]): BigInt64Array {
-  if (types.isBigInt64Array(value)) return value;
+  if (types.isBigInt64Array(value)) return plain(value);
   const wanted = 'an int64 tensor, a BigInt64Array or an array of integers';
   object(name, value, wanted);
-  if (Array.isArray(value)) {
-    const bad = value.findIndex((id) => !Number.isSafeInteger(id));
-    if (bad >= 0) throw invalid('ERR_VALUE', `${name}[${bad}]`, value[bad], 'an integer');
-    return BigInt64Array.from(value as number[], BigInt);
+  if (isArray(value)) {
+    const ids = entries(name, value as readonly number[]);
+    const bad = ids.findIndex((id) => !Number.isSafeInteger(id));
+    if (bad >= 0) throw invalid('ERR_VALUE', `${name}[${bad}]`, ids[bad], 'an integer');
+    return BigInt64Array.from(ids, BigInt);
   }
-  const { data, dims, type } = value as Tensor;
-  if (!types.isBigInt64Array(data)) throw invalid('ERR_DTYPE', name, type ?? value, wanted);
+  const { data, dims } = integerData(name, value as Tensor, wanted);
+  if (!types.isBigInt64Array(data)) throw invalid('ERR_DTYPE', name, data, wanted);
   if (dims.length > 2 || (dims.length === 2 && dims[0] !== 1))
     throw invalid('ERR_SHAPE', `${name}.dims`, dims, '[1, L]: one sequence at a time');
   return data;

@@ -6,12 +6,12 @@ import { Lifetime } from '../lifetime.js';
 import type { Grid, MethodChoice } from '../methods/method.js';
 import { rivalOf } from '../methods/rival.js';
 import { Once } from '../once.js';
-import { type OptionNames, options } from '../options.js';
+import { type OptionNames, options, reading } from '../options.js';
 import { PRUNE_OPTIONS, textEmbeddings } from '../prune-request.js';
 import { inPublicOrder, methodResult, rowsInOrder } from '../prune-result.js';
 import { Stopwatch } from '../stopwatch.js';
 import { float32, oneOf, vector } from '../tensor.js';
-import { checkQuestion } from './check-question.js';
+import { checkQuestion } from './check-text.js';
 import type { TokenLayout } from './layout.js';
 import { choiceOfImage, choicesOf, type RivalOptions } from './method-choice.js';
 import { AskedSource, type MethodSource, type WatchedPart } from './method-source.js';
@@ -299,7 +299,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     if (typeof question === 'string')
       return this.owner.encodeQuestion(checkQuestion(question)).catch(rethrow(asQuestion));
     if (question === null && taskShare === 0) return null;
-    if (typeof question === 'object' && question !== null && 'embeddings' in question)
+    if (typeof question === 'object' && question !== null && reading('question', () => 'embeddings' in question))
       return textEmbeddings('question', question);
     throw invalid('ERR_VALUE', 'question', question, 'a text, its embeddings, or null with taskShare: 0');
   }

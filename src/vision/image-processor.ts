@@ -1,7 +1,9 @@
 import { join } from 'node:path';
+import { types } from 'node:util';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { isFile, readJson } from '../files.js';
-import { object, Tensor } from '../tensor.js';
+import { entries, fields, reading } from '../options.js';
+import { isArray, object, plain, Tensor } from '../tensor.js';
 import type { ImageProcessorConfig } from './image/config.js';
 import type { RgbImage } from './image/extent.js';
 import { compose } from './image/layout.js';
@@ -52,17 +54,17 @@ export class ImageProcessor {
    * @throws DesapError as {@link ImageProcessor.process}; `ERR_VALUE` for no frame, `ERR_SHAPE` for frames of several sizes
    */
   async video(frames: readonly ImageSource[]): Promise<Tensor> {
-    if (!Array.isArray(frames) || frames.length < 1)
-      throw invalid('ERR_VALUE', 'frames', frames, 'a list of at least one image');
-    const [first, ...others] = await Promise.all(frames.map((frame) => this.process(frame)));
+    const shown = isArray(frames) ? entries('frames', frames) : [];
+    if (shown.length < 1) throw invalid('ERR_VALUE', 'frames', frames, 'a list of at least one image');
+    const [first, ...others] = await Promise.all(shown.map((frame) => this.process(frame)));
     const size = first.data.length;
-    const pixels = new Float32Array(frames.length * size);
+    const pixels = new Float32Array(shown.length * size);
     [first, ...others].forEach(({ data, dims }, i) => {
       if (dims.join() !== first.dims.join())
         throw mismatch('ERR_SHAPE', `frames[${i}]`, `[${dims.join(', ')}]`, `[${first.dims.join(', ')}], as frames[0]`);
       pixels.set(data as Float32Array, i * size);
     });
-    return new Tensor('float32', pixels, [1, frames.length, ...first.dims.slice(1)]);
+    return new Tensor('float32', pixels, [1, shown.length, ...first.dims.slice(1)]);
   }
 
   /**
@@ -79,9 +81,13 @@ export class ImageProcessor {
    * @throws DesapError `ERR_VALUE` for an image that is larger than `pad_size`; `ERR_SHAPE` for one whose bytes contradict its size
    */
   normalize(image: RgbImage): Tensor {
-    const { data, width, height } = object('image', image, 'an image, as rgb gives it');
-    if (data?.length !== 3 * width * height)
-      throw mismatch('ERR_SHAPE', 'image.data', `${data?.length} bytes for ${width} x ${height} pixels`, '3 a pixel');
+    const given = fields('image', object('image', image, WANTED), ['data', 'width', 'height']);
+    const { width, height } = given;
+    if (![width, height].every((edge) => Number.isSafeInteger(edge) && edge > 0) || !isBytes(given.data))
+      throw invalid('ERR_SHAPE', 'image', image, WANTED);
+    const data = plain(given.data);
+    if (data.length !== 3 * width * height)
+      throw mismatch('ERR_SHAPE', 'image.data', `${data.length} bytes for ${width} x ${height} pixels`, '3 a pixel');
     const { scale, normalize, pad } = this.recipe;
     const extent = pad ?? { width, height };
     if (extent.width < width || extent.height < height)
@@ -107,12 +113,17 @@ export class ImageProcessor {
   }
 }
 
+const WANTED = 'an image, as rgb gives it';
+const isBytes = (data: unknown) => types.isUint8Array(data) || types.isUint8ClampedArray(data);
+
 /**
  * The image processor's fields of a model folder, or of a configuration.
  * @throws DesapError `ERR_FILE`, `ERR_VALUE`
  */
 export async function imageConfig(source: string | ImageProcessorConfig): Promise<ImageProcessorConfig> {
-  const config = typeof source === 'string' ? await readConfig(source) : source;
+  // Plain values, as in a file.
+  const config =
+    typeof source === 'string' ? await readConfig(source) : reading('source', () => structuredClone(source));
   if (typeof config !== 'object' || config === null)
     throw invalid('ERR_VALUE', 'source', source, 'a model folder, or the fields of its preprocessor_config.json');
   return nested(config) ?? config;

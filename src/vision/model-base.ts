@@ -2,7 +2,8 @@ import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { invalid, mismatch } from '../errors.js';
 import type { TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
-import { isList } from '../prune-request.js';
+import { entries, isOf } from '../options.js';
+import { isArray } from '../tensor.js';
 import { EncodedImageBase, visionPruneOptions } from './image-base.js';
 import { type AskedImage, mapTogether, pruneTogether } from './prune-together.js';
 import {
@@ -87,14 +88,15 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
     questions: readonly Question[],
     given?: readonly (VisionPruneOptions | undefined)[],
   ): AskedImage[] {
-    if (!isList(images)) throw invalid('ERR_VALUE', 'images', images, 'a list of encoded images');
-    oneOfEach('questions', questions, images.length);
-    if (given !== undefined) oneOfEach('options', given, images.length);
-    return images.map((image, i) => {
+    if (!isArray(images)) throw invalid('ERR_VALUE', 'images', images, 'a list of encoded images');
+    const all = entries('images', images);
+    const asked = oneOfEach('questions', questions, all.length);
+    const options = given === undefined ? [] : oneOfEach('options', given, all.length);
+    return all.map((image, i) => {
       const [argument, wanted] = [`images[${i}]`, 'one that this model encoded'];
-      if (!(image instanceof EncodedImageBase)) throw invalid('ERR_VALUE', argument, image, wanted);
+      if (!isOf(EncodedImageBase, image)) throw invalid('ERR_VALUE', argument, image, wanted);
       if (!image.isOf(this)) throw mismatch('ERR_VALUE', argument, 'an image of another model', wanted);
-      return { image, question: questions[i], options: visionPruneOptions(`options[${i}]`, given?.[i]) };
+      return { image, question: asked[i], options: visionPruneOptions(`options[${i}]`, options[i]) };
     });
   }
 
@@ -113,8 +115,9 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
 }
 
 /** @throws DesapError `ERR_VALUE`, `ERR_SHAPE` */
-function oneOfEach(argument: string, list: readonly unknown[], images: number): void {
-  if (!isList(list)) throw invalid('ERR_VALUE', argument, list, 'a list with one for each image');
-  if (list.length !== images)
-    throw mismatch('ERR_SHAPE', argument, `${list.length} of them`, `${images}, one for each image`);
+function oneOfEach<T>(argument: string, given: readonly T[], images: number): T[] {
+  if (!isArray(given)) throw invalid('ERR_VALUE', argument, given, 'a list with one for each image');
+  const list = entries(argument, given);
+  if (list.length === images) return list;
+  throw mismatch('ERR_SHAPE', argument, `${list.length} of them`, `${images}, one for each image`);
 }

@@ -1,4 +1,5 @@
 import { join } from 'node:path';
+import { reading } from '../options.js';
 import { object } from '../tensor.js';
 import { familyOf, type VisionModelOptions } from './families.js';
 import { locateModel, readConfig } from './model-folder.js';
@@ -18,7 +19,9 @@ import type { VisionModel } from './vision-model.js';
  *   else as the family's own `open`
  */
 export async function openVisionModel(model: string, options: VisionModelOptions = {}): Promise<VisionModel> {
-  const files = await locateModel(model, object('options', options).dtype);
+  object('options', options);
+  const given = reading('options', () => ({ ...options }));
+  const files = await locateModel(model, given.dtype);
   const config = await readConfig(files.folder);
-  return familyOf(join(files.folder, 'config.json'), config).open({ ...files, config }, options);
+  return familyOf(join(files.folder, 'config.json'), config).open({ ...files, config }, given);
 }

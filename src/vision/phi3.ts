@@ -18,7 +18,7 @@ import { alignedText } from './aligned-text.js';
 import { type Grid, NEWLINES, type Newline } from './anyres.js';
 import { sizesOf } from './anyres-inputs.js';
 import { unitsOfGrid } from './block-family.js';
-import { checkQuestion } from './check-question.js';
+import { checkQuestion } from './check-text.js';
 import { type ClipEncoderOptions, openText, TOLERANCE } from './clip-encoder.js';
 import { clipFile, findClipFile } from './clip-folder.js';
 import type { ClipText } from './clip-text.js';

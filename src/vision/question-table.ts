@@ -3,6 +3,7 @@ import { invalid } from '../errors.js';
 import type { TensorLike, TextEmbeddings } from '../index.js';
 import type { OrtModule } from '../onnx/edit.js';
 import { float32, floatData, widened } from '../tensor.js';
+import { checkQuestion } from './check-text.js';
 import { anyOnnx, type Dtype } from './model-folder.js';
 import type { QuestionTokens } from './question-filter.js';
 import { openSession, runSession } from './session.js';
@@ -33,7 +34,7 @@ export class QuestionTable {
   /** @throws DesapError `ERR_VALUE` for a text without tokens; `ERR_GRAPH` */
   async embed(question: string): Promise<QuestionTokens> {
     const { tokenizer, words } = this.text;
-    const { ids } = tokenizer.encode(question, { add_special_tokens: false });
+    const { ids } = tokenizer.encode(checkQuestion(question), { add_special_tokens: false });
     if (ids.length === 0) throw invalid('ERR_VALUE', 'question', question, 'a text with at least one token');
     const { inputNames, outputNames } = this.session;
     const input = new this.ort.Tensor('int64', BigInt64Array.from(ids, BigInt), [1, ids.length]);

@@ -1,7 +1,7 @@
 import { types } from 'node:util';
 import { invalid, mismatch } from '../errors.js';
-import { type OptionNames, options } from '../options.js';
-import { floatData, type TensorLike, widened } from '../tensor.js';
+import { field, type OptionNames, options } from '../options.js';
+import { dimsOf, floatData, isTensor, plain, type TensorLike, widened } from '../tensor.js';
 import type { EncodedImage, InputNames, VisionInputs } from './vision-model.js';
 
 /** Frames, rows and columns of patches. */
@@ -85,10 +85,11 @@ export function patchesOf([frames, rows, columns]: Grid): number {
 }
 
 function gridsOf(tensor: TensorLike | undefined, { name, of }: { name: string; of: string }, merge: number): Grid[] {
-  const data = tensor?.data;
-  if (!types.isBigInt64Array(data))
-    throw invalid('ERR_VALUE', name, tensor, `the grid of each ${of}, [${of}s, 3] int64`);
-  const { dims } = tensor as { dims: readonly number[] };
+  const wanted = `the grid of each ${of}, [${of}s, 3] int64`;
+  const given = isTensor(tensor) ? field(name, tensor, 'data') : null;
+  if (!types.isBigInt64Array(given)) throw invalid('ERR_VALUE', name, tensor, wanted);
+  const data = plain(given);
+  const dims = dimsOf(name, tensor as TensorLike);
   if (dims.length !== 2 || dims[1] !== 3 || dims[0] < 1 || data.length !== 3 * dims[0])
     throw invalid('ERR_SHAPE', `${name}.dims`, dims, `[${of}s, 3]`);
   return Array.from({ length: dims[0] }, (_, i) => {

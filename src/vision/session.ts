@@ -2,6 +2,7 @@ import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { DesapError, type DesapErrorCode } from '../errors.js';
 import { isFile } from '../files.js';
 import type { OrtModule } from '../onnx/edit.js';
+import { checkExternalData } from '../onnx/format/external.js';
 import { ortModule } from '../ort.js';
 
 /**
@@ -26,6 +27,7 @@ export async function openSession(
 ): Promise<InferenceSession> {
   const ort = await ortModule(given);
   if (!(await isFile(path))) throw new DesapError('ERR_FILE', `${path}: got no such file, wanted an ONNX model`);
+  checkExternalData(path);
   try {
     return await ort.InferenceSession.create(path, options);
   } catch (cause) {

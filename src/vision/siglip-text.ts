@@ -12,6 +12,7 @@ import { POOLED_TEXT, readSiglipText, type SiglipTextStructure, siglipTextGraph 
 import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { float32, nonEmpty, oneOf, type Tensor } from '../tensor.js';
+import { checkContext, checkText } from './check-text.js';
 import { integers } from './clip-text.js';
 import { type CheckedFilter, type LongTextChoice, type LongTextOptions, longTextChoice } from './long-text.js';
 import { readTextFiles, type TextFiles } from './text-files.js';
@@ -99,12 +100,12 @@ export class SiglipText {
    * `text: 'words'` [T, E], its words, and the text itself as their end. With `longText: 'filter'` the words that are most like the text;
    * a word is as common as its rarest token.
    *
-   * @throws DesapError `ERR_VALUE` for no string, an empty text, with `longText: 'error'` one that is too long, or a frequency beyond
-   *   0 to 1; `ERR_DISPOSED`
+   * @throws DesapError `ERR_VALUE` for no string, an empty text, one beyond the limit `textBytes`, with `longText: 'error'` one that is
+   *   longer than the context, or a frequency beyond 0 to 1; `ERR_DISPOSED`
    */
   async encode(text: string): Promise<SiglipEncodedText> {
     return this.#life.call(async () => {
-      if (typeof text !== 'string' || text.trim() === '') throw invalid('ERR_VALUE', 'text', text, 'a text');
+      checkText('text', text);
       const whole = await this.#whole(text);
       const words = this.how.text === 'words' ? wordsOf(text) : [];
       if (words.length === 0) return { embeddings: float32(whole, [1, whole.length]), endOfText: 0 };
@@ -245,11 +246,7 @@ async function readTokens(folder: string, { contextLength }: SiglipTextStructure
   const pad = padOf(files) ?? padding ?? end[0];
   if (pad === undefined)
     throw new DesapError('ERR_FILE', `${join(folder, 'tokenizer_config.json')}: got no pad_token, wanted one`);
-  if (!(length > start.length + end.length))
-    throw new DesapError(
-      'ERR_GRAPH',
-      `${folder}: got a context of ${length} tokens, wanted more than ${start.length + end.length}`,
-    );
+  checkContext(folder, length, start.length + end.length);
   const content = (text: string) => files.tokenizer.encode(text, { add_special_tokens: false }).ids;
   return { content, start, end, pad, length };
 }

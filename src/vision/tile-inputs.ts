@@ -1,7 +1,7 @@
 /** What families with tiles have in common: masks, which image each tile belongs to, and how many rows came out. */
-import { types } from 'node:util';
 import { DesapError, invalid, mismatch } from '../errors.js';
-import { isTensor, type TensorLike } from '../tensor.js';
+import { entries } from '../options.js';
+import { integerData, isArray, type TensorLike } from '../tensor.js';
 import { type Feed, type Sequence, type TileRows, unitsOfGrid } from './block-family.js';
 
 /** The integers of a tensor, or its flags as 0 and 1. */
@@ -17,13 +17,7 @@ export interface Integers {
  * @throws DesapError `ERR_DTYPE`, `ERR_SHAPE`
  */
 export function integers(argument: string, tensor: TensorLike, wanted: string): Integers {
-  if (!isTensor(tensor)) throw invalid('ERR_DTYPE', argument, tensor, wanted);
-  const { data, dims } = tensor;
-  if (!types.isUint8Array(data) && !types.isInt32Array(data) && !types.isBigInt64Array(data))
-    throw mismatch('ERR_DTYPE', argument, `${tensor.type ?? (data as object)?.constructor?.name}`, wanted);
-  const size = dims.reduce((product, extent) => product * extent, 1);
-  if (data.length === size) return { data, dims };
-  throw mismatch('ERR_SHAPE', argument, `${data.length} elements for dims [${dims.join(', ')}]`, `${size} elements`);
+  return integerData(argument, tensor, wanted);
 }
 
 /**
@@ -34,11 +28,12 @@ export function integers(argument: string, tensor: TensorLike, wanted: string): 
  * @throws DesapError `ERR_VALUE` for counts that are none, or of other tiles
  */
 export function imageOfTiles(
-  counts: readonly number[],
+  given: readonly number[],
   tiles: number,
   { argument, of }: { readonly argument: string; readonly of: string },
 ): number[] {
-  if (!Array.isArray(counts)) throw invalid('ERR_VALUE', argument, counts, 'how many tiles each image has');
+  if (!isArray(given)) throw invalid('ERR_VALUE', argument, given, 'how many tiles each image has');
+  const counts = entries(argument, given as readonly number[]);
   const bad = counts.findIndex((count) => !Number.isSafeInteger(count) || count < 1);
   if (bad >= 0) throw invalid('ERR_VALUE', `${argument}[${bad}]`, counts[bad], 'at least one tile');
   const sum = counts.reduce((total, count) => total + count, 0);

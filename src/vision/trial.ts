@@ -1,10 +1,23 @@
 /** Inputs on which a file and what was read of it are compared. */
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { mismatch } from '../errors.js';
+import { limits } from '../limits.js';
 import type { ModelConfig } from './model-folder.js';
 import type { VisionInputs } from './vision-model.js';
 
-/** The same numbers for every trial: no symmetry, no two rows alike. */
+/**
+ * The same numbers for every trial: no symmetry, no two rows alike.
+ * @throws DesapError `ERR_GRAPH` for more than the limit `trialNumbers`: how large a trial image is, files say
+ */
 export function waves(length: number): Float32Array {
+  const { trialNumbers } = limits();
+  if (!(Number.isSafeInteger(length) && length >= 0 && length <= trialNumbers))
+    throw mismatch(
+      'ERR_GRAPH',
+      'the vision encoder',
+      `images of such a size that ${length} numbers are needed to try it`,
+      `at most ${trialNumbers} (limits({ trialNumbers }))`,
+    );
   return Float32Array.from({ length }, (_, i) => Math.sin(i * i));
 }
 

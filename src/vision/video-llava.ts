@@ -9,7 +9,7 @@ import { extractHead, readTower } from '../onnx/index.js';
 import { readFloats } from '../onnx/weights.js';
 import { type OptionNames, options } from '../options.js';
 import { floatData, nonEmpty, oneOf, widened } from '../tensor.js';
-import { checkQuestion } from './check-question.js';
+import { checkQuestion } from './check-text.js';
 import { ClipEncoder, type ClipEncoderOptions, type Encoded, TOLERANCE } from './clip-encoder.js';
 import { ClipVisionModel } from './clip-model.js';
 import { type ClipTile, clipTile } from './clip-tile.js';

@@ -1,10 +1,40 @@
+import { spawn } from 'node:child_process';
+import { closeSync, openSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { desap, ONE_LINE } from './run.js';
 
 const IMAGE = 'models/eval/demo/02.png';
 const QUESTION = 'what color is the star ?';
 
+/** Runs `desap` with an output on a full disk. */
+function onFullDisk(stream: 'stdout' | 'stderr', ...args: string[]): Promise<{ code: number | null; err: string }> {
+  const full = openSync('/dev/full', 'w');
+  const stdio = stream === 'stdout' ? (['ignore', full, 'pipe'] as const) : (['ignore', 'pipe', full] as const);
+  const child = spawn(process.execPath, ['--import', 'tsx', 'src/cli/main.ts', ...args], { stdio: [...stdio] });
+  let err = '';
+  child.stderr?.on('data', (chunk) => {
+    err += chunk;
+  });
+  return new Promise((resolve) =>
+    child.on('close', (code) => {
+      closeSync(full);
+      resolve({ code, err });
+    }),
+  );
+}
+
 describe('the command line', () => {
+  it('says in one line that its output cannot be written', async () => {
+    const { code, err } = await onFullDisk('stdout', 'devices');
+    expect(code).toBe(1);
+    expect(err).toMatch(ONE_LINE);
+    expect(err).toContain('ENOSPC');
+  });
+
+  it('keeps its exit code when nobody can be told why', async () => {
+    expect((await onFullDisk('stderr', 'prone')).code).toBe(2);
+  });
+
   it('explains itself', async () => {
     const { code, out } = await desap('--help');
     expect(code).toBe(0);

@@ -1,7 +1,7 @@
 import type { PreTrainedModel, PreTrainedTokenizer, Tensor } from '@huggingface/transformers';
 import { DesapError, invalid } from '../../errors.js';
 import type { CallOptions } from '../../transformers/index.js';
-import { checkQuestion } from '../../vision/check-question.js';
+import { checkQuestion } from '../../vision/check-text.js';
 import { readImage } from '../../vision/image/source.js';
 import { type Dtype, readConfig } from '../../vision/model-folder.js';
 import { readTextFiles } from '../../vision/text-files.js';

@@ -3,6 +3,7 @@ import { basename, join, resolve } from 'node:path';
 import { Command, Option } from 'commander';
 import { mismatch } from '../../errors.js';
 import { readBytes } from '../../files.js';
+import { makeFolder } from '../../output-file.js';
 import {
   type ChosenModel,
   chosenModel,
@@ -26,7 +27,7 @@ import { rowsOf } from './results.js';
 import { type Asked, askAll } from './run.js';
 import { SCORINGS, type Scoring } from './scoring.js';
 import { text } from './text.js';
-import { makeFolder, writeReport } from './write.js';
+import { writeReport } from './write.js';
 
 interface Flags extends ModelFlags {
   questions: string;

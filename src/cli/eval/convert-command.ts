@@ -1,6 +1,6 @@
 import { dirname, join, relative, resolve } from 'node:path';
 import { Argument, Command } from 'commander';
-import { writeWhole } from '../../files.js';
+import { writeWhole } from '../../output-file.js';
 import { print } from '../options.js';
 import { convert, FORMATS, type Format } from './convert.js';
 

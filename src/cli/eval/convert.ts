@@ -40,6 +40,9 @@ export async function convert(format: Format, { questions, annotations }: Source
   return annotations === undefined ? READERS[format as keyof typeof READERS](questions) : vqav2(questions, annotations);
 }
 
+/** Data sets are larger than what comes with a model. */
+const ANY_SIZE = Number.POSITIVE_INFINITY;
+
 const READERS = { pope, gqa, textvqa };
 
 /** Objects, one a line or all in a list (those of A-OKVQA and GQA): `question_id`, `image`, `text`, `label`. */
@@ -65,7 +68,7 @@ function listed(path: string, list: unknown): Fields[] {
 
 /** An object by question: `imageId`, `question`, `answer`, `types.structural`. */
 async function gqa(path: string): Promise<Line[]> {
-  return Object.entries(await readJson(path)).map(([id, value]) => {
+  return Object.entries(await readJson(path, ANY_SIZE)).map(([id, value]) => {
     const from = fields(`${path}: ${id}`, value);
     const types = from.given.types as { structural?: string } | undefined;
     return {
@@ -78,7 +81,7 @@ async function gqa(path: string): Promise<Line[]> {
 
 /** `data`: a list of `question_id`, `image_id`, `question`, `answers`. */
 async function textvqa(path: string): Promise<Line[]> {
-  return listOf(path, await readJson(path), 'data').map((from) => ({
+  return listOf(path, await readJson(path, ANY_SIZE), 'data').map((from) => ({
     ...{ id: from.id('question_id'), image: `${from.id('image_id')}.jpg`, question: from.text('question') },
     ...{ answer: from.texts('answers'), scoring: 'vqa' },
   }));
@@ -89,10 +92,13 @@ async function textvqa(path: string): Promise<Line[]> {
  * `question_id`, `answer_type`, and `answers`, each with `answer`.
  */
 async function vqav2(path: string, annotations: string): Promise<Line[]> {
-  const file = await readJson(path);
+  const file = await readJson(path, ANY_SIZE);
   const split = fields(path, file).text('data_subtype');
   const answers = new Map(
-    listOf(annotations, await readJson(annotations), 'annotations').map((from) => [from.id('question_id'), from]),
+    listOf(annotations, await readJson(annotations, ANY_SIZE), 'annotations').map((from) => [
+      from.id('question_id'),
+      from,
+    ]),
   );
   return listOf(path, file, 'questions').map((from) => {
     const id = from.id('question_id');

@@ -2,9 +2,10 @@
  * The file of answers: a line of settings, then one line for each question that was asked. It is only ever appended to, so that an
  * evaluation that was stopped goes on behind its last whole line.
  */
-import { appendFile, truncate, writeFile } from 'node:fs/promises';
+import { appendFile, truncate } from 'node:fs/promises';
 import { DesapError, describe, mismatch } from '../../errors.js';
 import { isFile, readText } from '../../files.js';
+import { writeWhole } from '../../output-file.js';
 import type { Parts } from './examinee.js';
 
 /** What came of one row of the results for one question; the mean where a method draws. */
@@ -58,7 +59,7 @@ export class Journal {
     const text = (await isFile(path)) ? await readText(path) : '';
     // None yet, or one that was stopped within its first line.
     if (text.length < head.length && head.startsWith(text)) {
-      await fileError(path, writeFile(path, head));
+      await writeWhole(path, new TextEncoder().encode(head));
       return new Journal(path, new Map());
     }
     const whole = text.slice(0, text.lastIndexOf('\n') + 1);

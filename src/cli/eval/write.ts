@@ -1,17 +1,8 @@
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DesapError } from '../../errors.js';
-import { writeWhole } from '../../files.js';
+import { writeWhole } from '../../output-file.js';
 import { csv } from './csv.js';
 import { html } from './html.js';
 import type { Report } from './report.js';
-
-/** @throws DesapError `ERR_FILE` */
-export async function makeFolder(folder: string): Promise<void> {
-  await mkdir(folder, { recursive: true }).catch((cause: Error) => {
-    throw new DesapError('ERR_FILE', `${folder}: cannot be made: ${cause.message}`, { cause });
-  });
-}
 
 /**
  * Writes `report.json`, `report.csv` and `report.html`.

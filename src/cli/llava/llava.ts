@@ -3,7 +3,7 @@ import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { ASYNC_DISPOSE, DISPOSE } from '../../dispose-symbols.js';
 import { DesapError, mismatch } from '../../errors.js';
 import { requireFolder } from '../../files.js';
-import { checkQuestion } from '../../vision/check-question.js';
+import { checkQuestion } from '../../vision/check-text.js';
 import { compact, type KeptPatches, type Positions } from '../../vision/compact.js';
 import type { VisionModelOptions } from '../../vision/families.js';
 import type { ImageSource } from '../../vision/image-processor.js';

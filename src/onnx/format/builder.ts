@@ -22,7 +22,7 @@ export class Builder {
 
   /** Adds nodes that were made elsewhere. */
   include(nodes: readonly GraphNode[]): void {
-    this.nodes.push(...nodes);
+    for (const node of nodes) this.nodes.push(node);
   }
 
   /** Gives a value another name. */

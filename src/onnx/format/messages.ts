@@ -110,7 +110,7 @@ function readAttribute(source: ByteSource, attribute: Field, into: Map<string, A
         value.t = readTensor(source, field.start, field.end);
         break;
       case AttributeField.ints:
-        ints.push(...integers(source, field));
+        for (const value of integers(source, field)) ints.push(value);
         break;
       case AttributeField.g:
         // The node's own memory: it stays as it is.

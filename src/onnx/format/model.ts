@@ -1,26 +1,20 @@
 import { realpathSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { types } from 'node:util';
-import { DesapError, invalid } from '../../errors.js';
+import { DesapError, invalid, mismatch } from '../../errors.js';
+import { limits } from '../../limits.js';
+import type { NamingFile } from '../../named-files.js';
 import { type OnnxNode, type OnnxValue, readNode, readValue } from './messages.js';
 import { GraphField, ModelField, OpsetField } from './proto.js';
 import { readTensor, type StoredTensor } from './stored-tensor.js';
 import { type ByteSource, type Field, fields, memorySource, payload, text, withFileSource } from './wire.js';
-
-/** A model file on disk. */
-export interface ModelFile {
-  /** Its real path, symbolic links followed. */
-  readonly path: string;
-  /** The folder that it was found in, which external data is relative to: download caches link every file one by one. */
-  readonly folder: string;
-}
 
 /** The structure of an ONNX file: everything except large weights, which stay where they are. */
 export interface OnnxModel {
   /** What error messages call it. */
   readonly name: string;
   /** @internal Where the file lies; null when the model was given as bytes. */
-  readonly file: ModelFile | null;
+  readonly file: NamingFile | null;
   /** @internal The fields of the ModelProto beside the graph (versions, operator sets, functions, metadata), as they were. */
   readonly header: readonly Uint8Array[];
   /** Version of ONNX's own operator set. */
@@ -49,7 +43,7 @@ export type ModelSource = string | Uint8Array | OnnxModel;
  */
 export function readModel(source: ModelSource, name?: string): OnnxModel {
   if (types.isUint8Array(source)) return parseModel(memorySource(name ?? 'model', source), null);
-  if (typeof source === 'object' && types.isMap(source?.initializers)) return source;
+  if (wasRead(source)) return source;
   if (typeof source !== 'string' || source === '')
     throw invalid(
       'ERR_VALUE',
@@ -67,7 +61,14 @@ export function readModel(source: ModelSource, name?: string): OnnxModel {
   return withFileSource(source, path, (bytes) => parseModel(bytes, file));
 }
 
-function parseModel(source: ByteSource, file: ModelFile | null): OnnxModel {
+/** What {@link readModel} gave. */
+const READ = new WeakSet<object>();
+
+function wasRead(source: unknown): source is OnnxModel {
+  return READ.has(source as object);
+}
+
+function parseModel(source: ByteSource, file: NamingFile | null): OnnxModel {
   if (source.size === 0) throw new DesapError('ERR_FILE', `${source.name}: not an ONNX model: got an empty file`);
   const header: Uint8Array[] = [];
   const parts = new GraphParts(source);
@@ -86,7 +87,9 @@ function parseModel(source: ByteSource, file: ModelFile | null): OnnxModel {
   const { nodes, initializers, outputs, values } = parts;
   // Before IR version 4 every initialiser was listed as an input too.
   const inputs = parts.inputs.filter((value) => !initializers.has(value.name));
-  return { name: source.name, file, header, opset, nodes, initializers, inputs, outputs, values };
+  const model = { name: source.name, file, header, opset, nodes, initializers, inputs, outputs, values };
+  READ.add(model);
+  return model;
 }
 
 /** Reads a GraphProto inside of a node. Its inputs are in their order; names that it does not write are those of the graph around. */
@@ -109,6 +112,15 @@ function onnxVersion(source: ByteSource, field: Field): number {
   return domain === '' || domain === 'ai.onnx' ? version : 0;
 }
 
+/** Fields of a GraphProto, for messages. */
+const NAMES: Readonly<Record<number, string>> = {
+  [GraphField.node]: 'nodes',
+  [GraphField.initializer]: 'initialisers',
+  [GraphField.input]: 'inputs',
+  [GraphField.output]: 'outputs',
+  [GraphField.valueInfo]: 'recorded values',
+};
+
 /** The lists of a GraphProto, filled from one or more occurrences. */
 class GraphParts {
   readonly nodes: OnnxNode[] = [];
@@ -116,12 +128,24 @@ class GraphParts {
   readonly inputs: OnnxValue[] = [];
   readonly outputs: OnnxValue[] = [];
   readonly values = new Map<string, OnnxValue>();
+  /** How many of each field there were. */
+  private readonly counts = new Map<number, number>();
 
   constructor(private readonly source: ByteSource) {}
 
   add(graph: Pick<Field, 'start' | 'end'>): void {
     const { source } = this;
+    const { graphNodes: most } = limits();
     for (const field of fields(source, graph.start, graph.end)) {
+      const count = (this.counts.get(field.number) ?? 0) + 1;
+      this.counts.set(field.number, count);
+      if (count > most)
+        throw mismatch(
+          'ERR_FILE',
+          source.name,
+          `more than ${most} ${NAMES[field.number] ?? 'fields'}`,
+          `at most ${most}`,
+        );
       switch (field.number) {
         case GraphField.node:
           this.nodes.push(readNode(source.name, payload(source, field)));

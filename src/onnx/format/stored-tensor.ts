@@ -1,7 +1,8 @@
 import { WireType } from '@bufbuild/protobuf/wire';
-import { DesapError } from '../../errors.js';
+import { DesapError, invalid } from '../../errors.js';
+import { isInside } from '../../named-files.js';
 import { halfToFloat } from '../../tensor.js';
-import { DataType, EntryField, itemSize, TensorField, typeName } from './proto.js';
+import { DataType, EntryField, isFloat, itemSize, TensorField, typeName } from './proto.js';
 import { type ByteSource, type Field, fields, floats, integers, payload, text } from './wire.js';
 
 /** Tensors up to this many bytes are held in memory and written into new graphs; shape inference needs the small ones. */
@@ -46,7 +47,7 @@ export function readTensor(source: ByteSource, start = 0, end = source.size): St
   for (const field of fields(source, start, end)) {
     switch (field.number) {
       case TensorField.dims:
-        dims.push(...integers(source, field));
+        for (const extent of integers(source, field)) dims.push(extent);
         break;
       case TensorField.dataType:
         type = field.value;
@@ -61,7 +62,7 @@ export function readTensor(source: ByteSource, start = 0, end = source.size): St
       case TensorField.doubleData:
         // Packed little-endian numbers are raw data under another field number.
         if (field.wire === WireType.LengthDelimited) raw = field;
-        else numbers.push(...floats(source, field));
+        else for (const value of floats(source, field)) numbers.push(value);
         break;
       case TensorField.int32Data:
       case TensorField.int64Data:
@@ -84,6 +85,9 @@ export function readTensor(source: ByteSource, start = 0, end = source.size): St
     throw new DesapError('ERR_FILE', `${what}: got a negative extent, wanted none`);
   if (isExternal) return { ...tensor, data: readExternal(what, entries) };
   const size = itemSize(type);
+  // Fields of floating-point numbers hold them for types of these only.
+  if (raw === null && !isFloat(type) && !numbers.every(Number.isInteger))
+    throw new DesapError('ERR_FILE', `${what}: got numbers that are no integers, wanted integers`);
   const data = raw === null ? { bytes: pack(type, numbers) } : dataOf(source, raw);
   const length = 'bytes' in data ? data.bytes.length : data.length;
   if (size !== undefined && length !== size * elementCount(tensor))
@@ -112,24 +116,14 @@ function readExternal(what: string, entries: ReadonlyMap<string, string>): Tenso
   const number = (key: string) => {
     const given = entries.get(key);
     if (given === undefined) return null;
-    const value = Number(given);
-    if (!Number.isSafeInteger(value) || value < 0)
+    const value = /^\d+$/.test(given) ? Number(given) : Number.NaN;
+    if (!Number.isSafeInteger(value))
       throw new DesapError('ERR_FILE', `${what}: external data: got ${key} '${given}', wanted a byte count`);
     return value;
   };
   const file = entries.get('location') ?? '';
-  // The same rule as onnx and onnxruntime have: data lies inside the model's folder.
-  if (
-    file === '' ||
-    file.startsWith('/') ||
-    file.startsWith('\\') ||
-    /^[a-z]:/i.test(file) ||
-    file.split(/[\\/]/).includes('..')
-  )
-    throw new DesapError(
-      'ERR_FILE',
-      `${what}: external data: got location '${file}', wanted a path inside the model's folder`,
-    );
+  if (!isInside(file))
+    throw invalid('ERR_FILE', `${what}: external data: location`, file, "a path inside the model's folder");
   return { file, offset: number('offset') ?? 0, length: number('length') };
 }
 

@@ -1,6 +1,7 @@
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+import { readSync } from 'node:fs';
 import { BinaryReader, WireType } from '@bufbuild/protobuf/wire';
 import { DesapError } from '../../errors.js';
+import { withFileSync } from '../../files.js';
 
 /** Bytes that a protobuf message is read from: memory, or a file seen through a small window. */
 export interface ByteSource {
@@ -29,17 +30,7 @@ const WINDOW = 4 * 1024;
  * @throws DesapError `ERR_FILE` when the file cannot be opened or read
  */
 export function withFileSource<T>(name: string, path: string, read: (source: ByteSource) => T): T {
-  const fail = (cause: unknown) =>
-    new DesapError('ERR_FILE', `${name}: cannot be read: ${(cause as Error).message}`, { cause });
-  let file: number;
-  try {
-    file = openSync(path, 'r');
-  } catch (cause) {
-    throw fail(cause);
-  }
-  try {
-    const status = fstatSync(file);
-    if (!status.isFile()) throw new DesapError('ERR_FILE', `${name}: got something that is not a file, wanted a file`);
+  const open = (file: number, size: number) => {
     const fill = (target: Uint8Array, offset: number) => {
       for (let done = 0; done < target.length; ) {
         const count = readSync(file, target, done, target.length - done, offset + done);
@@ -54,19 +45,18 @@ export function withFileSource<T>(name: string, path: string, read: (source: Byt
       try {
         if (length > WINDOW) return fill(new Uint8Array(length), offset);
         if (offset < start || offset + length > start + window.length) {
-          window = new Uint8Array(Math.min(WINDOW, status.size - offset));
+          window = new Uint8Array(Math.min(WINDOW, size - offset));
           start = offset;
           fill(window, offset);
         }
         return window.subarray(offset - start, offset - start + length);
       } catch (cause) {
-        throw fail(cause);
+        throw new DesapError('ERR_FILE', `${name}: cannot be read: ${(cause as Error).message}`, { cause });
       }
     };
-    return read({ name, size: status.size, resident: false, bytes });
-  } finally {
-    closeSync(file);
-  }
+    return read({ name, size, resident: false, bytes });
+  };
+  return withFileSync(path, open, name);
 }
 
 /** One field of a protobuf message: where its payload lies and, for a varint, its value. */

@@ -1,7 +1,10 @@
+import { realpath } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { DesapError, invalid } from '../../errors.js';
+import { DesapError, describe, invalid } from '../../errors.js';
 import { isFile, readJson } from '../../files.js';
 import { checkHead, type HeadWeights } from '../../head.js';
+import { isInside, namedFile } from '../../named-files.js';
+import { reading } from '../../options.js';
 import { openSafeTensors, type SafeTensorsFile, type StoredTensor, toFloat32 } from '../../safetensors.js';
 
 /** The part of a Hugging Face CLIP `config.json` that a head needs. */
@@ -37,7 +40,7 @@ export async function headFromCheckpoint(path: string, config?: object, heads?: 
   const { prefix, index } = layers.reduce((last, layer) => (layer.index > last.index ? layer : last));
   if (settings.num_hidden_layers !== undefined && settings.num_hidden_layers !== index + 1)
     throw missing(
-      `got layers up to ${index}, wanted ${settings.num_hidden_layers} layers as config.json says: the last layer is missing`,
+      `got layers up to ${index}, wanted ${describe(settings.num_hidden_layers)} layers as config.json says: the last layer is missing`,
     );
   const count = heads ?? settings.num_attention_heads;
   if (count === undefined)
@@ -90,14 +93,18 @@ export async function openCheckpoint(path: string): Promise<Checkpoint> {
     const { shapes, read } = await openSafeTensors(path);
     return { names: [...shapes.keys()], read };
   }
-  const { weight_map: map } = (await readJson(path)) as { weight_map?: Record<string, string> };
+  const { weight_map: map } = (await readJson(path)) as { weight_map?: Record<string, unknown> };
   if (typeof map !== 'object' || map === null)
     throw new DesapError('ERR_FILE', `${path}: looked for the key weight_map; found none`);
+  const index = { path: await realpath(path), folder: dirname(path) };
   const shards = new Map<string, Promise<SafeTensorsFile>>();
   const read = async (name: string) => {
-    if (map[name] === undefined)
+    if (!Object.hasOwn(map, name))
       throw new DesapError('ERR_FILE', `${path}: looked for the tensor '${name}'; found none`);
-    const file = join(dirname(path), map[name]);
+    const named = map[name];
+    if (!isInside(named))
+      throw invalid('ERR_FILE', `${path}: weight_map['${name}']`, named, 'the name of a file in its folder');
+    const file = namedFile(path, index, named);
     const shard = shards.get(file) ?? openSafeTensors(file);
     shards.set(file, shard);
     return (await shard).read(name);
@@ -111,5 +118,9 @@ export async function configBeside(path: string): Promise<object> {
 }
 
 export function visionConfig(config: object): VisionConfig {
-  return (config as { vision_config?: VisionConfig }).vision_config ?? (config as VisionConfig);
+  return reading('config', () => {
+    const own = (config as { vision_config?: VisionConfig }).vision_config ?? (config as VisionConfig);
+    const { num_attention_heads, layer_norm_eps, num_hidden_layers } = own;
+    return { num_attention_heads, layer_norm_eps, num_hidden_layers };
+  });
 }

@@ -1,6 +1,6 @@
 import { invalid } from '../../errors.js';
 import type { HeadWeights } from '../../head.js';
-import { type OptionNames, options } from '../../options.js';
+import { fields, type OptionNames, options } from '../../options.js';
 import { nonEmpty, object } from '../../tensor.js';
 import type { ModelSource } from '../format/model.js';
 import { headFromGraph } from './extract-graph.js';
@@ -33,11 +33,15 @@ export type HeadSource =
  * @see arXiv 2604.11240, section 4.1
  */
 export async function extractHead(source: HeadSource): Promise<HeadWeights> {
-  const given: Partial<Part<'visionModel'> & Part<'safetensors'>> = object('source', source, WANTED);
-  const { visionModel, safetensors, config, heads } = given;
+  object('source', source, WANTED);
+  const chosen = fields<Given>('source', source, ['visionModel', 'safetensors']);
   const names =
-    visionModel !== undefined ? GRAPH : safetensors !== undefined ? CHECKPOINT : { ...GRAPH, ...CHECKPOINT };
-  options<HeadSource>('source', source, names);
+    chosen.visionModel !== undefined
+      ? GRAPH
+      : chosen.safetensors !== undefined
+        ? CHECKPOINT
+        : { ...GRAPH, ...CHECKPOINT };
+  const { visionModel, safetensors, config, heads }: Given = options<HeadSource>('source', source, names);
   if (heads !== undefined && !(Number.isSafeInteger(heads) && heads > 0))
     throw invalid('ERR_VALUE', 'heads', heads, 'a positive integer');
   if (visionModel !== undefined) return headFromGraph(visionModel, heads);
@@ -46,6 +50,8 @@ export async function extractHead(source: HeadSource): Promise<HeadWeights> {
   return headFromCheckpoint(nonEmpty('safetensors', safetensors, 'a path'), config, heads);
 }
 
+/** Either source. */
+type Given = Partial<Part<'visionModel'> & Part<'safetensors'>>;
 type Part<Name extends string> = Extract<HeadSource, Readonly<Record<Name, unknown>>>;
 const GRAPH: OptionNames<Part<'visionModel'>> = { visionModel: true, heads: true };
 const CHECKPOINT: OptionNames<Part<'safetensors'>> = { safetensors: true, config: true, heads: true };

@@ -1,4 +1,5 @@
-import { invalid } from '../../errors.js';
+import { invalid, mismatch } from '../../errors.js';
+import { limits } from '../../limits.js';
 import { float32, type Tensor } from '../../tensor.js';
 import { ancestors, type Graph } from '../search/graph.js';
 import { positionCount } from '../search/positions.js';
@@ -28,11 +29,25 @@ export function trialPixels(tower: TowerStructure): Tensor {
     );
   const dims = shape as number[];
   const random = uniform(1);
-  const values = Float32Array.from(
-    { length: dims.reduce((product, extent) => product * extent, 1) },
-    () => 2 * random() - 1,
-  );
+  const values = Float32Array.from({ length: trialSize(graph.model.name, dims) }, () => 2 * random() - 1);
   return float32(values, dims);
+}
+
+/**
+ * How many numbers a trial image has, which is as large as a file says.
+ * @param name what error messages call the file
+ * @throws DesapError `ERR_GRAPH` for more than the limit `trialNumbers`
+ */
+export function trialSize(name: string, dims: readonly number[]): number {
+  const { trialNumbers } = limits();
+  const size = dims.reduce((product, extent) => product * extent, 1);
+  if (size <= trialNumbers) return size;
+  throw mismatch(
+    'ERR_GRAPH',
+    name,
+    `images [${dims.join(', ')}], which are ${size} numbers to try it on`,
+    `at most ${trialNumbers} (limits({ trialNumbers }))`,
+  );
 }
 
 /**

@@ -1,6 +1,6 @@
 import type { BlockWeights } from '../../block-weights.js';
 import { checkBlock } from '../../block-weights.js';
-import { DesapError } from '../../errors.js';
+import { DesapError, describe } from '../../errors.js';
 import { toFloat32 } from '../../safetensors.js';
 import { configBeside, openCheckpoint, visionConfig } from './extract-safetensors.js';
 import type { SiglipVision } from './siglip.js';
@@ -54,7 +54,7 @@ export async function siglipFromCheckpoint(path: string): Promise<SiglipVision> 
   if (count < 2 || count !== (settings.num_hidden_layers ?? count))
     throw new DesapError(
       'ERR_FILE',
-      `${path}: got ${count} layers '${prefix}encoder.layers.<n>', wanted ${settings.num_hidden_layers ?? 'two or more'}`,
+      `${path}: got ${count} layers '${prefix}encoder.layers.<n>', wanted ${describe(settings.num_hidden_layers ?? 'two or more')}`,
     );
 
   const [weight, bias] = [await values('head.attention.in_proj_weight'), await values('head.attention.in_proj_bias')];

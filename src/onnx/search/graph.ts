@@ -28,6 +28,9 @@ export class Graph {
   readonly constants: Constants;
   private readonly depths = new Map<OnnxNode, number>();
   private readonly sources = new Map<string, Sources>();
+  /** Where values that are no operator's own come from, by {@link origin} and {@link unmoved}. */
+  private readonly origins = new Map<string, string>();
+  private readonly moved = new Map<string, string>();
   private readonly fixed = new Set<string>();
 
   /** @throws DesapError `ERR_GRAPH` when the nodes form a cycle or two nodes write the same value */
@@ -64,7 +67,8 @@ export class Graph {
       this.sources.set(output, sources);
       if (isConstant) this.fixed.add(output);
     }
-    this.depths.set(node, 1 + Math.max(0, ...reads.map((value) => this.depth(value))));
+    this.depths.set(node, 1 + reads.reduce((most, value) => Math.max(most, this.depth(value)), 0));
+    for (const output of node.outputs) this.follow(node, output);
   }
 
   /** The node that writes a value; undefined for graph inputs and initialisers. */
@@ -100,18 +104,19 @@ export class Graph {
 
   /** A value as it was before Identity, Cast and Dropout. */
   origin(value: string): string {
-    let at = value;
-    for (let node = this.producer(at); node !== undefined && PASS.has(node.op); node = this.producer(at))
-      at = node.inputs[0];
-    return at;
+    return this.origins.get(value) ?? value;
   }
 
   /** A value as it was before its elements were only moved, repeated or cast. */
   unmoved(value: string): string {
-    let at = this.origin(value);
-    for (let node = this.producer(at); node !== undefined && MOVES.has(node.op); node = this.producer(at))
-      at = this.origin(node.inputs[0]);
-    return at;
+    const origin = this.origin(value);
+    return this.moved.get(origin) ?? origin;
+  }
+
+  /** Remembers where a value comes from. Nodes come in their order: what they read is known, so that no walk is walked again. */
+  private follow({ op, inputs: [first] }: OnnxNode, output: string): void {
+    if (PASS.has(op)) this.origins.set(output, this.origin(first));
+    if (MOVES.has(op)) this.moved.set(output, this.unmoved(first));
   }
 
   /** The nodes that read a value, also behind Identity, Cast and Dropout, each with the name under which it reads it. */
@@ -227,7 +232,7 @@ export function ancestors(graph: Graph, value: string, from?: string): OnnxNode[
     const node = at === from ? undefined : graph.producer(at);
     if (node === undefined || seen.has(node)) continue;
     seen.add(node);
-    open.push(...node.inputs, ...node.captures);
+    for (const input of [...node.inputs, ...node.captures]) open.push(input);
   }
   return [...seen];
 }

@@ -131,8 +131,12 @@ function nextSum(
   isOther: (value: string) => boolean,
 ): { end: BlockEnd | null; found: string } {
   const open = [from];
+  const seen = new Set<string>();
   const found = new Set<string>();
-  for (let at = open.shift(); at !== undefined; at = open.shift())
+  // The list grows while it is walked.
+  for (const at of open) {
+    if (seen.has(at)) continue;
+    seen.add(at);
     for (const { node, as } of graph.users(at)) {
       const end = sumAt(node);
       const [a, b] = node.inputs;
@@ -141,6 +145,7 @@ function nextSum(
       if (MOVES.has(node.op) || isScaled || takesFirst(graph, node)) open.push(node.outputs[0]);
       else if (node.op !== 'Shape') found.add(describeNode(node));
     }
+  }
   return { end: null, found: [...found].join(', ') || 'nothing behind it' };
 }
 

@@ -25,7 +25,7 @@ const TOLERANCE: Readonly<Record<Precision, number>> = {
  */
 export function toleranceOf(graph: Graph, value: string, from?: string): number {
   const nodes = ancestors(graph, value, from);
-  return Math.max(TOLERANCE.float32, ...nodes.map((node) => TOLERANCE[precisionOf(graph, node)]));
+  return nodes.reduce((most, node) => Math.max(most, TOLERANCE[precisionOf(graph, node)]), TOLERANCE.float32);
 }
 
 function precisionOf(graph: Graph, { op, inputs, attributes }: OnnxNode): Precision {

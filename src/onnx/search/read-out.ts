@@ -62,7 +62,7 @@ export function linearBehind(graph: Graph, linears: Linears, value: string): Lin
       if (found !== null && found !== linear) return null;
       found = linear;
     } else if (node !== undefined && MOVES.has(node.op)) open.push(node.inputs[0]);
-    else if (node !== undefined && ELEMENTWISE.has(node.op)) open.push(...node.inputs);
+    else if (node !== undefined && ELEMENTWISE.has(node.op)) for (const input of node.inputs) open.push(input);
     else return null;
   }
   return found;
@@ -153,7 +153,7 @@ function isLengthOf(graph: Graph, value: string, of: string): boolean {
     const node = graph.producer(at);
     if (node === undefined || !LENGTH.has(node.op)) return false;
     const inputs = MOVES.has(node.op) ? node.inputs.slice(0, 1) : node.inputs;
-    open.push(...inputs.map((input) => ({ at: input, isSum: isSum || node.op.startsWith('Reduce') })));
+    for (const input of inputs) open.push({ at: input, isSum: isSum || node.op.startsWith('Reduce') });
   }
   return seen.size > 0;
 }

@@ -49,8 +49,8 @@ export function scoresBehind(graph: Graph, value: string): { node: OnnxNode; fac
     const scaled = throughFactor(graph, node);
     if (scaled !== null) open.push({ at: scaled.next, factors: [...factors, scaled.factor] });
     // One side is the mask; the product of queries and keys is on the other.
-    else if (node.op === 'Add' || node.op === 'Sub') open.push(...node.inputs.map((at) => ({ at, factors })));
-    else if (node.op === 'Where') open.push(...node.inputs.slice(1).map((at) => ({ at, factors })));
+    else if (node.op === 'Add' || node.op === 'Sub') for (const at of node.inputs) open.push({ at, factors });
+    else if (node.op === 'Where') for (const at of node.inputs.slice(1)) open.push({ at, factors });
     else if (MOVES.has(node.op)) open.push({ at: node.inputs[0], factors });
   }
   return null;
@@ -72,7 +72,8 @@ export function ahead(
 ): OnnxNode | null {
   const open = [value];
   const seen = new Set<OnnxNode>();
-  for (let at = open.shift(); at !== undefined; at = open.shift())
+  // The list grows while it is walked.
+  for (const at of open)
     for (const { node, as } of graph.users(at)) {
       if (isWanted(node, as)) return node;
       if (!isPassed(node) || seen.has(node)) continue;

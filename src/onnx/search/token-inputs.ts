@@ -40,7 +40,7 @@ export function tokenInputs(graph: Graph, output: string, picks: readonly OnnxNo
       `the inputs ${inputs.map((input) => input.name).join(', ') || 'none'}`,
     );
   const further = embeds.filter((input) => input !== ids);
-  const isType = (input: OnnxValue) => Math.max(...tables.get(input)!) <= MOST_TYPES;
+  const isType = (input: OnnxValue) => tables.get(input)!.every((rows) => rows <= MOST_TYPES);
   const masks = inputs.filter((input) => !embeds.includes(input));
   for (const mask of masks)
     if (!isMask(graph, mask))
@@ -63,13 +63,13 @@ function dependsOn(graph: Graph, value: string, input: string): boolean {
     if (at === input) return true;
     if (seen.has(at) || !graph.sourcesOf(at).integers) continue;
     seen.add(at);
-    open.push(...(graph.producer(at)?.inputs ?? []));
+    for (const before of graph.producer(at)?.inputs ?? []) open.push(before);
   }
   return false;
 }
 
 function byRows(embeds: readonly OnnxValue[], tables: ReadonlyMap<OnnxValue, number[]>): OnnxValue | undefined {
-  const rows = (input: OnnxValue) => Math.max(...(tables.get(input) ?? [0]));
+  const rows = (input: OnnxValue) => (tables.get(input) ?? []).reduce((most, count) => Math.max(most, count), 0);
   return [...embeds].sort((a, b) => rows(b) - rows(a))[0];
 }
 

@@ -27,36 +27,94 @@ const PATCHES: TokenRows = { parts: ['patches'], batchFirst: true };
  * @param width D
  */
 export function tokenRows(graph: Graph, norms: Norms, value: string, width: number): TokenRows {
-  let turns = 0;
-  const found = (rows: TokenRows): TokenRows => ({
-    parts: rows.parts,
-    batchFirst: turns % 2 === 0 ? rows.batchFirst : !rows.batchFirst,
-  });
-  for (let at = graph.origin(value); ; ) {
-    const norm = norms.behind(at);
-    const node = graph.producer(at);
-    const summands = norm?.summands ?? (node !== undefined && ADDS.has(node.op) ? node.inputs : null);
-    if (summands !== null) {
-      // Position embeddings do not depend on the pixels, whether they are constant or computed from the image's size.
-      const own = summands.filter((summand) => graph.sourcesOf(summand).floats && !isScale(graph, summand));
-      if (own.length !== 1) return found({ ...PATCHES, parts: null });
-      at = graph.origin(own[0]);
-    } else if (node?.op === 'Concat') return found(joined(graph, norms, node, width));
-    else if (node !== undefined && VIEWS.has(node.op)) {
-      if (node.op === 'Transpose' && node.attributes.get('perm')?.ints?.[0] !== 0) turns++;
-      at = graph.origin(node.inputs[0]);
-    } else if (node !== undefined && slicesOf(graph, node)?.length === 0) at = graph.origin(node.inputs[0]);
-    else if (node?.op === 'Slice') return found(cutOut(graph, node, tokenRows(graph, norms, node.inputs[0], width)));
-    else return found(node !== undefined && PICKS.has(node.op) ? { ...PATCHES, parts: null } : PATCHES);
+  return new Sequences(graph, norms, width).rows(value, 0);
+}
+
+/** Deeper than any exporter puts parts of a sequence into one another, and more of them than any sequence has. */
+const MOST_NESTED = 32;
+const MOST_PARTS = 64;
+
+/** Sequences that are joined or cut out of each other. Each is looked at once, however often it is used. */
+class Sequences {
+  private readonly known = new Map<string, TokenRows>();
+  private readonly scales = new Set<string>();
+
+  constructor(
+    private readonly graph: Graph,
+    private readonly norms: Norms,
+    private readonly width: number,
+  ) {}
+
+  rows(value: string, depth: number): TokenRows {
+    if (depth > MOST_NESTED) return { ...PATCHES, parts: null };
+    const rows = this.known.get(value) ?? this.read(value, depth + 1);
+    this.known.set(value, rows);
+    return rows;
+  }
+
+  private read(value: string, depth: number): TokenRows {
+    const { graph } = this;
+    let turns = 0;
+    const found = (rows: TokenRows): TokenRows => ({
+      parts: rows.parts,
+      batchFirst: turns % 2 === 0 ? rows.batchFirst : !rows.batchFirst,
+    });
+    for (let at = graph.origin(value); ; ) {
+      const norm = this.norms.behind(at);
+      const node = graph.producer(at);
+      const summands = norm?.summands ?? (node !== undefined && ADDS.has(node.op) ? node.inputs : null);
+      if (summands !== null) {
+        // Position embeddings do not depend on the pixels, whether they are constant or computed from the image's size.
+        const own = summands.filter(
+          (summand) => graph.sourcesOf(summand).floats && !isScale(graph, summand, this.scales),
+        );
+        if (own.length !== 1) return found({ ...PATCHES, parts: null });
+        at = graph.origin(own[0]);
+      } else if (node?.op === 'Concat') return found(this.joined(node, depth));
+      else if (node !== undefined && VIEWS.has(node.op)) {
+        if (node.op === 'Transpose' && node.attributes.get('perm')?.ints?.[0] !== 0) turns++;
+        at = graph.origin(node.inputs[0]);
+      } else if (node !== undefined && slicesOf(graph, node)?.length === 0) at = graph.origin(node.inputs[0]);
+      else if (node?.op === 'Slice') return found(cutOut(graph, node, this.rows(node.inputs[0], depth)));
+      else return found(node !== undefined && PICKS.has(node.op) ? { ...PATCHES, parts: null } : PATCHES);
+    }
+  }
+
+  private joined({ inputs }: OnnxNode, depth: number): TokenRows {
+    const { graph, width } = this;
+    const isLearnt = (input: string) => !graph.sourcesOf(input).floats;
+    const rows = inputs.map((input) =>
+      isLearnt(input)
+        ? { parts: [{ learnt: learntRows(graph, input, width) }], batchFirst: true }
+        : this.rows(input, depth),
+    );
+    const count = rows.reduce((sum, row) => sum + (row.parts?.length ?? Number.POSITIVE_INFINITY), 0);
+    const parts = count > MOST_PARTS ? null : rows.flatMap((row) => row.parts ?? []);
+    const image = rows[inputs.findIndex((input) => !isLearnt(input))] ?? PATCHES;
+    // Where two parts of the image are joined, neither is the patches in their order.
+    const images = parts?.filter((part) => typeof part === 'string').length;
+    return { parts: images === 1 ? parts : null, batchFirst: image.batchFirst };
   }
 }
 
-/** Whether a value is the scale of what was quantised at run time, or a product of that with others. */
-function isScale(graph: Graph, value: string): boolean {
-  const source = graph.origin(value);
-  const node = graph.producer(source);
-  if (node?.op === 'DynamicQuantizeLinear') return node.outputs[1] === source;
-  return node?.op === 'Mul' && node.inputs.every((input) => !graph.sourcesOf(input).floats || isScale(graph, input));
+/**
+ * Whether a value is the scale of what was quantised at run time, or a product of that with others.
+ * @param known such values, which grow
+ */
+function isScale(graph: Graph, value: string, known: Set<string>): boolean {
+  const open = [value];
+  const seen = new Set<string>();
+  for (let at = open.pop(); at !== undefined; at = open.pop()) {
+    const source = graph.origin(at);
+    if (seen.has(source) || known.has(source)) continue;
+    seen.add(source);
+    const node = graph.producer(source);
+    if (node?.op === 'DynamicQuantizeLinear' && node.outputs[1] === source) continue;
+    if (node?.op !== 'Mul') return false;
+    open.push(...node.inputs.slice(0, 2).filter((input) => graph.sourcesOf(input).floats));
+  }
+  for (const scale of seen) known.add(scale);
+  return true;
 }
 
 /** The rows of a sequence that a Slice takes: some learnt ones from the first on, or all from one on. */
@@ -75,20 +133,6 @@ function cutOut(graph: Graph, node: OnnxNode, rows: TokenRows): TokenRows {
 const ADDS = new Set(['Add', 'Sum', 'Mul', 'Div', 'BiasAdd']);
 const VIEWS = new Set(['Reshape', 'Transpose', 'Squeeze', 'Unsqueeze', 'Flatten']);
 const PICKS = new Set(['Gather', 'GatherND', 'GatherElements', 'Split', 'ScatterND', 'Where', 'Pad']);
-
-function joined(graph: Graph, norms: Norms, { inputs }: OnnxNode, width: number): TokenRows {
-  const isLearnt = (input: string) => !graph.sourcesOf(input).floats;
-  const rows = inputs.map((input) =>
-    isLearnt(input)
-      ? { parts: [{ learnt: learntRows(graph, input, width) }], batchFirst: true }
-      : tokenRows(graph, norms, input, width),
-  );
-  const parts = rows.some((row) => row.parts === null) ? null : rows.flatMap((row) => row.parts ?? []);
-  const image = rows[inputs.findIndex((input) => !isLearnt(input))] ?? PATCHES;
-  // Where two parts of the image are joined, neither is the patches in their order.
-  const images = parts?.filter((part) => typeof part === 'string').length;
-  return { parts: images === 1 ? parts : null, batchFirst: image.batchFirst };
-}
 
 /** Rows of a learnt tensor that is repeated for each image of a batch. */
 function learntRows(graph: Graph, value: string, width: number): number | null {

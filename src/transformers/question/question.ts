@@ -1,4 +1,5 @@
 import { DesapError, mismatch } from '../../errors.js';
+import { checkQuestion } from '../../vision/check-text.js';
 import { readTextFiles, type TextFiles } from '../../vision/text-files.js';
 import type { WordReader } from '../../vision/words.js';
 import { FORMATS } from './formats.js';
@@ -72,7 +73,7 @@ export class Questions {
    * @throws DesapError `ERR_VALUE` when there are none
    */
   encode(text: string): number[] {
-    const ids = this.#text.encode(text);
+    const ids = this.#text.encode(checkQuestion(text));
     if (ids.length > 0) return ids;
     throw new DesapError('ERR_VALUE', 'question: got a text without tokens, wanted a question');
   }

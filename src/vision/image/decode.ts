@@ -1,10 +1,8 @@
 import type { Metadata, Sharp } from 'sharp';
 import { DesapError, mismatch } from '../../errors.js';
+import { limits } from '../../limits.js';
 import { optional } from '../../optional.js';
 import type { RgbImage } from './extent.js';
-
-/** The most pixels that an image may have, as in Pillow: a sixth of 2^30, rounded down. */
-export const MAX_PIXELS = 178_956_970;
 
 /** Pixels of one to four channels, one byte each. */
 export interface Channels extends RgbImage {
@@ -17,7 +15,7 @@ export interface Channels extends RgbImage {
  * and CMYK becomes RGB by the plain formula. Only the chroma of AVIF differs, since every decoder enlarges it in its own way.
  *
  * @param name what the error messages call it
- * @throws DesapError `ERR_FILE` for bytes that are not an image; `ERR_VALUE` for animations and for more than {@link MAX_PIXELS};
+ * @throws DesapError `ERR_FILE` for bytes that are not an image; `ERR_VALUE` for animations and for more pixels than the limit `imagePixels`;
  *   `ERR_MISSING_PACKAGE`
  */
 export async function decode(bytes: Uint8Array, name: string): Promise<RgbImage> {
@@ -28,8 +26,14 @@ export async function decode(bytes: Uint8Array, name: string): Promise<RgbImage>
     const metadata = await open().metadata();
     const { pages = 1, width, height, space, format } = metadata;
     if (pages > 1) throw mismatch('ERR_VALUE', name, `${pages} frames`, 'a single image; extract the frame first');
-    if (width * height > MAX_PIXELS)
-      throw mismatch('ERR_VALUE', name, `${width} x ${height} pixels`, `at most ${MAX_PIXELS} pixels`);
+    const { imagePixels } = limits();
+    if (width * height > imagePixels)
+      throw mismatch(
+        'ERR_VALUE',
+        name,
+        `${width} x ${height} pixels`,
+        `at most ${imagePixels} pixels (limits({ imagePixels }))`,
+      );
     const upright = turn(open(), metadata);
     if (space === 'cmyk') return fromCmyk(await raw(upright.pipelineColourspace('cmyk').toColourspace('cmyk')));
     const rgb = upright.toColourspace('srgb');

@@ -97,9 +97,8 @@ export function kindOf(config: Readonly<Record<string, unknown>>): Kind {
       throw invalid('ERR_VALUE', 'do_pad', true, 'an image_processor_type beside it, which says how it pads');
     return KINDS.CLIPImageProcessor;
   }
-  const name = String(type)
-    .replace(/(Fast|Pil)$/, '')
-    .replace(/FeatureExtractor$/, 'ImageProcessor');
+  if (typeof type !== 'string') throw invalid('ERR_VALUE', field, type, alternatives(Object.keys(KINDS)));
+  const name = type.replace(/(Fast|Pil)$/, '').replace(/FeatureExtractor$/, 'ImageProcessor');
   if (!Object.hasOwn(KINDS, name)) throw invalid('ERR_VALUE', field, type, alternatives(Object.keys(KINDS)));
   return KINDS[name];
 }

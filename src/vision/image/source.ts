@@ -1,9 +1,12 @@
 /** The forms in which an image is given. Objects are recognised by their properties, since their class may be another realm's. */
 import { fileURLToPath } from 'node:url';
-import { isAnyArrayBuffer } from 'node:util/types';
-import { DesapError, invalid, mismatch } from '../../errors.js';
+import { types } from 'node:util';
+import { DesapError, describe, invalid, mismatch } from '../../errors.js';
 import { readBytes } from '../../files.js';
-import { decode, MAX_PIXELS, rgbOf } from './decode.js';
+import { limits } from '../../limits.js';
+import { fields } from '../../options.js';
+import { isArray, plain } from '../../tensor.js';
+import { decode, rgbOf } from './decode.js';
 import type { RgbImage } from './extent.js';
 
 /** Decoded pixels: row-major, one byte a channel, 1 (grey) to 4 (RGBA) channels; a `RawImage` of Transformers.js, an `ImageData`. */
@@ -42,28 +45,28 @@ const MAX_PATH = 4096;
 export async function readImage(source: ImageSource): Promise<RgbImage> {
   if (typeof source === 'string') return fromText(source);
   if (typeof source !== 'object' || source === null) throw invalid('ERR_VALUE', 'image', source, WANTED);
-  if (isAnyArrayBuffer(source) || ArrayBuffer.isView(source)) return decode(copyOf(source), 'image');
-  const parts = source as { href?: unknown; arrayBuffer?: unknown; dims?: unknown } & Partial<Pixels>;
+  if (types.isAnyArrayBuffer(source) || ArrayBuffer.isView(source)) return decode(copyOf(source), 'image');
+  const parts = fields<Parts>('image', source as Parts, [
+    ...(['href', 'arrayBuffer', 'dims', 'data', 'width', 'height', 'channels'] as const),
+  ]);
   if (typeof parts.href === 'string') return fromText(parts.href);
   if (typeof parts.arrayBuffer === 'function') return decode(await bytesOf(source as Blob), 'image');
   if (parts.dims === undefined && ArrayBuffer.isView(parts.data)) return fromPixels(parts as Pixels);
-  throw mismatch('ERR_VALUE', 'image', describe(source), WANTED);
+  if (parts.dims !== undefined) throw mismatch('ERR_VALUE', 'image', `a tensor ${describe(parts.dims)}`, WANTED);
+  throw mismatch('ERR_VALUE', 'image', isArray(source) ? `an array of ${source.length}` : describe(source), WANTED);
 }
 
-function describe(source: object): string {
-  const { dims } = source as { dims?: unknown };
-  if (Array.isArray(dims)) return `a tensor [${dims.join(', ')}]`;
-  return Array.isArray(source) ? `an array of ${source.length}` : (source.constructor?.name ?? 'an object');
-}
+/** What tells the forms of an image apart. */
+type Parts = { readonly href?: unknown; readonly arrayBuffer?: unknown; readonly dims?: unknown } & Partial<Pixels>;
 
 async function fromText(text: string): Promise<RgbImage> {
   const scheme = /^(https?|file|data|blob):/i.exec(text)?.[1].toLowerCase();
   switch (scheme) {
     case undefined:
-      if (text.length > 0 && text.length <= MAX_PATH) return decode(await readBytes(text), text);
+      if (text.length > 0 && text.length <= MAX_PATH) return decode(await readBytes(text, limits().imageBytes), text);
       throw mismatch('ERR_VALUE', 'image', `a string of ${text.length} characters`, WANTED);
     case 'file':
-      return decode(await readBytes(pathOf(text)), text);
+      return decode(await readBytes(pathOf(text), limits().imageBytes), text);
     case 'data':
       return decode(fromDataUrl(text), 'image');
     default:
@@ -132,22 +135,25 @@ function isBytes(view: ArrayBufferView): boolean {
 }
 
 function fromPixels(source: Pixels): RgbImage {
-  const { data, width, height } = source;
-  if (!isBytes(data)) throw invalid('ERR_DTYPE', 'image.data', data, 'Uint8Array or Uint8ClampedArray');
+  const { width, height } = source;
+  if (!types.isUint8Array(source.data) && !types.isUint8ClampedArray(source.data))
+    throw invalid('ERR_DTYPE', 'image.data', source.data, 'Uint8Array or Uint8ClampedArray');
+  const data = plain(source.data);
   const sizes = [width, height].every((edge) => Number.isSafeInteger(edge) && edge > 0);
-  if (!sizes || width * height > MAX_PIXELS)
+  const { imagePixels } = limits();
+  if (!sizes || width * height > imagePixels)
     throw mismatch(
       'ERR_SHAPE',
       'image',
-      `${width} x ${height} pixels`,
-      `a width and a height, 1 to ${MAX_PIXELS} pixels`,
+      `${describe(width)} x ${describe(height)} pixels`,
+      `a width and a height, 1 to ${imagePixels} pixels`,
     );
   const channels = source.channels ?? data.length / (width * height);
   if (![1, 2, 3, 4].includes(channels) || data.length !== width * height * channels)
     throw mismatch(
       'ERR_SHAPE',
       'image.data',
-      `${data.length} bytes for ${width} x ${height} pixels of ${channels} channels`,
+      `${data.length} bytes for ${width} x ${height} pixels of ${describe(channels)} channels`,
       '1 to 4 bytes a pixel',
     );
   return rgbOf({ data: copyOf(data), width, height, channels });
