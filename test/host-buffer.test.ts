@@ -127,6 +127,14 @@ describe('HostBuffer', () => {
     buffer.dispose();
   });
 
+  it('is no whole page where it is small, and then not kept', () => {
+    const before = addon.hostMemory();
+    const held = Array.from({ length: 100 }, (_, i) => HostBuffer.allocate(i + 1));
+    expect(addon.hostMemory()).toMatchObject({ blocks: before.blocks + 100, bytes: before.bytes + 64 * 64 + 36 * 128 });
+    for (const buffer of held) buffer.dispose();
+    expect(addon.hostMemory()).toEqual(before);
+  });
+
   it('is read in place', () => {
     using buffer = HostBuffer.allocate(64);
     expect(buffer.inPlace).toBe(true);

@@ -1,5 +1,6 @@
 // What the addon exports: Addon of src/devices/addon.ts. Loaded once per environment (main thread, each worker).
 #include <cstdlib>
+#include <memory>
 #include <string>
 
 #include "analysis_object.h"
@@ -17,26 +18,24 @@ namespace {
 
 Napi::Value address_of(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  return guarded(env, [&] {
-    void* data = nullptr;
-    if (info[0].IsTypedArray()) {
-      napi_get_typedarray_info(env, info[0], nullptr, nullptr, &data, nullptr, nullptr);
-    } else if (info[0].IsDataView()) {
-      napi_get_dataview_info(env, info[0], nullptr, &data, nullptr, nullptr);
-    } else {
-      throw invalid("ERR_DTYPE", "view", "something else", "a typed array or a DataView");
-    }
-    return Napi::BigInt::New(env, static_cast<uint64_t>(reinterpret_cast<uintptr_t>(data)));
-  });
+  void* data = nullptr;
+  if (info[0].IsTypedArray()) {
+    napi_get_typedarray_info(env, info[0], nullptr, nullptr, &data, nullptr, nullptr);
+  } else if (info[0].IsDataView()) {
+    napi_get_dataview_info(env, info[0], nullptr, &data, nullptr, nullptr);
+  } else {
+    throw invalid("ERR_DTYPE", "view", "something else", "a typed array or a DataView");
+  }
+  return Napi::BigInt::New(env, static_cast<uint64_t>(reinterpret_cast<uintptr_t>(data)));
 }
 
 Napi::Value host_memory(const Napi::CallbackInfo& info) {
   const HostPool::Statistics statistics = Environment::of(info.Env()).pool->statistics();
-  Napi::Object result = Napi::Object::New(info.Env());
-  result.Set("blocks", static_cast<double>(statistics.blocks));
-  result.Set("bytes", static_cast<double>(statistics.bytes));
-  result.Set("pooledBlocks", static_cast<double>(statistics.pooled_blocks));
-  result.Set("pooledBytes", static_cast<double>(statistics.pooled_bytes));
+  const Napi::Object result = Napi::Object::New(info.Env());
+  put(result, "blocks", static_cast<double>(statistics.blocks));
+  put(result, "bytes", static_cast<double>(statistics.bytes));
+  put(result, "pooledBlocks", static_cast<double>(statistics.pooled_blocks));
+  put(result, "pooledBytes", static_cast<double>(statistics.pooled_bytes));
   return result;
 }
 
@@ -63,11 +62,8 @@ void shut_down(void* environment) {
   }
 }
 
-Napi::Object load(Napi::Env env, Napi::Object exports) {
-  auto* environment = new Environment();
-  env.SetInstanceData(environment);
-  napi_add_env_cleanup_hook(env, shut_down, environment);
-
+void load(Napi::Env env, Napi::Object exports) {
+  auto environment = std::make_unique<Environment>();
   const auto constructor = [&](const char* name) {
     return Napi::Persistent(env.Global().Get(name).As<Napi::Function>());
   };
@@ -79,19 +75,32 @@ Napi::Object load(Napi::Env env, Napi::Object exports) {
   environment->head = Napi::Persistent(HeadObject::define(env));
   environment->analysis = Napi::Persistent(AnalysisObject::define(env));
 
-  exports.Set("kind", device::kind);
+  put(exports, "kind", device::kind);
   device::add_exports(env, exports);
-  exports.Set("HostBuffer", HostBufferObject::define(env));
-  exports.Set("Context", ContextObject::define(env));
-  exports.Set("addressOf", Napi::Function::New<address_of>(env, "addressOf"));
-  exports.Set("environmentVariable", Napi::Function::New<environment_variable>(env, "environmentVariable"));
-  exports.Set("setEnvironmentVariable", Napi::Function::New<set_environment_variable>(env, "setEnvironmentVariable"));
-  exports.Set("hostMemory", Napi::Function::New<host_memory>(env, "hostMemory"));
-  return exports;
+  put(exports, "HostBuffer", HostBufferObject::define(env));
+  put(exports, "Context", ContextObject::define(env));
+  put(exports, "addressOf", function<address_of>(env, "addressOf"));
+  put(exports, "environmentVariable", function<environment_variable>(env, "environmentVariable"));
+  put(exports, "setEnvironmentVariable", function<set_environment_variable>(env, "setEnvironmentVariable"));
+  put(exports, "hostMemory", function<host_memory>(env, "hostMemory"));
+
+  // Last: what failed before has left nothing behind, and can be loaded again.
+  check(env, napi_add_env_cleanup_hook(env, shut_down, environment.get()));
+  env.SetInstanceData(environment.release());
 }
 
 }  // namespace
 }  // namespace desap
 
-static Napi::Object initialize(Napi::Env env, Napi::Object exports) { return desap::load(env, exports); }
-NODE_API_MODULE(desap, initialize)
+NAPI_MODULE_INIT() {
+  try {
+    try {
+      desap::load(env, Napi::Object(env, exports));
+    } catch (...) {
+      desap::caught(env).ThrowAsJavaScriptException();
+    }
+  } catch (const Napi::Error&) {
+    // The environment is being terminated.
+  }
+  return exports;
+}

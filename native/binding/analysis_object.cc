@@ -35,8 +35,7 @@ class PartsJob : public Job {
 
   Napi::Value finish(Napi::Env env, Napi::Object) override {
     const void* features = analysis_->features();
-    return construct(Environment::of(env).analysis, env,
-                     AnalysisObject::State{executor_, std::move(analysis_), half_, features, {}, {}});
+    return construct<AnalysisObject>(env, Environment::of(env).analysis, {executor_, std::move(analysis_), half_, features, {}, {}});
   }
 
  private:
@@ -74,9 +73,6 @@ class PruneOneJob : public PruneJob {
   }
 };
 
-// Marks the objects of this class: any object can claim its prototype.
-constexpr napi_type_tag type_tag = {0x3c1f5a0e77d94b26, 0x9e2b60c8a4d1f753};
-
 Napi::Value number(const Napi::CallbackInfo& info, int64_t value) {
   return Napi::Number::New(info.Env(), static_cast<double>(value));
 }
@@ -102,12 +98,13 @@ Napi::Value prune_analyses(Napi::Env env, const std::shared_ptr<Executor>& execu
   executor->check_open();
   if (!values.IsArray()) throw invalid("ERR_DTYPE", "analyses", "something else", "an array of analyses");
   const Napi::Array list = values.As<Napi::Array>();
-  if (!requests.IsArray() || requests.As<Napi::Array>().Length() != list.Length())
-    throw invalid("ERR_SHAPE", "requests", "another number", std::to_string(list.Length()) + ", one per analysis");
+  const uint32_t count = list.Length();  // reading an element can change it
+  if (!requests.IsArray() || requests.As<Napi::Array>().Length() != count)
+    throw invalid("ERR_SHAPE", "requests", "another number", std::to_string(count) + ", one per analysis");
   std::vector<std::shared_ptr<const Analysis>> analyses;
   std::vector<ImageShape> shapes;
   std::vector<Napi::Value> asked;
-  for (uint32_t i = 0; i < list.Length(); i++) {
+  for (uint32_t i = 0; i < count; i++) {
     const AnalysisObject* const one = AnalysisObject::of(list.Get(i));
     const std::string name = "analyses[" + std::to_string(i) + "]";
     if (!one) throw invalid("ERR_DTYPE", name, "something else", "an analysis");
@@ -123,31 +120,23 @@ Napi::Value prune_analyses(Napi::Env env, const std::shared_ptr<Executor>& execu
   return executor->execute(env, {std::move(job), results}, sync);
 }
 
-const AnalysisObject* AnalysisObject::of(const Napi::Value& value) {
-  bool ours = false;
-  void* object = nullptr;
-  if (!value.IsObject() || napi_check_object_type_tag(value.Env(), value, &type_tag, &ours) != napi_ok || !ours) return nullptr;
-  return napi_unwrap(value.Env(), value, &object) == napi_ok ? static_cast<AnalysisObject*>(object) : nullptr;
-}
-
 Napi::Function AnalysisObject::define(Napi::Env env) {
-  return DefineClass(env, "Analysis",
-                     {InstanceMethod<&AnalysisObject::prune>("prune"),
-                      InstanceMethod<&AnalysisObject::patch_embeddings>("patchEmbeddings"),
-                      InstanceMethod<&AnalysisObject::global>("global"),
-                      InstanceMethod<&AnalysisObject::saliency>("saliency"),
-                      InstanceMethod<&AnalysisObject::intermediates>("intermediates"),
-                      InstanceMethod<&AnalysisObject::dispose>("dispose"),
-                      InstanceAccessor<&AnalysisObject::rows>("rows"),
-                      InstanceAccessor<&AnalysisObject::patches>("patches"),
-                      InstanceAccessor<&AnalysisObject::width>("width"),
-                      InstanceAccessor<&AnalysisObject::projection_dim>("projectionDim"),
-                      InstanceAccessor<&AnalysisObject::timings>("timings"),
-                      InstanceAccessor<&AnalysisObject::features_address>("featuresAddress")});
+  return Wrapped::define(env, "Analysis",
+                         {method<&AnalysisObject::prune>("prune"),
+                          method<&AnalysisObject::patch_embeddings>("patchEmbeddings"),
+                          method<&AnalysisObject::global>("global"),
+                          method<&AnalysisObject::saliency>("saliency"),
+                          method<&AnalysisObject::intermediates>("intermediates"),
+                          method<&AnalysisObject::dispose>("dispose"),
+                          accessor<&AnalysisObject::rows>("rows"),
+                          accessor<&AnalysisObject::patches>("patches"),
+                          accessor<&AnalysisObject::width>("width"),
+                          accessor<&AnalysisObject::projection_dim>("projectionDim"),
+                          accessor<&AnalysisObject::timings>("timings"),
+                          accessor<&AnalysisObject::features_address>("featuresAddress")});
 }
 
-AnalysisObject::AnalysisObject(const Napi::CallbackInfo& info) : ObjectWrap(info), state_(constructed_from<State>(info)) {
-  NAPI_THROW_IF_FAILED_VOID(info.Env(), napi_type_tag_object(info.Env(), info.This(), &type_tag));
+AnalysisObject::AnalysisObject(const Napi::CallbackInfo& info) : state_(constructed_from<AnalysisObject>(info)) {
   const Analysis& analysis = *state_.analysis;
   rows_ = analysis.rows();
   patches_ = analysis.patches();
@@ -156,16 +145,7 @@ AnalysisObject::AnalysisObject(const Napi::CallbackInfo& info) : ObjectWrap(info
   timings_ = analysis.timings();
   address_ = reinterpret_cast<uintptr_t>(state_.features);
   const int64_t floats = rows_ * projection_dim_ + patches_ + patches_ * width_;
-  external_bytes_ = (floats + static_cast<int64_t>(state_.context.size() + state_.attention.size())) * 4;
-  Napi::MemoryManagement::AdjustExternalMemory(info.Env(), external_bytes_);
-}
-
-AnalysisObject::~AnalysisObject() { release(); }
-
-void AnalysisObject::release() {
-  if (!state_.analysis) return;
-  state_ = {};
-  Napi::MemoryManagement::AdjustExternalMemory(Env(), -external_bytes_);
+  memory_ = ExternalMemory(info.Env(), (floats + static_cast<int64_t>(state_.context.size() + state_.attention.size())) * 4);
 }
 
 std::shared_ptr<const Analysis> AnalysisObject::shared() const {
@@ -175,53 +155,46 @@ std::shared_ptr<const Analysis> AnalysisObject::shared() const {
 
 Napi::Value AnalysisObject::prune(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  return guarded(env, [&] {
-    // Reading the arguments can run code that disposes this object.
-    const std::shared_ptr<const Analysis> analysis = shared();
-    const std::shared_ptr<Executor> executor = state_.executor;
-    const ImageShape mine = shape();
-    executor->check_open();
-    const bool sync = info[1].ToBoolean();
-    const Napi::Array results = Napi::Array::New(env, 1);
-    MemoryReader memory(env, sync ? Access::in_place : Access::held);
-    auto job = std::make_unique<PruneOneJob>(executor, std::vector{analysis}, prunings(env, {info[0]}, {mine}, memory, results));
-    return executor->execute(env, {std::move(job), results}, sync);
-  });
+  // Reading the arguments can run code that disposes this object.
+  const std::shared_ptr<const Analysis> analysis = shared();
+  const std::shared_ptr<Executor> executor = state_.executor;
+  const ImageShape mine = shape();
+  executor->check_open();
+  const bool sync = info[1].ToBoolean();
+  const Napi::Array results = Napi::Array::New(env, 1);
+  MemoryReader memory(env, sync ? Access::in_place : Access::held);
+  auto job = std::make_unique<PruneOneJob>(executor, std::vector{analysis}, prunings(env, {info[0]}, {mine}, memory, results));
+  return executor->execute(env, {std::move(job), results}, sync);
 }
 
 Napi::Value AnalysisObject::patch_embeddings(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    const std::shared_ptr<const Analysis> mine = shared();
-    return copy_of(info.Env(), patches_ * projection_dim_, [&](float* out) { return mine->read_patch_embeddings(out); });
-  });
+  const std::shared_ptr<const Analysis> mine = shared();
+  return copy_of(info.Env(), patches_ * projection_dim_, [&](float* out) { return mine->read_patch_embeddings(out); });
 }
 
 Napi::Value AnalysisObject::global(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    const std::shared_ptr<const Analysis> mine = shared();
-    return copy_of(info.Env(), projection_dim_, [&](float* out) { return mine->read_global(out); });
-  });
+  const std::shared_ptr<const Analysis> mine = shared();
+  return copy_of(info.Env(), projection_dim_, [&](float* out) { return mine->read_global(out); });
 }
 
 Napi::Value AnalysisObject::saliency(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    const std::shared_ptr<const Analysis> mine = shared();
-    return copy_of(info.Env(), patches_, [&](float* out) { return mine->read_saliency(out); });
-  });
+  const std::shared_ptr<const Analysis> mine = shared();
+  return copy_of(info.Env(), patches_, [&](float* out) { return mine->read_saliency(out); });
 }
 
 Napi::Value AnalysisObject::intermediates(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    shared();
-    if (state_.context.empty()) return info.Env().Null();
-    Napi::Object copies = Napi::Object::New(info.Env());
-    copies.Set("context", copy_of(info.Env(), state_.context));
-    copies.Set("attention", copy_of(info.Env(), state_.attention));
-    return copies;
-  });
+  shared();
+  if (state_.context.empty()) return info.Env().Null();
+  const Napi::Object copies = Napi::Object::New(info.Env());
+  put(copies, "context", copy_of(info.Env(), state_.context));
+  put(copies, "attention", copy_of(info.Env(), state_.attention));
+  return copies;
 }
 
-void AnalysisObject::dispose(const Napi::CallbackInfo&) { release(); }
+void AnalysisObject::dispose(const Napi::CallbackInfo&) {
+  state_ = {};
+  memory_ = {};
+}
 
 Napi::Value AnalysisObject::rows(const Napi::CallbackInfo& info) { return number(info, rows_); }
 Napi::Value AnalysisObject::patches(const Napi::CallbackInfo& info) { return number(info, patches_); }

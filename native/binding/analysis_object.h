@@ -6,8 +6,10 @@
 
 #include "../head.h"
 #include "executor.h"
+#include "external_memory.h"
 #include "js.h"
 #include "prune_job.h"
+#include "wrapped.h"
 
 namespace desap {
 
@@ -18,8 +20,10 @@ Napi::Value create_analysis_object(Napi::Env, const std::shared_ptr<Executor>&, 
 Napi::Value prune_analyses(Napi::Env, const std::shared_ptr<Executor>&, const Napi::Value& analyses, const Napi::Value& requests,
                            bool sync);
 
-class AnalysisObject : public Napi::ObjectWrap<AnalysisObject> {
+class AnalysisObject : public Wrapped<AnalysisObject> {
  public:
+  static constexpr napi_type_tag tag = {0x3c1f5a0e77d94b26, 0x9e2b60c8a4d1f753};
+
   struct State {
     std::shared_ptr<Executor> executor;
     std::shared_ptr<const Analysis> analysis;
@@ -31,10 +35,7 @@ class AnalysisObject : public Napi::ObjectWrap<AnalysisObject> {
 
   static Napi::Function define(Napi::Env);
   explicit AnalysisObject(const Napi::CallbackInfo&);
-  ~AnalysisObject() override;
 
-  // The object behind a value; null where it is something else.
-  static const AnalysisObject* of(const Napi::Value&);
   const std::shared_ptr<Executor>& executor() const { return state_.executor; }
   std::shared_ptr<const Analysis> shared() const;  // throws Fault where it is disposed
   ImageShape shape() const { return {patches_, width_, projection_dim_, state_.half}; }
@@ -53,14 +54,12 @@ class AnalysisObject : public Napi::ObjectWrap<AnalysisObject> {
   Napi::Value timings(const Napi::CallbackInfo&);
   Napi::Value features_address(const Napi::CallbackInfo&);
 
-  void release();
-
   State state_;  // empty once disposed
+  ExternalMemory memory_;
   // These outlive it.
   int64_t rows_ = 0, patches_ = 0, width_ = 0, projection_dim_ = 0;
   AnalyzeTimings timings_ = {};
   uint64_t address_ = 0;
-  int64_t external_bytes_ = 0;  // what the collector was told
 };
 
 }  // namespace desap

@@ -14,28 +14,6 @@ constexpr int64_t kMaximumExtent = INT32_MAX;  // the product of two still fits 
 
 std::string quoted(const std::string& text) { return "'" + text + "'"; }
 
-std::string type_of(const Napi::Value& value) {
-  static const char* const arrays[] = {"Int8Array",    "Uint8Array",    "Uint8ClampedArray", "Int16Array",
-                                       "Uint16Array",  "Int32Array",    "Uint32Array",       "Float32Array",
-                                       "Float64Array", "BigInt64Array", "BigUint64Array"};
-  if (value.IsTypedArray()) {
-    napi_typedarray_type type;
-    if (napi_get_typedarray_info(value.Env(), value, &type, nullptr, nullptr, nullptr, nullptr) != napi_ok)
-      return "an array";
-    const size_t index = static_cast<size_t>(type);
-    return index < std::size(arrays) ? arrays[index] : "Float16Array";
-  }
-  switch (value.Type()) {
-    case napi_undefined: return "undefined";
-    case napi_null: return "null";
-    case napi_boolean: return value.As<Napi::Boolean>().Value() ? "true" : "false";
-    case napi_number: return value.ToString().Utf8Value();
-    case napi_string: return quoted(value.As<Napi::String>().Utf8Value());
-    case napi_function: return "a function";
-    default: return value.IsArray() ? "an array" : "an object";
-  }
-}
-
 const char* name_of(napi_typedarray_type type) {
   switch (type) {
     case napi_uint16_array: return "a Uint16Array";
@@ -116,6 +94,30 @@ int choice_in(const Napi::Value& value, const std::string& name, std::initialize
 
 }  // namespace
 
+std::string type_of(const Napi::Value& value) {
+  static const char* const arrays[] = {"Int8Array",    "Uint8Array",    "Uint8ClampedArray", "Int16Array",
+                                       "Uint16Array",  "Int32Array",    "Uint32Array",       "Float32Array",
+                                       "Float64Array", "BigInt64Array", "BigUint64Array"};
+  if (value.IsTypedArray()) {
+    napi_typedarray_type type;
+    if (napi_get_typedarray_info(value.Env(), value, &type, nullptr, nullptr, nullptr, nullptr) != napi_ok)
+      return "an array";
+    const size_t index = static_cast<size_t>(type);
+    return index < std::size(arrays) ? arrays[index] : "Float16Array";
+  }
+  switch (value.Type()) {
+    case napi_undefined: return "undefined";
+    case napi_null: return "null";
+    case napi_boolean: return value.As<Napi::Boolean>().Value() ? "true" : "false";
+    case napi_number: return value.ToString().Utf8Value();
+    case napi_string: return quoted(value.As<Napi::String>().Utf8Value());
+    case napi_function: return "a function";
+    case napi_symbol: return "a symbol";
+    case napi_bigint: return "a BigInt";
+    default: return value.IsArray() ? "an array" : "an object";
+  }
+}
+
 Arguments::Arguments(const Napi::Value& object, const std::string& name) : name_(name) {
   if (!object.IsObject()) throw invalid("ERR_DTYPE", name, type_of(object), "an object");
   object_ = object.As<Napi::Object>();
@@ -175,7 +177,8 @@ std::vector<MatrixArgument> matrix_arguments(const Napi::Value& value, const std
   if (!value.IsArray()) throw invalid("ERR_DTYPE", name, type_of(value), "an array of matrices");
   const Napi::Array array = value.As<Napi::Array>();
   std::vector<MatrixArgument> matrices;
-  for (uint32_t i = 0; i < array.Length(); i++) matrices.push_back(matrix_argument(array.Get(i), name));
+  const uint32_t count = array.Length();  // reading a matrix can change it
+  for (uint32_t i = 0; i < count; i++) matrices.push_back(matrix_argument(array.Get(i), name));
   return matrices;
 }
 
@@ -237,7 +240,8 @@ Memory MemoryReader::read(const std::string& name, const Napi::Value& data, napi
   for (const Copy& copy : copies_) {
     if (copy.from == address && copy.bytes == bytes) return {copy.hold.get(), copy.hold};
   }
-  const std::shared_ptr<uint8_t> copy(new uint8_t[bytes], std::default_delete<uint8_t[]>());
+  const auto allocate = [bytes] { return std::shared_ptr<uint8_t>(new uint8_t[bytes], std::default_delete<uint8_t[]>()); };
+  const std::shared_ptr<uint8_t> copy = Environment::of(env_).pool->or_trimmed(allocate);
   if (bytes > 0) std::memcpy(copy.get(), address, bytes);
   copies_.push_back({address, bytes, copy});
   return {copy.get(), copy};

@@ -72,6 +72,9 @@ Alignment alignment_of(const Arguments&);
 Encoding encoding_of(const Arguments&);
 Encoding encoding_of(const Napi::Value&);
 
+// A value in the words of an error.
+std::string type_of(const Napi::Value&);
+
 // Fails with ERR_SHAPE, or with ERR_VALUE.
 void expect_shape(const MatrixArgument&, int64_t rows, int64_t cols);
 void expect_divides(const char* name, int64_t divisor, int64_t width);

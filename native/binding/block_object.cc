@@ -24,7 +24,7 @@ class CreateJob : public Job {
   Status run(Context& context) override { return Block::create(context, config_, weights_, &block_); }
 
   Napi::Value finish(Napi::Env env, Napi::Object) override {
-    return construct(Environment::of(env).block, env, BlockObject::State{executor_, block_});
+    return construct<BlockObject>(env, Environment::of(env).block, {executor_, block_});
   }
 
  private:
@@ -68,21 +68,21 @@ struct Sequence {
 Napi::Object allocate(Napi::Env env, const BlockConfig& config, const Asked& asked, BlockOutput* output) {
   const int64_t rows = asked.hidden.rows;
   Napi::Object result = Napi::Object::New(env);
-  const auto add = [&](Napi::Object object, const char* key, int64_t size) {
+  const auto add = [&](const Napi::Object& object, const char* key, int64_t size) {
     const Output<float> array = new_floats(env, size);
-    object.Set(key, array.value);
+    put(object, key, array.value);
     return array.data;
   };
   output->saliency = add(result, "saliency", rows);
-  result.Set("unitSaliency", env.Null());
+  put(result, "unitSaliency", env.Null());
   if (asked.unit.given()) output->unit_saliency = add(result, "unitSaliency", asked.units);
-  result.Set("siglip", env.Null());
+  put(result, "siglip", env.Null());
   if (config.mlp_width > 0) {
     Napi::Object siglip = Napi::Object::New(env);
     output->embeddings = add(siglip, "embeddings", rows * config.width);
     output->global = add(siglip, "global", config.width);
     output->probe_saliency = add(siglip, "probeSaliency", rows);
-    result.Set("siglip", siglip);
+    put(result, "siglip", siglip);
   }
   return result;
 }
@@ -158,7 +158,7 @@ class AnalyzeJob : public Job {
       sequences_[i].self_attention.deliver();
       Napi::Object timings = Napi::Object::New(env);
       set_timings(timings, timings_[i]);
-      results.Get(i).As<Napi::Object>().Set("timings", timings);
+      put(results.Get(i).As<Napi::Object>(), "timings", timings);
     }
     return results;
   }
@@ -235,35 +235,34 @@ Napi::Value create_block_object(Napi::Env env, const std::shared_ptr<Executor>& 
 }
 
 Napi::Function BlockObject::define(Napi::Env env) {
-  return DefineClass(env, "Block", {InstanceMethod<&BlockObject::analyze>("analyze"), InstanceMethod<&BlockObject::dispose>("dispose")});
+  return Wrapped::define(env, "Block", {method<&BlockObject::analyze>("analyze"), method<&BlockObject::dispose>("dispose")});
 }
 
-BlockObject::BlockObject(const Napi::CallbackInfo& info) : ObjectWrap(info), state_(constructed_from<State>(info)) {}
+BlockObject::BlockObject(const Napi::CallbackInfo& info) : state_(constructed_from<BlockObject>(info)) {}
 
 Napi::Value BlockObject::analyze(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  return guarded(env, [&] {
-    const State mine = state_;  // reading the arguments can run code that disposes this block
-    if (!mine.block) throw disposed("block");
-    mine.executor->check_open();
-    const BlockConfig& config = mine.block->config();
-    if (!info[0].IsArray()) throw invalid("ERR_DTYPE", "images", "something else", "an array of sequences");
-    const Napi::Array images = info[0].As<Napi::Array>();
-    std::vector<Asked> asked;
-    for (uint32_t i = 0; i < images.Length(); i++) asked.emplace_back(images.Get(i), "images[" + std::to_string(i) + "]", config);
-    const Encoding encoding = encoding_of(info[1]);
-    const bool sync = info[2].ToBoolean();
+  const State mine = state_;  // reading the arguments can run code that disposes this block
+  if (!mine.block) throw disposed("block");
+  mine.executor->check_open();
+  const BlockConfig& config = mine.block->config();
+  if (!info[0].IsArray()) throw invalid("ERR_DTYPE", "images", "something else", "an array of sequences");
+  const Napi::Array images = info[0].As<Napi::Array>();
+  std::vector<Asked> asked;
+  const uint32_t count = images.Length();  // reading an image can change it
+  for (uint32_t i = 0; i < count; i++) asked.emplace_back(images.Get(i), "images[" + std::to_string(i) + "]", config);
+  const Encoding encoding = encoding_of(info[1]);
+  const bool sync = info[2].ToBoolean();
 
-    const Napi::Array results = Napi::Array::New(env, asked.size());
-    std::vector<BlockOutput> outputs(asked.size());
-    for (size_t i = 0; i < asked.size(); i++) results.Set(static_cast<uint32_t>(i), allocate(env, config, asked[i], &outputs[i]));
-    MemoryReader memory(env, sync ? Access::in_place : Access::held);
-    std::vector<Sequence> sequences;
-    for (size_t i = 0; i < asked.size(); i++) sequences.push_back(hold(env, memory, config, asked[i], outputs[i]));
-    expect_apart(asked, sequences);
-    auto job = std::make_unique<AnalyzeJob>(mine, encoding, std::move(sequences));
-    return mine.executor->execute(env, {std::move(job), results}, sync);
-  });
+  const Napi::Array results = Napi::Array::New(env, asked.size());
+  std::vector<BlockOutput> outputs(asked.size());
+  for (size_t i = 0; i < asked.size(); i++) put(results, i, allocate(env, config, asked[i], &outputs[i]));
+  MemoryReader memory(env, sync ? Access::in_place : Access::held);
+  std::vector<Sequence> sequences;
+  for (size_t i = 0; i < asked.size(); i++) sequences.push_back(hold(env, memory, config, asked[i], outputs[i]));
+  expect_apart(asked, sequences);
+  auto job = std::make_unique<AnalyzeJob>(mine, encoding, std::move(sequences));
+  return mine.executor->execute(env, {std::move(job), results}, sync);
 }
 
 void BlockObject::dispose(const Napi::CallbackInfo&) { state_ = {}; }

@@ -6,16 +6,19 @@
 
 #include "executor.h"
 #include "js.h"
+#include "wrapped.h"
 
 namespace desap {
 
-class ContextObject : public Napi::ObjectWrap<ContextObject> {
+class ContextObject : public Wrapped<ContextObject> {
  public:
+  static constexpr napi_type_tag tag = {0x5b0d2f6e91c84a37, 0xa7e3914cf05d682b};
+
   static Napi::Function define(Napi::Env);
   explicit ContextObject(const Napi::CallbackInfo&);
   // As dispose(): work in flight ends first, nothing new begins. Heads, blocks and analyses hold the executor, and read through it; who
   // wants to compute with them holds this object too.
-  ~ContextObject() override;
+  ~ContextObject();
 
  private:
   Napi::Value run(const Napi::CallbackInfo&);

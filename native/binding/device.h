@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <string>
 
 #include "../kernels.h"
@@ -17,8 +18,15 @@ void add_exports(Napi::Env, Napi::Object exports);
 // In the order of Precision; the words of src/devices/driver.ts.
 constexpr const char* precisions[] = {"fp32", "fp16", "bf16"};
 
+// No kernel may be running.
+void close(Context*);
+struct Close {
+  void operator()(Context* context) const { close(context); }
+};
+using ContextPointer = std::unique_ptr<Context, Close>;
+
 struct Opened {
-  Context* context = nullptr;  // for close()
+  ContextPointer context;
   std::string device;          // "cpu", "cuda:0"
   std::string description;     // in words: instruction set and threads, or the GPU
   const char* precision = "";  // one of `precisions`: what the products are computed in
@@ -26,8 +34,6 @@ struct Opened {
 };
 // Reads the options of `new Context(options)` and opens the device. Throws Fault.
 Opened open(const Napi::Value& options);
-// No kernel may be running.
-void close(Context*);
 
 // Page-locked memory that the device reads in place, or null where there is none to have. Any thread.
 void* allocate_pinned(size_t bytes);

@@ -36,11 +36,11 @@ const char* const kind = "cpu";
 void add_exports(Napi::Env env, Napi::Object exports) {
   const Napi::Array names = Napi::Array::New(env), bfloat16 = Napi::Array::New(env);
   for (const Isa isa : isas()) {
-    names.Set(names.Length(), isa_name(isa));
-    if (has_bfloat16(isa)) bfloat16.Set(bfloat16.Length(), isa_name(isa));
+    put(names, names.Length(), isa_name(isa));
+    if (has_bfloat16(isa)) put(bfloat16, bfloat16.Length(), isa_name(isa));
   }
-  exports.Set("isas", names);
-  exports.Set("bfloat16Isas", bfloat16);
+  put(exports, "isas", names);
+  put(exports, "bfloat16Isas", bfloat16);
 }
 
 Opened open(const Napi::Value& options) {
@@ -53,8 +53,10 @@ Opened open(const Napi::Value& options) {
   opened.description = std::string("CPU, ") + isa_name(isa) + ", " + std::to_string(threads) +
                        (threads == 1 ? " thread" : " threads");
   opened.precision = bfloat16 ? "bf16" : "fp32";
-  const Status status = context_create({threads, isa, bfloat16}, &opened.context);
+  Context* context = nullptr;
+  const Status status = context_create({threads, isa, bfloat16}, &context);
   if (!status.good()) throw from_status(status);
+  opened.context.reset(context);
   return opened;
 }
 

@@ -15,23 +15,21 @@ std::string capability(const cuda::DeviceInfo& device) {
 
 Napi::Value report(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  return guarded(env, [&] {
-    const cuda::Availability availability = cuda::availability();
-    const Napi::Array devices = Napi::Array::New(env);
-    for (const cuda::DeviceInfo& device : availability.devices) {
-      Napi::Object entry = Napi::Object::New(env);
-      entry.Set("index", device.index);
-      entry.Set("name", device.name);
-      entry.Set("capability", capability(device));
-      entry.Set("memory", static_cast<double>(device.memory_bytes));
-      devices.Set(devices.Length(), entry);
-    }
-    Napi::Object result = Napi::Object::New(env);
-    result.Set("available", availability.available);
-    result.Set("reason", availability.reason);
-    result.Set("devices", devices);
-    return result;
-  });
+  const cuda::Availability availability = cuda::availability();
+  const Napi::Array devices = Napi::Array::New(env);
+  for (const cuda::DeviceInfo& device : availability.devices) {
+    const Napi::Object entry = Napi::Object::New(env);
+    put(entry, "index", device.index);
+    put(entry, "name", device.name);
+    put(entry, "capability", capability(device));
+    put(entry, "memory", static_cast<double>(device.memory_bytes));
+    put(devices, devices.Length(), entry);
+  }
+  const Napi::Object result = Napi::Object::New(env);
+  put(result, "available", availability.available);
+  put(result, "reason", availability.reason);
+  put(result, "devices", devices);
+  return result;
 }
 
 const cuda::DeviceInfo& find(const cuda::Availability& availability, int index) {
@@ -47,7 +45,7 @@ const cuda::DeviceInfo& find(const cuda::Availability& availability, int index) 
 const char* const kind = "cuda";
 
 void add_exports(Napi::Env env, Napi::Object exports) {
-  exports.Set("status", Napi::Function::New<report>(env, "status"));
+  put(exports, "status", function<report>(env, "status"));
 }
 
 Opened open(const Napi::Value& options) {
@@ -65,8 +63,10 @@ Opened open(const Napi::Value& options) {
       device.name + ", cuda:" + std::to_string(device.index) + ", " + precisions[static_cast<int>(chosen.precision)];
   opened.precision = precisions[static_cast<int>(chosen.precision)];
   opened.streams = chosen.streams;
-  const Status status = cuda::context_create(chosen, &opened.context);
+  Context* context = nullptr;
+  const Status status = cuda::context_create(chosen, &context);
   if (!status.good()) throw from_status(status);
+  opened.context.reset(context);
   return opened;
 }
 

@@ -18,6 +18,13 @@ struct Environment {
   Napi::FunctionReference float32, int32, uint8, uint16;  // typed array constructors, as they were at load time
   std::list<std::weak_ptr<Executor>> executors;
 
+  // The object that is being made (wrapped.h): its class and its state.
+  struct Making {
+    const napi_type_tag* tag = nullptr;
+    void* state = nullptr;
+  };
+  Making making;
+
   void add(const std::shared_ptr<Executor>& executor) {
     executors.remove_if([](const std::weak_ptr<Executor>& other) { return other.expired(); });
     executors.push_back(executor);

@@ -1,12 +1,31 @@
 #include "errors.h"
 
+#include <new>
+#include <stdexcept>
+
 namespace desap {
+namespace {
+
+Napi::Error error_of(Napi::Env env, const char* code, const char* message) {
+  const Napi::Error error = Napi::Error::New(env, message);
+  put(error.Value(), "code", code);
+  return error;
+}
+
+Napi::Error error_of(Napi::Env env, const Fault& fault) {
+  const Napi::Error error = error_of(env, fault.code, fault.message.c_str());
+  const Napi::Object object = error.Value();
+  if (!fault.argument.empty()) put(object, "argument", fault.argument.c_str());
+  if (fault.row >= 0) put(object, "row", static_cast<double>(fault.row));
+  if (fault.image >= 0) put(object, "image", static_cast<double>(fault.image));
+  return error;
+}
+
+}  // namespace
 
 Fault invalid(const char* code, const std::string& argument, const std::string& got, const std::string& wanted) {
   return {code, "got " + got + ", wanted " + wanted, argument};
 }
-
-Fault out_of_memory() { return {"ERR_OUT_OF_MEMORY", "an allocation failed", ""}; }
 
 Fault disposed(const char* what) { return {"ERR_DISPOSED", std::string(what) + ": used after dispose()", ""}; }
 
@@ -31,13 +50,20 @@ Fault from_status(const Status& status) {
   }
 }
 
-Napi::Error to_error(Napi::Env env, const Fault& fault) {
-  Napi::Error error = Napi::Error::New(env, fault.message);
-  error.Set("code", fault.code);
-  if (!fault.argument.empty()) error.Set("argument", fault.argument);
-  if (fault.row >= 0) error.Set("row", static_cast<double>(fault.row));
-  if (fault.image >= 0) error.Set("image", static_cast<double>(fault.image));
-  return error;
+Napi::Error caught(Napi::Env env) {
+  try {
+    throw;
+  } catch (const Napi::Error& error) {
+    return error;
+  } catch (const Fault& fault) {
+    return error_of(env, fault);
+  } catch (const std::bad_alloc&) {
+    return error_of(env, "ERR_OUT_OF_MEMORY", "an allocation failed");
+  } catch (const std::length_error&) {
+    return error_of(env, "ERR_OUT_OF_MEMORY", "an allocation failed");
+  } catch (const std::exception& error) {
+    return error_of(env, "ERR_INTERNAL", error.what());
+  }
 }
 
 }  // namespace desap

@@ -10,17 +10,24 @@
 namespace desap {
 namespace {
 
-Status run_job(Job& job, Context& context) {
+Status run_once(Job& job, Context& context) {
   try {
     return job.run(context);
   } catch (const std::bad_alloc&) {
     return {Code::out_of_memory, "job"};
   } catch (const std::length_error&) {
     return {Code::out_of_memory, "job"};
+  } catch (const std::exception&) {
+    return {Code::internal, "job"};
   }
 }
 
 }  // namespace
+
+Status Executor::run_job(Job& job) const {
+  const Status status = run_once(job, *context_);
+  return status.code == Code::out_of_memory && pool_->trim() ? run_once(job, *context_) : status;
+}
 
 void Executor::check_open() const {
   if (closed_) throw disposed("device");
@@ -34,7 +41,7 @@ Napi::Value Executor::run(Napi::Env env, Prepared prepared) {
   sync_waits_ = false;
   busy_++;
   lock.unlock();
-  const Status status = run_job(*prepared.job, *context_);
+  const Status status = run_job(*prepared.job);
   lock.lock();
   busy_--;
   lock.unlock();
@@ -47,7 +54,7 @@ Napi::Value Executor::submit(Napi::Env env, Prepared prepared) {
   check_open();
   if (!signal_) start(env);
   std::list<Task> task;
-  task.push_back({std::move(prepared.job), Napi::Persistent(prepared.result), Napi::Promise::Deferred::New(env), {}});
+  task.emplace_back(env, std::move(prepared));
   const Napi::Value promise = task.front().deferred.Promise();
   if (pending_++ == 0) napi_ref_threadsafe_function(env, signal_);
   {
@@ -59,25 +66,27 @@ Napi::Value Executor::submit(Napi::Env env, Prepared prepared) {
 }
 
 void Executor::start(Napi::Env env) {
-  auto holder = std::make_unique<std::shared_ptr<Executor>>(shared_from_this());
-  const napi_status status =
-      napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "desap"), 0, streams_, holder.get(),
-                                      on_signal_closed, this, on_signal, &signal_);
-  if (status != napi_ok) throw Napi::Error::New(env);
-  holder.release();
-  napi_unref_threadsafe_function(env, signal_);
   threads_.reserve(static_cast<size_t>(streams_));
+  auto holder = std::make_unique<std::shared_ptr<Executor>>(shared_from_this());
+  napi_threadsafe_function signal;
+  check(env, napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "desap"), 0, streams_, holder.get(),
+                                             on_signal_closed, this, on_signal, &signal));
+  const auto closed = holder.release();  // the signal's own from here on
+  napi_unref_threadsafe_function(env, signal);
+  signal_ = signal;  // before a thread can look
   for (int i = 0; i < streams_; i++) {
     try {
       std::lock_guard<std::mutex> lock(mutex_);
       threads_.emplace_back([this] { work(); });
       working_++;
-    } catch (const std::system_error&) {
-      napi_release_threadsafe_function(signal_, napi_tsfn_release);
+    } catch (const std::exception&) {  // std::system_error: no more threads; std::bad_alloc
+      napi_release_threadsafe_function(signal, napi_tsfn_release);
     }
   }
   if (!threads_.empty()) return;
+  // This signal ends when the event loop turns. By then another one may have threads, which are not this one's to wait for.
   signal_ = nullptr;
+  closed->reset();
   throw Fault{"ERR_OUT_OF_MEMORY", "the system starts no more threads", ""};
 }
 
@@ -93,7 +102,7 @@ void Executor::work() {
     task.splice(task.end(), queue_, queue_.begin());
     busy_++;
     lock.unlock();
-    task.front().status = run_job(*task.front().job, *context_);
+    task.front().status = run_job(*task.front().job);
     lock.lock();
     done_.splice(done_.end(), task);
     busy_--;
@@ -123,12 +132,10 @@ void Executor::deliver(Napi::Env env) {
     Napi::HandleScope scope(env);
     try {
       try {
-        guarded(env, [&] {
-          if (!task.status.good()) throw from_status(task.status);
-          task.deferred.Resolve(task.job->finish(env, task.result.Value()));
-        });
-      } catch (const Napi::Error& error) {
-        task.deferred.Reject(error.Value());
+        if (!task.status.good()) throw from_status(task.status);
+        task.deferred.Resolve(task.job->finish(env, task.result.Value()));
+      } catch (...) {
+        task.deferred.Reject(caught(env).Value());
       }
     } catch (const Napi::Error&) {
       // The environment is being terminated and takes no more values.
@@ -140,7 +147,7 @@ void Executor::deliver(Napi::Env env) {
 
 void Executor::on_signal_closed(napi_env, void* holder, void*) {
   const std::unique_ptr<std::shared_ptr<Executor>> executor(static_cast<std::shared_ptr<Executor>*>(holder));
-  (*executor)->join();
+  if (*executor) (*executor)->join();
 }
 
 void Executor::join() {

@@ -14,6 +14,7 @@
 
 #include "../kernels.h"
 #include "device.h"
+#include "host_pool.h"
 #include "js.h"
 
 namespace desap {
@@ -22,7 +23,7 @@ namespace desap {
 class Job {
  public:
   virtual ~Job() = default;
-  // On any thread; touches no JavaScript. `result` is memory of the JavaScript value that was prepared for this job.
+  // On any thread; touches no JavaScript. Can be run again after Code::out_of_memory.
   virtual Status run(Context&) = 0;
   // On the JavaScript thread, after a good status: what the caller receives.
   virtual Napi::Value finish(Napi::Env, Napi::Object result) { return result; }
@@ -37,7 +38,9 @@ struct Prepared {
 
 class Executor : public std::enable_shared_from_this<Executor> {
  public:
-  Executor(Context* context, int streams) : context_(context), streams_(streams) {}  // owns the context
+  // A job that memory is short for runs again once the pool has given its idle blocks back.
+  Executor(device::ContextPointer context, int streams, std::shared_ptr<HostPool> pool)
+      : context_(std::move(context)), streams_(streams), pool_(std::move(pool)) {}
 
   // Throws Fault.
   Napi::Value run(Napi::Env, Prepared);
@@ -54,24 +57,25 @@ class Executor : public std::enable_shared_from_this<Executor> {
 
  private:
   struct Task {
+    Task(Napi::Env env, Prepared prepared)
+        : job(std::move(prepared.job)), result(Napi::Persistent(prepared.result)), deferred(Napi::Promise::Deferred::New(env)) {}
     std::unique_ptr<Job> job;
     Napi::ObjectReference result;
     Napi::Promise::Deferred deferred;
     Status status;
   };
-  struct Close {
-    void operator()(Context* context) const { device::close(context); }
-  };
 
   void start(Napi::Env);
+  Status run_job(Job&) const;
   void work();
   void join();
   void deliver(Napi::Env);
   static void on_signal(napi_env, napi_value, void* executor, void*);
   static void on_signal_closed(napi_env, void* holder, void*);
 
-  std::unique_ptr<Context, Close> context_;
+  device::ContextPointer context_;
   const int streams_;
+  const std::shared_ptr<HostPool> pool_;
   std::vector<std::thread> threads_;           // started by the first asynchronous call
   napi_threadsafe_function signal_ = nullptr;  // says that `done_` has tasks; holds the process while some are pending
   size_t pending_ = 0;

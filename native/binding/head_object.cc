@@ -22,7 +22,7 @@ class CreateJob : public Job {
   Status run(Context& context) override { return Head::create(context, config_, weights_, &head_); }
 
   Napi::Value finish(Napi::Env env, Napi::Object) override {
-    return construct(Environment::of(env).head, env, HeadObject::State{executor_, head_});
+    return construct<HeadObject>(env, Environment::of(env).head, {executor_, head_});
   }
 
  private:
@@ -92,8 +92,7 @@ class AnalyzeJob : public Job {
 
   Napi::Value finish(Napi::Env env, Napi::Object result) override {
     for (size_t i = 0; i < analyses_.size(); i++) {
-      result.Set(static_cast<uint32_t>(i),
-                   construct(Environment::of(env).analysis, env, std::move(analyses_[i])));
+      put(result, i, construct<AnalysisObject>(env, Environment::of(env).analysis, std::move(analyses_[i])));
     }
     return result;
   }
@@ -153,12 +152,12 @@ Napi::Value create_head_object(Napi::Env env, const std::shared_ptr<Executor>& e
 }
 
 Napi::Function HeadObject::define(Napi::Env env) {
-  return DefineClass(env, "Head",
-                     {InstanceMethod<&HeadObject::analyze>("analyze"), InstanceMethod<&HeadObject::prune>("prune"),
-                      InstanceMethod<&HeadObject::dispose>("dispose")});
+  return Wrapped::define(env, "Head",
+                         {method<&HeadObject::analyze>("analyze"), method<&HeadObject::prune>("prune"),
+                          method<&HeadObject::dispose>("dispose")});
 }
 
-HeadObject::HeadObject(const Napi::CallbackInfo& info) : ObjectWrap(info), state_(constructed_from<State>(info)) {}
+HeadObject::HeadObject(const Napi::CallbackInfo& info) : state_(constructed_from<HeadObject>(info)) {}
 
 HeadObject::State HeadObject::state() const {
   if (!state_.head) throw disposed("head");
@@ -168,44 +167,40 @@ HeadObject::State HeadObject::state() const {
 
 Napi::Value HeadObject::analyze(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  return guarded(env, [&] {
-    const State mine = state();  // reading the arguments can run code that disposes this head
-    const Images images(info[0], mine.head->config());
-    const Arguments options(info[1], "options");
-    const Encoding encoding = encoding_of(options);
-    const bool intermediates = options.boolean("intermediates");
-    const bool sync = info[2].ToBoolean();
-    const Napi::Array result = Napi::Array::New(env, images.arguments.size());
-    MemoryReader memory(env, sync ? Access::in_place : Access::held);
-    auto job = std::make_unique<AnalyzeJob>(mine, encoding, intermediates, images.hold(memory));
-    return mine.executor->execute(env, {std::move(job), result}, sync);
-  });
+  const State mine = state();  // reading the arguments can run code that disposes this head
+  const Images images(info[0], mine.head->config());
+  const Arguments options(info[1], "options");
+  const Encoding encoding = encoding_of(options);
+  const bool intermediates = options.boolean("intermediates");
+  const bool sync = info[2].ToBoolean();
+  const Napi::Array result = Napi::Array::New(env, images.arguments.size());
+  MemoryReader memory(env, sync ? Access::in_place : Access::held);
+  auto job = std::make_unique<AnalyzeJob>(mine, encoding, intermediates, images.hold(memory));
+  return mine.executor->execute(env, {std::move(job), result}, sync);
 }
 
 Napi::Value HeadObject::prune(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  return guarded(env, [&] {
-    const State mine = state();
-    const HeadConfig& config = mine.head->config();
-    const Images images(info[0], config);
-    const size_t count = images.arguments.size();
-    const Encoding encoding = encoding_of(Arguments(info[1], "options"));
-    if (!info[2].IsArray() || info[2].As<Napi::Array>().Length() != count)
-      throw invalid("ERR_SHAPE", "requests", "another number", std::to_string(count) + ", one per image");
-    const bool sync = info[3].ToBoolean();
-    std::vector<Napi::Value> requests;
-    std::vector<ImageShape> shapes;
-    for (uint32_t i = 0; i < count; i++) {
-      const MatrixArgument& image = images.arguments[i];
-      requests.push_back(info[2].As<Napi::Array>().Get(i));
-      shapes.push_back({image.rows - (config.class_token ? 1 : 0), config.width, config.projection_dim, image.half});
-    }
-    const Napi::Array results = Napi::Array::New(env, count);
-    MemoryReader memory(env, sync ? Access::in_place : Access::held);
-    std::vector<Pruning> asked = prunings(env, requests, shapes, memory, results);
-    auto job = std::make_unique<PruneJob>(mine.executor, mine.head, encoding, images.hold(memory), std::move(asked));
-    return mine.executor->execute(env, {std::move(job), results}, sync);
-  });
+  const State mine = state();
+  const HeadConfig& config = mine.head->config();
+  const Images images(info[0], config);
+  const size_t count = images.arguments.size();
+  const Encoding encoding = encoding_of(Arguments(info[1], "options"));
+  if (!info[2].IsArray() || info[2].As<Napi::Array>().Length() != count)
+    throw invalid("ERR_SHAPE", "requests", "another number", std::to_string(count) + ", one per image");
+  const bool sync = info[3].ToBoolean();
+  std::vector<Napi::Value> requests;
+  std::vector<ImageShape> shapes;
+  for (uint32_t i = 0; i < count; i++) {
+    const MatrixArgument& image = images.arguments[i];
+    requests.push_back(info[2].As<Napi::Array>().Get(i));
+    shapes.push_back({image.rows - (config.class_token ? 1 : 0), config.width, config.projection_dim, image.half});
+  }
+  const Napi::Array results = Napi::Array::New(env, count);
+  MemoryReader memory(env, sync ? Access::in_place : Access::held);
+  std::vector<Pruning> asked = prunings(env, requests, shapes, memory, results);
+  auto job = std::make_unique<PruneJob>(mine.executor, mine.head, encoding, images.hold(memory), std::move(asked));
+  return mine.executor->execute(env, {std::move(job), results}, sync);
 }
 
 void HeadObject::dispose(const Napi::CallbackInfo&) { state_ = {}; }

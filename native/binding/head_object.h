@@ -6,14 +6,17 @@
 #include "../head.h"
 #include "executor.h"
 #include "js.h"
+#include "wrapped.h"
 
 namespace desap {
 
 // A promise of the head that a job makes of the weights (HeadWeights of src/head.ts). Throws Fault.
 Napi::Value create_head_object(Napi::Env, const std::shared_ptr<Executor>&, const Napi::Value& weights);
 
-class HeadObject : public Napi::ObjectWrap<HeadObject> {
+class HeadObject : public Wrapped<HeadObject> {
  public:
+  static constexpr napi_type_tag tag = {0x84c1e7a2390b4d5f, 0xb16f02d8e95c437a};
+
   struct State {
     std::shared_ptr<Executor> executor;
     std::shared_ptr<const Head> head;

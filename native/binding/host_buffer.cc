@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "arguments.h"
 #include "environment.h"
 #include "errors.h"
 
@@ -13,11 +14,10 @@ namespace {
 
 constexpr double kMaximumBytes = 70368744177664.0;  // 2^46, beyond every address space
 
-size_t byte_length(const Napi::CallbackInfo& info) {
-  const double bytes = info[0].IsNumber() ? info[0].As<Napi::Number>().DoubleValue() : -1;
-  if (!(bytes >= 1 && bytes <= kMaximumBytes && bytes == std::floor(bytes))) {
-    throw invalid("ERR_VALUE", "byteLength", info[0].ToString().Utf8Value(), "an integer from 1 to 2^46");
-  }
+size_t byte_length(const Napi::Value& value) {
+  const double bytes = value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : -1;
+  if (!(bytes >= 1 && bytes <= kMaximumBytes && bytes == std::floor(bytes)))
+    throw invalid("ERR_VALUE", "byteLength", type_of(value), "an integer from 1 to 2^46");
   return static_cast<size_t>(bytes);
 }
 
@@ -34,7 +34,7 @@ std::optional<Napi::ArrayBuffer> external_buffer(Napi::Env env, const HostBlock&
   napi_value buffer;
   const napi_status status = napi_create_external_arraybuffer(env, block.data(), bytes, release, hold.get(), &buffer);
   if (status == napi_no_external_buffers_allowed) return std::nullopt;
-  if (status != napi_ok) throw Napi::Error::New(env);
+  check(env, status);
   hold.release();
   return Napi::ArrayBuffer(env, buffer);
 }
@@ -52,31 +52,32 @@ Napi::ArrayBuffer owned_by_engine(Napi::Env env, size_t bytes) {
 }  // namespace
 
 Napi::Function HostBufferObject::define(Napi::Env env) {
-  return DefineClass(env, "HostBuffer", {InstanceMethod<&HostBufferObject::dispose>("dispose")});
+  return Wrapped::define(env, "HostBuffer", {method<&HostBufferObject::dispose>("dispose")});
 }
 
-HostBufferObject::HostBufferObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
+HostBufferObject::HostBufferObject(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  guarded(env, [&] {
-    const size_t bytes = byte_length(info);
-    try {
-      lease_ = std::make_shared<Lease>(Lease{Environment::of(env).pool->allocate(bytes)});
-    } catch (const std::bad_alloc&) {
-      throw allocation_failed(bytes);
-    }
-    const HostBlock& block = *lease_->block;
-    const auto external = external_buffer(env, block, bytes, std::make_unique<std::shared_ptr<void>>(lease_));
-    const bool pinned = external && block.pinned();
-    if (!external) lease_.reset();
-    const Napi::Value buffer = external ? *external : owned_by_engine(env, bytes);
-    // A property of the object, not a reference from here: the collector then sees both as one.
-    const auto define = [&](const char* name, Napi::Value value) {
-      info.This().As<Napi::Object>().DefineProperty(Napi::PropertyDescriptor::Value(name, value, napi_enumerable));
-    };
-    define("arrayBuffer", buffer);
-    define("inPlace", Napi::Boolean::New(env, external.has_value()));
-    define("pinned", Napi::Boolean::New(env, pinned));
-  });
+  const size_t bytes = byte_length(info[0]);
+  std::shared_ptr<HostBlock> block;
+  try {
+    block = Environment::of(env).pool->allocate(bytes);
+  } catch (const std::bad_alloc&) {
+    throw allocation_failed(bytes);
+  }
+  lease_ = std::make_shared<Lease>();
+  lease_->beyond = ExternalMemory(env, static_cast<int64_t>(block->cost() - bytes));
+  lease_->block = block;
+  const auto external = external_buffer(env, *block, bytes, std::make_unique<std::shared_ptr<void>>(lease_));
+  const bool pinned = external && block->pinned();
+  if (!external) lease_.reset();
+  const Napi::Value buffer = external ? *external : owned_by_engine(env, bytes);
+  // Properties of the object, not references from here: the collector then sees both as one. They are constant.
+  const auto add = [&](const char* name, napi_value value) {
+    info.This().As<Napi::Object>().DefineProperty(Napi::PropertyDescriptor::Value(name, value, napi_enumerable));
+  };
+  add("arrayBuffer", buffer);
+  add("inPlace", Napi::Boolean::New(env, external.has_value()));
+  add("pinned", Napi::Boolean::New(env, pinned));
 }
 
 void HostBufferObject::dispose(const Napi::CallbackInfo& info) {
@@ -85,7 +86,7 @@ void HostBufferObject::dispose(const Napi::CallbackInfo& info) {
   // Where the memory was transferred to another ArrayBuffer, that one's end gives it back.
   if (buffer.IsDetached()) return;
   buffer.Detach();
-  if (lease) lease->block.reset();
+  if (lease) *lease = {};
 }
 
 }  // namespace desap

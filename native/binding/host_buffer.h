@@ -4,13 +4,17 @@
 
 #include <memory>
 
+#include "external_memory.h"
 #include "host_pool.h"
 #include "js.h"
+#include "wrapped.h"
 
 namespace desap {
 
-class HostBufferObject : public Napi::ObjectWrap<HostBufferObject> {
+class HostBufferObject : public Wrapped<HostBufferObject> {
  public:
+  static constexpr napi_type_tag tag = {0xd7a3f0586c2e9b14, 0x1f84bd63a05e7c92};
+
   static Napi::Function define(Napi::Env);
   explicit HostBufferObject(const Napi::CallbackInfo&);
 
@@ -19,6 +23,7 @@ class HostBufferObject : public Napi::ObjectWrap<HostBufferObject> {
   // dispose() does not wait for that.
   struct Lease {
     std::shared_ptr<HostBlock> block;
+    ExternalMemory beyond;  // what the block costs above the bytes that the engine counts by itself
   };
 
   void dispose(const Napi::CallbackInfo&);

@@ -12,6 +12,14 @@ constexpr std::align_val_t kAlignment{64};
 constexpr size_t kPage = 4096;
 constexpr size_t kPoolBytes = size_t{256} << 20;  // free blocks beyond this go back to the system, the oldest first
 
+// Of a block: its entries here, its ArrayBuffer and what the engine has beside that.
+constexpr size_t kAccount = 512;
+
+size_t capacity_of(size_t bytes) {
+  const size_t unit = bytes < kPage ? static_cast<size_t>(kAlignment) : kPage;
+  return (bytes + unit - 1) / unit * unit;
+}
+
 HostMemory obtain(size_t capacity) {
   if (void* data = device::allocate_pinned(capacity)) return {data, capacity, true};
   return {::operator new(capacity, kAlignment), capacity, false};
@@ -29,14 +37,14 @@ void release(const HostMemory& memory) noexcept {
 
 HostBlock::~HostBlock() { pool_->give_back(*this); }
 
-HostPool::~HostPool() {
-  for (const HostMemory& memory : free_) release(memory);
-}
+size_t HostBlock::cost() const { return kAccount + (pinned() && capacity() < kPage ? kPage : capacity()); }
+
+HostPool::~HostPool() { trim(); }
 
 std::shared_ptr<HostBlock> HostPool::allocate(size_t bytes) {
-  const size_t capacity = (bytes + kPage - 1) / kPage * kPage;
+  const size_t capacity = capacity_of(bytes);
   HostMemory memory = take(capacity);
-  if (!memory.data) memory = obtain(capacity);
+  if (!memory.data) memory = or_trimmed([capacity] { return obtain(capacity); });
   std::shared_ptr<HostBlock> block;
   try {
     block = std::make_shared<HostBlock>(shared_from_this(), memory);
@@ -66,6 +74,17 @@ HostPool::Statistics HostPool::statistics() {
   return {used_.size(), used_bytes, free_.size(), free_bytes_};
 }
 
+bool HostPool::trim() noexcept {
+  std::vector<HostMemory> idle;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    idle.swap(free_);
+    free_bytes_ = 0;
+  }
+  for (const HostMemory& memory : idle) release(memory);
+  return !idle.empty();
+}
+
 HostMemory HostPool::take(size_t capacity) {
   std::lock_guard<std::mutex> lock(mutex_);
   for (size_t i = free_.size(); i-- > 0;) {
@@ -81,6 +100,10 @@ HostMemory HostPool::take(size_t capacity) {
 void HostPool::give_back(const HostBlock& block) noexcept {
   std::lock_guard<std::mutex> lock(mutex_);
   used_.erase(reinterpret_cast<uintptr_t>(block.data()));
+  if (block.capacity() < kPage) {
+    release(block.memory_);
+    return;
+  }
   try {
     free_.push_back(block.memory_);
   } catch (const std::bad_alloc&) {

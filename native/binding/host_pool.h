@@ -1,6 +1,6 @@
 // Memory of HostBuffers: 64-byte aligned blocks, pinned where the device pins memory, kept for reuse when they are
-// given back. Fresh pages cost more than the copy that they save (25 ms against 3 ms for 47 MB), and inference asks
-// for the same few sizes again and again.
+// given back, until memory is short. Fresh pages cost more than the copy that they save (25 ms against 3 ms for 47 MB), and
+// inference asks for the same few sizes again and again. What is smaller than a page is not kept.
 //
 // Blocks hold their pool, so either may go first. Any thread may give a block back.
 #pragma once
@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <vector>
 
 namespace desap {
@@ -32,6 +33,8 @@ class HostBlock : public std::enable_shared_from_this<HostBlock> {
   void* data() const { return memory_.data; }
   size_t capacity() const { return memory_.capacity; }
   bool pinned() const { return memory_.pinned; }
+  // Bytes that it takes, with what keeps account of it.
+  size_t cost() const;
 
  private:
   friend class HostPool;
@@ -55,6 +58,18 @@ class HostPool : public std::enable_shared_from_this<HostPool> {
   // The block that holds these bytes, or null.
   std::shared_ptr<const HostBlock> find(const void* data, size_t bytes);
   Statistics statistics();
+  // Gives the idle blocks back to the system. Whether there were any.
+  bool trim() noexcept;
+  // What `allocate` returns; asked once more, without idle blocks, where it throws std::bad_alloc.
+  template <class Allocate>
+  auto or_trimmed(const Allocate& allocate) {
+    try {
+      return allocate();
+    } catch (const std::bad_alloc&) {
+      if (!trim()) throw;
+    }
+    return allocate();
+  }
 
  private:
   friend class HostBlock;

@@ -130,9 +130,9 @@ Prepared prepare_self_attention(Napi::Env env, const Arguments& arguments, Acces
   expect_shape(k, q.rows, q.cols);
   expect_shape(v, q.rows, q.cols);
   const Output<float> y = new_floats(env, q.size()), scores = new_floats(env, q.rows);
-  Napi::Object result = Napi::Object::New(env);
-  result.Set("context", y.value);
-  result.Set("saliency", scores.value);
+  const Napi::Object result = Napi::Object::New(env);
+  put(result, "context", y.value);
+  put(result, "saliency", scores.value);
   MemoryReader memory(env, access);
   return job(result,
               [q = FloatInput(memory, q), k = FloatInput(memory, k), v = FloatInput(memory, v),
@@ -176,9 +176,9 @@ Prepared prepare_read_out(Napi::Env env, const Arguments& arguments, Access acce
   expect_shape(projection, projection.rows, width);
   const Output<float> attention = new_floats(env, context_rows.size());
   const Output<float> embeddings = new_floats(env, context_rows.rows * projection.rows);
-  Napi::Object result = Napi::Object::New(env);
-  result.Set("attention", attention.value);
-  result.Set("embeddings", embeddings.value);
+  const Napi::Object result = Napi::Object::New(env);
+  put(result, "attention", attention.value);
+  put(result, "embeddings", embeddings.value);
   MemoryReader memory(env, access);
   return job(
       result,
@@ -228,10 +228,10 @@ Prepared prepare_siglip_read_out(Napi::Env env, const Arguments& arguments, Acce
   expect_divides("heads", heads, width);
   const int64_t inner = std::max<int64_t>(length_of(fc1.bias.data), 1);
   const Output<float> embeddings = new_floats(env, attention.size()), global = new_floats(env, width), saliency = new_floats(env, rows);
-  Napi::Object result = Napi::Object::New(env);
-  result.Set("embeddings", embeddings.value);
-  result.Set("global", global.value);
-  result.Set("saliency", saliency.value);
+  const Napi::Object result = Napi::Object::New(env);
+  put(result, "embeddings", embeddings.value);
+  put(result, "global", global.value);
+  put(result, "saliency", saliency.value);
   MemoryReader memory(env, access);
   return job(
       result,
@@ -261,9 +261,9 @@ Prepared prepare_align(Napi::Env env, const Arguments& arguments, Access access)
   expect_shape(text, text.rows, visual.cols);
   const Output<float> task = new_floats(env, visual.rows);
   AlignmentMatrices matrices;
-  Napi::Object result = Napi::Object::New(env);
-  result.Set("task", task.value);
-  result.Set("matrices", new_matrices(env, wanted, alignment, visual.rows, text.rows, &matrices));
+  const Napi::Object result = Napi::Object::New(env);
+  put(result, "task", task.value);
+  put(result, "matrices", new_matrices(env, wanted, alignment, visual.rows, text.rows, &matrices));
   MemoryReader memory(env, access);
   return job(result,
               [visual = FloatInput(memory, visual), text = FloatInput(memory, text),
@@ -305,9 +305,9 @@ Prepared prepare_select(Napi::Env env, const Arguments& arguments, Access access
   const int64_t task_keep = arguments.integer("taskKeep", saliency.given() ? 0 : keep, task.given() ? keep : 0);
   const Output<int32_t> indices = new_ints(env, keep);
   const Output<uint8_t> source = new_bytes(env, keep);
-  Napi::Object result = Napi::Object::New(env);
-  result.Set("indices", indices.value);
-  result.Set("source", source.value);
+  const Napi::Object result = Napi::Object::New(env);
+  put(result, "indices", indices.value);
+  put(result, "source", source.value);
   MemoryReader memory(env, access);
   return job(result, [task = VectorInput(memory, task, size), saliency = VectorInput(memory, saliency, size), size, keep, task_keep,
                       indices = indices.data, source = source.data](Context& context) {
@@ -326,10 +326,10 @@ Prepared prepare_merge(Napi::Env env, const Arguments& arguments, Access access)
   }
   const Output<float> tokens = new_floats(env, k * features.cols);
   const Output<int32_t> assignment = new_ints(env, features.rows), counts = new_ints(env, k);
-  Napi::Object result = Napi::Object::New(env);
-  result.Set("tokens", tokens.value);
-  result.Set("assignment", assignment.value);
-  result.Set("counts", counts.value);
+  const Napi::Object result = Napi::Object::New(env);
+  put(result, "tokens", tokens.value);
+  put(result, "assignment", assignment.value);
+  put(result, "counts", counts.value);
   const Memory indices = MemoryReader(env, Access::copied).read(kept.name, kept.data, napi_int32_array, k);
   const int32_t* index = static_cast<const int32_t*>(indices.data);
   for (int64_t i = 0, low = 0; i < k; low = index[i++] + 1) {

@@ -2,6 +2,8 @@
 // event loop turns.
 #pragma once
 
+#include <new>
+
 #include "../kernels.h"
 #include "environment.h"
 #include "errors.h"
@@ -19,15 +21,16 @@ struct Output {
 template <class T>
 Output<T> new_array(const Napi::FunctionReference& constructor, Napi::Env env, int64_t size) {
   Output<T> output;
-  try {
-    // The constructor refuses a size that memory does not hold; napi_create_arraybuffer would end the process.
-    output.value = constructor.New({Napi::Number::New(env, static_cast<double>(size))});
-  } catch (const Napi::Error&) {
-    throw out_of_memory();
-  }
+  output.value = Environment::of(env).pool->or_trimmed([&] {
+    try {
+      // The constructor refuses a size that memory does not hold; napi_create_arraybuffer would end the process.
+      return constructor.New({Napi::Number::New(env, static_cast<double>(size))});
+    } catch (const Napi::Error&) {
+      throw std::bad_alloc();
+    }
+  });
   void* data = nullptr;
-  if (napi_get_typedarray_info(env, output.value, nullptr, nullptr, &data, nullptr, nullptr) != napi_ok)
-    throw Napi::Error::New(env);
+  check(env, napi_get_typedarray_info(env, output.value, nullptr, nullptr, &data, nullptr, nullptr));
   output.data = static_cast<T*>(data);
   return output;
 }
@@ -59,10 +62,10 @@ inline Napi::Value new_matrices(Napi::Env env, bool wanted, Alignment alignment,
     return output.value;
   };
   const bool both = alignment != Alignment::mean;
-  Napi::Object object = Napi::Object::New(env);
-  object.Set("similarity", add(&matrices->similarity));
-  object.Set("visualAlignment", both ? add(&matrices->visual_alignment) : env.Null());
-  object.Set("textAlignment", both ? add(&matrices->text_alignment) : env.Null());
+  const Napi::Object object = Napi::Object::New(env);
+  put(object, "similarity", add(&matrices->similarity));
+  put(object, "visualAlignment", both ? add(&matrices->visual_alignment) : env.Null());
+  put(object, "textAlignment", both ? add(&matrices->text_alignment) : env.Null());
   return object;
 }
 

@@ -48,8 +48,8 @@ Napi::Object allocate(Napi::Env env, const ImageShape& image, Asked& asked) {
   Pruning& pruning = asked.pruning;
   const PruneRequest& request = pruning.request;
   PruneOutput& output = pruning.output;
-  const auto add = [](Napi::Object object, const char* key, const auto& array) {
-    object.Set(key, array.value);
+  const auto add = [](const Napi::Object& object, const char* key, const auto& array) {
+    put(object, key, array.value);
     return array.data;
   };
   Napi::Object result = Napi::Object::New(env);
@@ -63,15 +63,15 @@ Napi::Object allocate(Napi::Env env, const ImageShape& image, Asked& asked) {
   output.source = add(result, "source", new_bytes(env, request.keep));
   output.assignment = add(result, "assignment", new_ints(env, image.patches));
   output.counts = add(result, "counts", new_ints(env, request.keep));
-  result.Set("maps", env.Null());
+  put(result, "maps", env.Null());
   if (asked.maps) {
     Napi::Object maps = Napi::Object::New(env);
-    maps.Set("task", env.Null());
+    put(maps, "task", env.Null());
     if (asked.text.given() || asked.task.given()) output.task = add(maps, "task", new_floats(env, image.patches));
     output.saliency = add(maps, "saliency", new_floats(env, image.patches));
-    result.Set("maps", maps);
+    put(result, "maps", maps);
   }
-  result.Set("matrices",
+  put(result, "matrices",
              new_matrices(env, asked.matrices, request.alignment, image.patches, asked.text.rows, &output.matrices));
   return result;
 }
@@ -109,12 +109,12 @@ Status Pruning::narrow(Context& context) const {
   return half_tokens ? convert_to_half(context, wide_tokens.get(), tokens_size, half_tokens) : Status{};
 }
 
-// All properties, then the arrays of the results, then the memory: setting a property can run the caller's code, too.
+// All properties, then the arrays of the results, then the memory.
 std::vector<Pruning> prunings(Napi::Env env, const std::vector<Napi::Value>& requests, const std::vector<ImageShape>& images,
                               MemoryReader& memory, Napi::Array results) {
   std::vector<Asked> asked;
   for (size_t i = 0; i < requests.size(); i++) asked.push_back(read_request(requests[i], images[i]));
-  for (size_t i = 0; i < requests.size(); i++) results.Set(static_cast<uint32_t>(i), allocate(env, images[i], asked[i]));
+  for (size_t i = 0; i < requests.size(); i++) put(results, i, allocate(env, images[i], asked[i]));
   std::vector<Pruning> list;
   for (size_t i = 0; i < requests.size(); i++) list.push_back(hold(memory, images[i], std::move(asked[i])));
   return list;
@@ -163,23 +163,23 @@ Napi::Value PruneJob::finish(Napi::Env env, Napi::Object results) {
     Napi::Object timings = Napi::Object::New(env);
     set_timings(timings, analyze_timings_[i]);
     set_timings(timings, prune_timings_[i]);
-    results.Get(i).As<Napi::Object>().Set("timings", timings);
+    put(results.Get(i).As<Napi::Object>(), "timings", timings);
   }
   return results;
 }
 
 void set_timings(Napi::Object object, const AnalyzeTimings& timings) {
-  object.Set("normalize", timings.normalize);
-  object.Set("project", timings.project);
-  object.Set("attention", timings.attention);
-  object.Set("saliency", timings.saliency);
-  object.Set("readOut", timings.read_out);
+  put(object, "normalize", timings.normalize);
+  put(object, "project", timings.project);
+  put(object, "attention", timings.attention);
+  put(object, "saliency", timings.saliency);
+  put(object, "readOut", timings.read_out);
 }
 
 void set_timings(Napi::Object object, const PruneTimings& timings) {
-  object.Set("align", timings.align);
-  object.Set("select", timings.select);
-  object.Set("merge", timings.merge);
+  put(object, "align", timings.align);
+  put(object, "select", timings.select);
+  put(object, "merge", timings.merge);
 }
 
 }  // namespace desap

@@ -183,7 +183,7 @@ Status Head::analyze(Context& context, const HiddenStates* images, int64_t count
     std::unique_ptr<Analysis::State> state;
     const Intermediates wanted = copies ? copies[i] : Intermediates{};
     DESAP_TRY(of_image(state_->analyze(context, images[i], encoding, wanted, nullptr, &state), i, count));
-    results.emplace_back(new Analysis(std::move(state)));
+    results.push_back(std::shared_ptr<Analysis>(new Analysis(std::move(state))));
   }
   std::move(results.begin(), results.end(), analyses);
   return {};

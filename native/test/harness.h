@@ -78,7 +78,7 @@ struct Machine {
     for (size_t i = 1; i <= contexts.size(); i++) {
       const std::vector<Result> again = body(*contexts[i < contexts.size() ? i : i - 1]);
       equal = equal && again.size() == first.size() &&
-              std::memcmp(again.data(), first.data(), first.size() * sizeof(Result)) == 0;
+              (first.empty() || std::memcmp(again.data(), first.data(), first.size() * sizeof(Result)) == 0);
     }
     check(equal, what + ": differs between contexts or runs");
     return first;

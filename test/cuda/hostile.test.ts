@@ -1,0 +1,3 @@
+/** What the CPU addon is tested for, on the CUDA addon. */
+import './emulated.js';
+import '../hostile.test.js';
