@@ -182,12 +182,12 @@ Status Analysis::State::complete(Context& context, const PruneRequest& request, 
   float* own_norms = of_mine ? nullptr : scratch.floats(apart.rows);
   if (scratch.failed()) return out_of_memory("prune");
   if (own_norms) DESAP_TRY(rename(context.kernels->inverse_norms(context, apart, own_norms), given ? "distances" : "features"));
-  const float* norms = own_norms ? own_norms : inverse_norms();
+  const float* inverses = own_norms ? own_norms : inverse_norms();
   if (seeds == 0) {
-    DESAP_TRY(most_distant(context, apart, norms, farthest));
-    DESAP_TRY(farthest_points(context, apart, norms, farthest, 1, count - 1, farthest + 1));
+    DESAP_TRY(most_distant(context, apart, inverses, farthest));
+    DESAP_TRY(farthest_points(context, apart, inverses, farthest, 1, count - 1, farthest + 1));
   } else {
-    DESAP_TRY(farthest_points(context, apart, norms, selected.indices, seeds, count, farthest));
+    DESAP_TRY(farthest_points(context, apart, inverses, selected.indices, seeds, count, farthest));
   }
   std::sort(farthest, farthest + count);
   std::merge(selected.indices, farthest, farthest, farthest + count, both);

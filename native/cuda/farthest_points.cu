@@ -1,8 +1,9 @@
 // Farthest points, a launch a step: a warp brings its row's largest cosine with the chosen rows up to date and offers the row; the
 // best offer is the step's pick, which the next launch begins with. Nothing of P x P is stored.
 //
-// Without seeds the first step goes by the sum of the unit rows, or asks for every row's largest cosine with another: tiles of 64 x 64 in float32. Rows are unit rows there,
-// and a product is summed in ascending order of the columns, so cos(i, j) and cos(j, i) are the same bits.
+// Without seeds the first step goes by the sum of the unit rows, or asks for every row's largest cosine with another: tiles of 64 x 64
+// in float32. Rows are unit rows there, and a product is summed in ascending order of the columns, so cos(i, j) and cos(j, i) are the
+// same bits.
 #include <vector>
 
 #include "greedy.cuh"
