@@ -2,6 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { pairedDifference } from '../src/cli/eval/statistics.js';
 import { Llava } from '../src/cli/llava/llava.js';
 import type { LlavaVision } from '../src/vision/llava.js';
 import type { LlavaImage } from '../src/vision/llava-image.js';
@@ -53,10 +54,8 @@ export interface Paired {
 }
 
 export function paired(percents: readonly number[], beside: readonly number[]): Paired {
-  const each = percents.map((value, i) => value - beside[i]);
-  const difference = mean(each);
-  const variance = each.reduce((sum, one) => sum + (one - difference) ** 2, 0) / (each.length - 1);
-  return { percent: mean(percents), difference, error: Math.sqrt(variance / each.length) };
+  const { mean: difference, error } = pairedDifference(percents, beside);
+  return { percent: mean(percents), difference, error: error as number };
 }
 
 /** "+1.00 ± 0.50" */

@@ -49,6 +49,7 @@ let current: Limits = Object.freeze({
  * @throws DesapError `ERR_VALUE` for an unknown name, and for a number that is neither a positive integer nor Infinity
  */
 export function limits(given?: Partial<Limits>): Limits {
+  if (given === undefined) return current;
   const wanted = options<Partial<Limits>>('limits', given, NAMES);
   const { linksOut, ...numbers } = wanted;
   for (const [name, value] of Object.entries(numbers))

@@ -3,7 +3,7 @@ import type { Backend } from './devices/kernel-api.js';
 import { invalid, mismatch } from './errors.js';
 import { checkLayer, type HeadWeights, type LinearWeights } from './head.js';
 import type { MethodName } from './methods/index.js';
-import { finiteMatrix, type Matrix, requireFinite, rowsOf, tensor } from './methods/matrix.js';
+import { finiteMatrix, type Matrix, requireFinite, rowsOf, tensor, withoutClassToken } from './methods/matrix.js';
 import {
   type Chooser,
   type Grid,
@@ -11,6 +11,7 @@ import {
   type MethodPart,
   missing,
   type PlainReadOut,
+  plainReadOut,
   type Tap,
   type TapName,
 } from './methods/method.js';
@@ -129,9 +130,7 @@ export class GivenImage implements MethodImage {
   }
 
   states(): Matrix {
-    const { data, rows, cols } = this.#hidden;
-    const first = Number(this.classToken);
-    return { data: data.subarray(first * cols), rows: rows - first, cols };
+    return withoutClassToken(this.#hidden, this.classToken);
   }
 
   async tap(name: TapName): Promise<Tap> {
@@ -147,8 +146,7 @@ export class GivenImage implements MethodImage {
   }
 
   async readOut(): Promise<PlainReadOut> {
-    const { postNorm, epsilon, visualProjection, projectionDim, width } = await this.owner.headWeights();
-    return { postNorm, epsilon, visualProjection: { data: visualProjection, rows: projectionDim, cols: width } };
+    return plainReadOut(await this.owner.headWeights());
   }
 
   async text(): Promise<Matrix> {

@@ -2,9 +2,8 @@
  * FlowCut score: class attention and likeness of values, each as a share, times the strength of a patch's mean value; over several blocks a
  * running mean. The published FlowCut cuts between blocks and scores what is left; a graph's outputs cannot have that.
  */
-import { alternatives, invalid } from '../errors.js';
 import { MERGING, type MergingOption, mergingOf, selected } from './choice.js';
-import { type MethodImage, method, TAPS, type TapName } from './method.js';
+import { checkTaps, type MethodImage, method, TAPS, type TapName } from './method.js';
 import { largest, sum } from './ranks.js';
 import { TappedBlock } from './tapped.js';
 
@@ -14,8 +13,7 @@ export interface FlowCutOptions extends MergingOption {
 }
 
 export const flowcut = method<FlowCutOptions>({ ...MERGING, taps: true }, ({ taps = ['penultimate'], ...given }) => {
-  if (!Array.isArray(taps) || taps.length === 0 || taps.some((tap) => !TAPS.includes(tap)))
-    throw invalid('ERR_VALUE', 'taps', taps, `a list of ${alternatives(TAPS)}`);
+  checkTaps(taps, 1);
   const merging = mergingOf(given);
   const inOrder = TAPS.filter((tap) => taps.includes(tap));
   return {

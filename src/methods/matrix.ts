@@ -51,6 +51,19 @@ export function addTo(sum: Float64Array, { data, cols }: Matrix, row: number, we
   for (let c = 0; c < cols; c++) sum[c] += weight * data[from + c];
 }
 
+/** The mean of the rows. */
+export function meanRow({ data, rows, cols }: Matrix): Float64Array {
+  const mean = new Float64Array(cols);
+  for (let i = 0; i < rows; i++) for (let c = 0; c < cols; c++) mean[c] += data[i * cols + c] / rows;
+  return mean;
+}
+
+/** The patches' rows of hidden states, which may begin with the class token's; nothing is copied. */
+export function withoutClassToken({ data, rows, cols }: Matrix, classToken: boolean): Matrix {
+  const first = Number(classToken);
+  return { data: data.subarray(first * cols), rows: rows - first, cols };
+}
+
 /** x W^T + b, [rows, out]. */
 export async function linear(backend: Backend, x: Matrix, { weight, bias }: LinearWeights): Promise<Matrix> {
   const layer = { weight: { data: weight, dims: [weight.length / x.cols, x.cols] }, bias };

@@ -1,7 +1,7 @@
 /** What every method that chooses visual tokens reads of an image, and what it gives. */
 import type { Backend } from '../devices/kernel-api.js';
-import { mismatch } from '../errors.js';
-import type { LinearWeights } from '../head.js';
+import { alternatives, invalid, mismatch } from '../errors.js';
+import type { HeadWeights, LinearWeights } from '../head.js';
 import { type OptionNames, options } from '../options.js';
 import type { Matrix } from './matrix.js';
 
@@ -9,6 +9,15 @@ import type { Matrix } from './matrix.js';
 export const TAPS = ['first', 'local', 'penultimate', 'last'] as const;
 /** One of them. */
 export type TapName = (typeof TAPS)[number];
+
+/**
+ * @param least how many there have to be
+ * @throws DesapError `ERR_VALUE` for what is no list of taps
+ */
+export function checkTaps(taps: readonly TapName[], least = 0): readonly TapName[] {
+  if (Array.isArray(taps) && taps.length >= least && taps.every((name) => TAPS.includes(name))) return taps;
+  throw invalid('ERR_VALUE', 'taps', taps, `a list of ${alternatives(TAPS)}`);
+}
 
 /** What a block of the tower does first: its norm, and the projections of its attention, [D, D] each. */
 export interface TapWeights {
@@ -32,6 +41,12 @@ export interface PlainReadOut {
   readonly postNorm: LinearWeights;
   readonly epsilon: number;
   readonly visualProjection: Matrix;
+}
+
+/** That of a head. */
+export function plainReadOut(head: HeadWeights): PlainReadOut {
+  const { postNorm, epsilon, visualProjection, projectionDim, width } = head;
+  return { postNorm, epsilon, visualProjection: { data: visualProjection, rows: projectionDim, cols: width } };
 }
 
 /** Rows and columns of patches, or of tiles. */

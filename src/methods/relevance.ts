@@ -1,6 +1,6 @@
 /** How relevant a patch is to the question, as the methods without attention have it. */
 import { mismatch } from '../errors.js';
-import { layerNorm, linear, type Matrix, unitRows } from './matrix.js';
+import { layerNorm, linear, type Matrix, meanRow, unitRows } from './matrix.js';
 import type { MethodImage } from './method.js';
 
 /**
@@ -57,14 +57,6 @@ function againstMean(x: Matrix, t: Matrix): Float64Array {
 
 function signed(products: Float64Array, relevance: Relevance): Float64Array {
   return relevance === 'negative' ? products.map((one) => -one) : products;
-}
-
-function meanRow({ data, rows, cols }: Matrix): Float64Array {
-  const mean = new Float64Array(cols);
-  data.forEach((value, at) => {
-    mean[at % cols] += value / rows;
-  });
-  return mean;
 }
 
 function noBias({ data, rows }: Matrix) {

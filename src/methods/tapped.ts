@@ -5,7 +5,7 @@
  */
 import type { LinearWeights } from '../head.js';
 import { dot, softmax } from '../kernels/numeric.js';
-import { layerNorm, linear, type Matrix, products, rowsOf, tensor } from './matrix.js';
+import { layerNorm, linear, type Matrix, meanRow, products, rowsOf, tensor } from './matrix.js';
 import type { MethodImage, TapName, TapWeights } from './method.js';
 import { missing } from './method.js';
 
@@ -154,10 +154,4 @@ function meanOfParts(x: Float32Array, parts: number): Float32Array {
     for (let part = 0; part < parts; part++) sum += x[part * size + i];
     return sum / parts;
   });
-}
-
-function meanRow({ data, rows, cols }: Matrix): Float64Array {
-  const mean = new Float64Array(cols);
-  for (let i = 0; i < rows; i++) for (let c = 0; c < cols; c++) mean[c] += data[i * cols + c] / rows;
-  return mean;
 }

@@ -1,13 +1,14 @@
 /** What methods read of an image, or of a tile, besides the question. */
 import type { Backend, TextEmbeddings } from '../index.js';
 import { endRow } from '../method-input.js';
-import { type Matrix, matrixOf, rowsOf, tensor } from '../methods/matrix.js';
+import { type Matrix, matrixOf, rowsOf, tensor, withoutClassToken } from '../methods/matrix.js';
 import {
   type Grid,
   type MethodImage,
   type MethodPart,
   missing,
   type PlainReadOut,
+  plainReadOut,
   type Tap,
   type TapName,
 } from '../methods/method.js';
@@ -34,8 +35,7 @@ export function clipSource(
   const { classToken } = pruner.head;
   const hidden = (): Matrix => matrixOf(batch.rows(index));
   const states = () => {
-    const { data, rows, cols } = hidden();
-    const all = { data: data.subarray(Number(classToken) * cols), rows: rows - Number(classToken), cols };
+    const all = withoutClassToken(hidden(), classToken);
     return patches ? rowsOf(all, patches) : all;
   };
   return {
@@ -51,10 +51,7 @@ export function clipSource(
       );
     },
     features: async () => behindBatch(await encoder.project(tensor(states()))),
-    async readOut() {
-      const { postNorm, epsilon, visualProjection, projectionDim, width } = await pruner.headWeights();
-      return { postNorm, epsilon, visualProjection: { data: visualProjection, rows: projectionDim, cols: width } };
-    },
+    readOut: async () => plainReadOut(await pruner.headWeights()),
   };
 }
 

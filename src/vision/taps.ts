@@ -1,7 +1,7 @@
 /** Blocks of a CLIP tower that methods look into. */
 import type { InferenceSession } from 'onnxruntime-common';
-import { alternatives, DesapError, invalid } from '../errors.js';
-import { TAPS, type TapName } from '../methods/method.js';
+import { DesapError } from '../errors.js';
+import { checkTaps, type TapName } from '../methods/method.js';
 import type { OrtModule } from '../onnx/edit.js';
 import type { AttentionWeights } from '../onnx/head/recompute.js';
 import { readTaps } from '../onnx/head/taps.js';
@@ -61,10 +61,4 @@ export function tapBlocks(taps: readonly TapName[], tower: TowerStructure): Read
     named.set(name, block);
   }
   return named;
-}
-
-/** @throws DesapError `ERR_VALUE` */
-export function checkTaps(taps: readonly TapName[]): readonly TapName[] {
-  if (Array.isArray(taps) && taps.every((name) => TAPS.includes(name))) return taps;
-  throw invalid('ERR_VALUE', 'taps', taps, `a list of ${alternatives(TAPS)}`);
 }
