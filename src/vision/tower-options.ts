@@ -22,7 +22,7 @@ export interface TowerOptions {
 }
 
 /** The same with every value. */
-export type TowerCut = Required<TowerOptions>;
+export type TowerChoice = Required<TowerOptions>;
 
 const NAMES: OptionNames<TowerOptions> = { at: true, keep: true, by: true };
 
@@ -31,7 +31,7 @@ const NAMES: OptionNames<TowerOptions> = { at: true, keep: true, by: true };
  * @returns null where it is not given
  * @throws DesapError `ERR_VALUE`
  */
-export function towerCut(given: TowerOptions | undefined): TowerCut | null {
+export function towerChoice(given: TowerOptions | undefined): TowerChoice | null {
   if (given === undefined) return null;
   const { at, keep, by = 'distance' } = options('tower', object('tower', given, '{ at, keep }'), NAMES);
   integer('tower.at', at, 1, Number.MAX_SAFE_INTEGER);
@@ -55,7 +55,7 @@ export interface TowerLimits {
  * Checks the option against a tower.
  * @throws DesapError `ERR_VALUE` for a block that it does not have, and for a rule that reads what it does not have
  */
-export function checkTowerCut({ at, by }: TowerCut, { blocks, rules, why }: TowerLimits): void {
+export function checkTowerChoice({ at, by }: TowerChoice, { blocks, rules, why }: TowerLimits): void {
   if (blocks < 2)
     throw mismatch(
       'ERR_VALUE',
@@ -73,6 +73,6 @@ export function refuseTower(given: TowerOptions | undefined, why: string): void 
 }
 
 /** How many of a tile's units stay. */
-export function unitsKept({ keep }: Pick<TowerCut, 'keep'>, units: number): number {
+export function unitsKept({ keep }: Pick<TowerChoice, 'keep'>, units: number): number {
   return keep < 1 ? Math.max(1, shareOf(units, keep)) : Math.min(keep, units);
 }
