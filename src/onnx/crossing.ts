@@ -43,14 +43,16 @@ export function crossingKind(seen: readonly SeenCrossing[]): CrossingKind {
   const isAscending = (values: readonly number[]) => values.every((value, i) => i === 0 || value >= values[i - 1]);
   if (everywhere((one) => integersOf(one.tensor)[0] === 0 && isAscending(integersOf(one.tensor)) && isLast(one)))
     return { kind: 'bounds' };
-  const sum = (one: SeenCrossing) => integersOf(one.tensor).reduce((total, value) => total + value, 0);
-  if (tensor.dims.length === 1 && everywhere((one) => isCount(one, sum(one)))) return { kind: 'lengths' };
   const count = Math.min(...seen.map((one) => one.tensor.data.length));
-  const entries = Array.from({ length: count }, (_, entry) => entry);
-  return {
-    kind: 'entries',
-    entries: entries.filter((entry) => everywhere((one) => isCount(one, integersOf(one.tensor)[entry]))),
-  };
+  const entries = Array.from({ length: count }, (_, entry) => entry).filter((entry) =>
+    everywhere((one) => isCount(one, integersOf(one.tensor)[entry])),
+  );
+  if (entries.length > 0 || tensor.dims.length === 0) return { kind: 'entries', entries };
+  const isLengths = (values: readonly number[], one: SeenCrossing) =>
+    values.every((value) => value > 0) && isCount(one, sumOf(values));
+  return everywhere((one) => isLengths(integersOf(one.tensor), one))
+    ? { kind: 'lengths' }
+    : { kind: 'entries', entries };
 }
 
 const isIntegers = ({ type, dims }: AnyTensor) => (type === 'int64' || type === 'int32') && dims.length <= 1;

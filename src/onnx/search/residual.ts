@@ -35,7 +35,7 @@ function summandsOf(graph: Graph, { op, inputs, outputs }: OnnxNode, sum: string
   return isSum ? inputs.filter((value) => value !== '' && graph.sourcesOf(value).floats).slice(0, 2) : [];
 }
 
-/** Whether every way back from a value to the image leads through another. */
-function isBehind(graph: Graph, value: string, from: string): boolean {
-  return ancestors(graph, from, value).some(({ inputs, captures }) => [...inputs, ...captures].includes(value));
+/** Whether the operator that writes a value has a part in another: a fused norm hands out the sum beside what it normalises. */
+function isBehind(graph: Graph, value: string, other: string): boolean {
+  return ancestors(graph, other).some(({ outputs }) => outputs.includes(value));
 }
