@@ -14,6 +14,7 @@ import { enteringStates } from '../onnx/split.js';
 import { clipTowerCut, type TowerCut } from '../onnx/tower-cut.js';
 import type { ClipTower, Rows, TileCut, TowerRun, TowerTile } from './clip-tower.js';
 import { allRows, CutTower, type Entered, type Outputs } from './cut-tower.js';
+import { asEncoding, rethrow } from './prune-together.js';
 import { nearestKept, unitsThatStay } from './row-rules.js';
 import type { RunNames } from './session.js';
 import { TowerBatch } from './tower-batch.js';
@@ -141,7 +142,7 @@ export class ClipCut implements ClipTower {
       choice.by,
       { backend, states, ...(hidden && { before: { tap: { hidden, weights: before }, classToken, patches } }) },
       count,
-    );
+    ).catch(rethrow(asEncoding));
     const those = new Set(stayed);
     const dropped = Int32Array.from(patches.keys()).filter((unit) => !those.has(unit));
     const whole = new Once<Rows>();
