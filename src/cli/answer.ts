@@ -47,8 +47,8 @@ LLaVA, LLaVA-NeXT and Video-LLaVA run on onnxruntime-node alone; all other famil
       const model = await chosenModel(flags);
       const { pruned, ...answer } = await answered(model, image, question, flags);
       if (flags.json) {
-        const { indices, source, tileCounts, task } = pruned ?? {};
-        return printJson({ ...answer, indices, source, tileCounts, task });
+        const { indices, source, dropped, tileCounts, task } = pruned ?? {};
+        return printJson({ ...answer, indices, source, dropped, tileCounts, task });
       }
       print(answer.text);
       const timings = Object.entries(answer.timings).map(([part, value]) => `${part} ${value.toFixed(1)} ms`);
