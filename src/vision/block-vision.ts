@@ -35,12 +35,18 @@ import { checkShared } from './model-options.js';
 import { filteredQuestion, type QuestionTokens } from './question-filter.js';
 import { QuestionTable } from './question-table.js';
 import { allOrNone, atRest, openSession, type RunNames, runSession } from './session.js';
-import { openFit, type SiglipOptions, siglipOptions } from './siglip-options.js';
+import { type CheckedSiglip, openFit, type SiglipOptions, siglipOptions } from './siglip-options.js';
 import { SiglipText } from './siglip-text.js';
+import { checkNoTextTower, type TextPlaceOptions, textOrt } from './text-place.js';
 import { floats } from './trial.js';
 import type { Budget, ImageMarks, InputNames, VisionInputs } from './vision-model.js';
 
-export interface BlockVisionOptions extends DeviceOptions, Budget, LongTextOptions, Pick<AnalyzeOptions, 'encoding'> {
+export interface BlockVisionOptions
+  extends DeviceOptions,
+    Budget,
+    LongTextOptions,
+    TextPlaceOptions,
+    Pick<AnalyzeOptions, 'encoding'> {
   /**
    * The model's folder, which holds `config.json`, and for questions `tokenizer.json` and `onnx/embed_tokens.onnx`; default: the one
    * that the encoder lies in.
@@ -78,7 +84,8 @@ export interface BlockVisionOptions extends DeviceOptions, Budget, LongTextOptio
 export const BLOCK_OPTIONS: OptionNames<BlockVisionOptions> = {
   ...DEVICE_OPTIONS,
   ...{ model: true, config: true, dtype: true, embedQuestion: true, pruner: true, keep: true, keepRatio: true },
-  ...{ encoding: true, task: true, siglip: true, longText: true, filter: true, session: true, ort: true },
+  ...{ encoding: true, task: true, siglip: true, longText: true, filter: true },
+  ...{ text: true, session: true, ort: true },
 };
 const RENAMED = { modelDir: 'model' };
 
@@ -115,7 +122,8 @@ export class BlockVision extends VisionModelBase<BlockImage> {
   /** @internal */
   constructor(parts: BlockParts) {
     const { family, encoder, options } = parts;
-    super(new.target.name, family.name, encoder.tolerance, { keep: options.keep, keepRatio: options.keepRatio });
+    const { keep, keepRatio, text } = options;
+    super(new.target.name, family.name, encoder.tolerance, { keep, keepRatio }, text === 'worker');
     this.#parts = parts;
     this.#facts = {
       config: parts.config,
@@ -149,6 +157,7 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     checkShared(checked);
     checkOwn({ ...checked, model });
     const siglip = siglipOptions(checked);
+    if (siglip === null) checkNoTextTower(checked);
     const filter = filterOf(checked);
     const encoding = encodingOf(checked);
     const ort = await ortModule(checked.ort);
@@ -173,7 +182,7 @@ export class BlockVision extends VisionModelBase<BlockImage> {
       const tail = split && (await open(split.tail));
       const readOut = siglip && {
         saliency: siglip.saliency,
-        text: opened(await SiglipText.open(siglip.folder, { ...siglip.text, ort, session }), (one) => one.dispose()),
+        text: opened(await openText(siglip, checked, { ort, session }), (one) => one.dispose()),
       };
       const own = { ...checked, model };
       const sessions = { tower, tail, connector };
@@ -327,6 +336,15 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     const sessions = [tower, tail, connector].map((session) => session?.release());
     await Promise.all([...sessions, table?.release(), readOut?.text.dispose()]);
   }
+}
+
+/** The text tower of a SigLIP. */
+async function openText(
+  { folder, text }: CheckedSiglip,
+  place: TextPlaceOptions,
+  { ort, session }: { ort: OrtModule; session: InferenceSession.SessionOptions },
+): Promise<SiglipText> {
+  return SiglipText.open(folder, { ...text, ort: await textOrt(place, ort), session });
 }
 
 /** What a file by itself computes of trial images. */

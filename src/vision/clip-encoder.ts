@@ -28,6 +28,7 @@ import { type LongTextOptions, longTextChoice } from './long-text.js';
 import { checkShared } from './model-options.js';
 import { allOrNone, atRest, runSession, TENTATIVE } from './session.js';
 import { Taps, tapBlocks } from './taps.js';
+import { type TextPlaceOptions, textOrt } from './text-place.js';
 import { TowerBatch } from './tower-batch.js';
 import { headAgain, requireFit, towerHead } from './tower-head.js';
 import { floats, lastHalf, pixelExtents, waves } from './trial.js';
@@ -37,7 +38,12 @@ const TOWER = { graph: 'the vision tower' };
 const PROJECTOR = { argument: 'rows', graph: 'the projector' };
 
 /** Options of every family with a CLIP tower. */
-export interface ClipEncoderOptions extends DeviceOptions, Budget, LongTextOptions, Pick<AnalyzeOptions, 'encoding'> {
+export interface ClipEncoderOptions
+  extends DeviceOptions,
+    Budget,
+    LongTextOptions,
+    TextPlaceOptions,
+    Pick<AnalyzeOptions, 'encoding'> {
   /**
    * CLIP folder of the same vision tower: `onnx/vision_model.onnx` for the head, and for questions `onnx/text_model.onnx` and
    * `tokenizer.json`; or both towers in one `model.onnx`, as Optimum exports them.
@@ -286,7 +292,11 @@ function confirmed(weights: HeadWeights, origin: { readonly clip: string; readon
 }
 
 /** The text tower of a CLIP folder. */
-export function openText(model: string, given: ClipEncoderOptions & { session: object }): Promise<ClipText> {
-  const { clip, longText, filter, session, ort } = given;
+export async function openText(
+  model: string,
+  given: ClipEncoderOptions & { session: object; ort: OrtModule },
+): Promise<ClipText> {
+  const { clip, longText, filter, session } = given;
+  const ort = await textOrt(given, given.ort);
   return ClipText.open({ model, tokenizer: clip as string, longText, filter, session, ort });
 }
