@@ -20,8 +20,9 @@ import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { encodingOf } from '../pruner.js';
 import { nonEmpty, object, oneOf } from '../tensor.js';
+import { rowsAtOnce } from './at-once.js';
 import { BlockBatch } from './block-batch.js';
-import type { BlockFamily, EncoderFacts, EncoderRun, Feed } from './block-family.js';
+import type { BlockFamily, EncoderFacts, EncoderRun, Feed, Feeds } from './block-family.js';
 import { BlockImage } from './block-image.js';
 import { type BlockEngine, type BlockRun, type HiddenRows, type Outputs, splitRun, wholeRun } from './block-run.js';
 import { blockTrials } from './block-trials.js';
@@ -129,6 +130,7 @@ export class BlockVision extends VisionModelBase<BlockImage> {
       config: parts.config,
       inputs: encoder.inputs,
       several: (both, alone) => this.#takesSeveral(both, alone),
+      rowsAtOnce: rowsAtOnce(options.session),
     };
   }
 
@@ -276,33 +278,66 @@ export class BlockVision extends VisionModelBase<BlockImage> {
   }
 
   /** Runs the encoder; its hidden states in memory that the kernels read in place. */
-  async #runTower({ feeds }: EncoderRun, run: RunNames): Promise<{ hidden: HiddenRows; outputs: Outputs }> {
-    const { tower, ort } = this.#parts;
-    const fed = this.#tensors(feeds);
-    const extents = Object.values(feeds).map(({ dims }) => dims.join());
-    const known = this.#hidden.get(extents.join(' '));
-    const { [HIDDEN]: given, ...outputs } = known ? {} : await runSession(tower, run, fed);
-    const dims = known ?? given.dims;
+  async #runTower({ feeds, parts }: EncoderRun, run: RunNames): Promise<{ hidden: HiddenRows; outputs: Outputs }> {
+    const { tower } = this.#parts;
+    // What it hands out besides is of all tiles.
+    const runs = parts && tower.outputNames.length === 1 ? parts : [feeds];
+    const known = runs.map((one) => this.#hidden.get(extentsOf(one)));
+    return known.every((dims) => dims !== undefined) ? this.#runInPlace(runs, known, run) : this.#runAnew(runs, run);
+  }
+
+  /** Runs of extents that have not been seen. */
+  async #runAnew(runs: readonly Feeds[], run: RunNames): Promise<{ hidden: HiddenRows; outputs: Outputs }> {
+    const made: Tensor[] = [];
+    let outputs: Outputs = {};
+    for (const feeds of runs) {
+      const { [HIDDEN]: hidden, ...others } = await runSession(this.#parts.tower, run, this.#tensors(feeds));
+      this.#hidden.set(extentsOf(feeds), hidden.dims);
+      made.push(hidden);
+      outputs = others;
+    }
+    const dims = oneBehindOther(made.map(({ dims }) => dims));
     const memory = hostMemory(dims, this.device);
-    const hidden = { ...memory, dims };
+    let at = 0;
+    for (const { data } of made) {
+      memory.data.set(data as Float32Array, at);
+      at += data.length;
+    }
+    return { hidden: { ...memory, dims }, outputs };
+  }
+
+  /** Runs that write where the kernels read. */
+  async #runInPlace(
+    runs: readonly Feeds[],
+    known: readonly (readonly number[])[],
+    run: RunNames,
+  ): Promise<{ hidden: HiddenRows; outputs: Outputs }> {
+    const { tower, ort } = this.#parts;
+    const dims = oneBehindOther(known);
+    const memory = hostMemory(dims, this.device);
+    const unplaced = Object.fromEntries(tower.outputNames.map((name) => [name, null]));
+    let outputs: Outputs = {};
     try {
-      if (!known) {
-        memory.data.set(given.data as Float32Array);
-        this.#hidden.set(extents.join(' '), dims);
-        return { hidden, outputs };
+      let at = 0;
+      for (const [i, feeds] of runs.entries()) {
+        const end = at + known[i].reduce((product, extent) => product * extent, 1);
+        // ONNX Runtime writes into a given output only when its own Tensor class holds it.
+        const place = new ort.Tensor('float32', memory.data.subarray(at, end), known[i]);
+        const { [HIDDEN]: _, ...others } = await runSession(tower, run, this.#tensors(feeds), {
+          ...unplaced,
+          [HIDDEN]: place,
+        });
+        outputs = others;
+        at = end;
       }
-      // ONNX Runtime writes into a given output only when its own Tensor class holds it.
-      const place = new ort.Tensor('float32', memory.data, dims);
-      const fetches = { ...Object.fromEntries(tower.outputNames.map((name) => [name, null])), [HIDDEN]: place };
-      const { [HIDDEN]: _, ...others } = await runSession(tower, run, fed, fetches as Record<string, Tensor>);
-      return { hidden, outputs: others };
+      return { hidden: { ...memory, dims }, outputs };
     } catch (error) {
       memory.free();
       throw error;
     }
   }
 
-  #tensors(feeds: EncoderRun['feeds']): Record<string, Tensor> {
+  #tensors(feeds: Feeds): Record<string, Tensor> {
     const { ort, tower } = this.#parts;
     // A graph may have no use for an input of the file.
     const fed = Object.entries(feeds).filter(([name]) => tower.inputNames.includes(name));
@@ -336,6 +371,18 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     const sessions = [tower, tail, connector].map((session) => session?.release());
     await Promise.all([...sessions, table?.release(), readOut?.text.dispose()]);
   }
+}
+
+/** The extents of everything that a run is fed. */
+function extentsOf(feeds: Feeds): string {
+  return Object.values(feeds)
+    .map(({ dims }) => dims.join())
+    .join(' ');
+}
+
+/** Extents of tensors one behind the other. */
+function oneBehindOther([first, ...others]: readonly (readonly number[])[]): number[] {
+  return [others.reduce((count, [own]) => count + own, first[0]), ...first.slice(1)];
 }
 
 /** The text tower of a SigLIP. */

@@ -22,6 +22,7 @@ import { enteringStates } from '../onnx/split.js';
 import { ortModule } from '../ort.js';
 import { encodingOf } from '../pruner.js';
 import { matrix, nonEmpty, widened } from '../tensor.js';
+import { rowsAtOnce, tilesAtOnce } from './at-once.js';
 import { findClipFile } from './clip-folder.js';
 import { ClipText } from './clip-text.js';
 import { type LongTextOptions, longTextChoice } from './long-text.js';
@@ -65,7 +66,7 @@ export interface ClipEncoderOptions
   ort?: OrtModule;
 }
 
-/** Images of one run of the tower: its activations are that many times those of one. */
+/** Images whose hidden states share memory and analysis; the tower runs on as many of them as are fast. */
 const AT_ONCE = 16;
 
 /** Rounding of float32, relative to the largest magnitude. */
@@ -202,7 +203,8 @@ export class ClipEncoder {
       for (let at = 0; at < count; at += atOnce) {
         const own = Math.min(atOnce, count - at);
         const start = performance.now();
-        const batch = await this.#run(pixels.subarray(at * size, (at + own) * size), [own, ...extents], argument);
+        const part = pixels.subarray(at * size, (at + own) * size);
+        const batch = await this.#run(part, [own, ...extents], argument, together !== undefined);
         const milliseconds = (performance.now() - start) / own;
         for (let index = 0; index < own; index++) images.push({ batch, index, milliseconds });
       }
@@ -219,23 +221,40 @@ export class ClipEncoder {
     return [3, 224, 224].map((extent, axis) => stated[axis + 1] ?? extent);
   }
 
-  /** One run of the tower: hidden states in memory that the pruner reads in place. */
-  async #run(pixels: Float32Array, dims: readonly number[], argument: string): Promise<TowerBatch> {
+  /**
+   * Hidden states of some images, in memory that the pruner reads in place.
+   * @param isOne whether they have to be in one run; otherwise it takes as many as are fast
+   */
+  async #run(pixels: Float32Array, dims: readonly number[], argument: string, isOne: boolean): Promise<TowerBatch> {
     const run = { ...TOWER, argument };
-    const feeds = this.#feeds(pixels, dims);
-    const size = dims.slice(1).join();
-    const known = this.#shapes.get(size);
-    const first = known ? null : await runSession(this.tower, run, feeds);
+    const [count, ...extents] = dims;
+    const size = pixels.length / count;
+    const feeds = (at: number, end: number) =>
+      this.#feeds(pixels.subarray(at * size, end * size), [end - at, ...extents]);
+    const known = this.#shapes.get(extents.join());
+    const ahead = known ? 0 : isOne ? count : 1;
+    const first = known ? null : await runSession(this.tower, run, feeds(0, ahead));
     const [rows, width] = known ?? first![HIDDEN_STATES].dims.slice(1);
-    this.#shapes.set(size, [rows, width]);
-    const batch = new TowerBatch([dims[0], rows, width], this.pruner.device);
+    this.#shapes.set(extents.join(), [rows, width]);
+    const batch = new TowerBatch([count, rows, width], this.pruner.device);
+    const tapped = (outputs: Record<string, Tensor>, at: number) => {
+      for (const block of this.taps.blocks)
+        batch.tapped(block, outputs[enteringStates(block)].data as Float32Array, at);
+    };
     try {
-      // ONNX Runtime writes into a given output only when its own Tensor class holds it.
-      const place = new this.ort.Tensor('float32', batch.data, batch.dims);
-      if (first) batch.data.set(first[HIDDEN_STATES].data as Float32Array);
-      const outputs =
-        first ?? (await runSession(this.tower, run, feeds, { ...this.#unplaced(), [HIDDEN_STATES]: place }));
-      for (const block of this.taps.blocks) batch.tapped(block, outputs[enteringStates(block)].data as Float32Array);
+      if (first) {
+        batch.data.set(first[HIDDEN_STATES].data as Float32Array);
+        tapped(first, 0);
+      }
+      const atOnce = isOne ? count : tilesAtOnce(rows, rowsAtOnce(this.options.session));
+      for (let at = ahead; at < count; at += atOnce) {
+        const end = Math.min(count, at + atOnce);
+        // ONNX Runtime writes into a given output only when its own Tensor class holds it.
+        const states = batch.data.subarray(at * rows * width, end * rows * width);
+        const place = new this.ort.Tensor('float32', states, [end - at, rows, width]);
+        const fetches = { ...this.#unplaced(), [HIDDEN_STATES]: place };
+        tapped(await runSession(this.tower, run, feeds(at, end), fetches), at);
+      }
       return batch;
     } catch (error) {
       batch.discard();
