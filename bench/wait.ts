@@ -13,7 +13,7 @@ import { HIDDEN_STATES, openGraph, readTower, towerGraph } from '../src/onnx/ind
 import { atRest } from '../src/vision/session.js';
 import { threadedOrt } from '../src/vision/session-thread.js';
 import { head, normal } from './data.js';
-import { LLAVA, machine, range, ratios, type Spread, spread } from './harness.js';
+import { machine, range, ratios, type Spread, spread } from './harness.js';
 import { temporaryFolder, type VisionShape, visionEncoder } from './onnx-models.js';
 
 const QUICK = process.argv.includes('--quick');
