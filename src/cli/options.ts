@@ -11,6 +11,7 @@ import { ANYRES, type Anyres, NEWLINES, type Newline } from '../vision/anyres.js
 import type { VisionModelOptions } from '../vision/families.js';
 import { LONG_TEXT, type LongText } from '../vision/long-text.js';
 import { DTYPES, type Dtype } from '../vision/model-folder.js';
+import { TEXT_PLACES, type TextPlace } from '../vision/text-place.js';
 import { CLASS_ROWS, type ClassRows } from '../vision/video-llava.js';
 import { DISTANCES, PRESET_NAMES } from '../vision/vision-choices.js';
 import type { Allocation, Distances, Preset, VisionPruneOptions } from '../vision/vision-model.js';
@@ -65,6 +66,12 @@ export function withFamilies(command: Command): Command {
         new Option('--long-text <form>', 'what happens to long questions (default: segment)').choices(LONG_TEXT),
       )
       .option('--max-text-tokens <count>', 'with --long-text filter: tokens that a question has at most', positive)
+      .addOption(
+        new Option(
+          '--text <where>',
+          'thread of the text tower: worker, beside the vision tower (default: here)',
+        ).choices(TEXT_PLACES),
+      )
       .addOption(new Option('--anyres <form>', 'LLaVA-NeXT: tokens of an image (default: model)').choices(ANYRES))
       .addOption(
         new Option('--newline <which>', 'LLaVA-NeXT, Phi-3.5-vision: newlines that stay (default: kept-rows)').choices(
@@ -151,6 +158,7 @@ export interface ModelFlags extends DeviceOptions, ImageFlags {
   siglip?: string;
   longText?: LongText;
   maxTextTokens?: number;
+  text?: TextPlace;
   anyres?: Anyres;
   newline?: Newline;
   classRows?: ClassRows;
@@ -191,18 +199,11 @@ export async function chosenModel(
   if (flags.frames !== undefined && !kind.isForVideos)
     throw mismatch('ERR_VALUE', '--frames', `${flags.frames}`, 'a model for videos beside it');
   const clip = flags.clip ?? (kind.isClip ? await shipped('tiny-clip', '--clip') : undefined);
-  const { dtype, task, anyres, newline, classRows, tower } = flags;
+  const { dtype, task, text, anyres, newline, classRows, tower } = flags;
   const wanted = [...new Set(hows.flatMap(({ method = 'desap', methodOptions }) => tapsOf(method, methodOptions)))];
   const taps = kind.isTapped && wanted.length > 0 ? wanted : undefined;
   const given = Object.entries({
-    clip,
-    dtype,
-    task,
-    anyres,
-    newline,
-    classRows,
-    tower,
-    taps,
+    ...{ clip, dtype, task, text, anyres, newline, classRows, tower, taps },
     ...textOptions(flags),
   }).filter(([, value]) => value !== undefined);
   return { folder, kind, options: { ...deviceOptions(flags), ...Object.fromEntries(given) } as ChosenModel['options'] };

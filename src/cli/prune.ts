@@ -3,6 +3,7 @@ import { mismatch } from '../errors.js';
 import type { Complement } from '../index.js';
 import type { MethodName } from '../methods/index.js';
 import { writeWhole } from '../output-file.js';
+import { askAhead } from '../vision/ask-ahead.js';
 import { openVisionModel } from '../vision/open.js';
 import { withoutPreset } from '../vision/vision-choices.js';
 import type { EncodedImage, PrunedFeatures } from '../vision/vision-model.js';
@@ -53,9 +54,10 @@ Examples:
       const read = await (await kind.images(folder, flags)).read(file);
       const vision = await openVisionModel(folder, options);
       try {
-        const [image] = await vision.encode(read.inputs);
         const how = { ...pruningOf(flags), keep, keepRatio, ...(method === 'desap' && { maps: true }) };
-        const kept = await image.prune(taskShare > 0 ? (question ?? null) : null, how);
+        const prune = askAhead(vision, taskShare > 0 ? (question ?? null) : null, how);
+        const [image] = await vision.encode(read.inputs);
+        const kept = await prune(image, how);
         const { complement = 'saliency' } = withoutPreset(how);
         if (output !== undefined)
           await writeWhole(

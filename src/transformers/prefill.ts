@@ -6,7 +6,7 @@ import { embedText } from './embeddings.js';
 import { type ModelInputs, type ModelTensor, make } from './model.js';
 import type { CallOptions } from './options.js';
 import { type Attached, promptImages } from './prompt-images.js';
-import { pruneImages } from './prune-images.js';
+import { askAhead, pruneImages } from './prune-images.js';
 
 /** A shortened prefill: what the model's own `forward` takes, and where the slots of its cache come from. */
 export interface Prefill {
@@ -30,9 +30,10 @@ export async function prefill(
   const { model } = attached;
   const ids = inputs.input_ids as ModelTensor;
   const [rows, columns] = ids.dims;
+  const questions = await askAhead(attached, inputs, options);
   const images = await promptImages(attached, inputs);
   try {
-    const kept = await pruneImages(attached, inputs, images, options);
+    const kept = await pruneImages(attached, inputs, images, options, questions);
     const stays = new Uint8Array(rows * columns).fill(1);
     for (const [i, { sequence, columns: own }] of images.entries()) {
       for (const column of own) stays[sequence * columns + column] = 0;

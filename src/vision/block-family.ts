@@ -50,6 +50,8 @@ export interface EncoderFacts {
    * @param alone a run of the second of them
    */
   several(both: EncoderRun, alone: EncoderRun): Promise<boolean>;
+  /** Rows of hidden states that make one run, where one tile does not have more. */
+  readonly rowsAtOnce: number;
 }
 
 /** A tensor to feed: what `new ort.Tensor(type, data, dims)` takes. */
@@ -59,9 +61,17 @@ export interface Feed {
   readonly dims: readonly number[];
 }
 
+/** What a run is fed, by input. */
+export type Feeds = Readonly<Record<string, Feed>>;
+
 /** One run of the encoder. The extents of what it is fed settle those of the hidden states. */
 export interface EncoderRun {
-  readonly feeds: Readonly<Record<string, Feed>>;
+  readonly feeds: Feeds;
+  /**
+   * The same tiles by fewer at a time: their hidden states follow each other. A tower takes these where it hands out nothing else. Left
+   * out: it does not pay.
+   */
+  readonly parts?: readonly Feeds[];
   /**
    * The sequences of the hidden states, one for each tile.
    * @param hidden dims of the hidden states: [B, N, D], or [N, D]; their rows are counted through

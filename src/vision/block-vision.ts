@@ -20,8 +20,9 @@ import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { encodingOf } from '../pruner.js';
 import { nonEmpty, object, oneOf } from '../tensor.js';
+import { rowsAtOnce } from './at-once.js';
 import { BlockBatch } from './block-batch.js';
-import type { BlockFamily, EncoderFacts, EncoderRun, Feed } from './block-family.js';
+import type { BlockFamily, EncoderFacts, EncoderRun, Feed, Feeds } from './block-family.js';
 import { BlockImage } from './block-image.js';
 import { type BlockEngine, type BlockRun, type HiddenRows, type Outputs, splitRun, wholeRun } from './block-run.js';
 import { BlockTower, checkBlockTower } from './block-tower.js';
@@ -36,13 +37,19 @@ import { checkShared } from './model-options.js';
 import { filteredQuestion, type QuestionTokens } from './question-filter.js';
 import { QuestionTable } from './question-table.js';
 import { allOrNone, atRest, openSession, type RunNames, runSession } from './session.js';
-import { openFit, type SiglipOptions, siglipOptions } from './siglip-options.js';
+import { type CheckedSiglip, openFit, type SiglipOptions, siglipOptions } from './siglip-options.js';
 import { SiglipText } from './siglip-text.js';
+import { checkNoTextTower, type TextPlaceOptions, textOrt } from './text-place.js';
 import { type TowerOptions, towerChoice } from './tower-options.js';
 import { floats } from './trial.js';
 import type { Budget, ImageMarks, InputNames, VisionInputs } from './vision-model.js';
 
-export interface BlockVisionOptions extends DeviceOptions, Budget, LongTextOptions, Pick<AnalyzeOptions, 'encoding'> {
+export interface BlockVisionOptions
+  extends DeviceOptions,
+    Budget,
+    LongTextOptions,
+    TextPlaceOptions,
+    Pick<AnalyzeOptions, 'encoding'> {
   /**
    * The model's folder, which holds `config.json`, and for questions `tokenizer.json` and `onnx/embed_tokens.onnx`; default: the one
    * that the encoder lies in.
@@ -84,7 +91,8 @@ export interface BlockVisionOptions extends DeviceOptions, Budget, LongTextOptio
 export const BLOCK_OPTIONS: OptionNames<BlockVisionOptions> = {
   ...DEVICE_OPTIONS,
   ...{ model: true, config: true, dtype: true, embedQuestion: true, pruner: true, keep: true, keepRatio: true },
-  ...{ encoding: true, task: true, tower: true, siglip: true, longText: true, filter: true, session: true, ort: true },
+  ...{ encoding: true, task: true, tower: true, siglip: true, longText: true, filter: true },
+  ...{ text: true, session: true, ort: true },
 };
 const RENAMED = { modelDir: 'model' };
 
@@ -122,12 +130,14 @@ export class BlockVision extends VisionModelBase<BlockImage> {
   /** @internal */
   constructor(parts: BlockParts) {
     const { family, encoder, options } = parts;
-    super(new.target.name, family.name, encoder.tolerance, { keep: options.keep, keepRatio: options.keepRatio });
+    const { keep, keepRatio, text } = options;
+    super(new.target.name, family.name, encoder.tolerance, { keep, keepRatio }, text === 'worker');
     this.#parts = parts;
     this.#facts = {
       config: parts.config,
       inputs: encoder.inputs,
       several: (both, alone) => this.#takesSeveral(both, alone),
+      rowsAtOnce: rowsAtOnce(options.session),
     };
   }
 
@@ -156,6 +166,7 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     checkShared(checked);
     checkOwn({ ...checked, model });
     const siglip = siglipOptions(checked);
+    if (siglip === null) checkNoTextTower(checked);
     const filter = filterOf(checked);
     const choice = towerChoice(checked.tower);
     const encoding = encodingOf(checked);
@@ -191,7 +202,7 @@ export class BlockVision extends VisionModelBase<BlockImage> {
       const tail = split && (await open(split.tail));
       const readOut = siglip && {
         saliency: siglip.saliency,
-        text: opened(await SiglipText.open(siglip.folder, { ...siglip.text, ort, session }), (one) => one.dispose()),
+        text: opened(await openText(siglip, checked, { ort, session }), (one) => one.dispose()),
       };
       const own = { ...checked, model };
       const sessions = { tower, tail, connector };
@@ -290,35 +301,74 @@ export class BlockVision extends VisionModelBase<BlockImage> {
   /** Runs the encoder; its hidden states in memory that the kernels read in place. */
   async #runTower(
     tower: InferenceSession,
-    { feeds }: EncoderRun,
+    { feeds, parts }: EncoderRun,
+    run: RunNames,
+  ): Promise<{ hidden: HiddenRows; outputs: Outputs }> {
+    // What it hands out besides is of all tiles.
+    const runs = parts && tower.outputNames.length === 1 ? parts : [feeds];
+    const known = runs.map((one) => this.#hidden.get(extentsOf(one)));
+    return known.every((dims) => dims !== undefined)
+      ? this.#runInPlace(tower, runs, known, run)
+      : this.#runAnew(tower, runs, run);
+  }
+
+  /** Runs of extents that have not been seen. */
+  async #runAnew(
+    tower: InferenceSession,
+    runs: readonly Feeds[],
+    run: RunNames,
+  ): Promise<{ hidden: HiddenRows; outputs: Outputs }> {
+    const made: Tensor[] = [];
+    let outputs: Outputs = {};
+    for (const feeds of runs) {
+      const { [HIDDEN]: hidden, ...others } = await runSession(tower, run, this.#tensors(feeds, tower));
+      this.#hidden.set(extentsOf(feeds), hidden.dims);
+      made.push(hidden);
+      outputs = others;
+    }
+    const dims = oneBehindOther(made.map(({ dims }) => dims));
+    const memory = hostMemory(dims, this.device);
+    let at = 0;
+    for (const { data } of made) {
+      memory.data.set(data as Float32Array, at);
+      at += data.length;
+    }
+    return { hidden: { ...memory, dims }, outputs };
+  }
+
+  /** Runs that write where the kernels read. */
+  async #runInPlace(
+    tower: InferenceSession,
+    runs: readonly Feeds[],
+    known: readonly (readonly number[])[],
     run: RunNames,
   ): Promise<{ hidden: HiddenRows; outputs: Outputs }> {
     const { ort } = this.#parts;
-    const fed = this.#tensors(feeds, tower);
-    const extents = Object.values(feeds).map(({ dims }) => dims.join());
-    const known = this.#hidden.get(extents.join(' '));
-    const { [HIDDEN]: given, ...outputs } = known ? {} : await runSession(tower, run, fed);
-    const dims = known ?? given.dims;
+    const dims = oneBehindOther(known);
     const memory = hostMemory(dims, this.device);
-    const hidden = { ...memory, dims };
+    const unplaced = Object.fromEntries(tower.outputNames.map((name) => [name, null]));
+    let outputs: Outputs = {};
     try {
-      if (!known) {
-        memory.data.set(given.data as Float32Array);
-        this.#hidden.set(extents.join(' '), dims);
-        return { hidden, outputs };
+      let at = 0;
+      for (const [i, feeds] of runs.entries()) {
+        const end = at + known[i].reduce((product, extent) => product * extent, 1);
+        // ONNX Runtime writes into a given output only when its own Tensor class holds it.
+        const place = new ort.Tensor('float32', memory.data.subarray(at, end), known[i]);
+        const { [HIDDEN]: _, ...others } = await runSession(tower, run, this.#tensors(feeds, tower), {
+          ...unplaced,
+          [HIDDEN]: place,
+        });
+        outputs = others;
+        at = end;
       }
-      // ONNX Runtime writes into a given output only when its own Tensor class holds it.
-      const place = new ort.Tensor('float32', memory.data, dims);
-      const fetches = { ...Object.fromEntries(tower.outputNames.map((name) => [name, null])), [HIDDEN]: place };
-      const { [HIDDEN]: _, ...others } = await runSession(tower, run, fed, fetches as Record<string, Tensor>);
-      return { hidden, outputs: others };
+      return { hidden: { ...memory, dims }, outputs };
     } catch (error) {
       memory.free();
       throw error;
     }
   }
 
-  #tensors(feeds: EncoderRun['feeds'], { inputNames }: InferenceSession): Record<string, Tensor> {
+  #tensors(feeds: Feeds, { inputNames }: InferenceSession): Record<string, Tensor> {
     return tensorsOf(this.#parts.ort, feeds, inputNames);
   }
 
@@ -351,10 +401,31 @@ export class BlockVision extends VisionModelBase<BlockImage> {
 }
 
 /** What a session is fed: a graph may have no use for an input of the file. */
-function tensorsOf(ort: OrtModule, feeds: EncoderRun['feeds'], inputs: readonly string[]): Record<string, Tensor> {
+function tensorsOf(ort: OrtModule, feeds: Feeds, inputs: readonly string[]): Record<string, Tensor> {
   const tensor = ({ type, data, dims }: Feed) => new ort.Tensor(type as 'float32', data as Float32Array, dims);
   const fed = Object.entries(feeds).filter(([name]) => inputs.includes(name));
   return Object.fromEntries(fed.map(([name, feed]) => [name, tensor(feed)]));
+}
+
+/** The extents of everything that a run is fed. */
+function extentsOf(feeds: Feeds): string {
+  return Object.values(feeds)
+    .map(({ dims }) => dims.join())
+    .join(' ');
+}
+
+/** Extents of tensors one behind the other. */
+function oneBehindOther([first, ...others]: readonly (readonly number[])[]): number[] {
+  return [others.reduce((count, [own]) => count + own, first[0]), ...first.slice(1)];
+}
+
+/** The text tower of a SigLIP. */
+async function openText(
+  { folder, text }: CheckedSiglip,
+  place: TextPlaceOptions,
+  { ort, session }: { ort: OrtModule; session: InferenceSession.SessionOptions },
+): Promise<SiglipText> {
+  return SiglipText.open(folder, { ...text, ort: await textOrt(place, ort), session });
 }
 
 /** What a file by itself computes of trial images. */

@@ -12,7 +12,8 @@ import { pixelTensor } from '../onnx/head/trial.js';
 import { HIDDEN_STATES, type OrtModule, type TowerStructure } from '../onnx/index.js';
 import { enteringStates } from '../onnx/split.js';
 import { clipTowerCut, type TowerCut } from '../onnx/tower-cut.js';
-import type { ClipTower, Rows, TileCut, TowerRun, TowerTile } from './clip-tower.js';
+import { tilesAtOnce } from './at-once.js';
+import { type ClipTower, type Rows, someTiles, type TileCut, type TowerRun, type TowerTile } from './clip-tower.js';
 import { allRows, CutTower, type Entered, type Outputs } from './cut-tower.js';
 import { asEncoding, rethrow } from './prune-together.js';
 import { nearestKept, unitsThatStay } from './row-rules.js';
@@ -63,6 +64,7 @@ export class ClipCut implements ClipTower {
   #released: Promise<void> | null = null;
 
   private constructor(
+    private readonly ort: OrtModule,
     private readonly tower: CutTower,
     private readonly plan: ClipCutPlan,
     private readonly backend: Backend,
@@ -88,7 +90,7 @@ export class ClipCut implements ClipTower {
       : null;
     const trials = async () => [{ [structure.pixels.name]: pixelTensor(ort, trialPixels(structure)) }];
     const tower = await CutTower.open(ort, cut, { session, trials, tolerance });
-    return new ClipCut(tower, plan, backend, weights?.get(block) ?? null);
+    return new ClipCut(ort, tower, plan, backend, weights?.get(block) ?? null);
   }
 
   get input(): InferenceSession {
@@ -100,8 +102,30 @@ export class ClipCut implements ClipTower {
     return (await this.tower.leave(entered, allRows(entered), { names }))[HIDDEN_STATES];
   }
 
+  async run(pixels: Tensor, how: TowerRun): Promise<TowerTile[]> {
+    const count = pixels.dims[0];
+    const tiles: TowerTile[] = [];
+    try {
+      // One tile tells how many rows each has.
+      let atOnce = Number.isFinite(how.rowsAtOnce) ? 1 : count;
+      for (let at = 0; at < count; ) {
+        const first = at;
+        const end = Math.min(count, at + atOnce);
+        const some = someTiles(this.ort, pixels, first, end);
+        const own = await this.#run(some, { ...how, units: (tile, patches) => how.units(first + tile, patches) });
+        tiles.push(...own);
+        atOnce = tilesAtOnce(own[0].rows, how.rowsAtOnce);
+        at = end;
+      }
+      return tiles;
+    } catch (error) {
+      for (const { batch } of tiles) void batch.release();
+      throw error;
+    }
+  }
+
   /** Tiles of which as many rows stay go on together. */
-  async run(pixels: Tensor, { names, device, units }: TowerRun): Promise<TowerTile[]> {
+  async #run(pixels: Tensor, { names, device, units }: TowerRun): Promise<TowerTile[]> {
     const entered = await this.tower.enter(this.#feeds(pixels), names);
     const chosen: Chosen[] = [];
     for (let tile = 0; tile < entered.items; tile++)
@@ -115,7 +139,8 @@ export class ClipCut implements ClipTower {
         const batch = new TowerBatch([of.length, count, entered.states.dims[2]], device);
         batches.push(batch);
         const late = await this.tower.leave(entered, rows, { of, into: batch.data, names });
-        for (const block of this.plan.tapped) batch.tapped(block, this.#entering(block, entered, late, { of, rows }));
+        for (const block of this.plan.tapped)
+          batch.tapped(block, this.#entering(block, entered, late, { of, rows }), 0);
         for (const [index, tile] of of.entries())
           tiles[tile] = { batch, index, rows: entered.rows, cut: chosen[tile].cut };
       }

@@ -19,6 +19,7 @@ import {
 import { ortModule } from '../ort.js';
 import { encodingOf } from '../pruner.js';
 import { matrix, nonEmpty, widened } from '../tensor.js';
+import { rowsAtOnce } from './at-once.js';
 import { ClipCut, planClipCut } from './clip-cut.js';
 import { findClipFile } from './clip-folder.js';
 import { ClipText } from './clip-text.js';
@@ -27,6 +28,7 @@ import { type LongTextOptions, longTextChoice } from './long-text.js';
 import { checkShared } from './model-options.js';
 import { allOrNone, atRest, runSession } from './session.js';
 import { Taps, tapBlocks } from './taps.js';
+import { type TextPlaceOptions, textOrt } from './text-place.js';
 import { headAgain, requireFit, towerHead } from './tower-head.js';
 import { type TowerOptions, towerChoice } from './tower-options.js';
 import { floats, lastHalf, pixelExtents, waves } from './trial.js';
@@ -36,7 +38,12 @@ const TOWER = { graph: 'the vision tower' };
 const PROJECTOR = { argument: 'rows', graph: 'the projector' };
 
 /** Options of every family with a CLIP tower. */
-export interface ClipEncoderOptions extends DeviceOptions, Budget, LongTextOptions, Pick<AnalyzeOptions, 'encoding'> {
+export interface ClipEncoderOptions
+  extends DeviceOptions,
+    Budget,
+    LongTextOptions,
+    TextPlaceOptions,
+    Pick<AnalyzeOptions, 'encoding'> {
   /**
    * CLIP folder of the same vision tower: `onnx/vision_model.onnx` for the head, and for questions `onnx/text_model.onnx` and
    * `tokenizer.json`; or both towers in one `model.onnx`, as Optimum exports them.
@@ -63,7 +70,7 @@ export interface ClipEncoderOptions extends DeviceOptions, Budget, LongTextOptio
   ort?: OrtModule;
 }
 
-/** Images of one run of the tower: its activations are that many times those of one. */
+/** Images whose hidden states share memory and analysis; the tower runs on as many of them as are fast. */
 const AT_ONCE = 16;
 
 /** Rounding of float32, relative to the largest magnitude. */
@@ -222,7 +229,12 @@ export class ClipEncoder {
         const own = Math.min(atOnce, count - at);
         const start = performance.now();
         const some = this.#pixels(pixels.subarray(at * size, (at + own) * size), [own, ...extents]);
-        const tiles = await this.tower.run(some, { names, device, units: (tile, all) => units(at + tile, all) });
+        const how = {
+          names,
+          device,
+          rowsAtOnce: together ? Number.POSITIVE_INFINITY : rowsAtOnce(this.options.session),
+        };
+        const tiles = await this.tower.run(some, { ...how, units: (tile, all) => units(at + tile, all) });
         const milliseconds = (performance.now() - start) / own;
         for (const tile of tiles) images.push({ ...tile, milliseconds });
       }
@@ -284,7 +296,11 @@ function confirmed(weights: HeadWeights, origin: { readonly clip: string; readon
 }
 
 /** The text tower of a CLIP folder. */
-export function openText(model: string, given: ClipEncoderOptions & { session: object }): Promise<ClipText> {
-  const { clip, longText, filter, session, ort } = given;
+export async function openText(
+  model: string,
+  given: ClipEncoderOptions & { session: object; ort: OrtModule },
+): Promise<ClipText> {
+  const { clip, longText, filter, session } = given;
+  const ort = await textOrt(given, given.ort);
   return ClipText.open({ model, tokenizer: clip as string, longText, filter, session, ort });
 }

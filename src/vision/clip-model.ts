@@ -11,14 +11,18 @@ export abstract class ClipVisionModel<Image extends EncodedImage, Others = never
   Image,
   Others
 > {
-  /** @param encoder @internal */
+  /**
+   * @param encoder @internal
+   * @param asksBeside whether its text tower, where that has a thread of its own, is asked about all images
+   */
   protected constructor(
     name: string,
     family: string,
     protected readonly encoder: ClipEncoder,
+    asksBeside = true,
   ) {
-    const { keep, keepRatio } = encoder.options;
-    super(name, family, TOLERANCE, { keep, keepRatio });
+    const { keep, keepRatio, text } = encoder.options;
+    super(name, family, TOLERANCE, { keep, keepRatio }, asksBeside && text === 'worker');
   }
 
   /** The pruner, for single kernels and other text than a question. */

@@ -141,8 +141,7 @@ export class ClipText {
         `at most ${this.contextLength} (or longText: 'segment' | 'truncate')`,
       );
     const windows = longText === 'truncate' ? [content.slice(0, room)] : windowsOf(content, room);
-    const parts: Rows[] = [];
-    for (const window of windows) parts.push(await this.run([...start, ...window, end]));
+    const parts = await Promise.all(windows.map((window) => this.run([...start, ...window, end])));
     const whole = parts.length === 1 ? alone(parts[0], [...start, ...windows[0], end]) : this.joined(parts, content);
     const budget = (filter?.maxTokens ?? Number.POSITIVE_INFINITY) - special;
     return filter && content.length > budget ? this.filtered(whole, { windows, parts, budget, ...filter }) : whole;

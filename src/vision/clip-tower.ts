@@ -3,6 +3,7 @@ import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { type EditedGraph, HIDDEN_STATES, type OrtModule, openGraph } from '../onnx/index.js';
 import { enteringStates } from '../onnx/split.js';
 import type { TensorLike } from '../tensor.js';
+import { tilesAtOnce } from './at-once.js';
 import { type RunNames, runSession } from './session.js';
 import { TowerBatch } from './tower-batch.js';
 
@@ -39,6 +40,8 @@ export interface TowerRun {
   /** Where the pruner runs, which reads the hidden states in place. */
   readonly device: string;
   readonly units: UnitPatches;
+  /** Rows of one run of a session, where one tile does not have more. */
+  readonly rowsAtOnce: number;
 }
 
 export interface ClipTower {
@@ -50,6 +53,12 @@ export interface ClipTower {
   run(pixels: Tensor, how: TowerRun): Promise<TowerTile[]>;
   /** Safe to call again. */
   release(): Promise<void>;
+}
+
+/** Tiles of a call from one on and up to another; nothing is copied. */
+export function someTiles({ Tensor: OrtTensor }: OrtModule, { data, dims }: Tensor, at: number, end: number): Tensor {
+  const size = data.length / dims[0];
+  return new OrtTensor('float32', (data as Float32Array).subarray(at * size, end * size), [end - at, ...dims.slice(1)]);
 }
 
 /** A tower in one piece: it writes its hidden states straight into memory that the pruner reads. */
@@ -77,22 +86,34 @@ export class WholeTower implements ClipTower {
     return (await runSession(this.input, names, this.#feeds(pixels)))[HIDDEN_STATES];
   }
 
-  async run(pixels: Tensor, { names, device }: TowerRun): Promise<TowerTile[]> {
-    const feeds = this.#feeds(pixels);
-    const size = pixels.dims.slice(1).join();
-    const known = this.#shapes.get(size);
-    const first = known ? null : await runSession(this.input, names, feeds);
+  async run(pixels: Tensor, { names, device, rowsAtOnce }: TowerRun): Promise<TowerTile[]> {
+    const [count, ...extents] = pixels.dims;
+    const some = (at: number, end: number) => this.#feeds(someTiles(this.ort, pixels, at, end));
+    const known = this.#shapes.get(extents.join());
+    // One tile tells how many rows each has.
+    const ahead = known ? 0 : Number.isFinite(rowsAtOnce) ? 1 : count;
+    const first = known ? null : await runSession(this.input, names, some(0, ahead));
     const [rows, width] = known ?? first![HIDDEN_STATES].dims.slice(1);
-    this.#shapes.set(size, [rows, width]);
-    const batch = new TowerBatch([pixels.dims[0], rows, width], device);
+    this.#shapes.set(extents.join(), [rows, width]);
+    const batch = new TowerBatch([count, rows, width], device);
+    const tapped = (outputs: Record<string, Tensor>, at: number) => {
+      for (const block of this.tapped) batch.tapped(block, outputs[enteringStates(block)].data as Float32Array, at);
+    };
     try {
-      // ONNX Runtime writes into a given output only when its own Tensor class holds it.
-      const place = new this.ort.Tensor('float32', batch.data, batch.dims);
-      if (first) batch.data.set(first[HIDDEN_STATES].data as Float32Array);
-      const outputs =
-        first ?? (await runSession(this.input, names, feeds, { ...this.#unplaced(), [HIDDEN_STATES]: place }));
-      for (const block of this.tapped) batch.tapped(block, outputs[enteringStates(block)].data as Float32Array);
-      return Array.from({ length: pixels.dims[0] }, (_, index) => ({ batch, index, rows, cut: null }));
+      if (first) {
+        batch.data.set(first[HIDDEN_STATES].data as Float32Array);
+        tapped(first, 0);
+      }
+      const atOnce = tilesAtOnce(rows, rowsAtOnce);
+      for (let at = ahead; at < count; at += atOnce) {
+        const end = Math.min(count, at + atOnce);
+        // ONNX Runtime writes into a given output only when its own Tensor class holds it.
+        const states = batch.data.subarray(at * rows * width, end * rows * width);
+        const place = new this.ort.Tensor('float32', states, [end - at, rows, width]);
+        const fetches = { ...this.#unplaced(), [HIDDEN_STATES]: place };
+        tapped(await runSession(this.input, names, some(at, end), fetches), at);
+      }
+      return Array.from({ length: count }, (_, index) => ({ batch, index, rows, cut: null }));
     } catch (error) {
       batch.discard();
       throw error;

@@ -2,6 +2,7 @@ import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { type OptionNames, options } from '../options.js';
 import { floatData, type TensorLike, widened } from '../tensor.js';
+import { tilesAtOnce } from './at-once.js';
 import type { BlockFamily, EncoderFacts, EncoderRun, Feed, TileRows } from './block-family.js';
 import type { ModelConfig } from './model-folder.js';
 import {
@@ -11,6 +12,7 @@ import {
   imageOfTiles,
   integers,
   isFloat,
+  partsOf,
   rowsOf,
   tileRuns,
 } from './tile-inputs.js';
@@ -53,8 +55,9 @@ export const IDEFICS3 = {
   },
 } satisfies BlockFamily;
 
-/** The default of Idefics3's config. */
+/** The defaults of Idefics3's config. */
 const IMAGE_SIZE = 224;
+const PATCH = 32;
 const CHANNELS = 3;
 
 type Inputs = Pick<VisionInputs, 'pixelValues' | 'pixelAttentionMask' | 'tileCounts'>;
@@ -158,17 +161,24 @@ function runOf(
   );
   if (pixelInput === undefined)
     throw new DesapError('ERR_GRAPH', 'the vision encoder: looked for an input of pixels; found none');
-  // Exporters leave the axis of the batch away, or not.
-  const lead = pixelInput.dims?.length === 4 ? [count] : [1, count];
-  const feeds: Record<string, Feed> = {
-    [pixelInput.name]: { type: 'float32', data: pixels, dims: [...lead, CHANNELS, height, width] },
+  const area = height * width;
+  const feedsOf = (first: number, end: number) => {
+    // Exporters leave the axis of the batch away, or not.
+    const lead = pixelInput.dims?.length === 4 ? [end - first] : [1, end - first];
+    const data = pixels.subarray(first * CHANNELS * area, end * CHANNELS * area);
+    const feeds: Record<string, Feed> = {
+      [pixelInput.name]: { type: 'float32', data, dims: [...lead, CHANNELS, height, width] },
+    };
+    if (maskInput) {
+      const shown = new Uint8Array((end - first) * area).fill(1);
+      feeds[maskInput.name] = flagsFeed(maskInput.type, shown, [...lead, height, width]);
+    }
+    return feeds;
   };
-  if (maskInput) {
-    const shown = new Uint8Array(count * height * width).fill(1);
-    feeds[maskInput.name] = flagsFeed(maskInput.type, shown, [...lead, height, width]);
-  }
+  const patches = area / (encoder.config.vision_config?.patch_size ?? PATCH) ** 2;
   return {
-    feeds,
+    feeds: feedsOf(0, count),
+    parts: partsOf(count, tilesAtOnce(patches, encoder.rowsAtOnce), feedsOf),
     sequences: (hidden) => equalSequences(hidden, count),
     tiles: (hidden, features) => tileRows(hidden, features, { images, height, width, names }),
   };

@@ -42,6 +42,7 @@ export type { SiglipOptions } from './siglip-options.js';
 export type { SiglipEncodedText, SiglipRows, SiglipTextOptions } from './siglip-text.js';
 export { SiglipText } from './siglip-text.js';
 export type { FilteredText } from './text-filter.js';
+export type { TextPlace, TextPlaceOptions } from './text-place.js';
 export { TilesImage } from './tiles-image.js';
 export type { RowRule, TowerOptions } from './tower-options.js';
 export type { ClassRows, VideoLlavaKind, VideoLlavaVisionOptions } from './video-llava.js';

@@ -15,7 +15,7 @@ export interface LlavaVisionOptions extends ClipEncoderOptions {}
 export const LLAVA_OPTIONS: OptionNames<LlavaVisionOptions> = {
   ...DEVICE_OPTIONS,
   ...{ clip: true, head: true, pruner: true, keep: true, keepRatio: true, encoding: true },
-  ...{ longText: true, filter: true, taps: true, tower: true, session: true, ort: true },
+  ...{ longText: true, filter: true, text: true, taps: true, tower: true, session: true, ort: true },
 };
 const RENAMED = { clipFolder: 'clip' };
 

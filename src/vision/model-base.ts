@@ -4,6 +4,7 @@ import type { TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
 import { entries, isOf } from '../options.js';
 import { isArray } from '../tensor.js';
+import { askAhead } from './ask-ahead.js';
 import { EncodedImageBase, visionPruneOptions } from './image-base.js';
 import { type AskedImage, mapTogether, pruneTogether } from './prune-together.js';
 import {
@@ -32,12 +33,14 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
   /**
    * @param name of the class, for messages
    * @param budget @internal the default of every pruning
+   * @param questionsBeside whether questions are encoded in another thread
    */
   protected constructor(
     name: string,
     readonly family: string,
     readonly tolerance: number,
     readonly budget: Budget,
+    readonly questionsBeside = false,
   ) {
     this.life = new Lifetime(name);
   }
@@ -56,9 +59,10 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
     options?: VisionPruneOptions,
   ): Promise<PrunedFeatures> {
     return this.life.call(async () => {
+      const prune = askAhead(this, question, options);
       const images = await this.encode(inputs);
       try {
-        if (images.length === 1) return await images[0].prune(question, options);
+        if (images.length === 1) return await prune(images[0], options);
         throw mismatch('ERR_SHAPE', 'pixelValues', `${images.length} images`, 'one (encode several, and prune each)');
       } finally {
         for (const image of images) image.dispose();

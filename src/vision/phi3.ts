@@ -63,7 +63,11 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
     private readonly file: string,
     private readonly how: Phi3VisionOptions & Required<Pick<Phi3VisionOptions, 'ort'>>,
   ) {
-    super('Phi3Vision', 'phi3_v', TOLERANCE, { keep: how.keep, keepRatio: how.keepRatio });
+    super(
+      ...(['Phi3Vision', 'phi3_v', TOLERANCE] as const),
+      { keep: how.keep, keepRatio: how.keepRatio },
+      how.text === 'worker',
+    );
   }
 
   /**

@@ -38,7 +38,7 @@ const MERGE = 2;
 
 /** Which images and videos go into one run: each has its own where the encoder lets patches see those of all frames. */
 async function runsTaken(visuals: readonly Visual[], merge: number, encoder: EncoderFacts): Promise<number[][]> {
-  const runs = runsOf(visuals);
+  const runs = runsOf(visuals, encoder.rowsAtOnce);
   const several = runs.find((run) => run.length > 1);
   if (several === undefined) return runs;
   const { grid, pixels } = visuals[several[0]];

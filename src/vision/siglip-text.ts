@@ -148,15 +148,17 @@ export class SiglipText {
         `${content.length + length - room} tokens`,
         `at most ${length} (or longText: 'segment' | 'truncate')`,
       );
-    const rows: Float32Array[] = [];
-    const last = this.how.longText === 'truncate' ? 1 : Math.max(1, content.length);
-    for (let at = 0; at < last; at += room)
-      rows.push(await this.#run([...start, ...content.slice(at, at + room), ...end]));
+    const parts = this.how.longText === 'truncate' ? 1 : Math.max(1, Math.ceil(content.length / room));
+    const rows = await Promise.all(
+      Array.from({ length: parts }, (_, i) => [...start, ...content.slice(i * room, (i + 1) * room), ...end]).map(
+        (ids) => this.#run(ids),
+      ),
+    );
     if (rows.length === 1) return rows[0];
     const cols = rows[0].length;
     const all = Float32Array.from(rows.flatMap((row) => [...row]));
-    const parts = naming('text', () => unitRows({ data: all, rows: rows.length, cols }));
-    return Float32Array.from(sumOfRows(parts));
+    const units = naming('text', () => unitRows({ data: all, rows: rows.length, cols }));
+    return Float32Array.from(sumOfRows(units));
   }
 
   async #run(ids: readonly number[]): Promise<Float32Array> {

@@ -2,7 +2,7 @@
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { entries } from '../options.js';
 import { integerData, isArray, type TensorLike } from '../tensor.js';
-import { type Feed, type Sequence, type TileRows, unitsOfGrid } from './block-family.js';
+import { type Feed, type Feeds, type Sequence, type TileRows, unitsOfGrid } from './block-family.js';
 
 /** The integers of a tensor, or its flags as 0 and 1. */
 export interface Integers {
@@ -60,6 +60,20 @@ export function tileRuns(images: readonly number[]): [first: number, end: number
     runs.push([first, end]);
   }
   return runs;
+}
+
+/**
+ * What a run is fed, by some tiles at a time; undefined where that is all of them.
+ * @param feedsOf what the tiles from the first to the end are fed
+ */
+export function partsOf(
+  tiles: number,
+  atOnce: number,
+  feedsOf: (first: number, end: number) => Feeds,
+): Feeds[] | undefined {
+  if (tiles <= atOnce) return undefined;
+  const count = Math.ceil(tiles / atOnce);
+  return Array.from({ length: count }, (_, i) => feedsOf(i * atOnce, Math.min(tiles, (i + 1) * atOnce)));
 }
 
 /** The extent of the squares of patches that become one visual token; null where these are no squares. */

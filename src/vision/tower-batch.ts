@@ -34,9 +34,12 @@ export class TowerBatch {
     return { data: this.data.subarray(image * size, (image + 1) * size), dims: [rows, width] };
   }
 
-  /** The run's hidden states that enter a tapped block, [B, N, D]. */
-  tapped(block: number, states: Float32Array): void {
-    this.#entering.set(block, states);
+  /** Hidden states that enter a tapped block, [n, N, D], of the images from `first` on. */
+  tapped(block: number, states: Float32Array, first: number): void {
+    const [images, rows, width] = this.dims;
+    const all = this.#entering.get(block) ?? new Float32Array(images * rows * width);
+    all.set(states, first * rows * width);
+    this.#entering.set(block, all);
   }
 
   /** Those of one image, [N, D]. */

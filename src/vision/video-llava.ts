@@ -82,7 +82,7 @@ export class VideoLlavaVision extends ClipVisionModel<TilesImage> {
       readonly images: { readonly file: string; readonly clip: string | undefined };
     },
   ) {
-    super('VideoLlavaVision', 'video_llava', encoder);
+    super('VideoLlavaVision', 'video_llava', encoder, about.images.clip === undefined);
   }
 
   /**

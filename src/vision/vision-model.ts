@@ -19,6 +19,8 @@ export interface VisionModel extends AsyncDisposable {
   readonly further?: readonly string[];
   /** How a prompt shows which image tokens are one image's; undefined where they stand in one piece. */
   readonly marks?: ImageMarks;
+  /** Whether questions are encoded in another thread, beside the encoder: ask before an image is encoded. Left out: no. */
+  readonly questionsBeside?: boolean;
   /**
    * Encodes the images of one call, in their order, by as few runs of the encoder as it takes. An image is analysed when its first
    * question comes; what a question may yet ask for can be left to {@link EncodedImage.prune}: a family with tiles may look at the
