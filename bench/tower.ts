@@ -77,29 +77,33 @@ async function answersOf(
   for (const cut of CUTS)
     cuts.push({ cut, vision: cut === null ? llava.vision : await openVisionModel(folder, { clip, tower: cut }) });
   // Questions about one image stand together: it is encoded once.
-  let shown: { readonly image: string; readonly seen: readonly EncodedImage[] } = { image: '', seen: [] };
-  const show = async (image: string) => {
-    if (shown.image === image) return shown.seen;
-    for (const one of shown.seen) one.dispose();
-    const { inputs } = await images.read(image);
-    const seen: EncodedImage[] = [];
-    for (const { vision } of cuts) seen.push(...(await vision.encode(inputs)));
-    shown = { image, seen };
+  let shown: { readonly image: string; readonly seen: Map<VisionModel, EncodedImage> } = { image: '', seen: new Map() };
+  const see = async (image: string, vision: VisionModel): Promise<EncodedImage> => {
+    if (shown.image !== image) {
+      for (const one of shown.seen.values()) one.dispose();
+      shown = { image, seen: new Map() };
+    }
+    const known = shown.seen.get(vision);
+    if (known) return known;
+    const [seen] = await vision.encode((await images.read(image)).inputs);
+    shown.seen.set(vision, seen);
     return seen;
   };
   for (const question of all) {
     const { line, image, told } = question;
-    if (done.has(line)) continue;
-    const seen = await show(image);
+    const right: Record<string, boolean> = { ...done.get(line) };
     const text = await llava.vision.encodeQuestion(told);
     const isRight = async (features: Parameters<Llava['complete']>[0]) =>
       score((await llava.complete(features, told, { positions: 'original' })).text, question) === 1;
-    const right: Record<string, boolean> = {};
-    for (const [c, { cut }] of cuts.entries()) {
-      if (cut === null) right[ALL] = await isRight({ features: await seen[c].all() });
-      for (const { keep, form } of asked(cut))
-        right[nameOf(cut, keep, form)] = await isRight(await prunedFor(seen[c], text, { keep, ...FORMS[form] }));
-    }
+    const before = Object.keys(right).length;
+    if (!(ALL in right)) right[ALL] = await isRight({ features: await (await see(image, llava.vision)).all() });
+    for (const { cut, vision } of cuts)
+      for (const { keep, form } of asked(cut)) {
+        const name = nameOf(cut, keep, form);
+        if (name in right) continue;
+        right[name] = await isRight(await prunedFor(await see(image, vision), text, { keep, ...FORMS[form] }));
+      }
+    if (Object.keys(right).length === before) continue;
     done.set(line, right);
     await appendFile(journal, `${JSON.stringify([line, right])}\n`);
     if (process.stderr.isTTY) process.stderr.write(`\r${model}: ${done.size}/${all.length}`);

@@ -21,7 +21,7 @@ import type { RunNames } from './session.js';
 import { TowerBatch } from './tower-batch.js';
 import { checkRule, ROW_RULES, type TowerChoice, unitsKept } from './tower-options.js';
 
-/** The rules that look into the block in front of the cut. */
+/** The rules that look into the block behind the cut. */
 const LOOKING: readonly TowerChoice['by'][] = ['class-token', 'flow'];
 
 /** How a tower of a file is cut. */
@@ -43,7 +43,7 @@ export function planClipCut(
   choice: TowerChoice,
   named: ReadonlyMap<TapName, number>,
 ): ClipCutPlan {
-  const { at, by } = choice;
+  const { at } = choice;
   const rules = ROW_RULES.filter((rule) => structure.classToken || rule !== 'class-token');
   checkRule(choice, rules, 'of a tower without class token');
   for (const [name, block] of named)
@@ -55,8 +55,7 @@ export function planClipCut(
         'blocks behind the cut: those in front have rows that are dropped',
       );
   const tapped = [...new Set(named.values())];
-  const cut = clipTowerCut(structure, at, [...tapped, ...(LOOKING.includes(by) ? [at - 1] : [])]);
-  return { structure, cut, choice, tapped };
+  return { structure, cut: clipTowerCut(structure, at, tapped), choice, tapped };
 }
 
 /** A cut tower, open, with the rule that says which rows stay. */
@@ -68,8 +67,8 @@ export class ClipCut implements ClipTower {
     private readonly tower: CutTower,
     private readonly plan: ClipCutPlan,
     private readonly backend: Backend,
-    /** Of the block in front of the cut, where the rule looks into it. */
-    private readonly before: AttentionWeights | null,
+    /** Of the block behind the cut, where the rule looks into it. */
+    private readonly weights: AttentionWeights | null,
   ) {}
 
   /**
@@ -84,7 +83,7 @@ export class ClipCut implements ClipTower {
   ): Promise<ClipCut> {
     const { structure, cut, choice } = plan;
     const { backend, heads, tolerance, session } = how;
-    const block = choice.at - 1;
+    const block = choice.at;
     const weights = LOOKING.includes(choice.by)
       ? await readTaps(ort, structure, { blocks: [block], heads }, session)
       : null;
@@ -153,7 +152,7 @@ export class ClipCut implements ClipTower {
 
   /** The units of a tile that stay, and all its rows that go on. */
   async #choose(entered: Entered, tile: number, units: Int32Array | null): Promise<Chosen> {
-    const { backend, before } = this;
+    const { backend, weights } = this;
     const { choice, structure } = this.plan;
     const { classToken } = structure;
     const [all] = allRows({ items: 1, rows: entered.rows });
@@ -161,11 +160,11 @@ export class ClipCut implements ClipTower {
     const patches = units ?? all.subarray(0, entered.rows - first);
     const count = unitsKept(choice, patches.length);
     if (count >= patches.length) return { rows: all, cut: null };
-    const states = rowsOf(withoutClassToken(rowsOfTile(entered.states, tile), classToken), patches);
-    const hidden = before && rowsOfTile(entered.outputs[enteringStates(choice.at - 1)], tile);
+    const hidden = rowsOfTile(entered.states, tile);
+    const states = rowsOf(withoutClassToken(hidden, classToken), patches);
     const stayed = await unitsThatStay(
       choice.by,
-      { backend, states, ...(hidden && { before: { tap: { hidden, weights: before }, classToken, patches } }) },
+      { backend, states, ...(weights && { block: { tap: { hidden, weights }, classToken, patches } }) },
       count,
     ).catch(rethrow(asEncoding));
     const those = new Set(stayed);

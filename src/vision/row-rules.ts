@@ -10,8 +10,8 @@ export interface TileAtCut {
   readonly backend: Backend;
   /** Its units, [U, D]: one of several rows stands with their mean. */
   readonly states: Matrix;
-  /** The block in front, for rules that look into it: which patches of the tap the units are, null for all. */
-  readonly before?: { readonly tap: Tap; readonly classToken: boolean; readonly patches: Int32Array | null };
+  /** That block, and all rows that enter it, for rules that look into it: which patches of them the units are, null for all. */
+  readonly block?: { readonly tap: Tap; readonly classToken: boolean; readonly patches: Int32Array | null };
 }
 
 /**
@@ -41,15 +41,15 @@ async function farthest({ backend, states }: TileAtCut, keep: number): Promise<I
   return (await analysis.prune(null, { taskShare: 0, complement: 'diversity', keep, merge: false })).indices;
 }
 
-/** The tile as methods read it: its one tap is the block in front of the cut. */
-function asImage({ backend, states, before }: TileAtCut): MethodImage {
+/** The tile as methods read it: its one tap is the block behind the cut. */
+function asImage({ backend, states, block }: TileAtCut): MethodImage {
   const nothing = async (): Promise<never> => {
-    throw new Error('a rule reads the states at the cut and the block in front of it');
+    throw new Error('a rule reads the states at the cut and the block behind it');
   };
   return {
     ...{ backend, grid: { rows: 1, columns: states.rows }, states: () => states },
-    ...{ classToken: before?.classToken ?? false, patches: before?.patches ?? null },
-    tap: async () => before?.tap ?? nothing(),
+    ...{ classToken: block?.classToken ?? false, patches: block?.patches ?? null },
+    tap: async () => block?.tap ?? nothing(),
     ...{ features: nothing, readOut: nothing, text: nothing, taskMap: nothing },
     timed: async (_part, work) => work(),
   };

@@ -6,7 +6,7 @@ import { integer, object, oneOf } from '../tensor.js';
 
 /**
  * Which rows stay. `distance`: those whose states at the cut lie farthest from each other; `class-token`: those that the class row attends
- * to most in the block in front of the cut; `flow`: those of FlowCut's largest score there; `random`: by chance, the same ones every time.
+ * to most in the block behind the cut; `flow`: those of FlowCut's largest score there; `random`: by chance, the same ones every time.
  */
 export type RowRule = (typeof ROW_RULES)[number];
 export const ROW_RULES = ['distance', 'class-token', 'flow', 'random'] as const;

@@ -15,7 +15,7 @@ const hidden = { data: floats((UNITS + 1) * WIDTH), rows: UNITS + 1, cols: WIDTH
 const states = { data: floats(UNITS * WIDTH), rows: UNITS, cols: WIDTH };
 const norm = { weight: floats(WIDTH), bias: floats(WIDTH) };
 const weights = { heads: HEADS, epsilon: 1e-5, ln1: norm, q: layer(WIDTH), k: layer(WIDTH), v: layer(WIDTH) };
-const before = { tap: { hidden, weights }, classToken: true, patches: null };
+const block = { tap: { hidden, weights }, classToken: true, patches: null };
 
 const open = new Map<string, Backend>();
 afterAll(() => {
@@ -32,8 +32,8 @@ describe.each(devicesUnderTest())('%s', (name, options) => {
     const reference = open.get('reference') ?? (await openBackend({ device: 'reference' }));
     open.set('reference', reference);
     for (const count of [1, 2, 13, UNITS - 1]) {
-      const kept = await unitsThatStay(by, { backend: await backendOf(), states, before }, count);
-      expect([...kept]).toEqual([...(await unitsThatStay(by, { backend: reference, states, before }, count))]);
+      const kept = await unitsThatStay(by, { backend: await backendOf(), states, block }, count);
+      expect([...kept]).toEqual([...(await unitsThatStay(by, { backend: reference, states, block }, count))]);
       expect(new Set(kept).size).toBe(count);
       expect([...kept].sort((a, b) => a - b)).toEqual([...kept]);
     }
