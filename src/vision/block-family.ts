@@ -1,4 +1,5 @@
-import type { InferenceSession } from 'onnxruntime-common';
+import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import type { OrtModule } from '../onnx/edit.js';
 import type { ModelConfig } from './model-folder.js';
 import type { ImageMarks, InputNames, Tile, VisionInputs } from './vision-model.js';
 
@@ -63,6 +64,13 @@ export interface Feed {
 
 /** What a run is fed, by input. */
 export type Feeds = Readonly<Record<string, Feed>>;
+
+/** What a session is fed: a graph may have no use for an input of the file. */
+export function tensorsOf(ort: OrtModule, feeds: Feeds, inputs: readonly string[]): Record<string, Tensor> {
+  const tensor = ({ type, data, dims }: Feed) => new ort.Tensor(type as 'float32', data as Float32Array, dims);
+  const fed = Object.entries(feeds).filter(([name]) => inputs.includes(name));
+  return Object.fromEntries(fed.map(([name, feed]) => [name, tensor(feed)]));
+}
 
 /** One run of the encoder. The extents of what it is fed settle those of the hidden states. */
 export interface EncoderRun {

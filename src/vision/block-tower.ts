@@ -9,7 +9,8 @@ import { BLOCK_OUTPUT, FEATURES, HIDDEN, ORDER, TASK_ROWS } from '../onnx/block-
 import type { OrtModule } from '../onnx/edit.js';
 import type { BlockEncoder } from '../onnx/last-block.js';
 import { checkAt } from '../onnx/tower-cut.js';
-import type { EncoderRun, Sequence, TileRows } from './block-family.js';
+import { tilesAtOnce } from './at-once.js';
+import { type EncoderRun, type Sequence, type TileRows, tensorsOf } from './block-family.js';
 import {
   type BlockEngine,
   type BlockRun,
@@ -45,6 +46,8 @@ interface CutUse {
   readonly choice: TowerChoice;
   readonly last: LastBy;
   readonly backend: Backend;
+  /** Rows of one run of a session, where one tile does not have more. */
+  readonly rowsAtOnce: number;
 }
 
 /** An encoder in two parts, open, with the rule that says which rows stay. */
@@ -75,14 +78,14 @@ export class BlockTower {
   /**
    * One run, to the features.
    * @param isWhole whether no row is dropped
+   * @returns null where the choice drops none
    */
   async run(
     engine: BlockEngine,
     run: EncoderRun,
-    feeds: Record<string, Tensor>,
     { names, isWhole }: { readonly names: RunNames; readonly isWhole: boolean },
-  ): Promise<BlockRun> {
-    const entered = await this.tower.enter(feeds, names);
+  ): Promise<BlockRun | null> {
+    const entered = await this.#enter(engine.ort, run, names);
     const { dims } = entered.states;
     const all = run.sequences(dims);
     if (isWhole) return this.#finish(engine, entered, { all, staying: null, names });
@@ -91,7 +94,7 @@ export class BlockTower {
     const tiles = run.tiles(dims, [patches / each, 1]);
     const chosen: TileChoice[] = [];
     for (const tile of tiles) chosen.push(await this.#choose(entered, tile));
-    if (chosen.every(({ isAll }) => isAll)) return this.#finish(engine, entered, { all, staying: null, names });
+    if (chosen.every(({ isAll }) => isAll)) return null;
     const staying = stayingRows(
       dims,
       all,
@@ -108,6 +111,20 @@ export class BlockTower {
 
   release(): Promise<void> {
     return this.tower.release();
+  }
+
+  /** By some tiles at a time where the front hands out their states alone. */
+  async #enter(ort: OrtModule, { feeds, parts }: EncoderRun, names: RunNames): Promise<Entered> {
+    const { front } = this.tower;
+    const runs = parts && front.outputNames.length === 1 ? parts : [feeds];
+    const each: Entered[] = [];
+    for (const own of runs) each.push(await this.tower.enter(tensorsOf(ort, own, front.inputNames), names));
+    if (each.length === 1) return each[0];
+    const { rows, states } = each[0];
+    const items = each.reduce((sum, one) => sum + one.items, 0);
+    const all = concatenated(each.map((one) => one.states.data as Float32Array));
+    const dims = [items, ...states.dims.slice(1)];
+    return { states: new ort.Tensor('float32', all, dims), outputs: {}, items, rows };
   }
 
   /** The connector makes as many tokens of rows of zeros. */
@@ -177,19 +194,27 @@ export class BlockTower {
     return new ort.Tensor('float32', spread(staying, ends.data as Float32Array, width), staying.dims);
   }
 
-  /** Items of which as many rows stay go on together; their rows follow one another then, in the order of the items. */
+  /**
+   * Items of which as many rows stay go on together, as many of them as are fast; their rows follow one another then, in the order of the
+   * items.
+   */
   async #leave({ ort }: BlockEngine, entered: Entered, staying: Staying | null, names: RunNames): Promise<Outputs> {
-    if (staying === null) return this.tower.leave(entered, allRows(entered), { names });
-    const rows = rowsOfItems(entered, staying);
+    const rows = staying ? rowsOfItems(entered, staying) : allRows(entered);
     const groups: Outputs[] = [];
     const places = new Array<{ group: number; at: number; items: number }>(rows.length);
-    for (const count of new Set(rows.map(({ length }) => length))) {
-      const of = [...rows.keys()].filter((item) => rows[item].length === count);
-      for (const [at, item] of of.entries()) places[item] = { group: groups.length, at, items: of.length };
-      const own = of.map((item) => rows[item]);
-      groups.push(await this.tower.leave(entered, own, { of, names }));
+    const counts = new Set(rows.map(({ length }) => length));
+    for (const count of counts) {
+      const all = [...rows.keys()].filter((item) => rows[item].length === count);
+      const atOnce = entered.states.dims.length === 2 ? all.length : tilesAtOnce(count, this.use.rowsAtOnce);
+      for (let first = 0; first < all.length; first += atOnce) {
+        const of = all.slice(first, first + atOnce);
+        for (const [at, item] of of.entries()) places[item] = { group: groups.length, at, items: of.length };
+        const own = of.map((item) => rows[item]);
+        groups.push(await this.tower.leave(entered, own, { of, names }));
+      }
     }
     if (groups.length === 1) return groups[0];
+    const isEven = counts.size === 1;
     const joined = Object.entries(groups[0]).map(([name, { dims }]) => {
       const each = places.map(({ group, at, items }) => {
         const data = groups[group][name].data as Float32Array;
@@ -197,7 +222,8 @@ export class BlockTower {
       });
       const width = dims[dims.length - 1];
       const all = concatenated(each);
-      return [name, new ort.Tensor('float32', all, [...dims.slice(2).map(() => 1), all.length / width, width])];
+      const lead = isEven ? [rows.length, ...dims.slice(1, -1)] : [...dims.slice(2).map(() => 1), all.length / width];
+      return [name, new ort.Tensor('float32', all, [...lead, width])];
     });
     return Object.fromEntries(joined);
   }

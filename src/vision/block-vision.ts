@@ -11,6 +11,7 @@ import {
   type TextEmbeddings,
 } from '../index.js';
 import { Once } from '../once.js';
+import type { LastBy } from '../onnx/block-cut.js';
 import { FEATURES, HIDDEN } from '../onnx/block-values.js';
 import { relativeError } from '../onnx/head/compare.js';
 import { confirmBlock } from '../onnx/head/confirm-block.js';
@@ -22,7 +23,7 @@ import { encodingOf } from '../pruner.js';
 import { nonEmpty, object, oneOf } from '../tensor.js';
 import { rowsAtOnce } from './at-once.js';
 import { BlockBatch } from './block-batch.js';
-import type { BlockFamily, EncoderFacts, EncoderRun, Feed, Feeds } from './block-family.js';
+import { type BlockFamily, type EncoderFacts, type EncoderRun, type Feeds, tensorsOf } from './block-family.js';
 import { BlockImage } from './block-image.js';
 import { type BlockEngine, type BlockRun, type HiddenRows, type Outputs, splitRun, wholeRun } from './block-run.js';
 import { BlockTower, checkBlockTower } from './block-tower.js';
@@ -103,6 +104,8 @@ export interface BlockParts extends BlockEngine {
   readonly family: BlockFamily;
   /** The encoder's session, or its two where rows are dropped between. */
   readonly tower: InferenceSession | BlockTower;
+  /** Opens the encoder in one piece. */
+  readonly openWhole: () => Promise<InferenceSession>;
   readonly config: ModelConfig;
   /** SigLIP's read-out and its text tower, where that is how questions are matched. */
   readonly readOut: (NonNullable<BlockEngine['readOut']> & { readonly text: SiglipText }) | null;
@@ -122,6 +125,8 @@ export interface BlockParts extends BlockEngine {
 export class BlockVision extends VisionModelBase<BlockImage> {
   readonly #parts: BlockParts;
   readonly #table = new Once<QuestionTable>();
+  /** The tower in one piece, for images of which a cut one drops nothing: in two parts the last bit may differ. */
+  readonly #whole = new Once<InferenceSession>();
   readonly #several = new Once<boolean>();
   /** Extents of the hidden states for the extents of each input so far. */
   readonly #hidden = new Map<string, readonly number[]>();
@@ -191,14 +196,13 @@ export class BlockVision extends VisionModelBase<BlockImage> {
       // Now that the trial's session is closed: memory holds the weights once.
       const fed = async (one: InferenceSession) =>
         (await trials(one)).map(({ feeds }) => tensorsOf(ort, feeds, one.inputNames));
-      const last = fit?.beyond ? 'beyond' : split ? 'kernels' : 'file';
+      const last: LastBy = fit?.beyond ? 'beyond' : split ? 'kernels' : 'file';
       const whole = split?.tower ?? (fit?.beyond ? encoder.beyond : encoder.tower);
+      const how = { last, backend, session, trials: fed, rowsAtOnce: rowsAtOnce(session) };
       const tower =
         choice === null
           ? await open(whole)
-          : opened(await BlockTower.open(ort, encoder, { choice, last, backend, session, trials: fed }), (one) =>
-              one.release(),
-            );
+          : opened(await BlockTower.open(ort, encoder, { ...how, choice }), (one) => one.release());
       const tail = split && (await open(split.tail));
       const readOut = siglip && {
         saliency: siglip.saliency,
@@ -206,7 +210,20 @@ export class BlockVision extends VisionModelBase<BlockImage> {
       };
       const own = { ...checked, model };
       const sessions = { tower, tail, connector };
-      const parts = { family, encoder, ort, head, ...sessions, encoding, readOut, config, filter, options: own };
+      const openWhole = () => openGraph(ort, whole, session);
+      const parts = {
+        family,
+        encoder,
+        ort,
+        head,
+        ...sessions,
+        openWhole,
+        encoding,
+        readOut,
+        config,
+        filter,
+        options: own,
+      };
       const vision = new this(parts);
       const wanted = `those of the file by itself${family.premise}`;
       await confirmFeatures(vision, samples, { argument: 'visionEncoder', file, wanted });
@@ -284,9 +301,11 @@ export class BlockVision extends VisionModelBase<BlockImage> {
   /** One run, to the features. */
   async #run(run: EncoderRun, about: RunNames, isWhole = false): Promise<BlockRun> {
     const { tower } = this.#parts;
-    if (tower instanceof BlockTower)
-      return tower.run(this.#parts, run, this.#tensors(run.feeds, tower.front), { names: about, isWhole });
-    const { hidden, outputs } = await this.#runTower(tower, run, about);
+    const isCut = tower instanceof BlockTower;
+    const some = isCut ? await tower.run(this.#parts, run, { names: about, isWhole }) : null;
+    if (some !== null) return some;
+    const session = isCut ? await this.#whole.get(this.#parts.openWhole) : tower;
+    const { hidden, outputs } = await this.#runTower(session as InferenceSession, run, about);
     try {
       const sequences = run.sequences(hidden.dims);
       const { tail } = this.#parts;
@@ -394,17 +413,10 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     const { backend } = this;
     head.dispose();
     if (options.pruner === undefined) backend.dispose();
-    const table = await this.#table.made();
-    const sessions = [tower, tail, connector].map((session) => session?.release());
+    const [table, whole] = [await this.#table.made(), await this.#whole.made()];
+    const sessions = [tower, whole, tail, connector].map((session) => session?.release());
     await Promise.all([...sessions, table?.release(), readOut?.text.dispose()]);
   }
-}
-
-/** What a session is fed: a graph may have no use for an input of the file. */
-function tensorsOf(ort: OrtModule, feeds: Feeds, inputs: readonly string[]): Record<string, Tensor> {
-  const tensor = ({ type, data, dims }: Feed) => new ort.Tensor(type as 'float32', data as Float32Array, dims);
-  const fed = Object.entries(feeds).filter(([name]) => inputs.includes(name));
-  return Object.fromEntries(fed.map(([name, feed]) => [name, tensor(feed)]));
 }
 
 /** The extents of everything that a run is fed. */
