@@ -1,0 +1,181 @@
+/** Times one model, from an image to the logits of the first token: with all visual tokens, pruned, and with rows dropped in the tower. */
+import * as ort from 'onnxruntime-node';
+import { Pruner } from '../../src/index.js';
+import { openVisionModel } from '../../src/vision/open.js';
+import { atRest } from '../../src/vision/session.js';
+import type { VisionModel } from '../../src/vision/vision-model.js';
+import { randomHead } from '../../test/support.js';
+import { normal, tensor } from '../data.js';
+import { temporaryFolder } from '../onnx-models.js';
+import { STATES } from './decoders.js';
+import { patchesOf } from './encoders.js';
+import { feedsOf, inputsOf } from './inputs.js';
+import { cutOf, type Decoder, type Model, tokensOf } from './models.js';
+import { type SessionTimes, type TimedOrt, timedOrt } from './timed-ort.js';
+import { writeDecoder, writeEncoder } from './write.js';
+
+/** Milliseconds up to the prompt, by part; `tower` is of all blocks of the model, whether the file has them or not. */
+export interface Image {
+  readonly tower: number;
+  readonly analysis: number;
+  readonly selection: number;
+  readonly connector: number;
+  /** Visual tokens of the prompt. */
+  readonly tokens: number;
+}
+
+/** One round. */
+export interface Round {
+  readonly all: Image;
+  readonly kept: Image;
+  readonly dropped: Image;
+  /** Of a prompt by language model and length: all layers, and the logits of its last row. */
+  readonly prefill: Readonly<Record<string, Readonly<Record<number, number>>>>;
+}
+
+/** Of one of nine visual tokens, as LLaVA's 64 of 576. */
+const KEPT = 1 / 9;
+/** Of the rows of a tile, those that stay. */
+export const ROWS_KEPT = 0.25;
+const QUESTION = 30;
+
+/** What `VisionModel` took for an image and a first question, part by part. */
+interface Taken {
+  readonly sessions: SessionTimes;
+  readonly analysis: number;
+  readonly selection: number;
+  readonly tokens: number;
+}
+
+/** @param lengths of the prompts that the language models read */
+export async function measure(
+  model: Model,
+  rounds: number,
+  lengths: (images: Omit<Round, 'prefill'>) => readonly number[],
+): Promise<Round[]> {
+  const folder = temporaryFolder();
+  const { visionEncoder } = await writeEncoder(model, folder);
+  const whole = await ort.InferenceSession.create(visionEncoder, atRest());
+  const [kept, dropped] = [
+    await openPruned(model, folder, {}),
+    await openPruned(model, folder, { tower: towerOf(model) }),
+  ];
+  const decoders: [string, (length: number) => Promise<number>][] = [];
+  for (const decoder of model.decoders) decoders.push([decoder.name, await openDecoder(decoder, folder)]);
+  const feeds = feedsOf(model.encoder, model.tiles);
+  const results: Round[] = [];
+  for (let round = 0; round <= rounds; round++) {
+    const start = performance.now();
+    await whole.run(feeds);
+    const all = performance.now() - start;
+    const [own, fewer] = [await kept(), await dropped()];
+    const images = parts(model, all, own, fewer);
+    const prefill: Record<string, Record<number, number>> = {};
+    for (const [name, read] of decoders) {
+      prefill[name] = {};
+      for (const length of new Set(lengths(images))) prefill[name][length] = await read(length);
+    }
+    if (round > 0) results.push({ ...images, prefill });
+  }
+  return results;
+}
+
+/** The option `tower`, in blocks of the file. */
+function towerOf({ blocks, encoder }: Model) {
+  return { at: blocks === encoder.blocks ? cutOf(blocks) : 1, keep: ROWS_KEPT };
+}
+
+/**
+ * Times of the model's own tower. Where the file has fewer blocks: of b blocks the tower runs all but the last, which is the kernels'. Cut
+ * behind the first, its front takes e + t, with e in front of the blocks; all of them e + (b - 1) t; the rest r for each of b - 2 blocks.
+ */
+function parts(model: Model, all: number, own: Taken, fewer: Taken): Omit<Round, 'prefill'> {
+  const { blocks, encoder } = model;
+  const isWhole = blocks === encoder.blocks;
+  const further = blocks - encoder.blocks;
+  const block = isWhole ? 0 : (own.sessions.pixels - fewer.sessions.pixels) / (encoder.blocks - 2);
+  const behind = isWhole ? 0 : fewer.sessions.rest / (encoder.blocks - 2);
+  const before = isWhole ? 0 : cutOf(blocks) - 1;
+  const image = ({ sessions, analysis, selection, tokens }: Taken, added: number) => ({
+    tower: sessions.pixels + sessions.rest + sessions.tail + added,
+    ...{ analysis, selection, connector: sessions.connector, tokens },
+  });
+  return {
+    all: { tower: all + further * block, analysis: 0, selection: 0, connector: 0, tokens: tokensOf(model) },
+    kept: image(own, further * block),
+    dropped: image(fewer, before * block + (further - before) * behind),
+  };
+}
+
+/** Opens a model, and times how it encodes an image, prunes it for a question, and prunes it for another. */
+async function openPruned(model: Model, folder: string, options: object): Promise<() => Promise<Taken>> {
+  const { encoder, modelType, tiles } = model;
+  const { width, heads, languageWidth } = encoder;
+  const clock = timedOrt();
+  const isClip = encoder.family === 'llava';
+  const space = isClip ? CLIP_SPACE : languageWidth;
+  const own = isClip && {
+    pruner: await Pruner.load(randomHead(1, { width, heads, projectionDim: space }), { device: 'cpu' }),
+    ...(modelType === 'llava_next' && { newlineVector: normal(5, languageWidth) }),
+  };
+  const vision = await openVisionModel(folder, { ort: clock.ort, ...own, ...options });
+  const inputs = inputsOf(encoder, modelType, tiles);
+  const question = { embeddings: tensor(7, QUESTION, space), endOfText: QUESTION - 1 };
+  return () => encodeAndPrune(vision, clock, { inputs, question, keep: keepOf(model) });
+}
+
+/** Width of the space that CLIP ViT-L shares with texts. */
+const CLIP_SPACE = 768;
+
+/** Visual tokens kept of each tile. */
+function keepOf({ encoder }: Model): number {
+  return Math.round((KEPT * patchesOf(encoder)) / encoder.side ** 2);
+}
+
+type Asked = {
+  readonly inputs: Parameters<VisionModel['encode']>[0];
+  readonly question: { readonly embeddings: ReturnType<typeof tensor>; readonly endOfText: number };
+  readonly keep: number;
+};
+
+async function encodeAndPrune(vision: VisionModel, clock: TimedOrt, { inputs, question, keep }: Asked): Promise<Taken> {
+  const ask = () => image.prune(question, { keep, allocation: 'tile' });
+  clock.taken();
+  const start = performance.now();
+  const [image] = await vision.encode(inputs);
+  const { features } = await ask();
+  const asked = performance.now();
+  const sessions = clock.taken();
+  // What a second question takes is what depends on questions: the image is analysed.
+  await ask();
+  const selection = performance.now() - asked - sum(clock.taken());
+  await image.dispose();
+  return { sessions, analysis: asked - start - sum(sessions) - selection, selection, tokens: features.dims[1] };
+}
+
+const sum = (times: SessionTimes): number => Object.values(times).reduce((total, one) => total + one, 0);
+
+/** Times a prompt's way through all layers, of which one of each kind runs, and of its last row to the logits. */
+async function openDecoder(decoder: Decoder, folder: string): Promise<(length: number) => Promise<number>> {
+  const { width, layers } = decoder;
+  const files = await writeDecoder(decoder, folder);
+  const open = (path: string) => ort.InferenceSession.create(path, atRest());
+  const logits = await open(files.logits);
+  const kinds: { session: ort.InferenceSession; count: number }[] = [];
+  for (const { kind, path } of files.layers) kinds.push({ session: await open(path), count: layers[kind] });
+  const rows = (count: number) => ({
+    [STATES]: new ort.Tensor('float32', normal(9, count * width), [1, count, width]),
+  });
+  return async (length) => {
+    let taken = 0;
+    const timed = async (session: ort.InferenceSession, count: number, times: number) => {
+      const feeds = rows(count);
+      const start = performance.now();
+      await session.run(feeds);
+      taken += times * (performance.now() - start);
+    };
+    for (const { session, count } of kinds) await timed(session, length, count);
+    await timed(logits, 1, 1);
+    return taken;
+  };
+}
