@@ -43,9 +43,10 @@ export async function pruneImages(
   );
   options.onPruned?.(
     kept.map(
-      ({ indices, source, assignment, counts, choice, tileCounts, task }, i): PrunedImage => ({
+      ({ indices, source, assignment, counts, choice, dropped, tileCounts, task }, i): PrunedImage => ({
         ...{ sequence: images[i].sequence, indices, source, assignment, counts, tileCounts, task },
         ...(choice && { choice }),
+        ...(dropped && { dropped }),
       }),
     ),
   );

@@ -38,7 +38,16 @@ import type {
   VisionPruneOptions,
   VisionTimings,
 } from './vision-model.js';
-import { countsOfTiles, joined, type KeptImage, type Part, partsOf } from './whole-image.js';
+import {
+  countsOfTiles,
+  joined,
+  type KeptImage,
+  type Part,
+  partOf,
+  partsOf,
+  unitsOfParts,
+  withDropped,
+} from './whole-image.js';
 
 /** What an image needs of the model that it belongs to. */
 export interface ImageOwner {
@@ -170,9 +179,9 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const own = { vision, analyze, text: asked - start, prune: performance.now() - analyzed };
     const join = (kept: readonly PruneResult[]) => joined(layout, parts, kept);
     return {
-      ...{ analyses, text, requests, budget, allocation, join },
-      finish: (kept, milliseconds) =>
-        this.#finish(join(kept), kept, {
+      ...{ analyses, units: unitsOfParts(parts), text, requests, budget, allocation, join },
+      finish: async (kept, milliseconds) =>
+        this.#finish(how.merge === false ? join(kept) : await this.#joined(join(kept), parts, kept), kept, {
           task: isCompared ? { form } : null,
           timings: { ...own, prune: own.prune + milliseconds, projector: differing?.milliseconds ?? 0 },
         }),
@@ -191,7 +200,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const { layout, form, milliseconds: vision, tileGrid: grid = null } = this.about;
     const chooser = rivalOf(asked);
     if (allocation !== undefined) oneOf('allocation', allocation, ALLOCATIONS);
-    const tiles = layout.places.map((places, tile) => ({ tiles: [tile], places }));
+    const tiles = layout.places.map((_, tile) => partOf(layout, tile));
     const isShared = grid !== null && chooser.chooseTiles !== undefined;
     const parts = isShared ? tiles : partsOf(layout, false);
     const sources = parts.map((part) => this.methodSource(part));
@@ -207,13 +216,16 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
       return Float32Array.from(places, (place) => map[place]);
     };
     const images = sources.map((source, p) => new AskedSource(source, text, () => taskMap(parts[p]), watch));
-    const choices = await choicesOf(chooser, images, { budget, allocation, grid });
+    const choices = await choicesOf(chooser, images, { budget, units: unitsOfParts(parts), allocation, grid });
     const [taps, merge, projector, waited] = (['taps', 'merge', 'features', 'analysis'] as const).map(watch.spent);
     const prune = performance.now() - encoded - taps - projector - waited;
     const own = [...parts.keys()].filter((p) => parts[p].places.length > 0);
     const kept = own.map((p) => methodResult(choices.tiles[p], { select: 0, merge: 0 }));
     const chosen = own.map((p) => parts[p]);
-    const whole = joined(layout, chosen, kept);
+    // Dropped rows go where a method's others do.
+    const isMerged = kept.every(({ assignment }) => assignment.every((k) => k >= 0));
+    const alone = joined(layout, chosen, kept);
+    const whole = isMerged ? await this.#joined(alone, chosen, kept) : alone;
     const choice = choiceOfImage(choices, chosen, whole);
     const result = await this.#finish({ ...whole, timings: { ...whole.timings, select: prune - merge, merge } }, kept, {
       task: chooser.isAsked ? { form } : null,
@@ -223,6 +235,14 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     });
     const pruned = { ...result, choice };
     return asked.layout === 'public' ? asPublic(pruned) : pruned;
+  }
+
+  /** Lets units that the tower dropped join the kept ones. */
+  async #joined(whole: KeptImage, parts: readonly Part[], kept: readonly Kept[]): Promise<KeptImage> {
+    if (this.about.layout.dropped === undefined) return whole;
+    const nearest: Int32Array[] = [];
+    for (const [p, part] of parts.entries()) nearest.push(await this.nearest(part, kept[p].indices));
+    return withDropped(whole, parts, { kept, nearest });
   }
 
   /** The task map of all tokens, with the alignment `mean`, and the milliseconds of the analysis that it is made of. */
@@ -256,9 +276,11 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const projector = timings.projector + performance.now() - start;
     const { unitRows: _, markerRows: __, markers: ___, timings: stages, ...result } = whole;
     const further = this.further(kept);
-    const tileCounts = countsOfTiles(this.about.layout, whole);
+    const { layout } = this.about;
+    const tileCounts = countsOfTiles(layout, whole);
+    const dropped = layout.dropped && Int32Array.from(layout.dropped.flatMap((own) => [...own])).sort();
     return {
-      ...{ ...result, features, ...(further && { further }), tileCounts, task },
+      ...{ ...result, features, ...(further && { further }), ...(dropped && { dropped }), tileCounts, task },
       timings: { ...timings, projector, stages },
     };
   }
@@ -403,6 +425,11 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   protected abstract connect(kept: readonly Kept[]): Promise<Tensor>;
   protected abstract everything(): Promise<Tensor>;
   protected abstract free(): unknown;
+
+  /** For each unit of a part that the tower dropped: the position, among its kept units, of the one that is nearest at the cut. */
+  protected async nearest(_part: Part, _kept: Int32Array): Promise<Int32Array> {
+    throw new DesapError('ERR_INTERNAL', 'nearest: this family drops none');
+  }
 
   /** What the file has of kept units besides features, by output; none by default. */
   protected further(_kept: readonly Kept[]): Record<string, Tensor> | undefined {

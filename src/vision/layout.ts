@@ -10,6 +10,8 @@ export interface TokenLayout {
   readonly tiles: readonly Tile[];
   /** For each tile: where each of its units stands among the image's tokens. Units that the model itself leaves out are not listed. */
   readonly places: readonly Int32Array[];
+  /** For each tile: where units stand that the tower dropped, which `places` lists no more; left out where it dropped none. */
+  readonly dropped?: readonly Int32Array[];
   /** Where markers stand, ascending. */
   readonly markers: Int32Array;
   /**
@@ -30,4 +32,21 @@ export function plainLayout(tiles: readonly Tile[], units: readonly number[]): T
   });
   const markers = new Int32Array();
   return { tokenCount, tiles, places, markers, staying: () => markers };
+}
+
+/**
+ * The same without the units that the tower dropped.
+ * @param stayed of each tile, its units that stayed, ascending; null: all
+ */
+export function withoutDropped<L extends TokenLayout>(layout: L, stayed: readonly (Int32Array | null)[]): L {
+  if (stayed.every((own) => own === null)) return layout;
+  const { places } = layout;
+  return {
+    ...layout,
+    places: places.map((own, tile) => stayed[tile]?.map((unit) => own[unit]) ?? own),
+    dropped: places.map((own, tile) => {
+      const those = new Set(stayed[tile] ?? own.keys());
+      return own.filter((_, unit) => !those.has(unit));
+    }),
+  };
 }

@@ -78,6 +78,10 @@ export class TilesImage extends EncodedImageBase {
     return rows;
   }
 
+  protected override async nearest({ tiles: [tile], dropped }: Part, kept: Int32Array): Promise<Int32Array> {
+    return (await this.how.tiles[tile].nearest?.(kept)) ?? dropped;
+  }
+
   protected connect(kept: readonly Kept[]): Promise<Tensor> {
     return this.how.project(tokensOf(kept));
   }
@@ -94,10 +98,10 @@ export class TilesImage extends EncodedImageBase {
     let width = newlines.length / Math.max(1, layout.markers.length);
     for (const [t, tile] of tiles.entries()) {
       if (layout.places[t].length === 0) continue;
-      const { data, dims } = await this.how.project(tile.units());
+      const { data, dims } = await this.how.project((await tile.everyUnit?.()) ?? tile.units());
       width = dims[2];
       all ??= new Float32Array(layout.tokenCount * width);
-      put(data as Float32Array, layout.places[t], all, width);
+      put(data as Float32Array, unitPlaces(layout, t), all, width);
     }
     all ??= new Float32Array(layout.tokenCount * width);
     put(newlines, layout.markers, all, width);
@@ -107,6 +111,11 @@ export class TilesImage extends EncodedImageBase {
   protected async free(): Promise<void> {
     await Promise.all(this.how.tiles.map((tile) => tile.release()));
   }
+}
+
+/** Where all units of a tile stand, those that its tower dropped among them. */
+function unitPlaces({ places, dropped }: TokenLayout, tile: number): Int32Array {
+  return dropped ? Int32Array.from([...places[tile], ...dropped[tile]]).sort() : places[tile];
 }
 
 /** Writes rows to their places. */

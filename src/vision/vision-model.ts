@@ -235,6 +235,12 @@ export interface PrunedFeatures extends Omit<PruneResult, 'tokens' | 'matrices' 
   readonly further?: Readonly<Record<string, Tensor>>;
   /** How many units of each tile were kept. */
   readonly tileCounts: Int32Array;
+  /**
+   * Places of the units that were dropped inside the tower (option `tower`), ascending; left out where none was. None of them is kept. In
+   * `assignment` each has the kept token that is nearest by its state at the cut, where the others are merged; no token's rows and `counts`
+   * have a part of it, and maps are zero there.
+   */
+  readonly dropped?: Int32Array;
   /** How the question had a part in it; null with `taskShare: 0`. */
   readonly task: { readonly form: TaskForm } | null;
   readonly timings: VisionTimings;
