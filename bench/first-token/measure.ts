@@ -7,6 +7,7 @@ import type { VisionModel } from '../../src/vision/vision-model.js';
 import { randomHead } from '../../test/support.js';
 import { normal, tensor } from '../data.js';
 import { temporaryFolder } from '../onnx-models.js';
+import type { Clock } from './clock.js';
 import { STATES } from './decoders.js';
 import { patchesOf } from './encoders.js';
 import { feedsOf, inputsOf } from './inputs.js';
@@ -50,24 +51,24 @@ interface Taken {
 /** @param lengths of the prompts that the language models read */
 export async function measure(
   model: Model,
-  rounds: number,
+  { rounds, now }: { readonly rounds: number; readonly now: Clock },
   lengths: (images: Omit<Round, 'prefill'>) => readonly number[],
 ): Promise<Round[]> {
   const folder = temporaryFolder();
   const { visionEncoder } = await writeEncoder(model, folder);
   const whole = await ort.InferenceSession.create(visionEncoder, atRest());
   const [kept, dropped] = [
-    await openPruned(model, folder, {}),
-    await openPruned(model, folder, { tower: towerOf(model) }),
+    await openPruned(model, folder, now, {}),
+    await openPruned(model, folder, now, { tower: towerOf(model) }),
   ];
   const decoders: [string, (length: number) => Promise<number>][] = [];
-  for (const decoder of model.decoders) decoders.push([decoder.name, await openDecoder(decoder, folder)]);
+  for (const decoder of model.decoders) decoders.push([decoder.name, await openDecoder(decoder, folder, now)]);
   const feeds = feedsOf(model.encoder, model.tiles);
   const results: Round[] = [];
   for (let round = 0; round <= rounds; round++) {
-    const start = performance.now();
+    const start = now();
     await whole.run(feeds);
-    const all = performance.now() - start;
+    const all = now() - start;
     const [own, fewer] = [await kept(), await dropped()];
     const images = parts(model, all, own, fewer);
     const prefill: Record<string, Record<number, number>> = {};
@@ -108,20 +109,20 @@ function parts(model: Model, all: number, own: Taken, fewer: Taken): Omit<Round,
 }
 
 /** Opens a model, and times how it encodes an image, prunes it for a question, and prunes it for another. */
-async function openPruned(model: Model, folder: string, options: object): Promise<() => Promise<Taken>> {
+async function openPruned(model: Model, folder: string, now: Clock, options: object): Promise<() => Promise<Taken>> {
   const { encoder, modelType, tiles } = model;
   const { width, heads, languageWidth } = encoder;
-  const clock = timedOrt();
+  const sessions = timedOrt(now);
   const isClip = encoder.family === 'llava';
   const space = isClip ? CLIP_SPACE : languageWidth;
   const own = isClip && {
     pruner: await Pruner.load(randomHead(1, { width, heads, projectionDim: space }), { device: 'cpu' }),
     ...(modelType === 'llava_next' && { newlineVector: normal(5, languageWidth) }),
   };
-  const vision = await openVisionModel(folder, { ort: clock.ort, ...own, ...options });
+  const vision = await openVisionModel(folder, { ort: sessions.ort, ...own, ...options });
   const inputs = inputsOf(encoder, modelType, tiles);
   const question = { embeddings: tensor(7, QUESTION, space), endOfText: QUESTION - 1 };
-  return () => encodeAndPrune(vision, clock, { inputs, question, keep: keepOf(model) });
+  return () => encodeAndPrune(vision, sessions, now, { inputs, question, keep: keepOf(model) });
 }
 
 /** Width of the space that CLIP ViT-L shares with texts. */
@@ -138,17 +139,22 @@ type Asked = {
   readonly keep: number;
 };
 
-async function encodeAndPrune(vision: VisionModel, clock: TimedOrt, { inputs, question, keep }: Asked): Promise<Taken> {
+async function encodeAndPrune(
+  vision: VisionModel,
+  timed: TimedOrt,
+  now: Clock,
+  { inputs, question, keep }: Asked,
+): Promise<Taken> {
   const ask = () => image.prune(question, { keep, allocation: 'tile' });
-  clock.taken();
-  const start = performance.now();
+  timed.taken();
+  const start = now();
   const [image] = await vision.encode(inputs);
   const { features } = await ask();
-  const asked = performance.now();
-  const sessions = clock.taken();
+  const asked = now();
+  const sessions = timed.taken();
   // What a second question takes is what depends on questions: the image is analysed.
   await ask();
-  const selection = performance.now() - asked - sum(clock.taken());
+  const selection = now() - asked - sum(timed.taken());
   await image.dispose();
   return { sessions, analysis: asked - start - sum(sessions) - selection, selection, tokens: features.dims[1] };
 }
@@ -156,7 +162,7 @@ async function encodeAndPrune(vision: VisionModel, clock: TimedOrt, { inputs, qu
 const sum = (times: SessionTimes): number => Object.values(times).reduce((total, one) => total + one, 0);
 
 /** Times a prompt's way through all layers, of which one of each kind runs, and of its last row to the logits. */
-async function openDecoder(decoder: Decoder, folder: string): Promise<(length: number) => Promise<number>> {
+async function openDecoder(decoder: Decoder, folder: string, now: Clock): Promise<(length: number) => Promise<number>> {
   const { width, layers } = decoder;
   const files = await writeDecoder(decoder, folder);
   const open = (path: string) => ort.InferenceSession.create(path, atRest());
@@ -168,14 +174,14 @@ async function openDecoder(decoder: Decoder, folder: string): Promise<(length: n
   });
   return async (length) => {
     let taken = 0;
-    const timed = async (session: ort.InferenceSession, count: number, times: number) => {
+    const add = async (session: ort.InferenceSession, count: number, times: number) => {
       const feeds = rows(count);
-      const start = performance.now();
+      const start = now();
       await session.run(feeds);
-      taken += times * (performance.now() - start);
+      taken += times * (now() - start);
     };
-    for (const { session, count } of kinds) await timed(session, length, count);
-    await timed(logits, 1, 1);
+    for (const { session, count } of kinds) await add(session, length, count);
+    await add(logits, 1, 1);
     return taken;
   };
 }

@@ -8,6 +8,7 @@ import { normal, tensor } from '../data.js';
 import { EncoderBlocks } from '../encoder-blocks.js';
 import { ratios, type Spread, spread } from '../harness.js';
 import { RandomModel, temporaryFolder } from '../onnx-models.js';
+import type { Clock } from './clock.js';
 
 export interface RowChoice {
   readonly rows: number;
@@ -23,7 +24,7 @@ const ROUNDS = 15;
 const [INPUT, OUTPUT] = ['rows', 'ends'];
 
 /** SigLIP base on a tile of 512 pixels: a quarter of its rows by farthest points, and one block on all of them, in turn. */
-export async function timeRowChoice(isSmall: boolean): Promise<RowChoice> {
+export async function timeRowChoice(isSmall: boolean, now: Clock): Promise<RowChoice> {
   const [rows, width, heads] = isSmall ? [64, 64, 4] : [1024, 768, 12];
   const picks = rows / 4;
   const graph = new RandomModel();
@@ -37,9 +38,9 @@ export async function timeRowChoice(isSmall: boolean): Promise<RowChoice> {
   const backend = openBackend({ device: 'cpu' });
   const x = tensor(3, rows, width);
   const timed = async (run: () => Promise<unknown>) => {
-    const start = performance.now();
+    const start = now();
     await run();
-    return performance.now() - start;
+    return now() - start;
   };
   const [choices, blocks]: number[][] = [[], []];
   for (let round = 0; round <= ROUNDS; round++) {

@@ -3,7 +3,7 @@ import * as ort from 'onnxruntime-node';
 import { ATTENTION, ROWS } from '../../src/onnx/block-values.js';
 import type { OrtModule } from '../../src/onnx/edit.js';
 import { PATCHES } from '../../src/onnx/split.js';
-import { Stopwatch } from '../../src/stopwatch.js';
+import type { Clock } from './clock.js';
 
 /** `pixels` takes the image: the whole tower, or its front; `rest` is what takes states behind a cut, and `tail` the end of a last block. */
 export type SessionPart = 'pixels' | 'rest' | 'tail' | 'connector';
@@ -18,20 +18,27 @@ export interface TimedOrt {
 }
 
 /** A module for the option `ort`. */
-export function timedOrt(): TimedOrt {
-  let watch = new Stopwatch<SessionPart>();
+export function timedOrt(now: Clock): TimedOrt {
+  const nothing = (): Record<SessionPart, number> => ({ pixels: 0, rest: 0, tail: 0, connector: 0 });
+  let times = nothing();
   const create = async (...args: Parameters<typeof ort.InferenceSession.create>) => {
     const session = await ort.InferenceSession.create(...args);
     const part = partOf(session.inputNames);
     const run = session.run.bind(session) as (...given: unknown[]) => Promise<unknown>;
-    return Object.assign(session, { run: (...given: unknown[]) => watch.timed(part, () => run(...given)) });
+    const timed = async (...given: unknown[]) => {
+      const start = now();
+      const result = await run(...given);
+      times[part] += now() - start;
+      return result;
+    };
+    return Object.assign(session, { run: timed });
   };
   return {
     ort: { Tensor: ort.Tensor, InferenceSession: { create } } as unknown as OrtModule,
     taken() {
-      const { spent } = watch;
-      watch = new Stopwatch();
-      return { pixels: spent('pixels'), rest: spent('rest'), tail: spent('tail'), connector: spent('connector') };
+      const own = times;
+      times = nothing();
+      return own;
     },
   };
 }
