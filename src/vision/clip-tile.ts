@@ -54,7 +54,7 @@ export function clipTile(
       : picked({ data, dims: [rows, width] }, patches, classRows);
   };
   return {
-    source: () => clipSource(encoder, encoded, { patches: isWhole ? null : patches, grid: gridOf(encoded) }),
+    source: () => clipSource(encoder, encoded, { patches: isWhole ? null : patches, grid: gridOf(encoded, classRows) }),
     units,
     ...(cut && {
       everyUnit: async () => picked(await cut.whole(), patches, classRows),
@@ -94,4 +94,3 @@ function picked({ data, dims: [, width] }: TensorLike, rows: Int32Array, first =
     own.set(values.subarray((first + row) * width, (first + row + 1) * width), i * width);
   return { data: own, dims: [rows.length, width] };
 }
-

@@ -17,6 +17,7 @@ export { BlockVision } from './block-vision.js';
 export type { ClipEncoderOptions } from './clip-encoder.js';
 export type { ClipTextOptions, EncodedText } from './clip-text.js';
 export { ClipText } from './clip-text.js';
+export type { Rows } from './clip-tower.js';
 export type { CompactOptions, CompactPrompt, KeptPatches, Positions } from './compact.js';
 export { compact } from './compact.js';
 export type { VisionModelOptions } from './families.js';
@@ -26,7 +27,6 @@ export type { ConfiguredSize, ImageProcessorConfig, ImageSource, Pixels, RgbImag
 export { ImageProcessor } from './image-processor.js';
 export type { LlavaVisionOptions } from './llava.js';
 export { LlavaVision } from './llava.js';
-export type { Rows } from './llava-image.js';
 export { LlavaImage } from './llava-image.js';
 export type { LlavaNextVisionOptions } from './llava-next.js';
 export { LlavaNextVision } from './llava-next.js';
@@ -43,6 +43,7 @@ export type { SiglipEncodedText, SiglipRows, SiglipTextOptions } from './siglip-
 export { SiglipText } from './siglip-text.js';
 export type { FilteredText } from './text-filter.js';
 export { TilesImage } from './tiles-image.js';
+export type { RowRule, TowerOptions } from './tower-options.js';
 export type { ClassRows, VideoLlavaKind, VideoLlavaVisionOptions } from './video-llava.js';
 export { VideoLlavaVision } from './video-llava.js';
 export type {

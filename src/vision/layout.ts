@@ -36,16 +36,19 @@ export function plainLayout(tiles: readonly Tile[], units: readonly number[]): T
 
 /**
  * The same without the units that the tower dropped.
- * @param stayed of each tile, its units that stayed, ascending; null: all
+ * @param cuts of each tile: its units that stayed, ascending; null: all
  */
-export function withoutDropped<L extends TokenLayout>(layout: L, stayed: readonly (Int32Array | null)[]): L {
-  if (stayed.every((own) => own === null)) return layout;
+export function withoutDropped(
+  layout: TokenLayout,
+  cuts: readonly ({ readonly stayed: Int32Array } | null)[],
+): TokenLayout {
+  if (cuts.every((cut) => cut === null)) return layout;
   const { places } = layout;
   return {
     ...layout,
-    places: places.map((own, tile) => stayed[tile]?.map((unit) => own[unit]) ?? own),
+    places: places.map((own, tile) => cuts[tile]?.stayed.map((unit) => own[unit]) ?? own),
     dropped: places.map((own, tile) => {
-      const those = new Set(stayed[tile] ?? own.keys());
+      const those = new Set(cuts[tile]?.stayed ?? own.keys());
       return own.filter((_, unit) => !those.has(unit));
     }),
   };

@@ -2,12 +2,22 @@ import { DesapError, mismatch } from '../errors.js';
 import type { TensorLike } from '../index.js';
 import { type OptionNames, options } from '../options.js';
 import { integer, nonEmpty, oneOf, vector as vectorOf } from '../tensor.js';
-import { ANYRES, type Anyres, anyresLayout, NEWLINES, type Newline, PINPOINTS, type TileRule } from './anyres.js';
+import {
+  ANYRES,
+  type Anyres,
+  type AnyresLayout,
+  anyresLayout,
+  NEWLINES,
+  type Newline,
+  PINPOINTS,
+  type TileRule,
+} from './anyres.js';
 import { checkPinpoints } from './anyres-images.js';
 import { sizesOf, type Tiled, tilesOf } from './anyres-inputs.js';
 import { ClipEncoder, type ClipEncoderOptions, type Encoded } from './clip-encoder.js';
 import { ClipVisionModel } from './clip-model.js';
 import { clipTile } from './clip-tile.js';
+import { withoutDropped } from './layout.js';
 import { LLAVA_OPTIONS } from './llava.js';
 import { folderOf, type ModelConfig, readConfig } from './model-folder.js';
 import { newlineVector } from './newline.js';
@@ -97,13 +107,23 @@ export class LlavaNextVision extends ClipVisionModel<TilesImage> {
     const images = tilesOf(pixelValues as TensorLike, sizesOf(imageSizes, names), this.layout, names);
     const tiles = images.flatMap((image) => image.tiles);
     const { side } = this.layout;
-    const encoded = await this.encoder.encode(inARow(tiles), [tiles.length, 3, side, side], names.pixelValues);
+    const layouts = new Map<Tiled, AnyresLayout>();
+    const layoutOf = (image: Tiled, patches: number) => {
+      const layout = layouts.get(image) ?? this.#layoutOf(image, patches);
+      layouts.set(image, layout);
+      return layout;
+    };
+    const owners = images.flatMap((image) => image.tiles.map((_, t) => ({ image, t })));
+    const units = (tile: number, patches: number) => layoutOf(owners[tile].image, patches).patches[owners[tile].t];
+    const dims = [tiles.length, 3, side, side];
+    const encoded = await this.encoder.encode(inARow(tiles), dims, names.pixelValues, { units });
     try {
       let at = 0;
       return images.map((image) => {
         const first = at;
         at += image.tiles.length;
-        return this.#image(image, encoded.slice(first, at));
+        const patches = encoded[first].rows - Number(this.pruner.head.classToken);
+        return this.#image(image, layoutOf(image, patches), encoded.slice(first, at));
       });
     } catch (error) {
       for (const { batch } of encoded) void batch.release();
@@ -111,16 +131,20 @@ export class LlavaNextVision extends ClipVisionModel<TilesImage> {
     }
   }
 
-  #image({ size, grid }: Tiled, encoded: readonly Encoded[]): TilesImage {
-    const { anyres, newline, vector } = this.layout;
-    const patches = encoded[0].batch.dims[1] - Number(this.pruner.head.classToken);
+  #layoutOf({ size, grid }: Tiled, patches: number): AnyresLayout {
+    const { anyres, newline } = this.layout;
     const side = Math.sqrt(patches);
     if (!Number.isInteger(side))
       throw new DesapError('ERR_GRAPH', `the vision tower: got ${patches} patches of a tile, wanted a square of them`);
-    const layout = anyresLayout(size, { grid, side, anyres, newline });
+    return anyresLayout(size, { grid, side, anyres, newline });
+  }
+
+  #image({ grid }: Tiled, layout: AnyresLayout, encoded: readonly Encoded[]): TilesImage {
+    const { vector } = this.layout;
     const { encoding } = this.encoder.options;
+    const cuts = encoded.map(({ cut }) => cut);
     return new TilesImage(this, {
-      ...{ medium: 'image', layout },
+      ...{ medium: 'image', layout: withoutDropped(layout, cuts) },
       tiles: encoded.map((tile, t) => clipTile(this.encoder, tile, { patches: layout.patches[t], encoding })),
       tileGrid: grid,
       project: (rows) => this.encoder.project(rows),

@@ -74,7 +74,7 @@ function behindBatch({ data, dims }: { readonly data: unknown; readonly dims: re
 }
 
 /** The patches that the tower gives: those that are no square stand in one line, and so do those that it did not drop. */
-export function gridOf({ batch, cut, classRows }: Encoded): Grid {
+export function gridOf({ batch, cut }: Encoded, classRows: number): Grid {
   const patches = batch.dims[1] - classRows;
   const side = Math.sqrt(patches);
   return cut === null && Number.isInteger(side) ? { rows: side, columns: side } : { rows: 1, columns: patches };

@@ -32,6 +32,7 @@ import { phi3Layout } from './phi3-layout.js';
 import { allOrNone, atRest, runSession } from './session.js';
 import { TilesImage } from './tiles-image.js';
 import { warnOfTuning } from './tower-head.js';
+import { refuseTower } from './tower-options.js';
 import type { InputNames, VisionInputs } from './vision-model.js';
 
 /** Options of {@link Phi3Vision.open}. */
@@ -73,6 +74,10 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
     const checked = options('options', given, PHI3_OPTIONS);
     const { clip, head, pruner, newline = 'kept-rows' } = checked;
     checkShared(checked);
+    refuseTower(
+      checked.tower,
+      'of an encoder whose crops its own graph puts together, row by row, in front of the connector',
+    );
     encodingOf(checked);
     longTextChoice(checked);
     oneOf('newline', newline, NEWLINES);

@@ -41,29 +41,12 @@ export function towerChoice(given: TowerOptions | undefined): TowerChoice | null
   return { at, keep, by: oneOf('tower.by', by, ROW_RULES) };
 }
 
-/** What a tower allows. */
-export interface TowerLimits {
-  /** How many of its blocks stand in front of the hidden states that are pruned. */
-  readonly blocks: number;
-  /** Rules that it has what they read for. */
-  readonly rules: readonly RowRule[];
-  /** Why it has no others, for messages. */
-  readonly why: string;
-}
-
 /**
- * Checks the option against a tower.
- * @throws DesapError `ERR_VALUE` for a block that it does not have, and for a rule that reads what it does not have
+ * Checks that a tower has what a rule reads.
+ * @param why it has no others, for messages
+ * @throws DesapError `ERR_VALUE`
  */
-export function checkTowerChoice({ at, by }: TowerChoice, { blocks, rules, why }: TowerLimits): void {
-  if (blocks < 2)
-    throw mismatch(
-      'ERR_VALUE',
-      'tower',
-      `a tower of ${blocks} blocks in front of its last`,
-      'at least two to cut between',
-    );
-  integer('tower.at', at, 1, blocks - 1);
+export function checkRule({ by }: TowerChoice, rules: readonly RowRule[], why: string): void {
   if (!rules.includes(by)) throw mismatch('ERR_VALUE', 'tower.by', `'${by}' ${why}`, alternatives(rules));
 }
 
