@@ -14,7 +14,7 @@ import { DTYPES, type Dtype } from '../vision/model-folder.js';
 import { CLASS_ROWS, type ClassRows } from '../vision/video-llava.js';
 import { DISTANCES, PRESET_NAMES } from '../vision/vision-choices.js';
 import type { Allocation, Distances, Preset, VisionPruneOptions } from '../vision/vision-model.js';
-import { methodOptions } from './method-flags.js';
+import { namedValues } from './method-flags.js';
 import { type ImageFlags, type ModelKind, modelKind } from './models.js';
 
 /** The repository's own models; they come with a clone, not with the npm package. */
@@ -74,6 +74,11 @@ export function withFamilies(command: Command): Command {
       .addOption(
         new Option('--class-rows <form>', 'Video-LLaVA: class row of each frame (default: keep)').choices(CLASS_ROWS),
       )
+      .option(
+        '--tower <list>',
+        'drop rows inside the vision tower: at=<blocks that see all>,keep=<share or count of each tile>,by=<rule>',
+        namedValues,
+      )
       .option('--frames <count>', 'Video-LLaVA: frames that are taken of a video file (default: 8)', positive),
   );
 }
@@ -120,7 +125,7 @@ export function withPruning(command: Command, all = false): Command {
     .option('--lambda <number>', 'lambda of eq. 3 (default: 0.1)', finite)
     .option('--no-merge', 'drop the other visual tokens instead of merging them')
     .addOption(new Option('--method <name>', 'what chooses the tokens (default: desap)').choices(METHOD_NAMES))
-    .option('--method-options <list>', "a method's own options, name=value with commas between", methodOptions);
+    .option('--method-options <list>', "a method's own options, name=value with commas between", namedValues);
 }
 
 export interface PruningFlags {
@@ -149,6 +154,7 @@ export interface ModelFlags extends DeviceOptions, ImageFlags {
   anyres?: Anyres;
   newline?: Newline;
   classRows?: ClassRows;
+  tower?: object;
 }
 
 /** What flags say of pruning, without how much. */
@@ -185,12 +191,20 @@ export async function chosenModel(
   if (flags.frames !== undefined && !kind.isForVideos)
     throw mismatch('ERR_VALUE', '--frames', `${flags.frames}`, 'a model for videos beside it');
   const clip = flags.clip ?? (kind.isClip ? await shipped('tiny-clip', '--clip') : undefined);
-  const { dtype, task, anyres, newline, classRows } = flags;
+  const { dtype, task, anyres, newline, classRows, tower } = flags;
   const wanted = [...new Set(hows.flatMap(({ method = 'desap', methodOptions }) => tapsOf(method, methodOptions)))];
   const taps = kind.isTapped && wanted.length > 0 ? wanted : undefined;
-  const given = Object.entries({ clip, dtype, task, anyres, newline, classRows, taps, ...textOptions(flags) }).filter(
-    ([, value]) => value !== undefined,
-  );
+  const given = Object.entries({
+    clip,
+    dtype,
+    task,
+    anyres,
+    newline,
+    classRows,
+    tower,
+    taps,
+    ...textOptions(flags),
+  }).filter(([, value]) => value !== undefined);
   return { folder, kind, options: { ...deviceOptions(flags), ...Object.fromEntries(given) } as ChosenModel['options'] };
 }
 

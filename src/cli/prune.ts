@@ -79,7 +79,7 @@ export async function draw(strips: readonly Strip[], kept: PrunedFeatures, about
 }
 
 /** What was kept, cell by cell of a strip. */
-function viewOf(strip: Strip, { indices, source, maps }: PrunedFeatures, about: About): KeptView {
+function viewOf(strip: Strip, { indices, source, maps, dropped }: PrunedFeatures, about: About): KeptView {
   if (!maps) throw mismatch('ERR_VALUE', 'maps', 'none', 'those of a pruning that is drawn');
   const { rows, columns, image, title } = strip;
   const places = Array.from({ length: rows * columns }, (_, cell) =>
@@ -92,6 +92,7 @@ function viewOf(strip: Strip, { indices, source, maps }: PrunedFeatures, about: 
     ...{ image, title, rows, columns, ...about },
     indices: Int32Array.from(shown, (k) => cells.get(indices[k]) as number),
     source: Uint8Array.from(shown, (k) => source[k]),
+    dropped: new Set([...(dropped ?? [])].flatMap((place) => cells.get(place) ?? [])),
     task: maps.task && map(maps.task),
     saliency: map(maps.saliency),
   };
@@ -103,9 +104,9 @@ function forPrograms(
   kept: PrunedFeatures,
   device: string,
 ) {
-  const { indices, source, assignment, counts, tileCounts, task, maps, timings } = kept;
+  const { indices, source, assignment, counts, dropped, tileCounts, task, maps, timings } = kept;
   const image = { medium, patches: assignment.length, tiles, tileCounts: tileCounts };
-  return { question, device, ...image, indices, source, assignment, counts, task, maps, timings };
+  return { question, device, ...image, indices, source, assignment, counts, dropped, task, maps, timings };
 }
 
 /** By `source`. */
@@ -117,11 +118,12 @@ function summarize(
   how: { readonly complement: Complement; readonly method: MethodName; readonly output?: string },
 ): void {
   const { complement, method, output } = how;
-  const { indices, source, assignment, tileCounts, task, timings } = kept;
+  const { indices, source, assignment, dropped, tileCounts, task, timings } = kept;
   const list = (which: number) => [...indices].filter((_, at) => source[at] === which);
   const markers = list(MARKER);
   const units = indices.length - markers.length;
   print(`kept ${units} of ${assignment.length} patches on: ${device}`);
+  if (dropped) print(`dropped:     ${dropped.length} inside the tower`);
   if (tileCounts.length > 1) print(`by tile:     ${tileCounts.join(' ')}`);
   if (method === 'desap') {
     print(`by task:     ${list(0).join(' ')}${task && task.form !== 'clip' ? ` (form: ${task.form})` : ''}`);

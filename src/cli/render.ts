@@ -11,6 +11,8 @@ export interface KeptView {
   readonly indices: Int32Array;
   /** 0 task, 1 its complement. */
   readonly source: Uint8Array;
+  /** Patches whose rows were dropped inside the tower. */
+  readonly dropped: ReadonlySet<number>;
   /** What chose those that the question did not. */
   readonly complement: Complement;
   /** Null where no question was asked. */
@@ -47,6 +49,13 @@ const COLORS = ['#10c96b', '#2f9bff'];
 const MARGIN = 24;
 const TITLE = 74;
 const LEGEND = 92;
+/** Greys of patches that are not kept: black becomes `from`, and `swatch` shows them in the legend. */
+interface Shade {
+  readonly from: number;
+  readonly swatch: string;
+}
+const NOT_KEPT: Shade = { from: 150, swatch: '#b4b4b4' };
+const DROPPED: Shade = { from: 60, swatch: '#5a5a5a' };
 /** Lines that outline patches. */
 const STROKE = 4;
 const LONGEST_QUESTION = 90;
@@ -61,8 +70,8 @@ const HEAT: readonly Rgb[] = [
 ];
 
 /**
- * A PNG: the image with dropped patches greyed and kept ones outlined by what chose them, and beside it the maps that chose, as heat over
- * the image: the task map where a question was asked, and the saliency map unless diversity has its place. Several views stand one below
+ * A PNG: the image with dropped patches greyed, darker those whose rows the tower dropped, and kept ones outlined by what chose them, and
+ * beside it the maps that chose, as heat over the image: the task map where a question was asked, and the saliency map unless diversity has its place. Several views stand one below
  * the other.
  */
 export async function renderKept(views: readonly KeptView[]): Promise<Uint8Array> {
@@ -128,9 +137,11 @@ async function renderView(view: KeptView, sharp: Sharp): Promise<Drawn> {
 }
 
 function panelsOf(view: KeptView): Panel[] {
-  const { indices, task, saliency, complement, title: name } = view;
+  const { indices, dropped, task, saliency, complement, title: name } = view;
   const kept = new Set(indices);
-  const pixels = paint(view, (rgb, patch) => (kept.has(patch) ? rgb : faded(rgb)));
+  const pixels = paint(view, (rgb, patch) =>
+    kept.has(patch) ? rgb : faded(rgb, dropped.has(patch) ? DROPPED : NOT_KEPT),
+  );
   const own: Panel = {
     title: `${name === undefined ? '' : `${name}: `}kept ${indices.length} of ${saliency.length} patches`,
     pixels,
@@ -168,8 +179,8 @@ function paint({ image, rows, columns }: KeptView, color: (rgb: Rgb, patch: numb
 
 const luminance = ([r, g, b]: Rgb): number => 0.299 * r + 0.587 * g + 0.114 * b;
 
-function faded(rgb: Rgb): Rgb {
-  const grey = 150 + 0.3 * luminance(rgb);
+function faded(rgb: Rgb, { from }: Shade): Rgb {
+  const grey = from + 0.3 * luminance(rgb);
   return [grey, grey, grey];
 }
 
@@ -211,6 +222,8 @@ function drawing(view: KeptView, panels: readonly Panel[], { width, height, side
   const swatch = (x: number, of: number, name: string) =>
     `<rect x="${x + 2}" y="${below}" width="18" height="18" fill="none" stroke="${COLORS[of]}" stroke-width="4"/>` +
     text(x + 30, below + 15, 16, `${source.filter((one) => one === of).length} by ${name}`);
+  const shade = (x: number, { swatch: color }: Shade, name: string) =>
+    `<rect x="${x}" y="${below + 34}" width="22" height="22" fill="${color}"/>${text(x + 30, below + 51, 16, name)}`;
   const stops = HEAT.map(
     (rgb, i) => `<stop offset="${i / (HEAT.length - 1)}" stop-color="rgb(${rgb.join(',')})"/>`,
   ).join('');
@@ -223,7 +236,7 @@ function drawing(view: KeptView, panels: readonly Panel[], { width, height, side
 ${text(left(0), 32, 20, heading(view), 'font-weight="bold"')}
 ${panels.map((panel, i) => text(left(i), 62, 16, panel.title) + outlines(i) + (panel.heat ? scale(i) : '')).join('\n')}
 ${swatch(left(0), 0, 'task')}${swatch(left(0) + 140, 1, view.complement)}
-<rect x="${left(0)}" y="${below + 34}" width="22" height="22" fill="#b4b4b4"/>${text(left(0) + 30, below + 51, 16, 'not kept')}
+${shade(left(0), NOT_KEPT, 'not kept')}${view.dropped.size > 0 ? shade(left(0) + 140, DROPPED, 'dropped in the tower') : ''}
 </svg>`;
 }
 

@@ -5,12 +5,11 @@ import { between } from './connector.js';
 import { type Cut, cut, type EditedGraph } from './edit.js';
 import { Builder } from './format/builder.js';
 import type { OnnxNode } from './format/messages.js';
-import type { OnnxModel } from './format/model.js';
 import { DataType } from './format/proto.js';
 import { type GraphNode, renamed } from './format/write.js';
 import type { Graph } from './search/graph.js';
 import { outputsOf, SKIP_NORMS } from './search/last-block.js';
-import { batchFirst, blocksBefore, enteringStates, floatPixels, HIDDEN_STATES, towerGraph } from './split.js';
+import { batchFirst, blocksBefore, enteringStates, floatPixels, HIDDEN_STATES } from './split.js';
 import { checkTower, type TowerStructure } from './tower.js';
 
 /** The hidden states at the cut, float32: what the front hands out and the rest takes, [B, N, D] or [N, D]. */
@@ -45,25 +44,20 @@ export interface TowerCut {
   readonly late: readonly string[];
 }
 
-/** A value to hand out, and what it is called then. */
-interface Named {
-  readonly value: string;
-  readonly as: string;
-}
-
 /** What a tower is cut with. */
 interface Given {
   readonly graph: Graph;
-  /** The graph's model, or one with more nodes. */
-  readonly model: OnnxModel;
   readonly at: number;
   /** The value that enters the block behind the cut. */
   readonly states: string;
-  readonly whole: EditedGraph;
   /** Inputs that take float32 in place of float16, and nodes that write what the front hands out early. */
   readonly front: Pick<Cut, 'inputs'> & { readonly nodes: readonly GraphNode[]; readonly outputs: readonly string[] };
-  /** What the rest hands out: hidden states of later layers, the last one first. */
-  readonly late: readonly Named[];
+  /** What the rest hands out, hidden states at the end first; the graph's values that it is made of; and what writes it. */
+  readonly late: {
+    readonly outputs: readonly string[];
+    readonly values: readonly string[];
+    write(builder: Builder): void;
+  };
   /** Puts rows that lie as [N, batch, D] in the file into the order [batch, N, D], or back; leaves all others. */
   readonly turn: (builder: Builder, value: string) => string;
 }
@@ -77,23 +71,26 @@ interface Given {
  */
 export function clipTowerCut(tower: TowerStructure, at: number, tapped: readonly number[] = []): TowerCut {
   const { graph, blocks, hidden } = checkTower(tower);
-  checkAt(graph, at, blocksBefore(tower));
+  checkAt(graph.model.name, at, blocksBefore(tower));
   const turn = (builder: Builder, value: string) => batchFirst(builder, tower, value);
   const builder = new Builder(graph.model.opset);
   const inputs = floatPixels(builder, tower);
-  const early = tapped.filter((block) => block <= at);
-  for (const block of early) builder.float(turn(builder, blocks[block].input), enteringStates(block));
+  const states = (block: number) => ({ value: blocks[block].input, as: enteringStates(block) });
+  const hand = (into: Builder, { value, as }: { value: string; as: string }) => into.float(turn(into, value), as);
+  const early = tapped.filter((block) => block <= at).map(states);
+  const late = [{ value: hidden, as: HIDDEN_STATES }, ...tapped.filter((block) => block > at).map(states)];
+  for (const one of early) hand(builder, one);
   return cutTower({
-    ...{ graph, model: graph.model, at, turn },
+    ...{ graph, at, turn },
     states: blocks[at].input,
-    whole: towerGraph(tower, tapped),
-    front: { inputs, nodes: builder.nodes, outputs: early.map(enteringStates) },
-    late: [
-      { value: hidden, as: HIDDEN_STATES },
-      ...tapped
-        .filter((block) => block > at)
-        .map((block) => ({ value: blocks[block].input, as: enteringStates(block) })),
-    ],
+    front: { inputs, nodes: builder.nodes, outputs: early.map(({ as }) => as) },
+    late: {
+      outputs: late.map(({ as }) => as),
+      values: late.map(({ value }) => value),
+      write: (into) => {
+        for (const one of late) hand(into, one);
+      },
+    },
   });
 }
 
@@ -103,35 +100,37 @@ export function clipTowerCut(tower: TowerStructure, at: number, tapped: readonly
  * @param before blocks that stand in front of the last one
  * @throws DesapError `ERR_VALUE`; `ERR_GRAPH` where there is no such place
  */
-export function checkAt(graph: Graph, at: number, before: number): number {
+export function checkAt(name: string, at: number, before: number): number {
   if (before < 2)
     throw new DesapError(
       'ERR_GRAPH',
-      `${graph.model.name}: looked for a place between two blocks to drop rows at; found ${before} in front of the last`,
+      `${name}: looked for a place between two blocks to drop rows at; found ${before} in front of the last`,
     );
   return integer('tower.at', at, 1, before - 1);
 }
 
 /** @internal Cuts a graph at the value that enters a block. */
-export function cutTower({ graph, model, at, states, whole, front, late, turn }: Given): TowerCut {
+export function cutTower({ graph, at, states, front, late, turn }: Given): TowerCut {
+  const { model } = graph;
   const sum = sumBehind(graph, states);
   const given = sum === null ? [states] : outputsOf(sum);
-  const part = between(
-    graph,
-    given,
-    late.map(({ value }) => value),
-  );
+  const part = between(graph, given, late.values);
   const crossing = part.crossing.map((_, i) => `desap.crossing_rows/${i}`);
 
+  const whole = new Builder(model.opset);
+  whole.include(front.nodes);
+  late.write(whole);
   const builder = new Builder(model.opset);
   builder.include(front.nodes);
   builder.float(turn(builder, states), STATES);
   for (const [i, value] of part.crossing.entries()) builder.name(value, crossing[i]);
   const outputs = [STATES, ...crossing, ...front.outputs];
+  const { inputs } = front;
   return {
-    ...{ name: model.name, at, whole, crossing, early: front.outputs, late: late.map(({ as }) => as) },
-    front: cut(model, { inputs: front.inputs, outputs, nodes: builder.nodes }),
-    rest: (extents) => restGraph({ graph, model, states, sum, part, crossing, late, turn }, extents),
+    ...{ name: model.name, at, crossing, early: front.outputs, late: late.outputs },
+    whole: cut(model, { inputs, outputs: [...late.outputs, ...front.outputs], nodes: whole.nodes }),
+    front: cut(model, { inputs, outputs, nodes: builder.nodes }),
+    rest: (extents) => restGraph({ graph, states, sum, part, crossing, late, turn }, extents),
   };
 }
 
@@ -141,29 +140,27 @@ function sumBehind(graph: Graph, states: string): OnnxNode | null {
   return node !== undefined && SKIP_NORMS[node.op] !== undefined ? node : null;
 }
 
-interface Rest extends Pick<Given, 'graph' | 'model' | 'states' | 'late' | 'turn'> {
+interface Rest extends Pick<Given, 'graph' | 'states' | 'late' | 'turn'> {
   readonly sum: OnnxNode | null;
   readonly part: ReturnType<typeof between>;
   readonly crossing: readonly string[];
 }
 
-function restGraph(
-  { graph, model, states, sum, part, crossing, late, turn }: Rest,
-  extents: StateExtents,
-): EditedGraph {
+function restGraph({ graph, states, sum, part, crossing, late, turn }: Rest, extents: StateExtents): EditedGraph {
+  const { model } = graph;
   const builder = new Builder(model.opset);
   const rows = builder.cast(turn(builder, STATES), graph.elementType(states));
   if (sum === null) builder.name(rows, states);
   else builder.include([sumOf(builder, sum, rows)]);
   for (const [i, name] of crossing.entries()) builder.name(name, part.crossing[i]);
   recount(builder, graph, part.nodes, extents);
-  for (const { value, as } of late) builder.float(turn(builder, value), as);
+  late.write(builder);
   return cut(model, {
     inputs: [
       { name: STATES, type: DataType.float },
       ...crossing.map((name, i) => ({ name, type: graph.elementType(part.crossing[i]) })),
     ],
-    outputs: late.map(({ as }) => as),
+    outputs: late.outputs,
     nodes: builder.nodes,
   });
 }

@@ -11,7 +11,6 @@ import { type EncodedImage, ImageProcessor, LlavaVision, openVisionModel } from 
 import { LlavaNextVision } from '../../src/vision/llava-next.js';
 import { unitsThatStay } from '../../src/vision/row-rules.js';
 import { ROW_RULES, type TowerOptions } from '../../src/vision/tower-options.js';
-import { random } from '../support.js';
 
 const CLIP = 'models/tiny-clip';
 const LLAVA = 'models/tiny-llava/onnx/vision_encoder.onnx';
