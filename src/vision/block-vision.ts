@@ -24,6 +24,7 @@ import { BlockBatch } from './block-batch.js';
 import type { BlockFamily, EncoderFacts, EncoderRun, Feed } from './block-family.js';
 import { BlockImage } from './block-image.js';
 import { type BlockEngine, type BlockRun, type HiddenRows, type Outputs, splitRun, wholeRun } from './block-run.js';
+import { BlockTower, checkBlockTower } from './block-tower.js';
 import { blockTrials } from './block-trials.js';
 import { checkQuestion } from './check-text.js';
 import { confirmFeatures, runTrials, type Sample } from './file-features.js';
@@ -37,6 +38,7 @@ import { QuestionTable } from './question-table.js';
 import { allOrNone, atRest, openSession, type RunNames, runSession } from './session.js';
 import { openFit, type SiglipOptions, siglipOptions } from './siglip-options.js';
 import { SiglipText } from './siglip-text.js';
+import { type TowerOptions, towerChoice } from './tower-options.js';
 import { floats } from './trial.js';
 import type { Budget, ImageMarks, InputNames, VisionInputs } from './vision-model.js';
 
@@ -67,6 +69,10 @@ export interface BlockVisionOptions extends DeviceOptions, Budget, LongTextOptio
   task?: 'llm' | 'siglip';
   /** The SigLIP's folder, or more about it; with `task: 'siglip'`. */
   siglip?: string | SiglipOptions;
+  /**
+   * Rows that are dropped inside the tower: the blocks behind run on the others alone. Its rules are `distance` and `random`. Default: none.
+   */
+  tower?: TowerOptions;
   /** A pruner that is open already: its device is used, and stays the caller's. */
   pruner?: Pruner;
   /** Session options of ONNX Runtime, for every session; default: its own, with threads that do not spin between runs. */
@@ -78,7 +84,7 @@ export interface BlockVisionOptions extends DeviceOptions, Budget, LongTextOptio
 export const BLOCK_OPTIONS: OptionNames<BlockVisionOptions> = {
   ...DEVICE_OPTIONS,
   ...{ model: true, config: true, dtype: true, embedQuestion: true, pruner: true, keep: true, keepRatio: true },
-  ...{ encoding: true, task: true, siglip: true, longText: true, filter: true, session: true, ort: true },
+  ...{ encoding: true, task: true, tower: true, siglip: true, longText: true, filter: true, session: true, ort: true },
 };
 const RENAMED = { modelDir: 'model' };
 
@@ -87,7 +93,8 @@ const GRAPH = 'the vision encoder';
 /** @internal What an open model is made of. */
 export interface BlockParts extends BlockEngine {
   readonly family: BlockFamily;
-  readonly tower: InferenceSession;
+  /** The encoder's session, or its two where rows are dropped between. */
+  readonly tower: InferenceSession | BlockTower;
   readonly config: ModelConfig;
   /** SigLIP's read-out and its text tower, where that is how questions are matched. */
   readonly readOut: (NonNullable<BlockEngine['readOut']> & { readonly text: SiglipText }) | null;
@@ -150,12 +157,14 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     checkOwn({ ...checked, model });
     const siglip = siglipOptions(checked);
     const filter = filterOf(checked);
+    const choice = towerChoice(checked.tower);
     const encoding = encodingOf(checked);
     const ort = await ortModule(checked.ort);
     const session = atRest(checked.session);
     const config = checked.config ?? (await readConfig(model));
     family.check?.(config);
     const encoder = readLastBlock(file);
+    if (choice !== null) checkBlockTower(encoder, choice);
     return allOrNone(async (opened) => {
       const backend = pruner?.backend ?? opened(await openBackend(deviceOptions(checked)), (own) => own.dispose());
       const samples = isBeside ? [] : await samplesOf(family, file, config, { ort, session, further: encoder.further });
@@ -169,7 +178,16 @@ export class BlockVision extends VisionModelBase<BlockImage> {
       // Features are float32 work, whatever arithmetic the kernels were allowed.
       const split = splits && !fit?.beyond && backend.precision === 'fp32' ? encoder.split : null;
       // Now that the trial's session is closed: memory holds the weights once.
-      const tower = await open(split?.tower ?? (fit?.beyond ? encoder.beyond : encoder.tower));
+      const fed = async (one: InferenceSession) =>
+        (await trials(one)).map(({ feeds }) => tensorsOf(ort, feeds, one.inputNames));
+      const last = fit?.beyond ? 'beyond' : split ? 'kernels' : 'file';
+      const whole = split?.tower ?? (fit?.beyond ? encoder.beyond : encoder.tower);
+      const tower =
+        choice === null
+          ? await open(whole)
+          : opened(await BlockTower.open(ort, encoder, { choice, last, backend, session, trials: fed }), (one) =>
+              one.release(),
+            );
       const tail = split && (await open(split.tail));
       const readOut = siglip && {
         saliency: siglip.saliency,
@@ -253,13 +271,16 @@ export class BlockVision extends VisionModelBase<BlockImage> {
   }
 
   /** One run, to the features. */
-  async #run(run: EncoderRun, about: RunNames): Promise<BlockRun> {
-    const { hidden, outputs } = await this.#runTower(run, about);
+  async #run(run: EncoderRun, about: RunNames, isWhole = false): Promise<BlockRun> {
+    const { tower } = this.#parts;
+    if (tower instanceof BlockTower)
+      return tower.run(this.#parts, run, this.#tensors(run.feeds, tower.front), { names: about, isWhole });
+    const { hidden, outputs } = await this.#runTower(tower, run, about);
     try {
       const sequences = run.sequences(hidden.dims);
       const { tail } = this.#parts;
-      if (tail === null) return wholeRun(this.#parts, hidden, outputs, sequences);
-      return await splitRun({ ...this.#parts, tail }, hidden, outputs, sequences, about);
+      if (tail === null) return wholeRun(this.#parts, hidden, outputs, { sequences });
+      return await splitRun({ ...this.#parts, tail }, hidden, outputs, { sequences }, about);
     } catch (error) {
       hidden.free();
       throw error;
@@ -267,9 +288,13 @@ export class BlockVision extends VisionModelBase<BlockImage> {
   }
 
   /** Runs the encoder; its hidden states in memory that the kernels read in place. */
-  async #runTower({ feeds }: EncoderRun, run: RunNames): Promise<{ hidden: HiddenRows; outputs: Outputs }> {
-    const { tower, ort } = this.#parts;
-    const fed = this.#tensors(feeds);
+  async #runTower(
+    tower: InferenceSession,
+    { feeds }: EncoderRun,
+    run: RunNames,
+  ): Promise<{ hidden: HiddenRows; outputs: Outputs }> {
+    const { ort } = this.#parts;
+    const fed = this.#tensors(feeds, tower);
     const extents = Object.values(feeds).map(({ dims }) => dims.join());
     const known = this.#hidden.get(extents.join(' '));
     const { [HIDDEN]: given, ...outputs } = known ? {} : await runSession(tower, run, fed);
@@ -293,20 +318,16 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     }
   }
 
-  #tensors(feeds: EncoderRun['feeds']): Record<string, Tensor> {
-    const { ort, tower } = this.#parts;
-    // A graph may have no use for an input of the file.
-    const fed = Object.entries(feeds).filter(([name]) => tower.inputNames.includes(name));
-    const tensor = ({ type, data, dims }: Feed) => new ort.Tensor(type as 'float32', data as Float32Array, dims);
-    return Object.fromEntries(fed.map(([name, feed]) => [name, tensor(feed)]));
+  #tensors(feeds: EncoderRun['feeds'], { inputNames }: InferenceSession): Record<string, Tensor> {
+    return tensorsOf(this.#parts.ort, feeds, inputNames);
   }
 
   #takesSeveral(both: EncoderRun, alone: EncoderRun): Promise<boolean> {
     return this.#several.get(async () => {
       const { encoder } = this.#parts;
       const about = { argument: 'a trial image', graph: GRAPH };
-      const one = await this.#run(alone, about);
-      const two = await this.#run(both, { ...about, isTentative: true }).catch(() => null);
+      const one = await this.#run(alone, about, true);
+      const two = await this.#run(both, { ...about, isTentative: true }, true).catch(() => null);
       try {
         const [all, own] = [two, one].map((made) => made && floats(made.outputs[FEATURES]));
         if (all === null || own === null) return false;
@@ -327,6 +348,13 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     const sessions = [tower, tail, connector].map((session) => session?.release());
     await Promise.all([...sessions, table?.release(), readOut?.text.dispose()]);
   }
+}
+
+/** What a session is fed: a graph may have no use for an input of the file. */
+function tensorsOf(ort: OrtModule, feeds: EncoderRun['feeds'], inputs: readonly string[]): Record<string, Tensor> {
+  const tensor = ({ type, data, dims }: Feed) => new ort.Tensor(type as 'float32', data as Float32Array, dims);
+  const fed = Object.entries(feeds).filter(([name]) => inputs.includes(name));
+  return Object.fromEntries(fed.map(([name, feed]) => [name, tensor(feed)]));
 }
 
 /** What a file by itself computes of trial images. */
