@@ -11,48 +11,26 @@ import type { Clock } from './clock.js';
 import { STATES } from './decoders.js';
 import { patchesOf } from './encoders.js';
 import { feedsOf, inputsOf } from './inputs.js';
-import { cutOf, type Decoder, type Model, tokensOf } from './models.js';
+import type { Decoder, Model } from './models.js';
+import { type Images, imagesOf, type Taken, towerOf } from './own-tower.js';
 import { type SessionTimes, type TimedOrt, timedOrt } from './timed-ort.js';
 import { writeDecoder, writeEncoder } from './write.js';
 
-/** Milliseconds up to the prompt, by part; `tower` is of all blocks of the model, whether the file has them or not. */
-export interface Image {
-  readonly tower: number;
-  readonly analysis: number;
-  readonly selection: number;
-  readonly connector: number;
-  /** Visual tokens of the prompt. */
-  readonly tokens: number;
-}
-
 /** One round. */
-export interface Round {
-  readonly all: Image;
-  readonly kept: Image;
-  readonly dropped: Image;
+export interface Round extends Images {
   /** Of a prompt by language model and length: all layers, and the logits of its last row. */
   readonly prefill: Readonly<Record<string, Readonly<Record<number, number>>>>;
 }
 
 /** Of one of nine visual tokens, as LLaVA's 64 of 576. */
 const KEPT = 1 / 9;
-/** Of the rows of a tile, those that stay. */
-export const ROWS_KEPT = 0.25;
 const QUESTION = 30;
-
-/** What `VisionModel` took for an image and a first question, part by part. */
-interface Taken {
-  readonly sessions: SessionTimes;
-  readonly analysis: number;
-  readonly selection: number;
-  readonly tokens: number;
-}
 
 /** @param lengths of the prompts that the language models read */
 export async function measure(
   model: Model,
   { rounds, now }: { readonly rounds: number; readonly now: Clock },
-  lengths: (images: Omit<Round, 'prefill'>) => readonly number[],
+  lengths: (images: Images) => readonly number[],
 ): Promise<Round[]> {
   const folder = temporaryFolder();
   const { visionEncoder } = await writeEncoder(model, folder);
@@ -70,7 +48,7 @@ export async function measure(
     await whole.run(feeds);
     const all = now() - start;
     const [own, fewer] = [await kept(), await dropped()];
-    const images = parts(model, all, own, fewer);
+    const images = imagesOf(model, { all, own, fewer });
     const prefill: Record<string, Record<number, number>> = {};
     for (const [name, read] of decoders) {
       prefill[name] = {};
@@ -79,33 +57,6 @@ export async function measure(
     if (round > 0) results.push({ ...images, prefill });
   }
   return results;
-}
-
-/** The option `tower`, in blocks of the file. */
-function towerOf({ blocks, encoder }: Model) {
-  return { at: blocks === encoder.blocks ? cutOf(blocks) : 1, keep: ROWS_KEPT };
-}
-
-/**
- * Times of the model's own tower. Where the file has fewer blocks: of b blocks the tower runs all but the last, which is the kernels'. Cut
- * behind the first, its front takes e + t, with e in front of the blocks; all of them e + (b - 1) t; the rest r for each of b - 2 blocks.
- */
-function parts(model: Model, all: number, own: Taken, fewer: Taken): Omit<Round, 'prefill'> {
-  const { blocks, encoder } = model;
-  const isWhole = blocks === encoder.blocks;
-  const further = blocks - encoder.blocks;
-  const block = isWhole ? 0 : (own.sessions.pixels - fewer.sessions.pixels) / (encoder.blocks - 2);
-  const behind = isWhole ? 0 : fewer.sessions.rest / (encoder.blocks - 2);
-  const before = isWhole ? 0 : cutOf(blocks) - 1;
-  const image = ({ sessions, analysis, selection, tokens }: Taken, added: number) => ({
-    tower: sessions.pixels + sessions.rest + sessions.tail + added,
-    ...{ analysis, selection, connector: sessions.connector, tokens },
-  });
-  return {
-    all: { tower: all + further * block, analysis: 0, selection: 0, connector: 0, tokens: tokensOf(model) },
-    kept: image(own, further * block),
-    dropped: image(fewer, before * block + (further - before) * behind),
-  };
 }
 
 /** Opens a model, and times how it encodes an image, prunes it for a question, and prunes it for another. */

@@ -7,12 +7,14 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { machine, number, ratios, type Spread, spread } from '../harness.js';
+import { machine, number, type Spread } from '../harness.js';
 import { inProcess } from '../own-process.js';
 import { CLOCKS, type ClockName } from './clock.js';
-import { type Image, measure, ROWS_KEPT, type Round } from './measure.js';
+import { measure, type Round } from './measure.js';
 import { cutOf, MODELS, type Model, small } from './models.js';
+import { type Images, ROWS_KEPT } from './own-tower.js';
 import { timeRowChoice } from './row-choice.js';
+import { COLUMNS, promptOf, type Row, rowsOf, TITLES, waysOf } from './ways.js';
 
 const QUICK = process.argv.includes('--quick');
 const CHILD = '--child';
@@ -29,81 +31,6 @@ interface Task {
   readonly model: Model;
   readonly rounds: number;
   readonly clock: ClockName;
-}
-
-/** What is done to make the first token come sooner, the way without anything first. */
-const WAYS = ['all', 'kept', 'dropped', 'tiles', 'every'] as const;
-type Way = (typeof WAYS)[number];
-
-const TITLES: Record<Way, string> = {
-  all: 'all tokens',
-  kept: '11 % behind the tower',
-  dropped: 'rows dropped in the tower, 11 % behind it',
-  tiles: 'half of the tiles, 11 % of theirs',
-  every: 'half of the tiles, rows dropped, 11 % of theirs',
-};
-
-/** One way of one round, in milliseconds. */
-type Parts = Omit<Image, 'tokens'> & { readonly prefill: number; readonly sum: number };
-const COLUMNS = ['tower', 'analysis', 'selection', 'connector', 'prefill', 'sum'] as const;
-
-/** One row of the table. */
-interface Row {
-  readonly model: string;
-  readonly way: Way;
-  /** Tokens of the prompt, text and markers among them. */
-  readonly prompt: number;
-  readonly parts: Readonly<Record<(typeof COLUMNS)[number], Spread>>;
-  /** How many times sooner than with all tokens, from the same rounds. */
-  readonly sooner: Spread;
-}
-
-/** The tiles of the half that is looked at, the whole view among them. */
-function taken({ tiles, hasWhole }: Model): number {
-  return Number(hasWhole) + Math.ceil((tiles - Number(hasWhole)) / 2);
-}
-
-function waysOf({ tiles }: Model): readonly Way[] {
-  return tiles > 1 ? WAYS : WAYS.slice(0, 3);
-}
-
-/** Tiles are equal: some of them take so much less, in every part, and have so many fewer tokens. */
-function imageOf(way: Way, model: Model, { all, kept, dropped }: Omit<Round, 'prefill'>): Image {
-  const image = { all, kept, dropped, tiles: kept, every: dropped }[way];
-  const share = way === 'tiles' || way === 'every' ? taken(model) / model.tiles : 1;
-  const { tower, analysis, selection, connector, tokens } = image;
-  return {
-    ...{ tower: share * tower, analysis: share * analysis, selection: share * selection, connector: share * connector },
-    tokens: Math.round(share * tokens),
-  };
-}
-
-function promptOf(way: Way, model: Model, images: Omit<Round, 'prefill'>): number {
-  const { tile, rest } = model.text;
-  const tiles = way === 'tiles' || way === 'every' ? taken(model) : model.tiles;
-  return imageOf(way, model, images).tokens + tile * tiles + rest;
-}
-
-function rowsOf(model: Model, rounds: readonly Round[]): Row[] {
-  return model.decoders.flatMap(({ name }) => {
-    const partsOf = (way: Way): Parts[] =>
-      rounds.map((round) => {
-        const { tokens: _, ...parts } = imageOf(way, model, round);
-        const prefill = round.prefill[name][promptOf(way, model, round)];
-        const { tower, analysis, selection, connector } = parts;
-        return { ...parts, prefill, sum: tower + analysis + selection + connector + prefill };
-      });
-    const unpruned = partsOf('all').map(({ sum }) => sum);
-    return waysOf(model).map((way): Row => {
-      const own = partsOf(way);
-      const parts = Object.fromEntries(COLUMNS.map((part) => [part, spread(own.map((one) => one[part]))]));
-      const sooner = ratios(
-        unpruned,
-        own.map(({ sum }) => sum),
-      );
-      return { model: name, way, prompt: promptOf(way, model, rounds[0]), parts: parts as Row['parts'], sooner };
-    });
-  });
 }
 
 const seconds = ({ median, low, high }: Spread) =>
@@ -174,6 +101,6 @@ async function main(): Promise<void> {
 const [mode, task] = process.argv.slice(2);
 if (mode === CHILD) {
   const { model, rounds, clock }: Task = JSON.parse(task);
-  const lengths = (images: Omit<Round, 'prefill'>) => waysOf(model).map((way) => promptOf(way, model, images));
+  const lengths = (images: Images) => waysOf(model).map((way) => promptOf(way, model, images));
   process.send!(await measure(model, { rounds, now: CLOCKS[clock] }, lengths));
 } else await main();
