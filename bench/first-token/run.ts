@@ -1,7 +1,7 @@
 /**
  * npm run bench:first-token [-- --quick] [--rounds=3] [--models=SmolVLM,..] [--clock=processor]: how long the first token takes from an image on, part by part,
  * at the true shapes of seven models with random weights: with all visual tokens, pruned behind the tower, and with each lever. Every
- * encoder has a process of its own. A full run (3 GB in a temporary folder, 8 GB of memory) writes bench/results/first-token.{json,md};
+ * encoder has a process of its own. A full run (3 GB in a temporary folder, 12 GB of memory, ten minutes) writes bench/results/first-token.{json,md};
  * `--quick` tries everything out at a small size; it, some models, and the processor's time in place of the clock's write nothing.
  */
 import { mkdir, writeFile } from 'node:fs/promises';

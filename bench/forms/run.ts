@@ -103,6 +103,7 @@ async function exampleRows(model: string, images: Images): Promise<Row[]> {
   const right = (texts: readonly string[]) => texts.map((text, i) => 100 * Number(text === questions[i].answer));
   const rows: Row[] = [];
   for (const form of FORMS) {
+    process.stderr.write(`  ${form} ...\n`);
     const own = await answersOf(join(folder, model, form), questions, images);
     const beside = (way: string, of: (one: Asked) => string, kept: Pick<Row, 'recall' | 'same'>): Row => {
       const [wanted, got] = [exact.map(of), own.map(of)];
