@@ -1,6 +1,6 @@
 /** What would harm a server is refused, by a typed error that names it. */
 import { describe, expect, it } from 'vitest';
-import { checkUsage, toImageEmbeds, toPromptEmbeds } from '../../src/serving/index.js';
+import { checkUsage, type GridThw, toImageEmbeds, toPromptEmbeds } from '../../src/serving/index.js';
 import { readTensorFile } from './torch-reader.js';
 
 const LLAVA = { modelType: 'llava', hiddenSize: 4 } as const;
@@ -83,7 +83,7 @@ describe('rows that a grid places', () => {
   const QWEN = { modelType: 'qwen2_5_vl', hiddenSize: 4 } as const;
   const grid = [1, 8, 12] as const; // 4 x 6 tokens
   const sent = (image: object, options: object = QWEN) =>
-    (toImageEmbeds(image as never, options as never).image_embeds as { image_grid_thw: number[] }).image_grid_thw;
+    (toImageEmbeds(image as never, options as never).image_embeds as { image_grid_thw: GridThw }).image_grid_thw;
 
   it('are all of them, or those of a rectangle with its own grid', () => {
     expect(sent({ features: rows(24), grid })).toEqual(grid);

@@ -12,8 +12,8 @@ export interface StandInModel {
   readonly grid?: boolean;
   /** With the plugin, different K in one step do no harm. */
   readonly mended?: boolean;
-  /** Tokens of the prompt beside the rows. */
-  textTokens(question: string): number;
+  /** Tokens of the prompt beside the rows of its images. */
+  textTokens(question: string, images: number): number;
   /** The answer's tokens. A prompt of embeddings has no question. */
   answer(rows: readonly Read[], question: string | null): AsyncIterable<string> | Iterable<string>;
 }
@@ -199,7 +199,7 @@ function chatPrompt(model: StandInModel, messages: readonly { content: string | 
     images,
     whole: null,
     question,
-    tokens: model.textTokens(question) + images.reduce((sum, { dims }) => sum + dims[0], 0),
+    tokens: model.textTokens(question, images.length) + images.reduce((sum, { dims }) => sum + dims[0], 0),
   };
 }
 
