@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { referenceOf } from './client.mjs';
-import { different, replayed, rowsAndPrompts, together, twoCounts } from './llava-cases.mjs';
+import { different, differentEnd, replayed, rowsAndPrompts, together } from './llava-cases.mjs';
 import { grids } from './qwen-cases.mjs';
 import { report } from './report.mjs';
 import { startServer } from './server.mjs';
@@ -28,13 +28,13 @@ const SERVERS = {
   llava: {
     model: 'llava',
     flags: FOUR_IMAGES,
-    async run({ base, healthy }, folder) {
+    async run({ base, hasEnded }, folder) {
       const reference = referenceOf(join(FOLDER, 'ref/llava'));
       return [
         ...(await rowsAndPrompts(base, folder, reference, 'llava')),
         ...(await replayed(base, ['llava-', 'bad-'])),
         ...(await together(base, reference, 'llava')),
-        ...(await twoCounts(base, reference, 'llava', healthy)),
+        ...(await differentEnd(base, reference, 'llava', hasEnded)),
       ];
     },
   },
