@@ -1,5 +1,5 @@
 import { invalid, mismatch } from '../errors.js';
-import { entries, fields, type OptionNames, options } from '../options.js';
+import { options as checked, entries, fields, type OptionNames } from '../options.js';
 import { boolean, integer, isArray, isTensor, object, type TensorLike } from '../tensor.js';
 import type { EmbedsDtype } from './elements.js';
 import { type GridThw, gridOf, gridOfRows } from './grid.js';
@@ -63,16 +63,16 @@ const NAMES: OptionNames<ImageEmbedsOptions> = {
  * @throws DesapError `ERR_VALUE` for an option, for a model that takes no rows and for bf16 in `npy`; `ERR_DTYPE`, `ERR_SHAPE`,
  *   `ERR_NOT_FINITE` for features
  */
-export function toImageEmbeds(features: TensorLike | GridRows, given: ImageEmbedsOptions): ImageEmbedsPart;
+export function toImageEmbeds(features: TensorLike | GridRows, options: ImageEmbedsOptions): ImageEmbedsPart;
 export function toImageEmbeds(
   features: readonly (TensorLike | GridRows)[],
-  given: ImageEmbedsOptions,
+  options: ImageEmbedsOptions,
 ): ImageEmbedsPart[];
 export function toImageEmbeds(
   features: TensorLike | GridRows | readonly (TensorLike | GridRows)[],
-  given: ImageEmbedsOptions,
+  options: ImageEmbedsOptions,
 ): ImageEmbedsPart | ImageEmbedsPart[] {
-  const { modelType, hiddenSize, dtype, format, rows, allowMixedK = false } = options('options', given, NAMES);
+  const { modelType, hiddenSize, dtype, format, rows, allowMixedK = false } = checked('options', options, NAMES);
   servedByRows(modelType);
   integer('hiddenSize', hiddenSize, 1, 2 ** 20);
   const form = fileForm(dtype, format);

@@ -1,4 +1,4 @@
-import { type OptionNames, options } from '../options.js';
+import { options as checked, type OptionNames } from '../options.js';
 import { integer, type TensorLike } from '../tensor.js';
 import type { EmbedsOptions } from './image-embeds.js';
 import { rowsOf } from './rows.js';
@@ -21,8 +21,8 @@ const NAMES: OptionNames<EmbedsOptions> = { modelType: true, hiddenSize: true, d
  * @param embeds [S, D] or [1, S, D], float32 or float16
  * @throws DesapError as {@link toImageEmbeds}; `ERR_VALUE` for a model that would answer wrongly
  */
-export function toPromptEmbeds(embeds: TensorLike, given: EmbedsOptions): PromptEmbeds {
-  const { modelType, hiddenSize, dtype } = options('options', given, NAMES);
+export function toPromptEmbeds(embeds: TensorLike, options: EmbedsOptions): PromptEmbeds {
+  const { modelType, hiddenSize, dtype } = checked('options', options, NAMES);
   servedByPrompt(modelType);
   integer('hiddenSize', hiddenSize, 1, 2 ** 20);
   const form = fileForm(dtype);

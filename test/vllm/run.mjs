@@ -60,6 +60,10 @@ const SERVERS = {
     run: ({ base }, folder) =>
       rowsAndPrompts(base, folder, referenceOf(join(FOLDER, 'ref/onevision')), 'llava_onevision'),
   },
+  qwen2_vl: {
+    model: 'qwen2_vl',
+    run: ({ base }, folder) => grids(base, folder, join(FOLDER, 'ref/qwen2_vl'), 'qwen2_vl'),
+  },
   qwen2_5_vl: {
     model: 'qwen2_5_vl',
     run: async ({ base }, folder) => [
