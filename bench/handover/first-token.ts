@@ -1,14 +1,19 @@
-/** Sends a request for a stream and waits for its first token; the rest is read and thrown away. */
+import { type IncomingMessage, request } from 'node:http';
+
+/**
+ * Sends a request for a stream of one token and waits until it has come. Each has a connection of its own: the server closes idle ones
+ * after five seconds, and a client that computes in between would write into a closed one.
+ */
 export async function firstToken(base: string, body: string): Promise<void> {
-  const response = await fetch(`${base}/v1/chat/completions`, {
-    method: 'POST',
-    headers: { 'content-type': 'application/json' },
-    body,
+  const response = await new Promise<IncomingMessage>((resolve, reject) => {
+    const headers = { 'content-type': 'application/json' };
+    request(`${base}/v1/chat/completions`, { method: 'POST', headers, agent: false }, resolve)
+      .on('error', reject)
+      .end(body);
   });
-  if (!response.ok || !response.body) throw new Error(`${response.status} ${await response.text()}`);
   let text = '';
-  const decoder = new TextDecoder();
-  for await (const bytes of response.body as AsyncIterable<Uint8Array>) text += decoder.decode(bytes, { stream: true });
-  // One token is asked for, so the stream ends with it.
-  if (!text.includes('"finish_reason":"length"')) throw new Error(`no token in: ${text.slice(0, 300)}`);
+  for await (const bytes of response.setEncoding('utf8')) text += bytes;
+  // The stream ends with its only token.
+  if (response.statusCode !== 200 || !text.includes('"finish_reason":"length"'))
+    throw new Error(`no token: ${response.statusCode} ${text.slice(0, 300)}`);
 }
