@@ -58,6 +58,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
       'videoFrames',
     ],
   ],
+  'desap/serving': ['checkUsage', 'toImageEmbeds', 'toPromptEmbeds'],
   'desap/transformers': ['attach'],
 };
 
