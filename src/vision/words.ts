@@ -11,6 +11,8 @@ export interface Word {
 /** The part of tokenizer.json that says how pieces of a word are marked. */
 export interface TokenizerFile {
   readonly model?: {
+    /** `BPE`, `WordLevel`, ... */
+    readonly type?: string;
     /** CLIP: `</w>`. */
     readonly end_of_word_suffix?: string | null;
     /** WordPiece: `##`. */
@@ -34,8 +36,8 @@ const PUNCTUATION = /^(?=[!-~]+$)[^a-z0-9]+$/i;
 const SAID = /[\p{L}\p{N}]/u;
 
 /** The words of a tokenizer, by the marks that its pieces have; without any, every piece is a word. */
-export function wordReader(tokenizer: PieceTokenizer, { model = {} }: TokenizerFile): WordReader {
-  const endsWord = borderRule(tokenizer, model);
+export function wordReader(tokenizer: PieceTokenizer, { model }: TokenizerFile): WordReader {
+  const endsWord = borderRule(tokenizer, model ?? {});
   return (ids) => {
     const pieces = ids.map((id) => tokenizer.id_to_token(id) ?? '');
     const words: Word[] = [];

@@ -16,6 +16,7 @@ import { positionTable, readText, textGraph } from '../../src/onnx/text.js';
 import { readTower } from '../../src/onnx/tower.js';
 import { readFloats } from '../../src/onnx/weights.js';
 import { parseSafeTensors, readSafeTensors, toFloat32 } from '../../src/safetensors.js';
+import { Questions } from '../../src/transformers/question/question.js';
 import { readImage } from '../../src/vision/image/source.js';
 import { readTextFiles } from '../../src/vision/text-files.js';
 import { openTokenizer } from '../../src/vision/tokenizer.js';
@@ -240,6 +241,10 @@ async function readTokenizer(bytes: Uint8Array): Promise<void> {
         async () => {
           const text = await readTextFiles(at, 'the test');
           text.words(text.tokenizer.encode(QUESTION, { add_special_tokens: false }).ids);
+        },
+        async () => {
+          const ids = (await readTextFiles(at, 'the test')).tokenizer.encode(QUESTION).ids;
+          (await Questions.open(at)).read(ids, 0);
         },
       );
     }),
