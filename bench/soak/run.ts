@@ -26,6 +26,7 @@ const FEWEST = 20;
 const STEADY = ['rss', 'heap', 'external', 'descriptors', 'threads', 'handles'] as const;
 
 const work = await Work.open();
+await work.warm();
 const delay = monitorEventLoopDelay({ resolution: 5 });
 delay.enable();
 const start = performance.now();

@@ -51,6 +51,11 @@ export class Work {
     return new Work(pruner, vision, processor, wanted);
   }
 
+  /** Each method opens graphs of its own the first time, which stay. */
+  async warm(): Promise<void> {
+    for (const round of METHOD_NAMES.keys()) await this.methods(round);
+  }
+
   async close(): Promise<void> {
     this.pruner.dispose();
     await this.vision.dispose();

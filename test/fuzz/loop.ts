@@ -1,6 +1,6 @@
 /** The loop of a fuzzer: changes files of a pool, reads them, and keeps those that reach code which none reached before. */
 import fc from 'fast-check';
-import { Coverage } from './coverage.js';
+import type { Coverage } from './coverage.js';
 import { type Case, cases, mutated } from './mutate.js';
 import { Disagreement, isRefusal, type Target } from './targets.js';
 
@@ -29,6 +29,9 @@ export interface Watcher {
   readonly found: (finding: Finding) => void;
 }
 
+/** Says which files are worth changing further. */
+export type Guide = Pick<Coverage, 'blocks' | 'grown'>;
+
 /** Cases that are drawn at once. */
 const BATCH = 64;
 
@@ -41,10 +44,10 @@ export async function fuzz(
   seed: number,
   done: (runs: number) => boolean,
   watcher: Watcher,
+  coverage: Guide,
 ): Promise<Summary> {
   const seeds = target.seeds();
   const pool = seeds.map(({ bytes }) => bytes);
-  const coverage = new Coverage();
   const known = new Set<string>();
   let runs = 0;
   let read = 0;
