@@ -4,6 +4,7 @@
  * @module desap
  */
 
+export type { Abortable } from './abort.js';
 export type { BlockInput, BlockOptions, SiglipReadOut } from './block-head.js';
 export { BlockAnalysis, BlockHead } from './block-head.js';
 export type { BlockWeights, OptionalBias, SiglipHead } from './block-weights.js';

@@ -1,4 +1,5 @@
 import type { InferenceSession } from 'onnxruntime-common';
+import { type Abortable, checkAborted, signalOf } from '../abort.js';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import type { NumberMatrix } from '../kernels/numeric.js';
@@ -121,8 +122,8 @@ export class ClipText {
    * @throws DesapError `ERR_VALUE` for no string, an empty text, one beyond the limit `textBytes`, with `longText: 'error'` one that is
    *   longer than the context, or a frequency beyond 0 to 1; `ERR_DISPOSED`
    */
-  async encode(text: string): Promise<EncodedText> {
-    return this.#life.call(() => this.#encode(text));
+  async encode(text: string, call?: Abortable): Promise<EncodedText> {
+    return this.#life.call(() => this.#encode(text), signalOf('call', call));
   }
 
   async #encode(text: string): Promise<EncodedText> {
@@ -204,6 +205,7 @@ export class ClipText {
 
   /** Runs the tower on one sequence. */
   private async run(ids: readonly number[]): Promise<Rows> {
+    checkAborted();
     const { structure, ort, session, tokenizer } = this;
     // An export for one length only takes end tokens as padding; their rows come after the first end and are dropped.
     const fixed = structure.ids.dims?.[1];
