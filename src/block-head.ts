@@ -33,6 +33,7 @@ import {
   type Tensor,
   type TensorLike,
 } from './tensor.js';
+import { traced } from './trace.js';
 import { type Units, unitsOf } from './units.js';
 
 /** One sequence of an encoder: an image, a tile or a frame. N rows, D width, dh = D / H. */
@@ -179,7 +180,7 @@ export class BlockHead implements Disposable {
   async analyze(hidden: TensorLike, given: BlockOptions & Abortable = {}): Promise<BlockAnalysis> {
     const { signal, ...choice } = options('options', given, { ...OPTIONS, ...ABORTABLE });
     const work = async () => this.#analyzeOne(hidden, choice, false);
-    const [image] = await abortable(signal, work, disposeAll);
+    const [image] = await traced('BlockHead.analyze', () => abortable(signal, work, disposeAll));
     return image;
   }
 
@@ -199,7 +200,8 @@ export class BlockHead implements Disposable {
     given: Pick<BlockOptions, 'encoding'> & Abortable = {},
   ): Promise<BlockAnalysis[]> {
     const { signal, ...choice } = options('options', given, { ...BATCH_OPTIONS, ...ABORTABLE });
-    return abortable(signal, async () => this.#analyzeAll(images, choice), disposeAll);
+    const work = async () => this.#analyzeAll(images, choice);
+    return traced('BlockHead.analyzeBatch', () => abortable(signal, work, disposeAll));
   }
 
   #analyzeAll(images: readonly BlockInput[], choice: Pick<BlockOptions, 'encoding'>): MaybePromise<BlockAnalysis[]> {

@@ -11,6 +11,7 @@ import { entries, isOf, type OptionNames, options } from './options.js';
 import { isList, PRUNE_OPTIONS, type PruneOptions, pruneRequest, type Text, withSharedText } from './prune-request.js';
 import { type PruneResult, pruneResult } from './prune-result.js';
 import { assertAlive, type FloatMatrix, float32, matrix, type Tensor, type TensorLike, vector } from './tensor.js';
+import { traced } from './trace.js';
 
 /** What another encoder says of an image. P patches, E the width that image and text share, F the width of the features. */
 export interface AnalysisParts {
@@ -55,11 +56,9 @@ export class ImageAnalysis implements Disposable {
     where: DeviceOptions | Backend = {},
     call?: Abortable,
   ): Promise<ImageAnalysis> {
-    return abortable(
-      signalOf('call', call),
-      async () => ImageAnalysis.#from(parts, where, false),
-      (analysis) => analysis.dispose(),
-    );
+    const work = async () => ImageAnalysis.#from(parts, where, false);
+    const discard = (analysis: ImageAnalysis) => analysis.dispose();
+    return traced('ImageAnalysis.from', () => abortable(signalOf('call', call), work, discard));
   }
 
   /** {@link ImageAnalysis.from}, on the calling thread; memory of any kind is read in place, and the features are copied. */
@@ -128,7 +127,8 @@ export class ImageAnalysis implements Disposable {
    */
   async prune(text: Text | null, given: PruneOptions & Abortable): Promise<PruneResult> {
     const { signal, ...choice } = options('options', given, { ...PRUNE_OPTIONS, ...ABORTABLE });
-    return abortable(signal, async () => this.#prune(text, choice, false));
+    const work = async () => this.#prune(text, choice, false);
+    return traced('ImageAnalysis.prune', () => abortable(signal, work));
   }
 
   /** {@link ImageAnalysis.prune}, on the calling thread. */
@@ -151,7 +151,8 @@ export class ImageAnalysis implements Disposable {
     options: PruneOptions | readonly PruneOptions[],
     call?: Abortable,
   ): Promise<PruneResult[]> {
-    return abortable(signalOf('call', call), async () => ImageAnalysis.#pruneAll(analyses, text, options, false));
+    const work = async () => ImageAnalysis.#pruneAll(analyses, text, options, false);
+    return traced('ImageAnalysis.pruneBatch', () => abortable(signalOf('call', call), work));
   }
 
   /** {@link ImageAnalysis.pruneBatch}, on the calling thread. */

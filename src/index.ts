@@ -36,4 +36,5 @@ export type { PruneResult } from './prune-result.js';
 export type { AnalyzeOptions, BatchOptions, HeadSource, OneGoOptions } from './pruner.js';
 export { Pruner } from './pruner.js';
 export type { TensorLike } from './tensor.js';
+export type { CallEvent } from './trace.js';
 export type { Units } from './units.js';

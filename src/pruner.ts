@@ -29,6 +29,7 @@ import {
 } from './prune-request.js';
 import { inPublicOrder, methodResult, type PruneResult, pruneResult, rowsInOrder } from './prune-result.js';
 import { boolean, type FloatMatrix, floatData, matrix, object, oneOf, type TensorLike } from './tensor.js';
+import { traced } from './trace.js';
 
 /** Options of {@link Pruner.analyze}. */
 export interface AnalyzeOptions {
@@ -155,7 +156,8 @@ export class Pruner implements Disposable {
    *   `ERR_DEVICE_FAILED`, `ERR_DEVICE_LOST`
    */
   async analyze(hidden: TensorLike, options: AnalyzeOptions & Abortable = {}): Promise<ImageAnalysis> {
-    const [image] = await this.#analyzeLater(() => [this.#image('hidden', hidden)], options);
+    const images = () => [this.#image('hidden', hidden)];
+    const [image] = await this.#analyzeLater('Pruner.analyze', images, options);
     return image;
   }
 
@@ -173,12 +175,17 @@ export class Pruner implements Disposable {
     hidden: TensorLike | readonly TensorLike[],
     options: AnalyzeOptions & Abortable = {},
   ): Promise<ImageAnalysis[]> {
-    return this.#analyzeLater(() => this.#images(hidden), options);
+    return this.#analyzeLater('Pruner.analyzeBatch', () => this.#images(hidden), options);
   }
 
-  #analyzeLater(images: () => FloatMatrix[], given: AnalyzeOptions & Abortable): Promise<ImageAnalysis[]> {
+  #analyzeLater(
+    call: string,
+    images: () => FloatMatrix[],
+    given: AnalyzeOptions & Abortable,
+  ): Promise<ImageAnalysis[]> {
     const { signal, ...choice } = options('options', given, { ...ANALYZE_OPTIONS, ...ABORTABLE });
-    return this.#life.call(async () => this.#analyze(images(), choice, false), signal, disposeAll);
+    const work = async () => this.#analyze(images(), choice, false);
+    return traced(call, () => this.#life.call(work, signal, disposeAll));
   }
 
   /**
@@ -190,7 +197,7 @@ export class Pruner implements Disposable {
    *   for options that have no part in it
    */
   async prune(hidden: TensorLike, text: Text | null, options: OneGoOptions & Abortable): Promise<PruneResult> {
-    const [result] = await this.#pruneLater(options, async (choice) =>
+    const [result] = await this.#pruneLater('Pruner.prune', options, async (choice) =>
       this.#prune([this.#image('hidden', hidden)], text, choice, false),
     );
     return result;
@@ -216,15 +223,18 @@ export class Pruner implements Disposable {
     text: Text | null | readonly Text[],
     options: BatchOptions & Abortable,
   ): Promise<PruneResult[]> {
-    return this.#pruneLater(options, async (choice) => this.#pruneBatch(hidden, text, choice, false));
+    return this.#pruneLater('Pruner.pruneBatch', options, async (choice) =>
+      this.#pruneBatch(hidden, text, choice, false),
+    );
   }
 
   #pruneLater(
+    call: string,
     given: OneGoOptions & Abortable,
     prune: (choice: OneGoOptions) => Promise<PruneResult[]>,
   ): Promise<PruneResult[]> {
     const { signal, ...choice } = options('options', given, { ...ONE_GO_OPTIONS, ...ABORTABLE });
-    return this.#life.call(() => prune(choice), signal);
+    return traced(call, () => this.#life.call(() => prune(choice), signal));
   }
 
   /** {@link Pruner.pruneBatch}, on the calling thread; by DeSAP's own method only. */

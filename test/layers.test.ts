@@ -16,6 +16,7 @@ const LAYERS: readonly (readonly [string, RegExp])[] = [
   ['onnx head', /^onnx\/head\/|^onnx\/index\.ts$/],
   ['pruner', /^(pruner|block-head|image-analysis|prune-(request|result)|method-input|host-buffer|ort|index)\.ts$/],
   ['vision', /^vision\//],
+  ['server', /^server\//],
   ['transformers', /^transformers\//],
   ['command line', /^cli\//],
 ];

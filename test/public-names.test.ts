@@ -58,6 +58,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
       'videoFrames',
     ],
   ],
+  'desap/server': ['VisionPool', 'httpStatus'],
   'desap/transformers': ['attach'],
 };
 

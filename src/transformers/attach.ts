@@ -6,6 +6,7 @@ import { tapsOf } from '../methods/index.js';
 import { missing } from '../methods/method.js';
 import { checkSession } from '../onnx/edit.js';
 import { field } from '../options.js';
+import { traced } from '../trace.js';
 import { type LoadedFamily, loadedFamilyOf } from '../vision/families.js';
 import { confirmFeatures, fileInputs, runTrials } from '../vision/file-features.js';
 import { asEmbeddings } from '../vision/question-table.js';
@@ -217,7 +218,11 @@ function waitedFor(hooks: Hooks, running: Set<Promise<unknown>>): Hooks {
         );
         return result;
       });
-  return { ...hooks, forward: tracked(hooks.forward), generate: tracked(hooks.generate) };
+  return {
+    ...hooks,
+    forward: tracked(hooks.forward),
+    generate: (argument) => traced('attach.generate', () => tracked(hooks.generate)(argument)),
+  };
 }
 
 /** The signal among the options of a call. */

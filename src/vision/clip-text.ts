@@ -22,6 +22,7 @@ import { TEXT_ATTENDED, TEXT_NORMED, TextAttention } from '../onnx/text-attentio
 import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { float32, nonEmpty, type Tensor } from '../tensor.js';
+import { traced } from '../trace.js';
 import { checkContext, checkText } from './check-text.js';
 import { type CheckedFilter, type LongTextChoice, type LongTextOptions, longTextChoice } from './long-text.js';
 import { cosines, type FilteredText, filterWords, frequencies, levelled } from './text-filter.js';
@@ -123,7 +124,8 @@ export class ClipText {
    *   longer than the context, or a frequency beyond 0 to 1; `ERR_DISPOSED`
    */
   async encode(text: string, call?: Abortable): Promise<EncodedText> {
-    return this.#life.call(() => this.#encode(text), signalOf('call', call));
+    const work = () => this.#encode(text);
+    return traced('ClipText.encode', () => this.#life.call(work, signalOf('call', call)));
   }
 
   async #encode(text: string): Promise<EncodedText> {

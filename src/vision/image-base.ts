@@ -12,6 +12,7 @@ import { PRUNE_OPTIONS, textEmbeddings } from '../prune-request.js';
 import { inPublicOrder, methodResult, rowsInOrder } from '../prune-result.js';
 import { Stopwatch } from '../stopwatch.js';
 import { float32, oneOf, vector } from '../tensor.js';
+import { traced } from '../trace.js';
 import { checkQuestion } from './check-text.js';
 import type { TokenLayout } from './layout.js';
 import { choiceOfImage, choicesOf, type RivalOptions } from './method-choice.js';
@@ -143,7 +144,9 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   async prune(question: Question, given?: VisionPruneOptions & Abortable): Promise<PrunedFeatures> {
     const { signal, ...choice } = abortableOptions(given);
     const options = visionPruneOptions('options', choice);
-    const [pruned] = await abortable(signal, () => pruneTogether([{ image: this, question, options }]));
+    const [pruned] = await traced('EncodedImage.prune', () =>
+      abortable(signal, () => pruneTogether([{ image: this, question, options }])),
+    );
     return pruned;
   }
 
@@ -338,7 +341,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   }
 
   async all(call?: Abortable): Promise<Tensor> {
-    return this.call(() => this.everything(), signalOf('call', call));
+    return traced('EncodedImage.all', () => this.call(() => this.everything(), signalOf('call', call)));
   }
 
   /**

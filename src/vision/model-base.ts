@@ -5,6 +5,7 @@ import type { TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
 import { entries, isOf } from '../options.js';
 import { isArray } from '../tensor.js';
+import { traced } from '../trace.js';
 import { abortableOptions, EncodedImageBase, visionPruneOptions } from './image-base.js';
 import { type AskedImage, mapTogether, pruneTogether } from './prune-together.js';
 import {
@@ -44,11 +45,13 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
   }
 
   async encode(inputs: VisionInputs | Others, names: InputNames = INPUT_NAMES, call?: Abortable): Promise<Image[]> {
-    return this.life.call(() => this.encodeImages(inputs, names), signalOf('call', call), disposeAll);
+    const work = () => this.encodeImages(inputs, names);
+    return traced('VisionModel.encode', () => this.life.call(work, signalOf('call', call), disposeAll));
   }
 
   async encodeQuestion(question: string, call?: Abortable): Promise<TextEmbeddings> {
-    return this.life.call(() => this.encodeText(question), signalOf('call', call));
+    const work = () => this.encodeText(question);
+    return traced('VisionModel.encodeQuestion', () => this.life.call(work, signalOf('call', call)));
   }
 
   async prune(
@@ -57,7 +60,7 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
     given?: VisionPruneOptions & Abortable,
   ): Promise<PrunedFeatures> {
     const { signal, ...choice } = abortableOptions(given);
-    return this.life.call(async () => {
+    const work = async () => {
       const images = await this.encode(inputs);
       try {
         if (images.length === 1) return await images[0].prune(question, choice);
@@ -65,7 +68,8 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
       } finally {
         disposeAll(images);
       }
-    }, signal);
+    };
+    return traced('VisionModel.prune', () => this.life.call(work, signal));
   }
 
   async pruneImages(
@@ -75,7 +79,7 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
     call?: Abortable,
   ): Promise<PrunedFeatures[]> {
     const work = async () => pruneTogether(this.#asked(images, questions, options));
-    return this.life.call(work, signalOf('call', call));
+    return traced('VisionModel.pruneImages', () => this.life.call(work, signalOf('call', call)));
   }
 
   async mapImages(
@@ -85,7 +89,7 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
     call?: Abortable,
   ): Promise<TokenMaps[]> {
     const work = async () => mapTogether(this.#asked(images, questions, options));
-    return this.life.call(work, signalOf('call', call));
+    return traced('VisionModel.mapImages', () => this.life.call(work, signalOf('call', call)));
   }
 
   /** Its own images, each with its question and its options. */

@@ -13,6 +13,7 @@ import { POOLED_TEXT, readSiglipText, type SiglipTextStructure, siglipTextGraph 
 import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { float32, nonEmpty, oneOf, type Tensor } from '../tensor.js';
+import { traced } from '../trace.js';
 import { checkContext, checkText } from './check-text.js';
 import { integers } from './clip-text.js';
 import { type CheckedFilter, type LongTextChoice, type LongTextOptions, longTextChoice } from './long-text.js';
@@ -105,20 +106,18 @@ export class SiglipText {
    *   longer than the context, or a frequency beyond 0 to 1; `ERR_DISPOSED`
    */
   async encode(text: string, call?: Abortable): Promise<SiglipEncodedText> {
-    return this.#life.call(
-      async () => {
-        checkText('text', text);
-        const whole = await this.#whole(text);
-        const words = this.how.text === 'words' ? wordsOf(text) : [];
-        if (words.length === 0) return { embeddings: float32(whole, [1, whole.length]), endOfText: 0 };
-        const rows = await Promise.all(words.map((word) => this.#word(word)));
-        const { filter } = this.how;
-        if (filter === null || words.length <= filter.maxTokens) return { embeddings: joined(rows), endOfText: whole };
-        const filtered = this.#filter(words, joined(rows), whole, filter);
-        return { embeddings: joined([...filtered.kept].map((i) => rows[i])), endOfText: whole, filtered };
-      },
-      signalOf('call', call),
-    );
+    const work = async () => {
+      checkText('text', text);
+      const whole = await this.#whole(text);
+      const words = this.how.text === 'words' ? wordsOf(text) : [];
+      if (words.length === 0) return { embeddings: float32(whole, [1, whole.length]), endOfText: 0 };
+      const rows = await Promise.all(words.map((word) => this.#word(word)));
+      const { filter } = this.how;
+      if (filter === null || words.length <= filter.maxTokens) return { embeddings: joined(rows), endOfText: whole };
+      const filtered = this.#filter(words, joined(rows), whole, filter);
+      return { embeddings: joined([...filtered.kept].map((i) => rows[i])), endOfText: whole, filtered };
+    };
+    return traced('SiglipText.encode', () => this.#life.call(work, signalOf('call', call)));
   }
 
   /** Of words by themselves each is one row. */
