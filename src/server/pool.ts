@@ -1,11 +1,12 @@
 import { types } from 'node:util';
 import { MessageChannel, type MessagePort } from 'node:worker_threads';
-import { Piscina } from 'piscina';
+import type { Piscina } from 'piscina';
 import { ABORTABLE, type Abortable, abortable, onAbort } from '../abort.js';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, messageOf, mismatch } from '../errors.js';
 import { Lifetime } from '../lifetime.js';
 import { limits } from '../limits.js';
+import { optional } from '../optional.js';
 import { type OptionNames, options } from '../options.js';
 import { finite, integer, isArray, nonEmpty, object, plain } from '../tensor.js';
 import { traced } from '../trace.js';
@@ -159,6 +160,7 @@ export class VisionPool implements AsyncDisposable {
       ...{ model, limits: limits(), continuation: continuation === undefined ? null : urlOf(continuation) },
       options: { ...own, threads, session: sessionOf(threads, own.session) },
     };
+    const { Piscina } = await optional(() => import('piscina'), 'piscina', 'VisionPool');
     const workers = new Piscina<WorkerCall, Outcome<PlainResult | null>[]>({
       filename: new URL('./worker.js', import.meta.url).href,
       workerData: cloneable(data),
