@@ -20,6 +20,14 @@ export function app({ answer, health }) {
   // While it closes, requests that have come in are answered.
   const server = fastify({ bodyLimit: 9e6, forceCloseConnections: 'idle', return503OnClosing: false });
 
+  let closes = false;
+  server.addHook('preClose', async () => {
+    closes = true;
+  });
+  server.addHook('onResponse', async () => {
+    if (closes) setImmediate(() => server.server.closeIdleConnections());
+  });
+
   server.setErrorHandler((error, _, reply) => {
     const status = error.validation ? 400 : (error.statusCode ?? httpStatus(error));
     if (status === 429 || status === 503) reply.header('retry-after', '1');

@@ -14,7 +14,7 @@ const pool = await VisionPool.open(`${models}tiny-llava`, {
   clip: `${models}tiny-clip`,
   keep: 16,
   queue: 256,
-  deadline: 30_000,
+  deadline: 60_000,
   continuation: new URL('./answer.mjs', import.meta.url),
 });
 const server = app({

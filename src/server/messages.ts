@@ -12,6 +12,8 @@ export interface WorkerData {
   readonly model: string;
   readonly options: VisionModelOptions;
   readonly limits: Limits;
+  /** Bytes that each worker keeps. */
+  readonly cache: { readonly images: number; readonly questions: number };
   /** The URL of a module that says what follows pruning. */
   readonly continuation: string | null;
 }

@@ -46,6 +46,13 @@ export interface VisionPoolOptions extends ModelOptions {
   window?: number;
   /** Milliseconds from the call to its result, for every request; then it ends with `ERR_ABORTED`. Default: none. */
   deadline?: number;
+  /**
+   * Bytes of encoded pictures that each worker keeps, by a digest of what came: another question about a picture then needs no tower. Default
+   * 0: none. One takes what `EncodedImage.byteLength` says.
+   */
+  cacheImages?: number;
+  /** Bytes of questions' embeddings that each worker keeps, by their text; default 0: none. */
+  cacheQuestions?: number;
   /** A module (a `file:` URL) whose default export is an {@link OpenContinuation}: what follows pruning in a worker. */
   continuation?: URL | string;
 }
@@ -82,6 +89,7 @@ const { ort, pruner, embedQuestion, threads, ...MODEL } = VISION_MODEL_OPTIONS;
 const NAMES: OptionNames<VisionPoolOptions> = {
   ...MODEL,
   ...{ cores: true, workers: true, queue: true, batch: true, window: true, deadline: true, continuation: true },
+  ...{ cacheImages: true, cacheQuestions: true },
 };
 const PRUNE: OptionNames<VisionPruneOptions & Abortable> = { ...VISION_PRUNE_OPTIONS, ...ABORTABLE };
 const STREAM: OptionNames<StreamOptions> = { ...PRUNE, input: true };
@@ -149,15 +157,19 @@ export class VisionPool implements AsyncDisposable {
   static async open(model: string, given: VisionPoolOptions = {}): Promise<VisionPool> {
     nonEmpty('model', model, 'a model folder, or the path of a vision encoder');
     const checked = options('options', given, NAMES);
-    const { cores, workers: count, queue = 64, batch = 1, window = 0, deadline, continuation, ...own } = checked;
+    const { cores, workers: count, queue = 64, batch = 1, window = 0, deadline, continuation, ...rest } = checked;
+    const { cacheImages = 0, cacheQuestions = 0, ...own } = rest;
     const shares = shareCores(cores, count);
     integer('queue', queue, 0, MOST);
     integer('batch', batch, 1, MOST);
     finite('window', window, 0, MOST);
+    integer('cacheImages', cacheImages, 0, Number.MAX_SAFE_INTEGER);
+    integer('cacheQuestions', cacheQuestions, 0, Number.MAX_SAFE_INTEGER);
     if (deadline !== undefined) integer('deadline', deadline, 1, MOST);
     const { threads } = shares;
     const data: WorkerData = {
       ...{ model, limits: limits(), continuation: continuation === undefined ? null : urlOf(continuation) },
+      cache: { images: cacheImages, questions: cacheQuestions },
       options: { ...own, threads, session: sessionOf(threads, own.session) },
     };
     const { Piscina } = await optional(() => import('piscina'), 'piscina', 'VisionPool');

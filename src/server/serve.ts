@@ -1,30 +1,52 @@
 /** What a worker does with requests: pictures to features, and what follows. */
+import { createHash } from 'node:crypto';
 import { abortable } from '../abort.js';
 import { DesapError, mismatch } from '../errors.js';
+import type { TextEmbeddings } from '../index.js';
 import { AnyresImageProcessor } from '../vision/anyres-images.js';
 import type { KeptPatches } from '../vision/compact.js';
 import { ImageProcessor } from '../vision/image-processor.js';
 import { openVisionModel } from '../vision/open.js';
-import type { EncodedImage, PrunedFeatures, VisionInputs, VisionModel } from '../vision/vision-model.js';
+import type { EncodedImage, PrunedFeatures, Question, VisionInputs, VisionModel } from '../vision/vision-model.js';
+import { Cache, type Lease } from './cache.js';
 import type { Continuation, OpenContinuation } from './continuation.js';
-import { type Outcome, type PlainResult, plainError, plainResult, type Task, type WorkerData } from './messages.js';
+import {
+  type Outcome,
+  type Picture,
+  type PlainResult,
+  plainError,
+  plainResult,
+  type Task,
+  type WorkerData,
+} from './messages.js';
 
 /** What a worker says to the port of a request. */
 export type Said = { readonly piece: unknown };
 
 /** A model in a worker. */
 export class Service {
+  readonly #images: Cache<EncodedImage>;
+  readonly #questions: Cache<TextEmbeddings>;
+
   private constructor(
+    cache: WorkerData['cache'],
     private readonly vision: VisionModel,
     private readonly read: (bytes: Uint8Array) => Promise<VisionInputs>,
     private readonly goOn: Continuation | null,
-  ) {}
+  ) {
+    this.#images = new Cache(
+      cache.images,
+      ({ byteLength }) => byteLength,
+      (image) => image.dispose(),
+    );
+    this.#questions = new Cache(cache.questions, bytesOf);
+  }
 
   /** @throws DesapError as `openVisionModel`; `ERR_VALUE` for a module without a continuation */
-  static async open({ model, options, continuation }: WorkerData): Promise<Service> {
+  static async open({ model, options, cache, continuation }: WorkerData): Promise<Service> {
     const vision = await openVisionModel(model, options);
     const read = await readerOf(vision, model);
-    if (continuation === null) return new Service(vision, read, null);
+    if (continuation === null) return new Service(cache, vision, read, null);
     const { default: open } = (await import(continuation)) as { default?: OpenContinuation };
     if (typeof open !== 'function')
       throw mismatch(
@@ -33,7 +55,7 @@ export class Service {
         `${continuation} without one`,
         'a module whose default export is a function',
       );
-    return new Service(vision, read, await open({ vision, model, threads: options.threads as number }));
+    return new Service(cache, vision, read, await open({ vision, model, threads: options.threads as number }));
   }
 
   /** Each request by itself where it fails; those that are only pruned are pruned in one go. */
@@ -48,7 +70,7 @@ export class Service {
           listeners.map(({ signal }) => signal),
         );
       } finally {
-        for (const image of images) if ('value' in image) image.value.dispose();
+        for (const image of images) if ('value' in image) image.value.release();
       }
     } finally {
       for (const { close } of listeners) close();
@@ -57,7 +79,7 @@ export class Service {
 
   async #serve(
     tasks: readonly Task[],
-    images: readonly Outcome<EncodedImage>[],
+    images: readonly Outcome<Lease<EncodedImage>>[],
     signals: readonly AbortSignal[],
   ): Promise<Outcome<PlainResult | null>[]> {
     const together = await this.#pruneTogether(tasks, images);
@@ -67,7 +89,7 @@ export class Service {
         if ('error' in image) return image;
         return outcome(async () => {
           const work = async () => {
-            const pruned = together?.[i] ?? (await prune(task, image.value));
+            const pruned = together?.[i] ?? (await this.#prune(task, image.value.value));
             if (task.further === undefined) return plainResult(pruned as PrunedFeatures);
             await this.#goOn(task, pruned, signals[i]);
             return null;
@@ -81,26 +103,50 @@ export class Service {
   /** Pruned in one go; null where there is one alone, or where one of them fails: each then says by itself what is wrong. */
   async #pruneTogether(
     tasks: readonly Task[],
-    images: readonly Outcome<EncodedImage>[],
+    images: readonly Outcome<Lease<EncodedImage>>[],
   ): Promise<(PrunedFeatures | undefined)[] | null> {
     const own = [...tasks.keys()].filter((i) => 'value' in images[i] && tasks[i].choice.keep !== 'all');
     if (own.length < 2) return null;
-    const pruned = await this.vision
-      .pruneImages(
-        own.map((i) => (images[i] as { value: EncodedImage }).value),
-        own.map((i) => tasks[i].question),
-        own.map((i) => tasks[i].choice as object),
+    const pruned = await Promise.all(own.map((i) => this.#asked(tasks[i].question)))
+      .then((questions) =>
+        this.vision.pruneImages(
+          own.map((i) => (images[i] as { value: Lease<EncodedImage> }).value.value),
+          questions,
+          own.map((i) => tasks[i].choice as object),
+        ),
       )
       .catch(() => null);
     return pruned && tasks.map((_, i) => pruned[own.indexOf(i)]);
   }
 
-  async #encode({ picture }: Task, signal: AbortSignal): Promise<EncodedImage> {
-    const inputs = 'bytes' in picture ? await this.read(picture.bytes) : picture.inputs;
-    const images = await this.vision.encode(inputs, undefined, { signal });
-    if (images.length === 1) return images[0];
-    for (const image of images) image.dispose();
-    throw mismatch('ERR_SHAPE', 'image', `${images.length} images`, 'one');
+  #encode({ picture }: Task, signal: AbortSignal): Promise<Lease<EncodedImage>> {
+    return this.#images.get(
+      () => digest(picture),
+      async () => {
+        const inputs = 'bytes' in picture ? await this.read(picture.bytes) : picture.inputs;
+        const images = await this.vision.encode(inputs, undefined, { signal });
+        if (images.length === 1) return images[0];
+        for (const image of images) image.dispose();
+        throw mismatch('ERR_SHAPE', 'image', `${images.length} images`, 'one');
+      },
+    );
+  }
+
+  /** A question that was encoded before needs no text tower. */
+  async #asked(question: Question): Promise<Question> {
+    if (typeof question !== 'string' || !this.#questions.isOn) return question;
+    const { value } = await this.#questions.get(
+      () => question,
+      () => this.vision.encodeQuestion(question),
+    );
+    return value;
+  }
+
+  async #prune({ question, choice }: Task, image: EncodedImage): Promise<Kept> {
+    const { keep, ...how } = choice;
+    if (keep !== 'all') return image.prune(await this.#asked(question), { keep, ...how });
+    const all = Int32Array.from({ length: image.tokenCount }, (_, place) => place);
+    return { features: await image.all(), indices: all, assignment: all };
   }
 
   async #goOn({ question, further, port }: Task, { features, ...kept }: Kept, signal: AbortSignal): Promise<void> {
@@ -116,11 +162,21 @@ export class Service {
 /** Features, and which of the image's tokens they stand for. */
 type Kept = KeptPatches & Pick<PrunedFeatures, 'features'>;
 
-async function prune({ question, choice }: Task, image: EncodedImage): Promise<Kept> {
-  const { keep, ...how } = choice;
-  if (keep !== 'all') return image.prune(question, { keep, ...how });
-  const all = Int32Array.from({ length: image.tokenCount }, (_, place) => place);
-  return { features: await image.all(), indices: all, assignment: all };
+/** What stands for a picture: its bytes, or every input with its name, type and extents. */
+function digest(picture: Picture): string {
+  const hash = createHash('sha256');
+  if ('bytes' in picture) return hash.update('bytes').update(picture.bytes).digest('base64');
+  for (const [name, value] of Object.entries(picture.inputs).sort(([a], [b]) => (a < b ? -1 : 1))) {
+    const { data, ...about } = value as { data?: ArrayBufferView };
+    hash.update(JSON.stringify([name, Array.isArray(value) ? value : about]));
+    if (data !== undefined) hash.update(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+  }
+  return hash.digest('base64');
+}
+
+function bytesOf({ embeddings, endOfText }: TextEmbeddings): number {
+  const { byteLength } = embeddings.data as Float32Array;
+  return byteLength + (typeof endOfText === 'object' ? endOfText.byteLength : 0);
 }
 
 /** The signal of a request, which its port gives. */

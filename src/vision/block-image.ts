@@ -53,6 +53,10 @@ export class BlockImage extends EncodedImageBase {
     this.#first = own[0].firstToken;
   }
 
+  get byteLength(): number {
+    return this.tokenCount * this.#batch.bytesOfToken;
+  }
+
   /** Without a question the connector has nothing to do. */
   protected override covers({ task }: Purpose): string {
     return task || this.#batch.isAsked ? 'task' : 'saliency';

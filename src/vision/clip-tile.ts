@@ -23,6 +23,8 @@ export interface ClipTile {
   units(): TensorLike & { readonly data: Float32Array };
   /** Hidden states of the class token, [1, D]. */
   classRow(): TensorLike & { readonly data: Float32Array };
+  /** What it takes, its analysis counted too. */
+  readonly byteLength: number;
   /** The tile needs its memory no more. */
   release(): Promise<void>;
 }
@@ -51,6 +53,7 @@ export function clipTile(
       : picked({ data, dims: [rows, width] }, patches, classRows);
   };
   return {
+    byteLength: batch.byteLength(pruner.head.projectionDim),
     source: () => clipSource(encoder, encoded, { patches: isWhole ? null : patches, grid: gridOf(rows - classRows) }),
     units,
     classRow: () => ({ data: batch.rows(index).data.subarray(0, width), dims: [1, width] }),

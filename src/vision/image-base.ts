@@ -129,6 +129,8 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     this.medium = about.medium ?? 'image';
   }
 
+  abstract get byteLength(): number;
+
   get tokenCount(): number {
     return this.about.layout.tokenCount;
   }

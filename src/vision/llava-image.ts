@@ -55,6 +55,10 @@ export class LlavaImage extends EncodedImageBase {
     return last(this.hidden, this.tokenCount);
   }
 
+  get byteLength(): number {
+    return this.batch.byteLength(this.vision.pruner.head.projectionDim);
+  }
+
   protected async makeAnalyses(): Promise<Analyzed> {
     const { encoding } = this.how;
     const { analysis, milliseconds } = await this.batch.analyze(this.index, (images) =>

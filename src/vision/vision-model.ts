@@ -136,6 +136,8 @@ export interface EncodedImage extends Disposable {
   readonly tokenCount: number;
   /** Where they stand: the tokens of one tile after the other, row by row. An image without tiles is one tile. */
   readonly tiles: readonly Tile[];
+  /** Bytes that it holds: hidden states and rows, its analyses counted as if they were made; its share of what a run's images have together. */
+  readonly byteLength: number;
   /** The fewest units that `allocation: 'image'` keeps: one of each tile, or one of a video whose frames are pruned as one. */
   readonly least: number;
   /**

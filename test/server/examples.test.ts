@@ -63,8 +63,13 @@ describe('examples/server', () => {
   });
 
   it('answers what it has when it is told to end', async () => {
+    const before = (await health()).answered;
     const asked = Array.from({ length: 20 }, async () => (await post({ image: picture, question })).text());
-    await expect.poll(async () => (await health()).running).toBeGreaterThan(0);
+    const arrived = async () => {
+      const { answered, running, waiting } = await health();
+      return answered - before + running + waiting;
+    };
+    await expect.poll(arrived).toBe(20);
     child.kill('SIGTERM');
     expect(new Set(await Promise.all(asked))).toEqual(new Set([pruned]));
     const [code] = await once(child, 'exit');

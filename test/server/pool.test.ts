@@ -206,6 +206,23 @@ it('ends what it has when it is disposed of, and takes nothing more', async () =
   expect(pool.health()).toMatchObject({ state: 'closed', running: 0, waiting: 0, answered: 3, lost: 0 });
 });
 
+it('keeps pictures and questions where it is asked to: the same results, to the bit, without the tower', async () => {
+  const pool = await VisionPool.open(LLAVA, { ...how, workers: 1, cacheImages: 2 ** 21, cacheQuestions: 2 ** 20 });
+  const ask = async () => {
+    const results: PrunedFeatures[] = [];
+    for (const question of QUESTIONS) results.push(await pool.prune(pictures[0], question));
+    return results;
+  };
+  const [first, again] = [await ask(), await ask()];
+  for (const results of [first, again])
+    for (const [q, one] of results.entries()) expect(plain(one)).toEqual(wanted[0][q]);
+  // What an image cost once counts for each of its questions.
+  const vision = first[0].timings.vision;
+  for (const { timings } of [...first, ...again]) expect(timings.vision).toBe(vision);
+  for (const picture of pictures) await pool.prune(picture, QUESTIONS[0]);
+  await pool.dispose();
+});
+
 it('a deadline ends a request that is too late', async () => {
   const pool = await VisionPool.open(LLAVA, { ...how, workers: 1, deadline: 1 });
   const late = await pool.prune(pictures[0], QUESTIONS[0]).catch((error) => error);
