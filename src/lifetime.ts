@@ -1,4 +1,5 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
+import { abortable } from './abort.js';
 import { DesapError } from './errors.js';
 
 /** A call of an object, and the one on whose way it was made. */
@@ -28,9 +29,17 @@ export class Lifetime {
       throw new DesapError('ERR_DISPOSED', `${this.what}: used after dispose()`);
   }
 
-  /** Runs a call of the object. Rejects with `ERR_DISPOSED` after {@link Lifetime.end}. */
-  async call<T>(work: () => Promise<T>): Promise<T> {
+  /**
+   * Runs a call of the object, which `signal` may end. Rejects with `ERR_DISPOSED` after {@link Lifetime.end}.
+   * @param discard frees a result that nobody gets any more
+   */
+  async call<T>(work: () => Promise<T>, signal?: AbortSignal, discard?: (result: T) => unknown): Promise<T> {
     this.check();
+    return abortable(signal, () => this.#track(work), discard);
+  }
+
+  /** A call that was aborted is under way to the end of what it has begun. */
+  async #track<T>(work: () => Promise<T>): Promise<T> {
     const result = calls.run({ life: this, outer: calls.getStore() }, work);
     this.#running.add(result);
     try {

@@ -17,6 +17,7 @@ const LAYERS: readonly (readonly [string, RegExp])[] = [
   ['pruner', /^(pruner|block-head|image-analysis|prune-(request|result)|method-input|host-buffer|ort|index)\.ts$/],
   ['serving', /^serving\//],
   ['vision', /^vision\//],
+  ['server', /^server\//],
   ['transformers', /^transformers\//],
   ['command line', /^cli\//],
 ];

@@ -59,6 +59,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
     ],
   ],
   'desap/serving': ['checkUsage', 'toImageEmbeds', 'toPromptEmbeds'],
+  'desap/server': ['VisionPool', 'httpStatus'],
   'desap/transformers': ['attach'],
 };
 

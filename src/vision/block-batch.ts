@@ -50,6 +50,8 @@ export class BlockBatch {
   readonly #salient = new Once<BlockView>();
   readonly #asked = new Once<BlockView>();
   #run: BlockRun | null;
+  /** Numbers of the run's hidden states. */
+  readonly #hidden: number;
   #isAsked = false;
   #images: number;
 
@@ -65,6 +67,7 @@ export class BlockBatch {
   ) {
     this.#run = run;
     this.#images = images;
+    this.#hidden = run.hidden.reduce((product, extent) => product * extent, 1);
     // SigLIP's read-out is a part of the block: it is there for whoever asks.
     this.#isAsked = engine.readOut !== null;
     const { outputs } = run;
@@ -81,6 +84,14 @@ export class BlockBatch {
   /** How a text is compared. */
   get form(): TaskForm {
     return this.engine.readOut ? 'siglip' : 'llm';
+  }
+
+  /** What each token takes: its features, rows of the file besides, hidden states, and an analysis of the features' width. */
+  get bytesOfToken(): number {
+    const { features, alike, further, count } = this;
+    const own = features === alike ? features.width : features.width + alike.width;
+    const others = [...further.values()].reduce((sum, { layers, width }) => sum + layers.length * width, 0);
+    return 4 * (own + others + alike.width + this.#hidden / count);
   }
 
   /** Whether a text has been compared, or is about to be. */

@@ -60,6 +60,10 @@ export class BlockImage extends EncodedImageBase {
     this.#units = Int32Array.from(layout.places.flatMap((places) => [...places]));
   }
 
+  get byteLength(): number {
+    return this.tokenCount * this.#batch.bytesOfToken;
+  }
+
   /** Without a question the connector has nothing to do. */
   protected override covers({ task }: Purpose): string {
     return task || this.#batch.isAsked ? 'task' : 'saliency';

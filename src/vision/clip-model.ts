@@ -1,4 +1,5 @@
 import type { Tensor } from 'onnxruntime-common';
+import { type Abortable, signalOf } from '../abort.js';
 import type { Pruner, TensorLike, TextEmbeddings } from '../index.js';
 import { checkQuestion } from './check-text.js';
 import { type ClipEncoder, TOLERANCE } from './clip-encoder.js';
@@ -60,8 +61,8 @@ export abstract class ClipVisionModel<Image extends EncodedImage, Others = never
    * @param rows [K, D] of any selection
    * @returns features [1, K, W]
    */
-  async project(rows: TensorLike): Promise<Tensor> {
-    return this.life.call(() => this.encoder.project(rows));
+  async project(rows: TensorLike, call?: Abortable): Promise<Tensor> {
+    return this.life.call(() => this.encoder.project(rows), signalOf('call', call));
   }
 
   protected free(): Promise<unknown> {

@@ -1,4 +1,5 @@
 import type { InferenceSession } from 'onnxruntime-common';
+import { type Abortable, checkAborted, signalOf } from '../abort.js';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import type { NumberMatrix } from '../kernels/numeric.js';
@@ -21,6 +22,7 @@ import { TEXT_ATTENDED, TEXT_NORMED, TextAttention } from '../onnx/text-attentio
 import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { float32, nonEmpty, type Tensor } from '../tensor.js';
+import { traced } from '../trace.js';
 import { checkContext, checkText } from './check-text.js';
 import { type CheckedFilter, type LongTextChoice, type LongTextOptions, longTextChoice } from './long-text.js';
 import { cosines, type FilteredText, filterWords, frequencies, levelled } from './text-filter.js';
@@ -121,8 +123,9 @@ export class ClipText {
    * @throws DesapError `ERR_VALUE` for no string, an empty text, one beyond the limit `textBytes`, with `longText: 'error'` one that is
    *   longer than the context, or a frequency beyond 0 to 1; `ERR_DISPOSED`
    */
-  async encode(text: string): Promise<EncodedText> {
-    return this.#life.call(() => this.#encode(text));
+  async encode(text: string, call?: Abortable): Promise<EncodedText> {
+    const work = () => this.#encode(text);
+    return traced('ClipText.encode', () => this.#life.call(work, signalOf('call', call)));
   }
 
   async #encode(text: string): Promise<EncodedText> {
@@ -203,6 +206,7 @@ export class ClipText {
 
   /** Runs the tower on one sequence. */
   private async run(ids: readonly number[]): Promise<Rows> {
+    checkAborted();
     const { structure, ort, session, tokenizer } = this;
     // An export for one length only takes end tokens as padding; their rows come after the first end and are dropped.
     const fixed = structure.ids.dims?.[1];

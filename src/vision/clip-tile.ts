@@ -1,6 +1,7 @@
 import { type AnalyzeOptions, ImageAnalysis, type TensorLike, type TextEmbeddings } from '../index.js';
 import { Once } from '../once.js';
 import type { ClipEncoder, Encoded } from './clip-encoder.js';
+import { bytesOf } from './clip-tower.js';
 import type { Comparison } from './image-base.js';
 import { clipSource, gridOf, type MethodSource } from './method-source.js';
 
@@ -26,6 +27,8 @@ export interface ClipTile {
   nearest?(kept: Int32Array): Promise<Int32Array>;
   /** Hidden states of the class token, [1, D]. */
   classRow(): TensorLike & { readonly data: Float32Array };
+  /** What it takes, its analysis counted too. */
+  readonly byteLength: number;
   /** The tile needs its memory no more. */
   release(): Promise<void>;
 }
@@ -54,6 +57,7 @@ export function clipTile(
       : picked({ data, dims: [rows, width] }, patches, classRows);
   };
   return {
+    byteLength: bytesOf(encoded, pruner.head.projectionDim),
     source: () => clipSource(encoder, encoded, { patches: isWhole ? null : patches, grid: gridOf(encoded, classRows) }),
     units,
     ...(cut && {

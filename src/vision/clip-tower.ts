@@ -30,6 +30,11 @@ export interface TowerTile {
   readonly cut: TileCut | null;
 }
 
+/** What a tile takes, its analysis counted too: where rows were dropped, all of them at the cut as well. */
+export function bytesOf({ batch, rows, cut }: TowerTile, projectionDim: number): number {
+  return batch.byteLength(projectionDim) + (cut ? 4 * rows * batch.dims[2] : 0);
+}
+
 /** The patches of a tile that are units, ascending, given how many patches it has; null: all. */
 export type UnitPatches = (tile: number, patches: number) => Int32Array | null;
 

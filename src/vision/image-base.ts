@@ -1,4 +1,5 @@
 import type { Tensor } from 'onnxruntime-common';
+import { ABORTABLE, type Abortable, abortable, signalOf } from '../abort.js';
 import { DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch, notFinite } from '../errors.js';
 import type { ImageAnalysis, PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
@@ -11,6 +12,7 @@ import { PRUNE_OPTIONS, textEmbeddings } from '../prune-request.js';
 import { inPublicOrder, methodResult, rowsInOrder } from '../prune-result.js';
 import { Stopwatch } from '../stopwatch.js';
 import { float32, oneOf, vector } from '../tensor.js';
+import { traced } from '../trace.js';
 import { checkQuestion } from './check-text.js';
 import type { TokenLayout } from './layout.js';
 import { choiceOfImage, choicesOf, type RivalOptions } from './method-choice.js';
@@ -97,6 +99,14 @@ export function visionPruneOptions(argument: string, given: VisionPruneOptions |
   checkDistances(checked);
   return checked;
 }
+
+/**
+ * The options of a call that prunes one image, checked for their names.
+ * @throws DesapError `ERR_VALUE`
+ */
+export function abortableOptions(given: (VisionPruneOptions & Abortable) | undefined): VisionPruneOptions & Abortable {
+  return options('options', given, { ...VISION_PRUNE_OPTIONS, ...ABORTABLE });
+}
 const ALLOCATIONS = ['tile', 'image'] as const;
 
 /** What encoded images have in common: a question's way through text encoder, pruner and connector. */
@@ -128,6 +138,8 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     this.medium = about.medium ?? 'image';
   }
 
+  abstract get byteLength(): number;
+
   get tokenCount(): number {
     return this.about.layout.tokenCount;
   }
@@ -140,8 +152,12 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     return this.#parts('image').length;
   }
 
-  async prune(question: Question, given?: VisionPruneOptions): Promise<PrunedFeatures> {
-    const [pruned] = await pruneTogether([{ image: this, question, options: visionPruneOptions('options', given) }]);
+  async prune(question: Question, given?: VisionPruneOptions & Abortable): Promise<PrunedFeatures> {
+    const { signal, ...choice } = abortableOptions(given);
+    const options = visionPruneOptions('options', choice);
+    const [pruned] = await traced('EncodedImage.prune', () =>
+      abortable(signal, () => pruneTogether([{ image: this, question, options }])),
+    );
     return pruned;
   }
 
@@ -160,7 +176,8 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const embeddings = await this.#embeddings(question, how.taskShare);
     const asked = performance.now();
     const parts = this.#parts(allocation);
-    const { analyses, milliseconds: analyze } = await this.#analyze(allocation, { task: embeddings !== null });
+    const { analyses, milliseconds } = await this.#analyze(allocation, { task: embeddings !== null });
+    const waited = waitingOf(analyses);
     const text = embeddings && this.comparable(embeddings);
     const differing = await this.#distances(parts, how.taskShare === 1 ? undefined : distances);
     const analyzed = performance.now();
@@ -176,6 +193,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
       ...(tasks && { task: tasks[p] }),
       ...(differing && { distances: differing.rows[p] }),
     }));
+    const analyze = milliseconds - waited;
     const own = { vision, analyze, text: asked - start, prune: performance.now() - analyzed };
     const join = (kept: readonly PruneResult[]) => joined(layout, parts, kept);
     return {
@@ -183,7 +201,10 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
       finish: async (kept, milliseconds) =>
         this.#finish(how.merge === false ? join(kept) : await this.#joined(join(kept), parts, kept), kept, {
           task: isCompared ? { form } : null,
-          timings: { ...own, prune: own.prune + milliseconds, projector: differing?.milliseconds ?? 0 },
+          timings: {
+            ...{ ...own, waiting: waited + waitingOf(kept) },
+            ...{ prune: own.prune + milliseconds, projector: differing?.milliseconds ?? 0 },
+          },
         }),
     };
   }
@@ -230,7 +251,10 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const result = await this.#finish({ ...whole, timings: { ...whole.timings, select: prune - merge, merge } }, kept, {
       task: chooser.isAsked ? { form } : null,
       // The analysis is made once for all questions, and counts for each, as it does for DeSAP.
-      timings: { vision, analyze: taps + ((await task.made())?.analyze ?? 0), text: encoded - start, prune, projector },
+      timings: {
+        ...{ waiting: 0, vision, analyze: taps + ((await task.made())?.analyze ?? 0), text: encoded - start },
+        ...{ prune, projector },
+      },
       isConnected: choice.isProjected,
     });
     const pruned = { ...result, choice };
@@ -340,8 +364,8 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     return float32(rows, [1, whole.indices.length, width]);
   }
 
-  async all(): Promise<Tensor> {
-    return this.call(() => this.everything());
+  async all(call?: Abortable): Promise<Tensor> {
+    return traced('EncodedImage.all', () => this.call(() => this.everything(), signalOf('call', call)));
   }
 
   /**
@@ -349,16 +373,17 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
    * first call that needs it.
    * @throws DesapError `ERR_NOT_FINITE`, `ERR_OUT_OF_MEMORY`, `ERR_DISPOSED`
    */
-  async analyses(): Promise<readonly ImageAnalysis[]> {
-    return this.call(async () => (await this.#analyze(this.#allocation, { task: true })).analyses);
+  async analyses(call?: Abortable): Promise<readonly ImageAnalysis[]> {
+    const work = async () => (await this.#analyze(this.#allocation, { task: true })).analyses;
+    return this.call(work, signalOf('call', call));
   }
 
   /**
    * That of an image that is pruned as one.
    * @throws DesapError `ERR_VALUE` for an image of several tiles
    */
-  async analysis(): Promise<ImageAnalysis> {
-    const [first, ...others] = await this.analyses();
+  async analysis(call?: Abortable): Promise<ImageAnalysis> {
+    const [first, ...others] = await this.analyses(call);
     if (others.length === 0) return first;
     throw mismatch('ERR_VALUE', 'analysis', `an image of ${others.length + 1} tiles`, 'one of one tile, or analyses()');
   }
@@ -389,8 +414,8 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   }
 
   /** @internal Runs a call of the image, which is one of its model too. */
-  async call<T>(work: () => Promise<T>): Promise<T> {
-    return this.#life.call(() => this.owner.life.call(work));
+  async call<T>(work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
+    return this.#life.call(() => this.owner.life.call(work), signal);
   }
 
   /** A text's embeddings in the space of the image's. */
@@ -465,6 +490,11 @@ export function tokensOf(kept: readonly Kept[]): Tensor {
     at += tokens.data.length;
   }
   return float32(all, [rows, width]);
+}
+
+/** Milliseconds that calls waited for the device. */
+function waitingOf(results: readonly { readonly timings: { readonly waiting: number } }[]): number {
+  return results.reduce((sum, { timings }) => sum + timings.waiting, 0);
 }
 
 function asBatch({ data, dims }: Tensor): Tensor {

@@ -2,7 +2,7 @@ import type { Tensor } from 'onnxruntime-common';
 import type { AnalyzeOptions, Pruner, TensorLike } from '../index.js';
 import type { Grid } from '../methods/method.js';
 import type { Encoded } from './clip-encoder.js';
-import type { Rows } from './clip-tower.js';
+import { bytesOf, type Rows } from './clip-tower.js';
 import { type Analyzed, EncodedImageBase, type ImageOwner, type Kept, tokensOf } from './image-base.js';
 import { plainLayout, withoutDropped } from './layout.js';
 import { gridOf, type MethodSource } from './method-source.js';
@@ -59,6 +59,10 @@ export class LlavaImage extends EncodedImageBase {
 
   get #classRows(): number {
     return Number(this.vision.pruner.head.classToken);
+  }
+
+  get byteLength(): number {
+    return bytesOf(this.encoded, this.vision.pruner.head.projectionDim);
   }
 
   protected async makeAnalyses(): Promise<Analyzed> {

@@ -206,7 +206,9 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
     const { backend } = pruner;
     const tiles = layout.places.map((places, tile): ClipTile => {
       const made = new Once<ImageAnalysis>();
+      const { projectionDim } = pruner.head;
       return {
+        byteLength: 4 * (rows * (D + projectionDim) + places.length * (W + projectionDim)),
         source: () =>
           featureSource(backend, { data: at(places), rows: places.length, cols: W }, { rows: side, columns: side }),
         units: () => ({ data: at(places), dims: [places.length, W] }),

@@ -59,7 +59,8 @@ function pruneOwn(asked: readonly AskedImage[]): Promise<PrunedFeatures[]> {
     const start = performance.now();
     const counts = await countsOf(images);
     const kept = await pruneParts(images, (request, i, part) => ({ ...request, keep: counts[i][part] }));
-    const milliseconds = performance.now() - start;
+    const waited = sum(kept.flat().map(({ timings }) => timings.waiting));
+    const milliseconds = performance.now() - start - waited;
     const units = images.map(({ analyses }) => sum(analyses.map(({ patches }) => patches)));
     const pruned: PrunedFeatures[] = [];
     for (const [i, image] of images.entries())

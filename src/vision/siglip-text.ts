@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 import type { InferenceSession } from 'onnxruntime-common';
+import { type Abortable, checkAborted, shared, signalOf } from '../abort.js';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch, naming } from '../errors.js';
 import { isFile, readJsonIfThere } from '../files.js';
@@ -12,6 +13,7 @@ import { POOLED_TEXT, readSiglipText, type SiglipTextStructure, siglipTextGraph 
 import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { float32, nonEmpty, oneOf, type Tensor } from '../tensor.js';
+import { traced } from '../trace.js';
 import { checkContext, checkText } from './check-text.js';
 import { integers } from './clip-text.js';
 import { type CheckedFilter, type LongTextChoice, type LongTextOptions, longTextChoice } from './long-text.js';
@@ -103,8 +105,8 @@ export class SiglipText {
    * @throws DesapError `ERR_VALUE` for no string, an empty text, one beyond the limit `textBytes`, with `longText: 'error'` one that is
    *   longer than the context, or a frequency beyond 0 to 1; `ERR_DISPOSED`
    */
-  async encode(text: string): Promise<SiglipEncodedText> {
-    return this.#life.call(async () => {
+  async encode(text: string, call?: Abortable): Promise<SiglipEncodedText> {
+    const work = async () => {
       checkText('text', text);
       const whole = await this.#whole(text);
       const words = this.how.text === 'words' ? wordsOf(text) : [];
@@ -114,7 +116,8 @@ export class SiglipText {
       if (filter === null || words.length <= filter.maxTokens) return { embeddings: joined(rows), endOfText: whole };
       const filtered = this.#filter(words, joined(rows), whole, filter);
       return { embeddings: joined([...filtered.kept].map((i) => rows[i])), endOfText: whole, filtered };
-    });
+    };
+    return traced('SiglipText.encode', () => this.#life.call(work, signalOf('call', call)));
   }
 
   /** Of words by themselves each is one row. */
@@ -129,7 +132,7 @@ export class SiglipText {
   }
 
   #word(word: string): Promise<Float32Array> {
-    const known = this.#words.get(word) ?? this.#whole(word);
+    const known = this.#words.get(word) ?? shared(() => this.#whole(word));
     if (this.#words.size >= MOST_WORDS) this.#words.clear();
     this.#words.set(word, known);
     known.catch(() => this.#words.delete(word));
@@ -162,6 +165,7 @@ export class SiglipText {
   }
 
   async #run(ids: readonly number[]): Promise<Float32Array> {
+    checkAborted();
     const { structure, ort, session, tokens } = this;
     const feeds: Record<string, Tensor> = {};
     const feed = ({ name, type }: SiglipTextStructure['ids'], value: (i: number) => number) => {

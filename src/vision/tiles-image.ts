@@ -44,6 +44,10 @@ export class TilesImage extends EncodedImageBase {
     super('TilesImage', owner, { layout, form: 'clip', medium, tileGrid, milliseconds });
   }
 
+  get byteLength(): number {
+    return this.how.tiles.reduce((sum, tile) => sum + tile.byteLength, 0);
+  }
+
   protected async makeAnalyses(parts: readonly Part[]): Promise<Analyzed> {
     const { tiles } = this.how;
     const analyze = (tile: number) =>

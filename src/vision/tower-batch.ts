@@ -27,6 +27,12 @@ export class TowerBatch {
     return this.#memory.data;
   }
 
+  /** What one image takes: its hidden states in front of each tapped block too, and an analysis with rows [N, projectionDim]. */
+  byteLength(projectionDim: number): number {
+    const [, rows, width] = this.dims;
+    return 4 * rows * (width * (1 + this.#entering.size) + projectionDim + 1);
+  }
+
   /** The hidden states of one image, [N, D], in the same memory. */
   rows(image: number): TensorLike & { data: Float32Array } {
     const [, rows, width] = this.dims;

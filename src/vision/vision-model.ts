@@ -1,4 +1,5 @@
 import type { Tensor } from 'onnxruntime-common';
+import type { Abortable } from '../abort.js';
 import type { PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
 import type { MethodName } from '../methods/index.js';
 import type { Layout } from '../methods/rival.js';
@@ -30,17 +31,17 @@ export interface VisionModel extends AsyncDisposable {
    * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, `ERR_OUT_OF_MEMORY`, `ERR_DISPOSED`; `ERR_GRAPH` when the encoder fails for
    *   another reason; all images or none
    */
-  encode(inputs: VisionInputs, names?: InputNames): Promise<EncodedImage[]>;
+  encode(inputs: VisionInputs, names?: InputNames, call?: Abortable): Promise<EncodedImage[]>;
   /**
    * A question as rows that the task scores are computed from, for many images.
    * @throws DesapError `ERR_VALUE` for an empty question, or where there is nothing to encode it with; `ERR_DISPOSED`
    */
-  encodeQuestion(question: string): Promise<TextEmbeddings>;
+  encodeQuestion(question: string, call?: Abortable): Promise<TextEmbeddings>;
   /**
    * Encodes one image and prunes it for one question. For several questions, {@link VisionModel.encode} it once.
    * @throws DesapError as {@link VisionModel.encode} and {@link EncodedImage.prune}; `ERR_SHAPE` for several images
    */
-  prune(inputs: VisionInputs, question: Question, options?: VisionPruneOptions): Promise<PrunedFeatures>;
+  prune(inputs: VisionInputs, question: Question, options?: VisionPruneOptions & Abortable): Promise<PrunedFeatures>;
   /**
    * Prunes several encoded images of this model in one go, each for its question: the images of a prompt, or of a batch. Each result is
    * what {@link EncodedImage.prune} gives for that image alone, to the bit.
@@ -54,6 +55,7 @@ export interface VisionModel extends AsyncDisposable {
     images: readonly EncodedImage[],
     questions: readonly Question[],
     options?: readonly (VisionPruneOptions | undefined)[],
+    call?: Abortable,
   ): Promise<PrunedFeatures[]>;
   /**
    * The maps that {@link VisionModel.pruneImages} chooses by, [P] of each image, with zeros for markers. Nothing is merged, the connector
@@ -64,6 +66,7 @@ export interface VisionModel extends AsyncDisposable {
     images: readonly EncodedImage[],
     questions: readonly Question[],
     options?: readonly (VisionPruneOptions | undefined)[],
+    call?: Abortable,
   ): Promise<TokenMaps[]>;
   /** Frees everything, after the calls under way. Safe to call again. */
   dispose(): Promise<void>;
@@ -135,6 +138,8 @@ export interface EncodedImage extends Disposable {
   readonly tokenCount: number;
   /** Where they stand: the tokens of one tile after the other, row by row. An image without tiles is one tile. */
   readonly tiles: readonly Tile[];
+  /** Bytes that it holds: hidden states and rows, its analyses counted as if they were made; its share of what a run's images have together. */
+  readonly byteLength: number;
   /** The fewest units that `allocation: 'image'` keeps: one of each tile, or one of a video whose frames are pruned as one. */
   readonly least: number;
   /**
@@ -143,9 +148,9 @@ export interface EncodedImage extends Disposable {
    * @throws DesapError `ERR_VALUE` for the question and the options; those of `ImageAnalysis.prune`; `ERR_NOT_FINITE` for an image whose
    *   encoding is not finite
    */
-  prune(question: Question, options?: VisionPruneOptions): Promise<PrunedFeatures>;
+  prune(question: Question, options?: VisionPruneOptions & Abortable): Promise<PrunedFeatures>;
   /** All visual tokens, [1, P, W], as the model's own file encodes them: nothing is pruned. */
-  all(): Promise<Tensor>;
+  all(call?: Abortable): Promise<Tensor>;
   /** Frees what the image holds, after the calls under way. Safe to call again. */
   dispose(): void;
 }
@@ -209,11 +214,13 @@ export interface VisionPruneOptions extends Omit<PruneOptions, 'task' | 'feature
 export type TaskForm = 'clip' | 'siglip' | 'llm';
 
 /**
- * Milliseconds: the encoder; what the image costs the pruner (of other methods, what they compute of the tower's blocks); encoding the
+ * Milliseconds. `waiting`: for the device, behind other calls, or for a worker of a pool: no work, and in no other number. Then the work: the
+ * encoder; what the image costs the pruner (of other methods, what they compute of the tower's blocks); encoding the
  * question; pruning; the connector, with the features of all patches where they are read. Of images that were encoded in one run, or
  * pruned in one call, each has its share. What is made once an image counts for each of its questions.
  */
 export interface VisionTimings {
+  readonly waiting: number;
   readonly vision: number;
   readonly analyze: number;
   readonly text: number;
