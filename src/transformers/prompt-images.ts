@@ -34,6 +34,7 @@ const NAMES: InputNames = {
   pixelValuesVideos: 'pixel_values_videos',
   videoGridThw: 'video_grid_thw',
   tileCounts: 'input_ids',
+  tileGrids: 'input_ids',
 };
 
 /**

@@ -21,14 +21,18 @@ import { ortModule } from '../ort.js';
 import { encodingOf } from '../pruner.js';
 import { nonEmpty, object, oneOf } from '../tensor.js';
 import { BlockBatch } from './block-batch.js';
-import type { BlockFamily, EncoderFacts, EncoderRun, Feed } from './block-family.js';
+import type { BlockFamily, EncoderFacts, EncoderRun, Feed, TiledInput, TileRows } from './block-family.js';
 import { BlockImage } from './block-image.js';
 import { type BlockEngine, type BlockRun, type HiddenRows, type Outputs, splitRun, wholeRun } from './block-run.js';
+import { BlockTile } from './block-tile.js';
+import type { BlockTilesImage } from './block-tiles-image.js';
 import { blockTrials } from './block-trials.js';
 import { checkQuestion } from './check-text.js';
 import { confirmFeatures, runTrials, type Sample } from './file-features.js';
 import { hostMemory } from './host-memory.js';
+import { plainLayout } from './layout.js';
 import { type CheckedFilter, type LongText, type LongTextOptions, longTextChoice } from './long-text.js';
+import { LookedBlocks } from './looked-blocks.js';
 import { VisionModelBase } from './model-base.js';
 import { DTYPES, type Dtype, folderOf, type ModelConfig, readConfig } from './model-folder.js';
 import { checkShared } from './model-options.js';
@@ -37,6 +41,8 @@ import { QuestionTable } from './question-table.js';
 import { allOrNone, atRest, openSession, type RunNames, runSession } from './session.js';
 import { openFit, type SiglipOptions, siglipOptions } from './siglip-options.js';
 import { SiglipText } from './siglip-text.js';
+import { refuseTiles, type TileChoice, type TileOptions, takesAll, tileChoice, VIEW_RULES } from './tile-options.js';
+import { tilesOfView } from './tile-rules.js';
 import { floats } from './trial.js';
 import type { Budget, ImageMarks, InputNames, VisionInputs } from './vision-model.js';
 
@@ -67,6 +73,8 @@ export interface BlockVisionOptions extends DeviceOptions, Budget, LongTextOptio
   task?: 'llm' | 'siglip';
   /** The SigLIP's folder, or more about it; with `task: 'siglip'`. */
   siglip?: string | SiglipOptions;
+  /** Idefics3, SmolVLM, LFM2-VL: which tiles are encoded beside the whole view; default: all. */
+  tiles?: TileOptions;
   /** A pruner that is open already: its device is used, and stays the caller's. */
   pruner?: Pruner;
   /** Session options of ONNX Runtime, for every session; default: its own, with threads that do not spin between runs. */
@@ -78,7 +86,7 @@ export interface BlockVisionOptions extends DeviceOptions, Budget, LongTextOptio
 export const BLOCK_OPTIONS: OptionNames<BlockVisionOptions> = {
   ...DEVICE_OPTIONS,
   ...{ model: true, config: true, dtype: true, embedQuestion: true, pruner: true, keep: true, keepRatio: true },
-  ...{ encoding: true, task: true, siglip: true, longText: true, filter: true, session: true, ort: true },
+  ...{ encoding: true, task: true, siglip: true, longText: true, filter: true, session: true, ort: true, tiles: true },
 };
 const RENAMED = { modelDir: 'model' };
 
@@ -92,6 +100,8 @@ export interface BlockParts extends BlockEngine {
   /** SigLIP's read-out and its text tower, where that is how questions are matched. */
   readonly readOut: (NonNullable<BlockEngine['readOut']> & { readonly text: SiglipText }) | null;
   readonly filter: CheckedFilter | null;
+  /** null: all of an image is encoded at once. */
+  readonly choice: TileChoice | null;
   readonly options: BlockVisionOptions & { readonly model: string };
 }
 
@@ -104,7 +114,7 @@ export interface BlockParts extends BlockEngine {
  * connector, so that it lies in the language model's space (A_d), against the language model's own embeddings of the question (S);
  * both sides' global vectors are normalised means. `taskShare: 0` leaves it out.
  */
-export class BlockVision extends VisionModelBase<BlockImage> {
+export class BlockVision extends VisionModelBase<BlockImage | BlockTilesImage> {
   readonly #parts: BlockParts;
   readonly #table = new Once<QuestionTable>();
   readonly #several = new Once<boolean>();
@@ -150,6 +160,8 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     checkOwn({ ...checked, model });
     const siglip = siglipOptions(checked);
     const filter = filterOf(checked);
+    if (!family.tiled) refuseTiles(checked.tiles);
+    const choice = tileChoice(checked.tiles, VIEW_RULES);
     const encoding = encodingOf(checked);
     const ort = await ortModule(checked.ort);
     const session = atRest(checked.session);
@@ -177,7 +189,7 @@ export class BlockVision extends VisionModelBase<BlockImage> {
       };
       const own = { ...checked, model };
       const sessions = { tower, tail, connector };
-      const parts = { family, encoder, ort, head, ...sessions, encoding, readOut, config, filter, options: own };
+      const parts = { family, encoder, ort, head, ...sessions, encoding, readOut, config, filter, choice, options: own };
       const vision = new this(parts);
       const wanted = `those of the file by itself${family.premise}`;
       await confirmFeatures(vision, samples, { argument: 'visionEncoder', file, wanted });
@@ -202,6 +214,10 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     return this.#parts.family.marks;
   }
 
+  get looks(): boolean {
+    return this.#parts.choice !== null;
+  }
+
   /** Single kernels on the device. */
   get backend(): Backend {
     return this.#parts.head.backend;
@@ -223,10 +239,17 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     return table.embed(asked);
   }
 
-  protected async encodeImages(inputs: VisionInputs, names: InputNames): Promise<BlockImage[]> {
-    const runs = await this.#parts.family.read(inputs, names, this.#facts);
-    const images: BlockImage[] = [];
+  protected async encodeImages(inputs: VisionInputs, names: InputNames): Promise<(BlockImage | BlockTilesImage)[]> {
+    const { family, choice } = this.#parts;
+    const tiled = choice && family.tiled ? family.tiled(inputs, names, this.#facts) : [];
+    const isLooking = tiled.some(({ tiles }) => !takesAll(choice as TileChoice, tiles - 1));
+    const images: (BlockImage | BlockTilesImage)[] = [];
     try {
+      if (isLooking) {
+        for (const image of tiled) images.push(await this.#look(image, choice as TileChoice, names));
+        return images;
+      }
+      const runs = await family.read(inputs, names, this.#facts);
       for (const run of runs) for (const [at, image] of await this.#encodeRun(run, names)) images[at] = image;
       return images;
     } catch (error) {
@@ -237,19 +260,52 @@ export class BlockVision extends VisionModelBase<BlockImage> {
 
   /** The images of one run, each with its place in the call. */
   async #encodeRun(run: EncoderRun, names: InputNames): Promise<Map<number, BlockImage>> {
+    return this.#tilesOfRun(run, names, (tiles, milliseconds, batchOf) => {
+      const own = new Map<number, number[]>();
+      for (const [tile, { image }] of tiles.entries()) own.set(image, [...(own.get(image) ?? []), tile]);
+      const batch = batchOf(own.size);
+      return new Map([...own].map(([at, some]) => [at, new BlockImage(this, batch, some, milliseconds * some.length)]));
+    });
+  }
+
+  /** @param make is given the tiles of a run, the milliseconds of each, and what makes a batch for as many owners */
+  async #tilesOfRun<T>(
+    run: EncoderRun,
+    names: InputNames,
+    make: (tiles: readonly TileRows[], milliseconds: number, batchOf: (owners: number) => BlockBatch) => T,
+  ): Promise<T> {
     const start = performance.now();
     const made = await this.#run(run, { argument: names.pixelValues, graph: GRAPH });
     try {
       const tiles = run.tiles(made.hidden, made.outputs[FEATURES].dims);
       const milliseconds = (performance.now() - start - made.attended) / tiles.length;
-      const own = new Map<number, number[]>();
-      for (const [tile, { image }] of tiles.entries()) own.set(image, [...(own.get(image) ?? []), tile]);
-      const batch = new BlockBatch(this.#parts, made, tiles, own.size);
-      return new Map([...own].map(([at, some]) => [at, new BlockImage(this, batch, some, milliseconds * some.length)]));
+      return make(tiles, milliseconds, (owners) => new BlockBatch(this.#parts, made, tiles, owners));
     } catch (error) {
       made.free();
       throw error;
     }
+  }
+
+  /** An image whose whole view is encoded, and its tiles when a question needs them; all at once where all are taken. */
+  async #look(image: TiledInput, choice: TileChoice, names: InputNames): Promise<BlockImage | BlockTilesImage> {
+    const all = Array.from({ length: image.tiles }, (_, tile) => tile);
+    if (takesAll(choice, image.tiles - 1))
+      return (await this.#encodeRun(image.run(all), names)).get(0) as BlockImage;
+    const encode = (some: readonly number[]) =>
+      this.#tilesOfRun(image.run(some), names, (tiles, milliseconds, batchOf) => {
+        const batch = batchOf(tiles.length);
+        return tiles.map((_, at) => new BlockTile(this.backend, batch, at, milliseconds));
+      });
+    const [whole] = await encode(all.slice(-1));
+    const grids = all.map((tile) => image.units(tile, whole.grid));
+    return new LookedBlocks(this, {
+      layout: plainLayout(
+        grids.map((grid) => ({ frame: 0, ...grid })),
+        grids.map(({ rows, columns }) => rows * columns),
+      ),
+      ...{ form: whole.form, choice, whole, encode },
+      tileOf: tilesOfView(whole.grid, image.grid),
+    });
   }
 
   /** One run, to the features. */

@@ -19,7 +19,7 @@ import type { EncodedImage } from './vision-model.js';
 import type { Part } from './whole-image.js';
 
 /** How an image was encoded. */
-interface About {
+export interface About {
   readonly medium: EncodedImage['medium'];
   readonly layout: TokenLayout;
   /** One for each tile of the layout. */
