@@ -66,7 +66,10 @@ export interface AttachOptions extends CallOptions, OpeningOptions {
 
 /** What was kept of one image. */
 export interface PrunedImage
-  extends Pick<PrunedFeatures, 'indices' | 'source' | 'assignment' | 'counts' | 'choice' | 'tileCounts' | 'task'> {
+  extends Pick<
+    PrunedFeatures,
+    'indices' | 'source' | 'assignment' | 'counts' | 'choice' | 'tileCounts' | 'looked' | 'task'
+  > {
   /** Which sequence of the batch it belongs to. */
   readonly sequence: number;
 }

@@ -43,9 +43,10 @@ export async function pruneImages(
   );
   options.onPruned?.(
     kept.map(
-      ({ indices, source, assignment, counts, choice, tileCounts, task }, i): PrunedImage => ({
+      ({ indices, source, assignment, counts, choice, tileCounts, looked, task }, i): PrunedImage => ({
         ...{ sequence: images[i].sequence, indices, source, assignment, counts, tileCounts, task },
         ...(choice && { choice }),
+        ...(looked && { looked }),
       }),
     ),
   );
@@ -111,7 +112,9 @@ async function question(
   sequence: number,
   options: CallOptions,
 ): Promise<TextEmbeddings | null> {
-  if (options.taskShare === 0 || rival(options)?.isAsked === false) return null;
+  // A question may be there to choose tiles.
+  const isAsked = options.taskShare !== 0 && rival(options)?.isAsked !== false;
+  if (!isAsked && (!attached.vision.looks || options.keep === 'all')) return null;
   const ids = inputs.input_ids as ModelTensor;
   let asked = entryOf('question', options.question, sequence, ids.dims[0]) as Question | undefined;
   asked ??= await questionOf(attached, unpadded(inputs, sequence));

@@ -23,7 +23,7 @@ export interface BlockFamily {
   ): readonly EncoderRun[] | Promise<readonly EncoderRun[]>;
   /**
    * The same tile by tile, for images of a whole view and tiles of which some can be left out. Left out by families without such tiles.
-   * @throws DesapError as `read`; `ERR_VALUE` for tiles of which it is not known how they make the image
+   * @throws DesapError as `read`
    */
   tiled?(inputs: VisionInputs, names: InputNames, encoder: EncoderFacts): readonly TiledInput[];
   /**
@@ -84,8 +84,11 @@ export interface EncoderRun {
 /** One image of a call, in tiles: the last is the whole view. Its memory is its own. */
 export interface TiledInput {
   readonly tiles: number;
-  /** Rows and columns of tiles that the image was cut into. */
-  readonly grid: Grid;
+  /**
+   * Rows and columns of tiles that the image was cut into.
+   * @throws DesapError `ERR_VALUE` where several are possible
+   */
+  grid(): Grid;
   /** @param some tiles, ascending */
   run(some: readonly number[]): EncoderRun;
   /**

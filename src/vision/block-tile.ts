@@ -1,10 +1,10 @@
+import type { TextEmbeddings } from '../index.js';
 import { type Backend, ImageAnalysis, type TensorLike } from '../index.js';
 import { Once } from '../once.js';
 import { float32 } from '../tensor.js';
 import type { BlockBatch, TokenRows } from './block-batch.js';
 import type { Comparison } from './image-base.js';
 import { taskScores } from './siglip-rows.js';
-import type { TextEmbeddings } from '../index.js';
 
 /** A tile of an encoder with a last block of its own, which a run encoded. */
 export class BlockTile {

@@ -189,7 +189,19 @@ export class BlockVision extends VisionModelBase<BlockImage | BlockTilesImage> {
       };
       const own = { ...checked, model };
       const sessions = { tower, tail, connector };
-      const parts = { family, encoder, ort, head, ...sessions, encoding, readOut, config, filter, choice, options: own };
+      const parts = {
+        family,
+        encoder,
+        ort,
+        head,
+        ...sessions,
+        encoding,
+        readOut,
+        config,
+        filter,
+        choice,
+        options: own,
+      };
       const vision = new this(parts);
       const wanted = `those of the file by itself${family.premise}`;
       await confirmFeatures(vision, samples, { argument: 'visionEncoder', file, wanted });
@@ -289,8 +301,7 @@ export class BlockVision extends VisionModelBase<BlockImage | BlockTilesImage> {
   /** An image whose whole view is encoded, and its tiles when a question needs them; all at once where all are taken. */
   async #look(image: TiledInput, choice: TileChoice, names: InputNames): Promise<BlockImage | BlockTilesImage> {
     const all = Array.from({ length: image.tiles }, (_, tile) => tile);
-    if (takesAll(choice, image.tiles - 1))
-      return (await this.#encodeRun(image.run(all), names)).get(0) as BlockImage;
+    if (takesAll(choice, image.tiles - 1)) return (await this.#encodeRun(image.run(all), names)).get(0) as BlockImage;
     const encode = (some: readonly number[]) =>
       this.#tilesOfRun(image.run(some), names, (tiles, milliseconds, batchOf) => {
         const batch = batchOf(tiles.length);
@@ -304,7 +315,7 @@ export class BlockVision extends VisionModelBase<BlockImage | BlockTilesImage> {
         grids.map(({ rows, columns }) => rows * columns),
       ),
       ...{ form: whole.form, choice, whole, encode },
-      tileOf: tilesOfView(whole.grid, image.grid),
+      tileOf: () => tilesOfView(whole.grid, image.grid()),
     });
   }
 

@@ -61,7 +61,7 @@ export const IDEFICS3 = {
       const [tiles, argument] = [end - first, `${names.tileGrids}[${image}]`];
       return {
         tiles,
-        grid: tiles === 1 ? { rows: 1, columns: 1 } : gridOfTiles(grids[image], tiles - 1, { argument }),
+        grid: () => gridOfTiles(grids[image], tiles - 1, { argument }),
         run: (some) =>
           runOf(
             { ...all, pixels: picked(pixels, size, some) },

@@ -62,10 +62,7 @@ export const LFM2 = {
       const [rows, columns] = shapes[tiles - 1];
       return {
         tiles,
-        grid:
-          tiles === 1
-            ? { rows: 1, columns: 1 }
-            : gridOfTiles(grids[image], tiles - 1, { argument, aspect: columns / rows }),
+        grid: () => gridOfTiles(grids[image], tiles - 1, { argument, aspect: columns / rows }),
         run: (some) =>
           runOf(
             {

@@ -4,7 +4,16 @@ import type { TensorLike } from '../index.js';
 import { readTower } from '../onnx/index.js';
 import { type OptionNames, options } from '../options.js';
 import { integer, nonEmpty, oneOf, vector as vectorOf } from '../tensor.js';
-import { ANYRES, type Anyres, anyresLayout, NEWLINES, type Newline, PINPOINTS, type TileRule, unpadded } from './anyres.js';
+import {
+  ANYRES,
+  type Anyres,
+  anyresLayout,
+  NEWLINES,
+  type Newline,
+  PINPOINTS,
+  type TileRule,
+  unpadded,
+} from './anyres.js';
 import { checkPinpoints } from './anyres-images.js';
 import { sizesOf, type Tiled, tilesOf } from './anyres-inputs.js';
 import { ClipEncoder, type ClipEncoderOptions, type Encoded } from './clip-encoder.js';
@@ -102,9 +111,7 @@ export class LlavaNextVision extends ClipVisionModel<TilesImage> {
       const encoder = opened(await ClipEncoder.open(visionEncoder, clip, { tuned: true }), (one) => one.dispose());
       if (own) vectorOf('newlineVector', own, await widthOf(encoder));
       const needsGlance = choice?.by === 'block';
-      const glance = needsGlance
-        ? opened(await glanceOf(visionEncoder, encoder), (one) => one.dispose())
-        : null;
+      const glance = needsGlance ? opened(await glanceOf(visionEncoder, encoder), (one) => one.dispose()) : null;
       return new LlavaNextVision(encoder, { ...rule, anyres, newline, vector: own }, choice, glance);
     });
   }

@@ -7,7 +7,7 @@ import { type Lookable, Looking, partsOfView, scoresOfView } from './looking.js'
 import type { RivalOptions } from './method-choice.js';
 import type { PreparedImage } from './prune-together.js';
 import { layoutOfTiles } from './tile-layout.js';
-import type { TileChoice, TileRule } from './tile-options.js';
+import { type LookRule, mostTaken, type TileChoice } from './tile-options.js';
 import type { PrunedFeatures, Question, VisionPruneOptions } from './vision-model.js';
 import type { Part } from './whole-image.js';
 
@@ -15,8 +15,11 @@ import type { Part } from './whole-image.js';
 interface OnDemand extends Pick<AboutTiles, 'layout' | 'form'> {
   readonly choice: TileChoice;
   readonly whole: BlockTile;
-  /** For each unit of the whole view the tile that it is a part of. */
-  readonly tileOf: Int32Array;
+  /**
+   * For each unit of the whole view the tile that it is a part of.
+   * @throws DesapError `ERR_VALUE` where it is not known how tiles make the image
+   */
+  readonly tileOf: () => Int32Array;
   /** Encodes some tiles in one go. */
   readonly encode: (tiles: readonly number[]) => Promise<BlockTile[]>;
 }
@@ -44,6 +47,10 @@ export class LookedBlocks extends BlockTilesImage implements Lookable {
     this.#looking = new Looking(this, vision);
   }
 
+  override get least(): number {
+    return 1 + mostTaken(this.choice, this.candidates.length);
+  }
+
   override prepare(question: Question, given: VisionPruneOptions): Promise<PreparedImage> {
     return this.#looking.prepare(question, given);
   }
@@ -52,11 +59,11 @@ export class LookedBlocks extends BlockTilesImage implements Lookable {
     return this.#looking.pruneBy(question, given);
   }
 
-  async scores(by: TileRule, text: TextEmbeddings | null): Promise<Float32Array> {
+  async scores(by: LookRule, text: TextEmbeddings | null): Promise<Float32Array> {
     const { whole, tileOf } = this.demand;
     const parts = partsOfView(await whole.analysis(text !== null));
     const own = text && this.comparable(text);
-    return scoresOfView(by as Exclude<TileRule, 'block'>, parts, own, { tileOf, tiles: this.others });
+    return scoresOfView(by as Exclude<LookRule, 'block'>, parts, own, { tileOf: tileOf(), tiles: this.others });
   }
 
   async encode(tiles: readonly number[]): Promise<void> {

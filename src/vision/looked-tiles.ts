@@ -10,7 +10,7 @@ import { type Lookable, Looking, partsOfView, scoresOfView, type ViewParts } fro
 import type { RivalOptions } from './method-choice.js';
 import type { PreparedImage } from './prune-together.js';
 import { layoutOfTiles } from './tile-layout.js';
-import type { TileChoice, TileRule } from './tile-options.js';
+import { type LookRule, mostTaken, type TileChoice } from './tile-options.js';
 import type { ViewRows } from './tile-rules.js';
 import { type About, TilesImage } from './tiles-image.js';
 import type { PrunedFeatures, Question, VisionPruneOptions } from './vision-model.js';
@@ -64,13 +64,19 @@ export class LookedTiles extends TilesImage implements Lookable {
     this.#milliseconds = [whole.milliseconds];
     this.#glances = layout.tiles.map(() => new Once());
     this.choice = choice;
-    this.candidates = [...layout.places.keys()].slice(1).flatMap((tile) => (layout.places[tile].length > 0 ? [tile - 1] : []));
+    this.candidates = [...layout.places.keys()]
+      .slice(1)
+      .flatMap((tile) => (layout.places[tile].length > 0 ? [tile - 1] : []));
     this.#looking = new Looking(this, vision);
   }
 
   /** @internal How many tiles there are beside the whole view. */
   get others(): number {
     return this.tiles.length - 1;
+  }
+
+  override get least(): number {
+    return 1 + mostTaken(this.choice, this.candidates.length);
   }
 
   override prepare(question: Question, given: VisionPruneOptions): Promise<PreparedImage> {
@@ -82,7 +88,7 @@ export class LookedTiles extends TilesImage implements Lookable {
   }
 
   /** @internal */
-  async scores(by: TileRule, text: TextEmbeddings | null): Promise<Float32Array> {
+  async scores(by: LookRule, text: TextEmbeddings | null): Promise<Float32Array> {
     const { tileOf, byKeys, glance, patches } = this.demand;
     if (by === 'block' && text !== null) {
       const end = Float32Array.from(unitRows(endRow('question', text)).data);
@@ -96,7 +102,7 @@ export class LookedTiles extends TilesImage implements Lookable {
     }
     const isOwn = by === 'task' || by === 'saliency';
     const parts = isOwn ? partsOfView(await this.view([]).analysis()) : await this.#keys.get(byKeys);
-    const all = scoresOfView(by as Exclude<TileRule, 'block'>, parts, text, { tileOf, tiles: this.others });
+    const all = scoresOfView(by as Exclude<LookRule, 'block'>, parts, text, { tileOf, tiles: this.others });
     return Float32Array.from(this.candidates, (other) => all[other]);
   }
 

@@ -8,7 +8,7 @@ import { checkQuestion } from './check-text.js';
 import type { EncodedImageBase, ImageOwner } from './image-base.js';
 import type { RivalOptions } from './method-choice.js';
 import { asQuestion, type PreparedImage, rethrow } from './prune-together.js';
-import { type TileChoice, type TileRule, tilesTaken } from './tile-options.js';
+import { type LookRule, type TileChoice, tilesTaken } from './tile-options.js';
 import { tileScores, type ViewRows } from './tile-rules.js';
 import type { Looked, PrunedFeatures, Question, VisionPruneOptions } from './vision-model.js';
 
@@ -19,7 +19,7 @@ export interface Lookable {
   readonly others: number;
   readonly candidates: readonly number[];
   /** A score of each candidate. */
-  scores(by: TileRule, text: TextEmbeddings | null): Promise<Float32Array>;
+  scores(by: LookRule, text: TextEmbeddings | null): Promise<Float32Array>;
   /** Encodes those of some tiles that are not yet. */
   encode(tiles: readonly number[]): Promise<void>;
   /** The whole view and some tiles that are encoded, as an image of its own, which owns nothing. */
@@ -132,12 +132,17 @@ export function partsOfView(analysis: ImageAnalysis): ViewParts {
  * @param tileOf for each of its units the tile that it is a part of
  */
 export function scoresOfView(
-  rule: Exclude<TileRule, 'block'>,
+  rule: Exclude<LookRule, 'block'>,
   { units, saliency }: ViewParts,
   text: TextEmbeddings | null,
   { tileOf, tiles }: { readonly tileOf: Int32Array; readonly tiles: number },
 ): Float32Array {
   const rows = text && matrix('question', text.embeddings, { cols: units.width });
   const unit = rows && Float32Array.from(unitRows({ ...rows, data: widened(rows) }).data);
-  return tileScores(rule, { tileOf, tiles, saliency, asked: unit && { units, text: { data: unit, width: units.width } } });
+  return tileScores(rule, {
+    tileOf,
+    tiles,
+    saliency,
+    asked: unit && { units, text: { data: unit, width: units.width } },
+  });
 }

@@ -11,10 +11,10 @@ import { object, oneOf } from '../tensor.js';
  * highest value less the tile's mean (both by the attention of keys where `kk` is); `saliency`, the mean of the saliency map, without the
  * question.
  */
-export type TileRule = (typeof TILE_RULES)[number];
+export type LookRule = (typeof TILE_RULES)[number];
 export const TILE_RULES = ['block', 'kk', 'task', 'words', 'contrast', 'saliency'] as const;
 /** Those of encoders that are no CLIP towers. */
-export const VIEW_RULES: readonly TileRule[] = ['task', 'words', 'contrast', 'saliency'];
+export const VIEW_RULES: readonly LookRule[] = ['task', 'words', 'contrast', 'saliency'];
 
 /** The whole view goes through the tower first; of the tiles only those that a question needs. */
 export interface TileOptions {
@@ -24,7 +24,7 @@ export interface TileOptions {
    */
   readonly keep: number | 'auto';
   /** Default: `block` for CLIP towers, `task` for all others. Without a question it is `saliency`. */
-  readonly by?: TileRule;
+  readonly by?: LookRule;
   /**
    * With `keep: 'auto'`: the share, above 0 and at most 1, of the sum over tiles of (score - lowest score). Default 0.9.
    */
@@ -44,7 +44,7 @@ const MASS = 0.9;
  * @returns null where it is not given
  * @throws DesapError `ERR_VALUE`
  */
-export function tileChoice(given: TileOptions | undefined, rules: readonly TileRule[]): TileChoice | null {
+export function tileChoice(given: TileOptions | undefined, rules: readonly LookRule[]): TileChoice | null {
   if (given === undefined) return null;
   const { keep, by = rules[0], mass } = options('tiles', object('tiles', given, '{ keep }'), NAMES);
   const isShare = typeof keep === 'number' && keep > 0 && keep < 1;
@@ -86,8 +86,19 @@ export function takesAll({ keep }: Pick<TileChoice, 'keep'>, tiles: number): boo
  */
 export function tilesTaken({ keep, mass }: Pick<TileChoice, 'keep' | 'mass'>, scores: Float32Array): Int32Array {
   const best = [...scores.keys()].sort((a, b) => scores[b] - scores[a] || a - b);
-  const count = keep === 'auto' ? countOfMass(mass, Float64Array.from(best, (tile) => scores[tile])) : countOf(keep, best.length);
+  const count =
+    keep === 'auto'
+      ? countOfMass(
+          mass,
+          Float64Array.from(best, (tile) => scores[tile]),
+        )
+      : countOf(keep, best.length);
   return Int32Array.from(best.slice(0, count)).sort();
+}
+
+/** How many tiles are taken at most, of so many. */
+export function mostTaken({ keep }: Pick<TileChoice, 'keep'>, tiles: number): number {
+  return keep === 'auto' ? tiles : countOf(keep, tiles);
 }
 
 function countOf(keep: number, tiles: number): number {

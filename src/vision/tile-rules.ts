@@ -1,7 +1,7 @@
 /** How much of a question each tile of an image has, by what is known of the whole view. Pure functions. */
 import { dot } from '../kernels/numeric.js';
 import type { Grid } from '../methods/method.js';
-import type { TileRule } from './tile-options.js';
+import type { LookRule } from './tile-options.js';
 
 /** Rows of one width, one after the other. */
 export interface ViewRows {
@@ -30,7 +30,7 @@ const HIGHEST = 2;
  * With m_j(i) = e_i . t_j for unit i and row j of the question's T, m the mean over j, and top_k the mean of the k highest of a tile:
  * task, kk: top_2 m. contrast: top_1 m - mean m. words: top_2 m_j for the j of the largest (highest - mean) over tiles. saliency: its mean.
  */
-export function tileScores(rule: Exclude<TileRule, 'block'>, view: WholeView): Float32Array {
+export function tileScores(rule: Exclude<LookRule, 'block'>, view: WholeView): Float32Array {
   if (rule === 'saliency' || view.asked === null) return byTile(view, view.saliency, mean);
   const rows = mapsOf(view.asked);
   const whole = view.saliency.map((_, unit) => mean(rows.map((map) => map[unit])));
@@ -48,11 +48,7 @@ export function tileScores(rule: Exclude<TileRule, 'block'>, view: WholeView): F
  * @param grid of tiles
  * @param window of the tiles' area that the image fills, as shares of its edges; default: all
  */
-export function tilesOfView(
-  whole: Grid,
-  grid: Grid,
-  window = { top: 0, left: 0, height: 1, width: 1 },
-): Int32Array {
+export function tilesOfView(whole: Grid, grid: Grid, window = { top: 0, left: 0, height: 1, width: 1 }): Int32Array {
   const at = (place: number, of: number, first: number, extent: number, tiles: number) =>
     Math.min(tiles - 1, Math.floor((first + ((place + 0.5) / of) * extent) * tiles));
   return Int32Array.from({ length: whole.rows * whole.columns }, (_, unit) => {

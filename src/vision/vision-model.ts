@@ -2,7 +2,7 @@ import type { Tensor } from 'onnxruntime-common';
 import type { PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
 import type { MethodName } from '../methods/index.js';
 import type { Layout } from '../methods/rival.js';
-import type { TileRule } from './tile-options.js';
+import type { LookRule } from './tile-options.js';
 
 /**
  * A vision-language model's view of images, with pruning: each family of models implements it. Pipelines over plain
@@ -237,7 +237,7 @@ export interface VisionTimings {
 /** Which tiles of an image were encoded, and why. Tiles are counted row by row, without the whole view. */
 export interface Looked {
   /** What told them. */
-  readonly by: TileRule;
+  readonly by: LookRule;
   /** Those that were taken, ascending. Tokens of all others are in no result, and their markers in no prompt. */
   readonly taken: Int32Array;
   /** [tiles] how much each has of the question, by the rule's own measure. */
