@@ -1,7 +1,13 @@
-/** Methods on the command line: `--method vscan --method-options windows=6,mergeSpace=hidden`. */
+/** Methods and tiles on the command line: `--method vscan --method-options windows=6,mergeSpace=hidden`, `--tiles keep=2,by=kk`. */
 import { InvalidArgumentError } from 'commander';
+import type { TileOptions } from '../vision/tile-options.js';
 
 type Value = string | number | boolean | string[];
+
+/** The option `tiles`; its values are checked where it is used. */
+export function tileOptions(text: string): TileOptions {
+  return methodOptions(text) as unknown as TileOptions;
+}
 
 /** Options of a method: numbers and true or false as such, a list with + between, all else as text. */
 export function methodOptions(text: string): Record<string, Value> {

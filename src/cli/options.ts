@@ -11,10 +11,11 @@ import { ANYRES, type Anyres, NEWLINES, type Newline } from '../vision/anyres.js
 import type { VisionModelOptions } from '../vision/families.js';
 import { LONG_TEXT, type LongText } from '../vision/long-text.js';
 import { DTYPES, type Dtype } from '../vision/model-folder.js';
+import type { TileOptions } from '../vision/tile-options.js';
 import { CLASS_ROWS, type ClassRows } from '../vision/video-llava.js';
 import { DISTANCES, PRESET_NAMES } from '../vision/vision-choices.js';
 import type { Allocation, Distances, Preset, VisionPruneOptions } from '../vision/vision-model.js';
-import { methodOptions } from './method-flags.js';
+import { methodOptions, tileOptions } from './method-flags.js';
 import { type ImageFlags, type ModelKind, modelKind } from './models.js';
 
 /** The repository's own models; they come with a clone, not with the npm package. */
@@ -70,6 +71,11 @@ export function withFamilies(command: Command): Command {
         new Option('--newline <which>', 'LLaVA-NeXT, Phi-3.5-vision: newlines that stay (default: kept-rows)').choices(
           NEWLINES,
         ),
+      )
+      .option(
+        '--tiles <list>',
+        'LLaVA-NeXT, Idefics3, SmolVLM, LFM2-VL: tiles beside the whole view: keep=2,by=block or keep=auto,mass=0.9 (default: all)',
+        tileOptions,
       )
       .addOption(
         new Option('--class-rows <form>', 'Video-LLaVA: class row of each frame (default: keep)').choices(CLASS_ROWS),
@@ -149,6 +155,7 @@ export interface ModelFlags extends DeviceOptions, ImageFlags {
   anyres?: Anyres;
   newline?: Newline;
   classRows?: ClassRows;
+  tiles?: TileOptions;
 }
 
 /** What flags say of pruning, without how much. */
@@ -185,10 +192,11 @@ export async function chosenModel(
   if (flags.frames !== undefined && !kind.isForVideos)
     throw mismatch('ERR_VALUE', '--frames', `${flags.frames}`, 'a model for videos beside it');
   const clip = flags.clip ?? (kind.isClip ? await shipped('tiny-clip', '--clip') : undefined);
-  const { dtype, task, anyres, newline, classRows } = flags;
+  const { dtype, task, anyres, newline, classRows, tiles } = flags;
   const wanted = [...new Set(hows.flatMap(({ method = 'desap', methodOptions }) => tapsOf(method, methodOptions)))];
   const taps = kind.isTapped && wanted.length > 0 ? wanted : undefined;
-  const given = Object.entries({ clip, dtype, task, anyres, newline, classRows, taps, ...textOptions(flags) }).filter(
+  const own = { clip, dtype, task, anyres, newline, classRows, tiles, taps };
+  const given = Object.entries({ ...own, ...textOptions(flags) }).filter(
     ([, value]) => value !== undefined,
   );
   return { folder, kind, options: { ...deviceOptions(flags), ...Object.fromEntries(given) } as ChosenModel['options'] };
