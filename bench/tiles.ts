@@ -76,19 +76,30 @@ await llava.dispose();
 const rows: Row[] = [
   ...TILE_RULES.flatMap((by) => [
     ...COUNTS.map((keep) => rowOf(by, `${keep}`, ({ scores }) => [tilesTaken({ keep, mass: 1 }, scores[by])])),
-    ...MASSES.map((mass) => rowOf(by, `auto ${mass}`, ({ scores }) => [tilesTaken({ keep: 'auto', mass }, scores[by])])),
+    ...MASSES.map((mass) =>
+      rowOf(by, `auto ${mass}`, ({ scores }) => [tilesTaken({ keep: 'auto', mass }, scores[by])]),
+    ),
   ]),
   ...COUNTS.map((keep) => rowOf('chance', `${keep}`, () => subsetsOf(keep))),
   rowOf('the tile that holds the object', '1', ({ holder }) => (holder === null ? subsetsOf(1) : [[holder]])),
 ];
 const chosen = best(rows);
 const shares = Object.fromEntries(
-  [...spent].filter(([name]) => name !== 'tile').map(([name, times]) => [name, median(times) / median(spent.get('tile')!)]),
+  [...spent]
+    .filter(([name]) => name !== 'tile')
+    .map(([name, times]) => [name, median(times) / median(spent.get('tile')!)]),
 );
 const text = table();
 process.stdout.write(text);
 if (!values.short) {
-  const result = { date: new Date().toISOString(), machine: cpus()[0].model, questions: questions.length, chosen, shares, rows };
+  const result = {
+    date: new Date().toISOString(),
+    machine: cpus()[0].model,
+    questions: questions.length,
+    chosen,
+    shares,
+    rows,
+  };
   await writeFile(join(RESULTS, 'tiles.json'), `${JSON.stringify(result, null, 1)}\n`);
   await writeFile(join(RESULTS, 'tiles.md'), text);
 }
@@ -99,8 +110,7 @@ async function outcomeOf({ image: file, question, answer, object }: Line, i: num
   const [one] = await looking.encode((await images.read(path)).inputs);
   const glanced = one as LookedTiles;
   const scores = {} as Record<LookRule, Float32Array>;
-  for (const by of TILE_RULES)
-    scores[by] = await timed(by, by === 'block' ? TILES : 1, () => glanced.scores(by, text));
+  for (const by of TILE_RULES) scores[by] = await timed(by, by === 'block' ? TILES : 1, () => glanced.scores(by, text));
   await timed('tile', TILES, () => glanced.encode([0, 1, 2, 3]));
   glanced.dispose();
 
@@ -120,11 +130,7 @@ async function outcomeOf({ image: file, question, answer, object }: Line, i: num
 }
 
 /** What is left of an image's tokens without some tiles: the whole view, those tiles' tokens, and newlines of rows that have any. */
-function ofTiles(
-  { features, indices }: { features: Tensor; indices: Int32Array },
-  subset: number,
-  tokens: number,
-) {
+function ofTiles({ features, indices }: { features: Tensor; indices: Int32Array }, subset: number, tokens: number) {
   const first = SIDE * SIDE;
   const rowOfPlace = (place: number) => Math.floor((place - first) / (EDGE + 1));
   const tileOf = (place: number) => {
@@ -178,7 +184,9 @@ function subsetsOf(count: number): number[][] {
 /** The rule with the most right answers on the first half, over 1, 2 and 3 tiles. */
 function best(all: readonly Row[]): string {
   const score = (rule: string) =>
-    mean(all.filter(({ by, keep }) => by === rule && !keep.startsWith('auto')).map(({ halves }) => halves[0].all.percent));
+    mean(
+      all.filter(({ by, keep }) => by === rule && !keep.startsWith('auto')).map(({ halves }) => halves[0].all.percent),
+    );
   return [...TILE_RULES].sort((a, b) => score(b) - score(a))[0];
 }
 

@@ -196,9 +196,7 @@ export async function chosenModel(
   const wanted = [...new Set(hows.flatMap(({ method = 'desap', methodOptions }) => tapsOf(method, methodOptions)))];
   const taps = kind.isTapped && wanted.length > 0 ? wanted : undefined;
   const own = { clip, dtype, task, anyres, newline, classRows, tiles, taps };
-  const given = Object.entries({ ...own, ...textOptions(flags) }).filter(
-    ([, value]) => value !== undefined,
-  );
+  const given = Object.entries({ ...own, ...textOptions(flags) }).filter(([, value]) => value !== undefined);
   return { folder, kind, options: { ...deviceOptions(flags), ...Object.fromEntries(given) } as ChosenModel['options'] };
 }
 

@@ -92,10 +92,13 @@ function viewOf(strip: Strip, { indices, source, maps, looked }: PrunedFeatures,
   const map = (values: Float32Array) => Float32Array.from(places, (place) => values[place]);
   return {
     ...{ image, title, rows, columns, ...about },
-    skipped: looked && strip.tile && places.map((_, cell) => {
-      const tile = strip.tile!(Math.floor(cell / columns), cell % columns);
-      return !looked.taken.includes(tile);
-    }),
+    skipped:
+      looked &&
+      strip.tile &&
+      places.map((_, cell) => {
+        const tile = strip.tile!(Math.floor(cell / columns), cell % columns);
+        return !looked.taken.includes(tile);
+      }),
     indices: Int32Array.from(shown, (k) => cells.get(indices[k]) as number),
     source: Uint8Array.from(shown, (k) => source[k]),
     task: maps.task && map(maps.task),
@@ -128,7 +131,10 @@ function summarize(
   const markers = list(MARKER);
   const units = indices.length - markers.length;
   print(`kept ${units} of ${assignment.length} patches on: ${device}`);
-  if (looked) print(`tiles:       ${[...looked.taken].map((tile) => tile + 1).join(' ')} of ${looked.scores.length} by ${looked.by}`);
+  if (looked)
+    print(
+      `tiles:       ${[...looked.taken].map((tile) => tile + 1).join(' ')} of ${looked.scores.length} by ${looked.by}`,
+    );
   if (tileCounts.length > 1) print(`by tile:     ${tileCounts.join(' ')}`);
   if (method === 'desap') {
     print(`by task:     ${list(0).join(' ')}${task && task.form !== 'clip' ? ` (form: ${task.form})` : ''}`);

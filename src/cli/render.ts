@@ -216,7 +216,10 @@ function drawing(view: KeptView, panels: readonly Panel[], { width, height, side
   const hatched = (panel: number) =>
     [...indicesOf(view.skipped)]
       .map((patch) => {
-        const [x, y] = [left(panel) + (patch % columns) * patchWidth, TITLE + Math.floor(patch / columns) * patchHeight];
+        const [x, y] = [
+          left(panel) + (patch % columns) * patchWidth,
+          TITLE + Math.floor(patch / columns) * patchHeight,
+        ];
         return `<rect x="${x}" y="${y}" width="${patchWidth}" height="${patchHeight}" fill="url(#skipped)"/>`;
       })
       .join('');

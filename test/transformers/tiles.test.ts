@@ -4,7 +4,13 @@
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { Lfm2VlImageProcessor, Lfm2VlProcessor, type PreTrainedModel, type Processor, Tensor } from '@huggingface/transformers';
+import {
+  Lfm2VlImageProcessor,
+  Lfm2VlProcessor,
+  type PreTrainedModel,
+  type Processor,
+  Tensor,
+} from '@huggingface/transformers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type AttachOptions, attach, type PrunedImage } from '../../src/transformers/index.js';
 import { openVisionModel, type VisionModel } from '../../src/vision/index.js';
@@ -169,7 +175,10 @@ describe.each(FAMILIES)('$family', ({ family, prompt, axis, inputs: inputsOf }) 
     for (const [at, id] of short.entries()) {
       if (id !== imageToken) continue;
       const place = kept.next().value as number;
-      (embeds.data as Float32Array).set((all.data as Float32Array).subarray(place * width, (place + 1) * width), at * width);
+      (embeds.data as Float32Array).set(
+        (all.data as Float32Array).subarray(place * width, (place + 1) * width),
+        at * width,
+      );
     }
     // The short prompt is a part of the whole one, image tokens by their places.
     const columns = whole.flatMap((id, column) => (id === imageToken ? [column] : []));
