@@ -40,6 +40,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
     ...[
       'AnyresImageProcessor',
       'BlockImage',
+      'BlockTilesImage',
       'BlockVision',
       'ClipText',
       'ImageProcessor',

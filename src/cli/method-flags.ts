@@ -1,4 +1,4 @@
-/** Options that have options of their own: `--method vscan --method-options windows=6,mergeSpace=hidden`, `--tower at=1,keep=0.25`. */
+/** Options that have options of their own: `--method-options windows=6,mergeSpace=hidden`, `--tower at=1,keep=0.25`, `--tiles keep=2,by=kk`. */
 import { InvalidArgumentError } from 'commander';
 
 type Value = string | number | boolean | string[];

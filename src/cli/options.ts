@@ -12,6 +12,7 @@ import type { VisionModelOptions } from '../vision/families.js';
 import { LONG_TEXT, type LongText } from '../vision/long-text.js';
 import { DTYPES, type Dtype } from '../vision/model-folder.js';
 import { TEXT_PLACES, type TextPlace } from '../vision/text-place.js';
+import type { TileOptions } from '../vision/tile-options.js';
 import { CLASS_ROWS, type ClassRows } from '../vision/video-llava.js';
 import { DISTANCES, PRESET_NAMES } from '../vision/vision-choices.js';
 import type { Allocation, Distances, Preset, VisionPruneOptions } from '../vision/vision-model.js';
@@ -77,6 +78,11 @@ export function withFamilies(command: Command): Command {
         new Option('--newline <which>', 'LLaVA-NeXT, Phi-3.5-vision: newlines that stay (default: kept-rows)').choices(
           NEWLINES,
         ),
+      )
+      .option(
+        '--tiles <list>',
+        'LLaVA-NeXT, Idefics3, SmolVLM, LFM2-VL: tiles beside the whole view: keep=2,by=block or keep=auto,mass=0.9 (default: all)',
+        namedValues,
       )
       .addOption(
         new Option('--class-rows <form>', 'Video-LLaVA: class row of each frame (default: keep)').choices(CLASS_ROWS),
@@ -163,6 +169,7 @@ export interface ModelFlags extends DeviceOptions, ImageFlags {
   newline?: Newline;
   classRows?: ClassRows;
   tower?: object;
+  tiles?: TileOptions;
 }
 
 /** What flags say of pruning, without how much. */
@@ -199,13 +206,11 @@ export async function chosenModel(
   if (flags.frames !== undefined && !kind.isForVideos)
     throw mismatch('ERR_VALUE', '--frames', `${flags.frames}`, 'a model for videos beside it');
   const clip = flags.clip ?? (kind.isClip ? await shipped('tiny-clip', '--clip') : undefined);
-  const { dtype, task, text, anyres, newline, classRows, tower } = flags;
+  const { dtype, task, text, anyres, newline, classRows, tower, tiles } = flags;
   const wanted = [...new Set(hows.flatMap(({ method = 'desap', methodOptions }) => tapsOf(method, methodOptions)))];
   const taps = kind.isTapped && wanted.length > 0 ? wanted : undefined;
-  const given = Object.entries({
-    ...{ clip, dtype, task, text, anyres, newline, classRows, tower, taps },
-    ...textOptions(flags),
-  }).filter(([, value]) => value !== undefined);
+  const own = { clip, dtype, task, text, anyres, newline, classRows, tower, tiles, taps };
+  const given = Object.entries({ ...own, ...textOptions(flags) }).filter(([, value]) => value !== undefined);
   return { folder, kind, options: { ...deviceOptions(flags), ...Object.fromEntries(given) } as ChosenModel['options'] };
 }
 

@@ -20,6 +20,8 @@ export interface KeptView {
   readonly saliency: Float32Array;
   readonly rows: number;
   readonly columns: number;
+  /** For each patch, whether it is of a tile that was not encoded; left out where all were. */
+  readonly skipped?: readonly boolean[];
   readonly question: string;
   readonly answer?: string;
 }
@@ -59,6 +61,10 @@ const DROPPED: Shade = { from: 60, swatch: '#5a5a5a' };
 /** Lines that outline patches. */
 const STROKE = 4;
 const LONGEST_QUESTION = 90;
+
+/** Lines over tiles that were not encoded, from patch to patch without a break. */
+const HATCH =
+  '<pattern id="skipped" patternUnits="userSpaceOnUse" width="12" height="12" patternTransform="rotate(45)"><rect width="12" height="12" fill="#ffffff" fill-opacity="0.6"/><line x1="0" y1="0" x2="0" y2="12" stroke="#444" stroke-width="3"/></pattern>';
 
 /** Dark to bright, so that the order of values survives in grey. */
 const HEAT: readonly Rgb[] = [
@@ -218,11 +224,21 @@ function drawing(view: KeptView, panels: readonly Panel[], { width, height, side
       .filter((at) => panels[panel].source === undefined || panels[panel].source === source[at])
       .map((at) => outline(panel, at))
       .join('');
+  const hatched = (panel: number) =>
+    [...indicesOf(view.skipped)]
+      .map((patch) => {
+        const [x, y] = [
+          left(panel) + (patch % columns) * patchWidth,
+          TITLE + Math.floor(patch / columns) * patchHeight,
+        ];
+        return `<rect x="${x}" y="${y}" width="${patchWidth}" height="${patchHeight}" fill="url(#skipped)"/>`;
+      })
+      .join('');
   const below = TITLE + side.height + 20;
   const swatch = (x: number, of: number, name: string) =>
     `<rect x="${x + 2}" y="${below}" width="18" height="18" fill="none" stroke="${COLORS[of]}" stroke-width="4"/>` +
     text(x + 30, below + 15, 16, `${source.filter((one) => one === of).length} by ${name}`);
-  const shade = (x: number, { swatch: color }: Shade, name: string) =>
+  const shade = (x: number, { swatch: color }: Pick<Shade, 'swatch'>, name: string) =>
     `<rect x="${x}" y="${below + 34}" width="22" height="22" fill="${color}"/>${text(x + 30, below + 51, 16, name)}`;
   const stops = HEAT.map(
     (rgb, i) => `<stop offset="${i / (HEAT.length - 1)}" stop-color="rgb(${rgb.join(',')})"/>`,
@@ -232,12 +248,18 @@ function drawing(view: KeptView, panels: readonly Panel[], { width, height, side
     text(left(panel), below + 15, 16, 'low') +
     text(left(panel) + side.width, below + 15, 16, 'high', 'text-anchor="end"');
   return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" font-family="DejaVu Sans, Helvetica, Arial, sans-serif">
-<defs><linearGradient id="heat">${stops}</linearGradient></defs>
+<defs><linearGradient id="heat">${stops}</linearGradient>${HATCH}</defs>
 ${text(left(0), 32, 20, heading(view), 'font-weight="bold"')}
-${panels.map((panel, i) => text(left(i), 62, 16, panel.title) + outlines(i) + (panel.heat ? scale(i) : '')).join('\n')}
+${panels.map((panel, i) => text(left(i), 62, 16, panel.title) + hatched(i) + outlines(i) + (panel.heat ? scale(i) : '')).join('\n')}
 ${swatch(left(0), 0, 'task')}${swatch(left(0) + 140, 1, view.complement)}
 ${shade(left(0), NOT_KEPT, 'not kept')}${view.dropped.size > 0 ? shade(left(0) + 140, DROPPED, 'dropped in the tower') : ''}
+${view.skipped?.includes(true) ? shade(left(0) + (view.dropped.size > 0 ? 330 : 140), { swatch: 'url(#skipped)' }, 'tile not encoded') : ''}
 </svg>`;
+}
+
+/** Places of those that are so. */
+function indicesOf(flags: readonly boolean[] = []): number[] {
+  return flags.flatMap((is, place) => (is ? [place] : []));
 }
 
 function heading({ question, answer }: KeptView): string {

@@ -69,7 +69,7 @@ export interface AttachOptions extends CallOptions, OpeningOptions {
 export interface PrunedImage
   extends Pick<
     PrunedFeatures,
-    'indices' | 'source' | 'assignment' | 'counts' | 'choice' | 'dropped' | 'tileCounts' | 'task'
+    'indices' | 'source' | 'assignment' | 'counts' | 'choice' | 'dropped' | 'tileCounts' | 'looked' | 'task'
   > {
   /** Which sequence of the batch it belongs to. */
   readonly sequence: number;

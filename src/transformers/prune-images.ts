@@ -68,10 +68,11 @@ export async function pruneImages(
   );
   options.onPruned?.(
     kept.map(
-      ({ indices, source, assignment, counts, choice, dropped, tileCounts, task }, i): PrunedImage => ({
+      ({ indices, source, assignment, counts, choice, dropped, tileCounts, looked, task }, i): PrunedImage => ({
         ...{ sequence: images[i].sequence, indices, source, assignment, counts, tileCounts, task },
         ...(choice && { choice }),
         ...(dropped && { dropped }),
+        ...(looked && { looked }),
       }),
     ),
   );
@@ -141,7 +142,9 @@ async function question(
   sequence: number,
   options: CallOptions,
 ): Promise<Question | null> {
-  if (options.taskShare === 0 || rival(options)?.isAsked === false) return null;
+  // A question may be there to choose tiles.
+  const isAsked = options.taskShare !== 0 && rival(options)?.isAsked !== false;
+  if (!isAsked && (!attached.vision.looks || options.keep === 'all')) return null;
   const ids = inputs.input_ids as ModelTensor;
   const asked = entryOf('question', options.question, sequence, ids.dims[0]) as Question | undefined;
   return asked ?? questionOf(attached, unpadded(inputs, sequence));

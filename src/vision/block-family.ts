@@ -1,4 +1,5 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import type { Grid } from '../methods/method.js';
 import type { OrtModule } from '../onnx/edit.js';
 import type { ModelConfig } from './model-folder.js';
 import type { ImageMarks, InputNames, Tile, VisionInputs } from './vision-model.js';
@@ -21,6 +22,11 @@ export interface BlockFamily {
     names: InputNames,
     encoder: EncoderFacts,
   ): readonly EncoderRun[] | Promise<readonly EncoderRun[]>;
+  /**
+   * The same tile by tile, for images of a whole view and tiles of which some can be left out. Left out by families without such tiles.
+   * @throws DesapError as `read`
+   */
+  tiled?(inputs: VisionInputs, names: InputNames, encoder: EncoderFacts): readonly TiledInput[];
   /**
    * Left out where there is nothing to check.
    * @throws DesapError `ERR_GRAPH` for an encoder that cannot be pruned, as its config says
@@ -91,6 +97,23 @@ export interface EncoderRun {
    * @param features dims of the features: [.., M, W]; their rows are counted through
    */
   tiles(hidden: readonly number[], features: readonly number[]): readonly TileRows[];
+}
+
+/** One image of a call, in tiles: the last is the whole view. Its memory is its own. */
+export interface TiledInput {
+  readonly tiles: number;
+  /**
+   * Rows and columns of tiles that the image was cut into.
+   * @throws DesapError `ERR_VALUE` where several are possible
+   */
+  grid(): Grid;
+  /** @param some tiles, ascending */
+  run(some: readonly number[]): EncoderRun;
+  /**
+   * Rows and columns of visual tokens of a tile.
+   * @param whole those of the whole view
+   */
+  units(tile: number, whole: Grid): Grid;
 }
 
 /** A sequence of the encoder, whose attention stays within. */

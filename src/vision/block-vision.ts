@@ -23,15 +23,27 @@ import { encodingOf } from '../pruner.js';
 import { nonEmpty, object, oneOf } from '../tensor.js';
 import { rowsAtOnce } from './at-once.js';
 import { BlockBatch } from './block-batch.js';
-import { type BlockFamily, type EncoderFacts, type EncoderRun, type Feeds, tensorsOf } from './block-family.js';
+import {
+  type BlockFamily,
+  type EncoderFacts,
+  type EncoderRun,
+  type Feeds,
+  type TiledInput,
+  type TileRows,
+  tensorsOf,
+} from './block-family.js';
 import { BlockImage } from './block-image.js';
 import { type BlockEngine, type BlockRun, type HiddenRows, type Outputs, splitRun, wholeRun } from './block-run.js';
+import { BlockTile } from './block-tile.js';
+import type { BlockTilesImage } from './block-tiles-image.js';
 import { BlockTower, checkBlockTower } from './block-tower.js';
 import { blockTrials } from './block-trials.js';
 import { checkQuestion } from './check-text.js';
 import { confirmFeatures, runTrials, type Sample } from './file-features.js';
 import { hostMemory } from './host-memory.js';
+import { plainLayout } from './layout.js';
 import { type CheckedFilter, type LongText, type LongTextOptions, longTextChoice } from './long-text.js';
+import { LookedBlocks } from './looked-blocks.js';
 import { VisionModelBase } from './model-base.js';
 import { DTYPES, type Dtype, folderOf, type ModelConfig, readConfig } from './model-folder.js';
 import { checkShared } from './model-options.js';
@@ -41,6 +53,8 @@ import { allOrNone, atRest, openSession, type RunNames, runSession } from './ses
 import { type CheckedSiglip, openFit, type SiglipOptions, siglipOptions } from './siglip-options.js';
 import { SiglipText } from './siglip-text.js';
 import { checkNoTextTower, type TextPlaceOptions, textOrt } from './text-place.js';
+import { refuseTiles, type TileChoice, type TileOptions, takesAll, tileChoice, VIEW_RULES } from './tile-options.js';
+import { tilesOfView } from './tile-rules.js';
 import { type TowerOptions, towerChoice } from './tower-options.js';
 import { floats } from './trial.js';
 import type { Budget, ImageMarks, InputNames, VisionInputs } from './vision-model.js';
@@ -81,6 +95,8 @@ export interface BlockVisionOptions
    * Rows that are dropped inside the tower: the blocks behind run on the others alone. Its rules are `distance` and `random`. Default: none.
    */
   tower?: TowerOptions;
+  /** Idefics3, SmolVLM, LFM2-VL: which tiles are encoded beside the whole view; default: all. */
+  tiles?: TileOptions;
   /** A pruner that is open already: its device is used, and stays the caller's. */
   pruner?: Pruner;
   /** Session options of ONNX Runtime, for every session; default: its own, with threads that do not spin between runs. */
@@ -92,7 +108,7 @@ export interface BlockVisionOptions
 export const BLOCK_OPTIONS: OptionNames<BlockVisionOptions> = {
   ...DEVICE_OPTIONS,
   ...{ model: true, config: true, dtype: true, embedQuestion: true, pruner: true, keep: true, keepRatio: true },
-  ...{ encoding: true, task: true, tower: true, siglip: true, longText: true, filter: true },
+  ...{ encoding: true, task: true, tower: true, tiles: true, siglip: true, longText: true, filter: true },
   ...{ text: true, session: true, ort: true },
 };
 const RENAMED = { modelDir: 'model' };
@@ -110,6 +126,8 @@ export interface BlockParts extends BlockEngine {
   /** SigLIP's read-out and its text tower, where that is how questions are matched. */
   readonly readOut: (NonNullable<BlockEngine['readOut']> & { readonly text: SiglipText }) | null;
   readonly filter: CheckedFilter | null;
+  /** null: all of an image is encoded at once. */
+  readonly choice: TileChoice | null;
   readonly options: BlockVisionOptions & { readonly model: string };
 }
 
@@ -122,7 +140,7 @@ export interface BlockParts extends BlockEngine {
  * connector, so that it lies in the language model's space (A_d), against the language model's own embeddings of the question (S);
  * both sides' global vectors are normalised means. `taskShare: 0` leaves it out.
  */
-export class BlockVision extends VisionModelBase<BlockImage> {
+export class BlockVision extends VisionModelBase<BlockImage | BlockTilesImage> {
   readonly #parts: BlockParts;
   readonly #table = new Once<QuestionTable>();
   /** The tower in one piece, for images of which a cut one drops nothing: in two parts the last bit may differ. */
@@ -173,14 +191,16 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     const siglip = siglipOptions(checked);
     if (siglip === null) checkNoTextTower(checked);
     const filter = filterOf(checked);
-    const choice = towerChoice(checked.tower);
+    const cutting = towerChoice(checked.tower);
+    if (!family.tiled) refuseTiles(checked.tiles);
+    const choice = tileChoice(checked.tiles, VIEW_RULES);
     const encoding = encodingOf(checked);
     const ort = await ortModule(checked.ort);
     const session = atRest(checked.session);
     const config = checked.config ?? (await readConfig(model));
     family.check?.(config);
     const encoder = readLastBlock(file);
-    if (choice !== null) checkBlockTower(encoder, choice);
+    if (cutting !== null) checkBlockTower(encoder, cutting);
     return allOrNone(async (opened) => {
       const backend = pruner?.backend ?? opened(await openBackend(deviceOptions(checked)), (own) => own.dispose());
       const samples = isBeside ? [] : await samplesOf(family, file, config, { ort, session, further: encoder.further });
@@ -200,9 +220,9 @@ export class BlockVision extends VisionModelBase<BlockImage> {
       const whole = split?.tower ?? (fit?.beyond ? encoder.beyond : encoder.tower);
       const how = { last, backend, session, trials: fed, rowsAtOnce: rowsAtOnce(session) };
       const tower =
-        choice === null
+        cutting === null
           ? await open(whole)
-          : opened(await BlockTower.open(ort, encoder, { ...how, choice }), (one) => one.release());
+          : opened(await BlockTower.open(ort, encoder, { ...how, choice: cutting }), (one) => one.release());
       const tail = split && (await open(split.tail));
       const readOut = siglip && {
         saliency: siglip.saliency,
@@ -222,6 +242,7 @@ export class BlockVision extends VisionModelBase<BlockImage> {
         readOut,
         config,
         filter,
+        choice,
         options: own,
       };
       const vision = new this(parts);
@@ -248,6 +269,10 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     return this.#parts.family.marks;
   }
 
+  get looks(): boolean {
+    return this.#parts.choice !== null;
+  }
+
   /** Single kernels on the device. */
   get backend(): Backend {
     return this.#parts.head.backend;
@@ -269,10 +294,17 @@ export class BlockVision extends VisionModelBase<BlockImage> {
     return table.embed(asked);
   }
 
-  protected async encodeImages(inputs: VisionInputs, names: InputNames): Promise<BlockImage[]> {
-    const runs = await this.#parts.family.read(inputs, names, this.#facts);
-    const images: BlockImage[] = [];
+  protected async encodeImages(inputs: VisionInputs, names: InputNames): Promise<(BlockImage | BlockTilesImage)[]> {
+    const { family, choice } = this.#parts;
+    const tiled = choice && family.tiled ? family.tiled(inputs, names, this.#facts) : [];
+    const isLooking = tiled.some(({ tiles }) => !takesAll(choice as TileChoice, tiles - 1));
+    const images: (BlockImage | BlockTilesImage)[] = [];
     try {
+      if (isLooking) {
+        for (const image of tiled) images.push(await this.#look(image, choice as TileChoice, names));
+        return images;
+      }
+      const runs = await family.read(inputs, names, this.#facts);
       for (const run of runs) for (const [at, image] of await this.#encodeRun(run, names)) images[at] = image;
       return images;
     } catch (error) {
@@ -283,19 +315,51 @@ export class BlockVision extends VisionModelBase<BlockImage> {
 
   /** The images of one run, each with its place in the call. */
   async #encodeRun(run: EncoderRun, names: InputNames): Promise<Map<number, BlockImage>> {
+    return this.#tilesOfRun(run, names, (tiles, milliseconds, batchOf) => {
+      const own = new Map<number, number[]>();
+      for (const [tile, { image }] of tiles.entries()) own.set(image, [...(own.get(image) ?? []), tile]);
+      const batch = batchOf(own.size);
+      return new Map([...own].map(([at, some]) => [at, new BlockImage(this, batch, some, milliseconds * some.length)]));
+    });
+  }
+
+  /** @param make is given the tiles of a run, the milliseconds of each, and what makes a batch for as many owners */
+  async #tilesOfRun<T>(
+    run: EncoderRun,
+    names: InputNames,
+    make: (tiles: readonly TileRows[], milliseconds: number, batchOf: (owners: number) => BlockBatch) => T,
+  ): Promise<T> {
     const start = performance.now();
     const made = await this.#run(run, { argument: names.pixelValues, graph: GRAPH });
     try {
       const tiles = run.tiles(made.hidden, made.outputs[FEATURES].dims);
       const milliseconds = (performance.now() - start - made.attended) / tiles.length;
-      const own = new Map<number, number[]>();
-      for (const [tile, { image }] of tiles.entries()) own.set(image, [...(own.get(image) ?? []), tile]);
-      const batch = new BlockBatch(this.#parts, made, tiles, own.size);
-      return new Map([...own].map(([at, some]) => [at, new BlockImage(this, batch, some, milliseconds * some.length)]));
+      return make(tiles, milliseconds, (owners) => new BlockBatch(this.#parts, made, tiles, owners));
     } catch (error) {
       made.free();
       throw error;
     }
+  }
+
+  /** An image whose whole view is encoded, and its tiles when a question needs them; all at once where all are taken. */
+  async #look(image: TiledInput, choice: TileChoice, names: InputNames): Promise<BlockImage | BlockTilesImage> {
+    const all = Array.from({ length: image.tiles }, (_, tile) => tile);
+    if (takesAll(choice, image.tiles - 1)) return (await this.#encodeRun(image.run(all), names)).get(0) as BlockImage;
+    const encode = (some: readonly number[]) =>
+      this.#tilesOfRun(image.run(some), names, (tiles, milliseconds, batchOf) => {
+        const batch = batchOf(tiles.length);
+        return tiles.map((_, at) => new BlockTile(this.backend, batch, at, milliseconds));
+      });
+    const [whole] = await encode(all.slice(-1));
+    const grids = all.map((tile) => image.units(tile, whole.grid));
+    return new LookedBlocks(this, {
+      layout: plainLayout(
+        grids.map((grid) => ({ frame: 0, ...grid })),
+        grids.map(({ rows, columns }) => rows * columns),
+      ),
+      ...{ form: whole.form, choice, whole, encode },
+      tileOf: () => tilesOfView(whole.grid, image.grid()),
+    });
   }
 
   /** One run, to the features. */

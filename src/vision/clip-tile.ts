@@ -21,6 +21,8 @@ export interface ClipTile {
   source(): MethodSource;
   /** Hidden states of its units, [units, D]. */
   units(): TensorLike & { readonly data: Float32Array };
+  /** The units that the tower did not drop; null: all. */
+  readonly cut: { readonly stayed: Int32Array } | null;
   /** Hidden states of all of its units, where the tower dropped some of them. */
   everyUnit?(): Promise<TensorLike>;
   /** For each unit that the tower dropped: which of these kept ones, of those that stayed, is nearest; left out where it drops none. */
@@ -60,6 +62,7 @@ export function clipTile(
     byteLength: bytesOf(encoded, pruner.head.projectionDim),
     source: () => clipSource(encoder, encoded, { patches: isWhole ? null : patches, grid: gridOf(encoded, classRows) }),
     units,
+    cut,
     ...(cut && {
       everyUnit: async () => picked(await cut.whole(), patches, classRows),
       nearest: (kept) => cut.nearest(kept),

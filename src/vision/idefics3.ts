@@ -9,10 +9,13 @@ import {
   equalSequences,
   equalTiles,
   flagsFeed,
+  givenGrids,
+  gridOfTiles,
   imageOfTiles,
   integers,
   isFloat,
   partsOf,
+  picked,
   rowsOf,
   tileRuns,
 } from './tile-inputs.js';
@@ -25,10 +28,14 @@ import type { InputNames, VisionInputs } from './vision-model.js';
  */
 export const IDEFICS3 = {
   name: 'idefics3',
-  marks: { beforeLast: '<global-img>' },
+  marks: {
+    beforeLast: '<global-img>',
+    tileBegin: '<fake_token_around_image>',
+    tileName: '<row_{row}_col_{column}>',
+  },
   premise: ', a visual token for each square of patches',
   read(inputs, names, encoder) {
-    const { tileCounts, ...given } = options<Inputs>('inputs', inputs, INPUTS);
+    const { tileCounts, tileGrids: _, ...given } = options<Inputs>('inputs', inputs, INPUTS);
     const tiles = tilesOf(given, names);
     const own = { argument: names.tileCounts, of: names.pixelValues };
     const images = tileCounts === undefined ? tiles.rows : imageOfTiles(tileCounts, tiles.rows.length, own);
@@ -41,6 +48,32 @@ export const IDEFICS3 = {
         encoder,
       ),
     );
+  },
+  tiled(inputs, names, encoder) {
+    const { tileCounts, tileGrids, ...given } = options<Inputs>('inputs', inputs, INPUTS);
+    const all = tilesOf(given, names);
+    const own = { argument: names.tileCounts, of: names.pixelValues };
+    const images = tileCounts === undefined ? all.rows : imageOfTiles(tileCounts, all.rows.length, own);
+    const size = CHANNELS * all.height * all.width;
+    const count = images[images.length - 1] + 1;
+    const grids = givenGrids(names.tileGrids, tileGrids, count);
+    return Array.from({ length: count }, (_, image) => {
+      const [first, end] = [images.indexOf(image), images.lastIndexOf(image) + 1];
+      const pixels = all.pixels.slice(first * size, end * size);
+      const [tiles, argument] = [end - first, `${names.tileGrids}[${image}]`];
+      return {
+        tiles,
+        grid: () => gridOfTiles(grids[image], tiles - 1, { argument }),
+        run: (some) =>
+          runOf(
+            { ...all, pixels: picked(pixels, size, some) },
+            some.map(() => 0),
+            names,
+            encoder,
+          ),
+        units: (_tile, whole) => whole,
+      };
+    });
   },
   trials(session: InferenceSession, { vision_config: vision = {} }: ModelConfig): VisionInputs[] {
     const stated = pixelExtents(session).slice(-2);
@@ -60,8 +93,8 @@ const IMAGE_SIZE = 224;
 const PATCH = 32;
 const CHANNELS = 3;
 
-type Inputs = Pick<VisionInputs, 'pixelValues' | 'pixelAttentionMask' | 'tileCounts'>;
-const INPUTS: OptionNames<Inputs> = { pixelValues: true, pixelAttentionMask: true, tileCounts: true };
+type Inputs = Pick<VisionInputs, 'pixelValues' | 'pixelAttentionMask' | 'tileCounts' | 'tileGrids'>;
+const INPUTS: OptionNames<Inputs> = { pixelValues: true, pixelAttentionMask: true, tileCounts: true, tileGrids: true };
 
 /** The tiles of a call without those of padding. */
 interface Tiles {

@@ -12,6 +12,7 @@ export type { Anyres, ImageSize, Newline, TileRule } from './anyres.js';
 export type { AnyresImageProcessorConfig, AnyresImages } from './anyres-images.js';
 export { AnyresImageProcessor } from './anyres-images.js';
 export { BlockImage } from './block-image.js';
+export { BlockTilesImage } from './block-tiles-image.js';
 export type { BlockVisionOptions } from './block-vision.js';
 export { BlockVision } from './block-vision.js';
 export type { ClipEncoderOptions } from './clip-encoder.js';
@@ -43,6 +44,7 @@ export type { SiglipEncodedText, SiglipRows, SiglipTextOptions } from './siglip-
 export { SiglipText } from './siglip-text.js';
 export type { FilteredText } from './text-filter.js';
 export type { TextPlace, TextPlaceOptions } from './text-place.js';
+export type { LookRule, TileOptions } from './tile-options.js';
 export { TilesImage } from './tiles-image.js';
 export type { RowRule, TowerOptions } from './tower-options.js';
 export type { ClassRows, VideoLlavaKind, VideoLlavaVisionOptions } from './video-llava.js';
@@ -54,6 +56,7 @@ export type {
   EncodedImage,
   ImageMarks,
   InputNames,
+  Looked,
   Preset,
   PrunedFeatures,
   Question,

@@ -53,3 +53,8 @@ export function withoutDropped(
     }),
   };
 }
+
+/** Where all units of a tile stand, those that its tower dropped among them. */
+export function unitPlaces({ places, dropped }: TokenLayout, tile: number): Int32Array {
+  return dropped ? Int32Array.from([...places[tile], ...dropped[tile]]).sort() : places[tile];
+}

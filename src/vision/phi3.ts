@@ -212,6 +212,7 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
         source: () =>
           featureSource(backend, { data: at(places), rows: places.length, cols: W }, { rows: side, columns: side }),
         units: () => ({ data: at(places), dims: [places.length, W] }),
+        cut: null,
         classRow: () => ({ data: states(tile).data.subarray(0, D), dims: [1, D] }),
         async release() {
           (await made.made())?.dispose();

@@ -1,5 +1,6 @@
 /** What families with tiles have in common: masks, which image each tile belongs to, and how many rows came out. */
 import { DesapError, invalid, mismatch } from '../errors.js';
+import type { Grid } from '../methods/method.js';
 import { entries } from '../options.js';
 import { integerData, isArray, type TensorLike } from '../tensor.js';
 import { type Feed, type Feeds, type Sequence, type TileRows, unitsOfGrid } from './block-family.js';
@@ -143,4 +144,54 @@ export function flagsFeed(type: number, flags: Uint8Array, dims: readonly number
 /** Rows of a tensor [.., columns]. */
 export function rowsOf(dims: readonly number[]): number {
   return dims.slice(0, -1).reduce((product, extent) => product * extent, 1);
+}
+
+/**
+ * Rows and columns of tiles that an image was cut into: the given ones, or the only ones that there can be.
+ *
+ * @param tiles how many
+ * @param aspect columns by rows of the whole view, where that has the image's shape
+ * @throws DesapError `ERR_VALUE` for a grid of other tiles, and where several are possible
+ */
+export function gridOfTiles(
+  given: readonly [rows: number, columns: number] | undefined,
+  tiles: number,
+  { argument, aspect }: { readonly argument: string; readonly aspect?: number },
+): Grid {
+  if (given !== undefined) {
+    const [rows, columns] = isArray(given) ? entries(argument, given as readonly number[]) : [];
+    if (Number.isSafeInteger(rows) && rows > 0 && rows * columns === tiles) return { rows, columns };
+    throw invalid('ERR_VALUE', argument, given, `[rows, columns] of ${tiles} tiles`);
+  }
+  const grids = Array.from({ length: tiles }, (_, i) => i + 1)
+    .filter((rows) => tiles % rows === 0)
+    .map((rows) => ({ rows, columns: tiles / rows }));
+  if (grids.length === 1) return grids[0];
+  const off = ({ rows, columns }: Grid) => Math.abs(Math.log(columns / rows / (aspect as number)));
+  if (aspect !== undefined) return grids.reduce((best, grid) => (off(grid) < off(best) ? grid : best));
+  const several = grids.map(({ rows, columns }) => `${rows} x ${columns}`).join(', ');
+  throw mismatch('ERR_VALUE', argument, 'undefined', `rows and columns of the ${tiles} tiles, which can be ${several}`);
+}
+
+/**
+ * The grid that a caller gives of each image.
+ * @throws DesapError `ERR_VALUE` for grids of other images
+ */
+export function givenGrids(
+  argument: string,
+  given: readonly (readonly [rows: number, columns: number])[] | undefined,
+  images: number,
+): (readonly [rows: number, columns: number] | undefined)[] {
+  if (given === undefined) return new Array(images).fill(undefined);
+  if (!isArray(given)) throw invalid('ERR_VALUE', argument, given, 'a list of [rows, columns], one for each image');
+  const grids = entries(argument, given);
+  if (grids.length === images) return grids;
+  throw mismatch('ERR_VALUE', argument, `${grids.length} grids`, `${images}, one for each image`);
+}
+
+/** Rows of [tiles, ..] of some tiles, one after the other. */
+export function picked(data: Float32Array, size: number, some: readonly number[]): Float32Array {
+  const own = new Float32Array(some.length * size);
+  for (const [i, tile] of some.entries()) own.set(data.subarray(tile * size, (tile + 1) * size), i * size);
+  return own;
 }

@@ -12,14 +12,14 @@ import {
   ofTile,
   tokensOf,
 } from './image-base.js';
-import type { TokenLayout } from './layout.js';
+import { type TokenLayout, unitPlaces } from './layout.js';
 import type { MethodSource } from './method-source.js';
 import { resultOf } from './settled.js';
 import type { EncodedImage } from './vision-model.js';
 import type { Part } from './whole-image.js';
 
 /** How an image was encoded. */
-interface About {
+export interface About {
   readonly medium: EncodedImage['medium'];
   readonly layout: TokenLayout;
   /** One for each tile of the layout. */
@@ -115,11 +115,6 @@ export class TilesImage extends EncodedImageBase {
   protected async free(): Promise<void> {
     await Promise.all(this.how.tiles.map((tile) => tile.release()));
   }
-}
-
-/** Where all units of a tile stand, those that its tower dropped among them. */
-function unitPlaces({ places, dropped }: TokenLayout, tile: number): Int32Array {
-  return dropped ? Int32Array.from([...places[tile], ...dropped[tile]]).sort() : places[tile];
 }
 
 /** Writes rows to their places. */

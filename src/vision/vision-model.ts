@@ -3,6 +3,7 @@ import type { Abortable } from '../abort.js';
 import type { PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
 import type { MethodName } from '../methods/index.js';
 import type { Layout } from '../methods/rival.js';
+import type { LookRule } from './tile-options.js';
 
 /**
  * A vision-language model's view of images, with pruning: each family of models implements it. Pipelines over plain
@@ -22,6 +23,8 @@ export interface VisionModel extends AsyncDisposable {
   readonly marks?: ImageMarks;
   /** Whether questions are encoded in another thread, beside the encoder: ask before an image is encoded. Left out: no. */
   readonly questionsBeside?: boolean;
+  /** Whether it was opened with `tiles`: a question then chooses what is encoded, too. */
+  readonly looks?: boolean;
   /**
    * Encodes the images of one call, in their order, by as few runs of the encoder as it takes. An image is analysed when its first
    * question comes; what a question may yet ask for can be left to {@link EncodedImage.prune}: a family with tiles may look at the
@@ -96,6 +99,11 @@ export interface VisionInputs {
   readonly videoGridThw?: TensorLike;
   /** How many tiles each image has, where the other inputs do not say it: Idefics3 and LFM2-VL with several images. */
   readonly tileCounts?: readonly number[];
+  /**
+   * With the option `tiles`: rows and columns of tiles that each image was cut into, for Idefics3 and LFM2-VL, whose other inputs do not say
+   * it. Needed where the number of tiles can be cut in several ways.
+   */
+  readonly tileGrids?: readonly (readonly [rows: number, columns: number])[];
 }
 
 /**
@@ -107,6 +115,10 @@ export interface ImageMarks {
   readonly beforeLast?: string;
   /** Stands behind the last piece. */
   readonly afterLast?: string;
+  /** What stands in front of a tile's piece and goes with it begins with this token. */
+  readonly tileBegin?: string;
+  /** The token beside the piece of the tile in a row and a column, from 1, with `{row}` and `{column}` for the numbers. */
+  readonly tileName?: string;
 }
 
 /** What a caller knows the inputs by. */
@@ -122,6 +134,7 @@ export const INPUT_NAMES: InputNames = {
   pixelValuesVideos: 'pixelValuesVideos',
   videoGridThw: 'videoGridThw',
   tileCounts: 'tileCounts',
+  tileGrids: 'tileGrids',
 };
 
 /** A text, or its embeddings; null with `taskShare: 0`, which needs none. */
@@ -230,6 +243,16 @@ export interface VisionTimings {
   readonly stages: PruneResult['timings'];
 }
 
+/** Which tiles of an image were encoded, and why. Tiles are counted row by row, without the whole view. */
+export interface Looked {
+  /** What told them. */
+  readonly by: LookRule;
+  /** Those that were taken, ascending. Tokens of all others are in no result, and their markers in no prompt. */
+  readonly taken: Int32Array;
+  /** [tiles] how much each has of the question, by the rule's own measure. */
+  readonly scores: Float32Array;
+}
+
 /**
  * What the language model gets of one image for one question. K kept tokens, W its width. `choice` is of all tiles, one after the other, in
  * the image's tokens.
@@ -250,6 +273,8 @@ export interface PrunedFeatures extends Omit<PruneResult, 'tokens' | 'matrices' 
    * have a part of it, and maps are zero there.
    */
   readonly dropped?: Int32Array;
+  /** Which tiles were encoded for the question (option `tiles`); left out where there was nothing to choose. */
+  readonly looked?: Looked;
   /** How the question had a part in it; null with `taskShare: 0`. */
   readonly task: { readonly form: TaskForm } | null;
   readonly timings: VisionTimings;
