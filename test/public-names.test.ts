@@ -59,8 +59,8 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
       'videoFrames',
     ],
   ],
-  'desap/serving': ['checkUsage', 'toImageEmbeds', 'toPromptEmbeds'],
   'desap/server': ['VisionPool', 'httpStatus'],
+  'desap/serving': ['checkUsage', 'toImageEmbeds', 'toPromptEmbeds'],
   'desap/transformers': ['attach'],
 };
 

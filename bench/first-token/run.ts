@@ -75,7 +75,7 @@ async function main(): Promise<void> {
     'tokens are one of nine of all.',
     '',
     'Not measured but multiplied: prefill is one layer of each kind times the layers, and one product for the logits. Half of the tiles (and the',
-    'whole view) take that share of the time of all, and of the tokens. ' +
+    'whole view) take that share of the time of all, and of the tokens, and in LLaVA-NeXT what the rule `block` looks at in every tile. ' +
       `${scaled.map(({ name, encoder, blocks }) => `${name} runs ${encoder.blocks} of ${blocks} blocks`).join(', ')}: a block's time is worked`,
     "out of runs that end behind another number of them. Every block of Qwen2.5-VL sees the whole image here; SmolVLM-256M runs the 500M's",
     'connector. Not in it: image files, tokenizer, embedding of the prompt, text tower.',

@@ -1,4 +1,5 @@
 /** What is done to make the first token come sooner, and what it takes: out of the rounds of a model. */
+import { glanceBlock } from '../../src/vision/glance.js';
 import { ratios, type Spread, spread } from '../harness.js';
 import type { Round } from './measure.js';
 import type { Model } from './models.js';
@@ -40,13 +41,23 @@ export function waysOf({ tiles }: Model): readonly Way[] {
   return tiles > 1 ? WAYS : WAYS.slice(0, 3);
 }
 
+/**
+ * What LLaVA-NeXT's rule `block` takes of a whole tower: every tile but the whole view goes through b of its blocks, and the attention of the
+ * next one. The rules of the other families read the whole view's maps, which are there.
+ */
+function look({ modelType, tiles, blocks }: Model): number {
+  return modelType === 'llava_next' ? (((glanceBlock(blocks) + 0.5) / blocks) * (tiles - 1)) / tiles : 0;
+}
+
 /** Tiles are equal: some of them take so much less, in every part, and have so many fewer tokens. */
 function imageOf(way: Way, model: Model, { all, kept, dropped }: Images): Image {
   const image = { all, kept, dropped, tiles: kept, every: dropped }[way];
-  const share = way === 'tiles' || way === 'every' ? taken(model) / model.tiles : 1;
+  const isLooking = way === 'tiles' || way === 'every';
+  const share = isLooking ? taken(model) / model.tiles : 1;
   const { tower, analysis, selection, connector, tokens } = image;
   return {
-    ...{ tower: share * tower, analysis: share * analysis, selection: share * selection, connector: share * connector },
+    tower: share * tower + (isLooking ? look(model) * kept.tower : 0),
+    ...{ analysis: share * analysis, selection: share * selection, connector: share * connector },
     tokens: Math.round(share * tokens),
   };
 }

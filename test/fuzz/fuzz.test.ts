@@ -9,13 +9,13 @@ import { type Finding, fuzz } from './loop.js';
 import { Disagreement, TARGETS, type Target } from './targets.js';
 import { json } from './tree.js';
 
-/** Changed files: what a quiet machine reads in ten seconds at most. */
+/** Changed files: what a quiet machine reads in a few seconds. */
 const RUNS: Record<keyof typeof TARGETS, number> = {
-  safetensors: 1000,
-  onnx: 150,
-  external: 100,
+  safetensors: 300,
+  onnx: 60,
+  external: 50,
   tokenizer: 150,
-  picture: 400,
+  picture: 120,
 };
 
 it.each(Object.keys(TARGETS))('%s', { timeout: 400_000 }, async (name) => {

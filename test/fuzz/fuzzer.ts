@@ -31,7 +31,14 @@ export function runFuzzer(target: string, { seed, seconds, runs }: FuzzOptions):
   const folder = mkdtempSync(join(tmpdir(), 'desap-fuzz-current-'));
   const current = join(folder, target);
   const script = join(import.meta.dirname, 'child.ts');
-  const child = fork(script, [target, seed, seconds, runs, current].map(String), { execArgv: ['--import', 'tsx'] });
+  const child = fork(script, [target, seed, seconds, runs, current].map(String), {
+    execArgv: ['--import', 'tsx'],
+    stdio: ['ignore', 'inherit', 'pipe', 'ipc'],
+  });
+  let said = '';
+  child.stderr?.on('data', (text) => {
+    said = `${said}${text}`.slice(-1000);
+  });
   const findings: Finding[] = [];
   let summary: Summary | null = null;
   let silent = 0;
@@ -55,7 +62,7 @@ export function runFuzzer(target: string, { seed, seconds, runs }: FuzzOptions):
         const kind = silent >= PATIENCE ? 'hung' : 'crashed';
         findings.push({
           kind,
-          message: `exit code ${code}, signal ${signal}`,
+          message: `exit code ${code}, signal ${signal}: ${said}`,
           bytes: new Uint8Array(readFileSync(current)),
         });
       }
