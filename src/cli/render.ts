@@ -64,7 +64,7 @@ const LONGEST_QUESTION = 90;
 
 /** Lines over tiles that were not encoded, from patch to patch without a break. */
 const HATCH =
-  '<pattern id="skipped" patternUnits="userSpaceOnUse" width="12" height="12" patternTransform="rotate(45)"><rect width="12" height="12" fill="#ffffff" fill-opacity="0.6"/><line x1="0" y1="0" x2="0" y2="12" stroke="#444" stroke-width="3"/></pattern>';
+  '<pattern id="skipped" patternUnits="userSpaceOnUse" width="28" height="28" patternTransform="rotate(45)"><rect width="28" height="28" fill="#ffffff" fill-opacity="0.6"/><line x1="0" y1="0" x2="0" y2="28" stroke="#666" stroke-width="4"/></pattern>';
 
 /** Dark to bright, so that the order of values survives in grey. */
 const HEAT: readonly Rgb[] = [
@@ -253,7 +253,7 @@ ${text(left(0), 32, 20, heading(view), 'font-weight="bold"')}
 ${panels.map((panel, i) => text(left(i), 62, 16, panel.title) + hatched(i) + outlines(i) + (panel.heat ? scale(i) : '')).join('\n')}
 ${swatch(left(0), 0, 'task')}${swatch(left(0) + 140, 1, view.complement)}
 ${shade(left(0), NOT_KEPT, 'not kept')}${view.dropped.size > 0 ? shade(left(0) + 140, DROPPED, 'dropped in the tower') : ''}
-${view.skipped?.includes(true) ? shade(left(0) + (view.dropped.size > 0 ? 330 : 140), { swatch: 'url(#skipped)' }, 'tile not encoded') : ''}
+${view.skipped?.includes(true) ? shade(left(0) + (view.dropped.size > 0 ? 370 : 140), { swatch: 'url(#skipped)' }, 'tile not encoded') : ''}
 </svg>`;
 }
 
