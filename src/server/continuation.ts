@@ -4,7 +4,7 @@ import type { VisionModel } from '../vision/vision-model.js';
 
 /** What a continuation is told of one request. */
 export interface Continued {
-  /** [1, K, W]: the rows for the image tokens of the prompt. */
+  /** The rows for the image tokens of the prompt, [1, K, W]. */
   readonly features: Tensor;
   /** Which visual tokens they stand for, for `compact`. */
   readonly kept: KeptPatches;
