@@ -34,6 +34,7 @@ export interface AboutTiles {
 
 /** An image of an encoder with a last block of its own, whose tiles were encoded by several runs. */
 export class BlockTilesImage extends EncodedImageBase {
+  /** @internal */
   constructor(
     private readonly model: BlockOwner,
     private readonly how: AboutTiles,
