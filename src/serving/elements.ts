@@ -26,13 +26,13 @@ const ROUNDED = {
  * The rows' elements as a file holds them, row by row; little-endian, as every processor is that this package runs on.
  * @throws DesapError `ERR_NOT_FINITE` for a value that is infinite in that type
  */
-export function elements(argument: string, rows: Rows, dtype: EmbedsDtype): Buffer {
+export function elements(argument: string, rows: Rows, dtype: EmbedsDtype): Uint8Array {
   const { data, width } = rows;
-  if (dtype === 'fp32') return Buffer.from(data.slice().buffer);
+  if (dtype === 'fp32') return new Uint8Array(data.slice().buffer);
   const { round, infinite } = ROUNDED[dtype];
   const rounded = Uint16Array.from(data, round);
   const at = rounded.findIndex((bits) => (bits & 0x7fff) === infinite);
-  if (at < 0) return Buffer.from(rounded.buffer);
+  if (at < 0) return new Uint8Array(rounded.buffer);
   throw mismatch(
     'ERR_NOT_FINITE',
     argument,

@@ -19,7 +19,7 @@ export function npyDescription(dtype: EmbedsDtype): string {
 }
 
 /** @param content the elements of a matrix [rows, width] */
-export function npyFile(content: Buffer, dtype: EmbedsDtype, rows: number, width: number): Buffer {
+export function npyFile(content: Uint8Array, dtype: EmbedsDtype, rows: number, width: number): Uint8Array {
   const text = `{'descr': '${npyDescription(dtype)}', 'fortran_order': False, 'shape': (${rows}, ${width}), }`;
   const before = MAGIC.length + 2;
   const padding = (ALIGNMENT - ((before + text.length + 1) % ALIGNMENT)) % ALIGNMENT;

@@ -28,5 +28,5 @@ export function fileForm(dtype: EmbedsDtype = 'bf16', format: EmbedsFormat = 'to
  */
 export function tensorFile(argument: string, rows: Rows, { dtype, format }: FileForm): string {
   const write = format === 'npy' ? npyFile : torchFile;
-  return write(elements(argument, rows, dtype), dtype, rows.count, rows.width).toString('base64');
+  return Buffer.from(write(elements(argument, rows, dtype), dtype, rows.count, rows.width)).toString('base64');
 }

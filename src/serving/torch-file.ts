@@ -60,7 +60,7 @@ function pickle(dtype: EmbedsDtype, rows: number, width: number): Buffer {
 }
 
 /** @param content the elements of a matrix [rows, width] */
-export function torchFile(content: Buffer, dtype: EmbedsDtype, rows: number, width: number): Buffer {
+export function torchFile(content: Uint8Array, dtype: EmbedsDtype, rows: number, width: number): Uint8Array {
   return zip([
     ['archive/data.pkl', pickle(dtype, rows, width)],
     ['archive/byteorder', Buffer.from('little')],

@@ -9,8 +9,8 @@ const END = { signature: 0x06054b50, bytes: 22 };
 const VERSION = 20;
 
 /** A zip archive of entries as they are, not compressed; less than 4 GiB. */
-export function zip(entries: readonly (readonly [name: string, content: Buffer])[]): Buffer {
-  const files: Buffer[] = [];
+export function zip(entries: readonly (readonly [name: string, content: Uint8Array])[]): Uint8Array {
+  const files: Uint8Array[] = [];
   const directory: Buffer[] = [];
   let offset = 0;
   for (const [path, content] of entries) {
