@@ -14,6 +14,7 @@ import { readSiglipText, siglipTextGraph } from '../../src/onnx/siglip-text.js';
 import { projectorGraph, towerGraph } from '../../src/onnx/split.js';
 import { positionTable, readText, textGraph } from '../../src/onnx/text.js';
 import { readTower } from '../../src/onnx/tower.js';
+import { clipTowerCut } from '../../src/onnx/tower-cut.js';
 import { readFloats } from '../../src/onnx/weights.js';
 import { parseSafeTensors, readSafeTensors, toFloat32 } from '../../src/safetensors.js';
 import { Questions } from '../../src/transformers/question/question.js';
@@ -138,6 +139,9 @@ async function readTensors(bytes: Uint8Array): Promise<void> {
 }
 
 /** Everything that is done with a graph before ONNX Runtime sees it. */
+/** What the rest of a cut tower might be given. */
+const CUT_STATES = { items: 2, rows: 5 };
+
 async function readGraph(source: ModelSource): Promise<void> {
   const model = readModel(source, 'model');
   await each(
@@ -147,6 +151,7 @@ async function readGraph(source: ModelSource): Promise<void> {
         () => towerGraph(tower, [0]),
         () => tower.projector && projectorGraph(tower),
         () => extractHead({ visionModel: model, heads: 2 }),
+        () => clipTowerCut(tower, 1).rest(CUT_STATES),
       );
     },
     async () => {
@@ -157,7 +162,13 @@ async function readGraph(source: ModelSource): Promise<void> {
       );
     },
     () => siglipTextGraph(readSiglipText(model)),
-    () => readLastBlock(model),
+    () => {
+      const encoder = readLastBlock(model);
+      return each(
+        () => encoder.cutAt(1, 'kernels').rest(CUT_STATES),
+        () => encoder.cutAt(1, 'file').rest(CUT_STATES),
+      );
+    },
     () => withHiddenStates(model),
   );
 }
