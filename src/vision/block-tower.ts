@@ -2,7 +2,7 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { mismatch } from '../errors.js';
 import type { Backend } from '../index.js';
-import { type Matrix, rowsOf } from '../methods/matrix.js';
+import { concatenated, type Matrix, rowsOf } from '../methods/matrix.js';
 import { Once } from '../once.js';
 import type { LastBy } from '../onnx/block-cut.js';
 import { BLOCK_OUTPUT, FEATURES, HIDDEN, ORDER, TASK_ROWS } from '../onnx/block-values.js';
@@ -29,7 +29,7 @@ import type { RunNames } from './session.js';
 import { type Staying, spread, stayingRows } from './staying.js';
 import { checkRule, type RowRule, type TowerChoice, unitsKept } from './tower-options.js';
 
-/** Rules that read no class row and no weights of the block in front. */
+/** Rules that read no class row and no weights of the block behind the cut. */
 const RULES: readonly RowRule[] = ['distance', 'random'];
 
 /**
@@ -227,16 +227,6 @@ export class BlockTower {
     });
     return Object.fromEntries(joined);
   }
-}
-
-function concatenated(parts: readonly Float32Array[]): Float32Array {
-  const all = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
 }
 
 /** What of a tile goes on. */

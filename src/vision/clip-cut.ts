@@ -2,7 +2,7 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { mismatch } from '../errors.js';
 import type { Backend } from '../index.js';
-import { type Matrix, rowsOf, tensor, withoutClassToken } from '../methods/matrix.js';
+import { concatenated, type Matrix, rowsOf, tensor, withoutClassToken } from '../methods/matrix.js';
 import type { TapName } from '../methods/method.js';
 import { Once } from '../once.js';
 import { trialPixels } from '../onnx/head/pixels.js';
@@ -192,12 +192,7 @@ export class ClipCut implements ClipTower {
     { of, rows }: { of: readonly number[]; rows: readonly Int32Array[] },
   ): Float32Array {
     if (block > this.plan.choice.at) return late[enteringStates(block)].data as Float32Array;
-    const each = of.map((tile, i) => rowsOf(rowsOfTile(states, tile), rows[i]).data);
-    const all = new Float32Array(each.length * each[0].length);
-    each.forEach((own, i) => {
-      all.set(own, i * own.length);
-    });
-    return all;
+    return concatenated(of.map((tile, i) => rowsOf(rowsOfTile(states, tile), rows[i]).data));
   }
 
   get #classRows(): number {

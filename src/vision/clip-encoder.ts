@@ -221,19 +221,16 @@ export class ClipEncoder {
     const [count, ...extents] = dims;
     const size = pixels.length / count;
     const atOnce = together ?? (count > 1 && (await this.#takesSeveral(extents, argument)) ? AT_ONCE : 1);
-    const names = { ...TOWER, argument };
-    const { device } = this.pruner;
+    const how = {
+      ...{ names: { ...TOWER, argument }, device: this.pruner.device },
+      rowsAtOnce: together ? Number.POSITIVE_INFINITY : rowsAtOnce(this.options.session),
+    };
     const images: Encoded[] = [];
     try {
       for (let at = 0; at < count; at += atOnce) {
         const own = Math.min(atOnce, count - at);
         const start = performance.now();
         const some = this.#pixels(pixels.subarray(at * size, (at + own) * size), [own, ...extents]);
-        const how = {
-          names,
-          device,
-          rowsAtOnce: together ? Number.POSITIVE_INFINITY : rowsAtOnce(this.options.session),
-        };
         const tiles = await this.tower.run(some, { ...how, units: (tile, all) => units(at + tile, all) });
         const milliseconds = (performance.now() - start) / own;
         for (const tile of tiles) images.push({ ...tile, milliseconds });

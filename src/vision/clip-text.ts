@@ -4,6 +4,7 @@ import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import type { NumberMatrix } from '../kernels/numeric.js';
 import { Lifetime } from '../lifetime.js';
+import { rowsOf } from '../methods/matrix.js';
 import { checkSession, type OrtModule, openGraph } from '../onnx/edit.js';
 import type { ModelSource } from '../onnx/format/model.js';
 import { DataType } from '../onnx/format/proto.js';
@@ -194,10 +195,8 @@ export class ClipText {
     const places = isOne
       ? [...start.keys(), ...filtered.kept.map((j) => j + start.length), endOfText]
       : [...filtered.kept];
-    const rows = new Float32Array(places.length * width);
-    for (const [at, place] of places.entries()) rows.set(all.subarray(place * width, (place + 1) * width), at * width);
     return {
-      embeddings: float32(rows, [places.length, width]),
+      embeddings: float32(rowsOf({ data: all, cols: width }, places).data, [places.length, width]),
       endOfText: isOne ? places.length - 1 : endOfText,
       ids: places.map((place) => ids[place]),
       filtered,

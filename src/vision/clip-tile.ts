@@ -1,4 +1,5 @@
 import { type AnalyzeOptions, ImageAnalysis, type TensorLike, type TextEmbeddings } from '../index.js';
+import { rowsOf } from '../methods/matrix.js';
 import { Once } from '../once.js';
 import type { ClipEncoder, Encoded } from './clip-encoder.js';
 import { bytesOf } from './clip-tower.js';
@@ -95,9 +96,6 @@ export function clipTile(
 
 /** Some rows of a matrix: row `first` + i for each i. */
 function picked({ data, dims: [, width] }: TensorLike, rows: Int32Array, first = 0) {
-  const values = data as Float32Array;
-  const own = new Float32Array(rows.length * width);
-  for (const [i, row] of rows.entries())
-    own.set(values.subarray((first + row) * width, (first + row + 1) * width), i * width);
+  const { data: own } = rowsOf({ data: (data as Float32Array).subarray(first * width), cols: width }, rows);
   return { data: own, dims: [rows.length, width] };
 }

@@ -5,7 +5,7 @@ import { floatData, type TensorLike, widened } from '../tensor.js';
 import { tilesAtOnce } from './at-once.js';
 import type { BlockFamily, EncoderFacts, EncoderRun } from './block-family.js';
 import type { ModelConfig } from './model-folder.js';
-import { equalSequences, equalTiles, isFloat, rowsOf } from './tile-inputs.js';
+import { equalSequences, equalTiles, isFloat, rowCount } from './tile-inputs.js';
 import { llavaTrials, waves } from './trial.js';
 import type { VisionInputs } from './vision-model.js';
 
@@ -76,6 +76,6 @@ function runOf(
     feeds,
     sequences: (hidden) => equalSequences(hidden, count),
     tiles: (hidden, features) =>
-      equalTiles(rowsOf(hidden) / count, rowsOf(features) / count, { images, height, width, noun: 'image' }),
+      equalTiles(rowCount(hidden) / count, rowCount(features) / count, { images, height, width, noun: 'image' }),
   };
 }

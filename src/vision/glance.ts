@@ -4,9 +4,8 @@ import { type DeviceOptions, type HeadWeights, Pruner } from '../index.js';
 import type { OrtModule } from '../onnx/edit.js';
 import { openGraph } from '../onnx/edit.js';
 import { readTaps } from '../onnx/head/taps.js';
-import { blocksBefore, enteringStates } from '../onnx/split.js';
+import { blocksBefore, enteringStates, towerFront } from '../onnx/split.js';
 import type { TowerStructure } from '../onnx/tower.js';
-import { towerFront } from '../onnx/tower-front.js';
 import { allOrNone, runSession } from './session.js';
 import type { ViewRows } from './tile-rules.js';
 

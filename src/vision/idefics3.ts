@@ -1,5 +1,6 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid, mismatch } from '../errors.js';
+import { rowsOf } from '../methods/matrix.js';
 import { type OptionNames, options } from '../options.js';
 import { floatData, type TensorLike, widened } from '../tensor.js';
 import { tilesAtOnce } from './at-once.js';
@@ -15,8 +16,7 @@ import {
   integers,
   isFloat,
   partsOf,
-  picked,
-  rowsOf,
+  rowCount,
   tileRuns,
 } from './tile-inputs.js';
 import { pixelExtents, waves } from './trial.js';
@@ -66,7 +66,7 @@ export const IDEFICS3 = {
         grid: () => gridOfTiles(grids[image], tiles - 1, { argument }),
         run: (some) =>
           runOf(
-            { ...all, pixels: picked(pixels, size, some) },
+            { ...all, pixels: rowsOf({ data: pixels, cols: size }, some).data },
             some.map(() => 0),
             names,
             encoder,
@@ -146,9 +146,7 @@ function tilesOf(inputs: Inputs, names: InputNames): Tiles {
   }
   if (kept.length === 0) throw mismatch('ERR_VALUE', names.pixelValues, 'zeros only', 'at least one tile with pixels');
   const whole = kept.length === images * perImage;
-  const own = whole ? data : new Float32Array(kept.length * size);
-  if (!whole) for (const [i, tile] of kept.entries()) own.set(data.subarray(tile * size, (tile + 1) * size), i * size);
-  return { pixels: own, rows, height, width };
+  return { pixels: whole ? data : rowsOf({ data, cols: size }, kept).data, rows, height, width };
 }
 
 function nameOf(tile: number, perImage: number): string {
@@ -229,12 +227,12 @@ function tileRows(hidden: readonly number[], features: readonly number[], geomet
   const { images, height, width, names } = geometry;
   const count = images.length;
   const patches = hidden[hidden.length - 2];
-  const tokens = rowsOf(features) / count;
-  if (rowsOf(hidden) !== count * patches || !Number.isInteger(tokens))
+  const tokens = rowCount(features) / count;
+  if (rowCount(hidden) !== count * patches || !Number.isInteger(tokens))
     throw mismatch(
       'ERR_SHAPE',
       names.pixelValues,
-      `${count} tiles, and states of ${rowsOf(hidden) / patches}`,
+      `${count} tiles, and states of ${rowCount(hidden) / patches}`,
       `${count}`,
     );
   return equalTiles(patches, tokens, { images, height, width, noun: 'tile' });

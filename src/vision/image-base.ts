@@ -4,6 +4,7 @@ import { DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch, notFinite } from '../errors.js';
 import type { ImageAnalysis, PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
+import { concatenated } from '../methods/matrix.js';
 import type { Grid, MethodChoice } from '../methods/method.js';
 import { rivalOf } from '../methods/rival.js';
 import { Once } from '../once.js';
@@ -482,14 +483,8 @@ function asPublic(pruned: PrunedFeatures & { readonly choice: MethodChoice }): P
 export function tokensOf(kept: readonly Kept[]): Tensor {
   if (kept.length === 1) return kept[0].tokens;
   const width = kept[0].tokens.dims[1];
-  const rows = kept.reduce((sum, { tokens }) => sum + tokens.dims[0], 0);
-  const all = new Float32Array(rows * width);
-  let at = 0;
-  for (const { tokens } of kept) {
-    all.set(tokens.data as Float32Array, at);
-    at += tokens.data.length;
-  }
-  return float32(all, [rows, width]);
+  const all = concatenated(kept.map(({ tokens }) => tokens.data as Float32Array));
+  return float32(all, [all.length / width, width]);
 }
 
 /** Milliseconds that calls waited for the device. */

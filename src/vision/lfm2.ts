@@ -1,5 +1,6 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid, mismatch } from '../errors.js';
+import { rowsOf } from '../methods/matrix.js';
 import { type OptionNames, options } from '../options.js';
 import { floatData, type TensorLike, widened } from '../tensor.js';
 import {
@@ -20,8 +21,7 @@ import {
   imageOfTiles,
   integers,
   isFloat,
-  picked,
-  rowsOf,
+  rowCount,
   tileRuns,
 } from './tile-inputs.js';
 import { pixelExtents, waves } from './trial.js';
@@ -66,7 +66,7 @@ export const LFM2 = {
         run: (some) =>
           runOf(
             {
-              pixels: picked(pixels, length * channels, some),
+              pixels: rowsOf({ data: pixels, cols: length * channels }, some).data,
               dims: [some.length, length, channels],
               grids: some.map((tile) => shapes[tile]),
               side,
@@ -219,7 +219,7 @@ function tileRows(
   const [count, length] = dims;
   const tokens = grids.map(([rows, columns]) => (rows / side) * (columns / side));
   const all = tokens.reduce((sum, one) => sum + one, 0);
-  if (rowsOf(hidden) !== count * length || rowsOf(features) !== all)
+  if (rowCount(hidden) !== count * length || rowCount(features) !== all)
     throw new DesapError(
       'ERR_GRAPH',
       `the vision encoder: got states [${hidden.join(', ')}] and features [${features.join(', ')}] of ${names.pixelValues} [${dims.join(', ')}], wanted ${count * length} rows of states and ${all} of features`,

@@ -1,6 +1,7 @@
 import { deviceOptions } from '../devices/open.js';
 import { DesapError, mismatch } from '../errors.js';
 import type { TensorLike } from '../index.js';
+import { concatenated } from '../methods/matrix.js';
 import { readTower } from '../onnx/index.js';
 import { type OptionNames, options } from '../options.js';
 import { integer, nonEmpty, oneOf, vector as vectorOf } from '../tensor.js';
@@ -278,10 +279,5 @@ function repeated(vector: Float32Array | null, count: number): Float32Array {
 function inARow(tiles: readonly Float32Array[]): Float32Array {
   const [{ buffer, byteOffset, length: size, byteLength }] = tiles;
   const isOne = tiles.every((tile, i) => tile.buffer === buffer && tile.byteOffset === byteOffset + i * byteLength);
-  if (isOne) return new Float32Array(buffer, byteOffset, tiles.length * size);
-  const all = new Float32Array(tiles.length * size);
-  tiles.forEach((tile, i) => {
-    all.set(tile, i * size);
-  });
-  return all;
+  return isOne ? new Float32Array(buffer, byteOffset, tiles.length * size) : concatenated(tiles);
 }

@@ -3,6 +3,7 @@ import { deviceOptions } from '../devices/open.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { isFile, requireFolder } from '../files.js';
 import { ImageAnalysis, Pruner, type TextEmbeddings } from '../index.js';
+import { rowsOf } from '../methods/matrix.js';
 import { Once } from '../once.js';
 import { relativeError } from '../onnx/head/compare.js';
 import { confirmHead } from '../onnx/head/confirm.js';
@@ -188,7 +189,7 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
         `${file}: got hidden states [${hidden.dims.join(', ')}] and ${tokens} tokens, wanted ${layout.tokenCount} tokens of ${grid.rows} x ${grid.columns} crops: two by two patches each, with separators`,
       );
     const unitOf = unitsOfGrid(patches, patches, UNIT);
-    const at = (places: Int32Array) => picked(features.data as Float32Array, places, W);
+    const at = (places: Int32Array) => rowsOf({ data: features.data as Float32Array, cols: W }, places).data;
     // Crop 0 is the whole image, whose tokens come last.
     const states = (tile: number) => {
       const crop = tile === layout.tiles.length - 1 ? 0 : tile + 1;
@@ -282,12 +283,6 @@ function run(
       [integer]: new ort.Tensor('int64', BigInt64Array.from([height, width], BigInt), [1, 2]),
     },
   );
-}
-
-function picked(data: Float32Array, rows: Int32Array, width: number): Float32Array {
-  const own = new Float32Array(rows.length * width);
-  for (const [i, row] of rows.entries()) own.set(data.subarray(row * width, (row + 1) * width), i * width);
-  return own;
 }
 
 /** The mean row of each unit. */

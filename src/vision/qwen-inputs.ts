@@ -1,5 +1,6 @@
 import { types } from 'node:util';
 import { invalid, mismatch } from '../errors.js';
+import { concatenated } from '../methods/matrix.js';
 import { field, type OptionNames, options } from '../options.js';
 import { dimsOf, floatData, isTensor, plain, type TensorLike, widened } from '../tensor.js';
 import { tilesAtOnce } from './at-once.js';
@@ -130,9 +131,8 @@ export function runsOf(visuals: readonly Patches[], rowsAtOnce: number): number[
 
 /** Images of one grid as the frames of one video. */
 export function asVideo(visuals: readonly Patches[]): Patches {
-  const [{ pixels, grid }] = visuals;
+  const [{ grid }] = visuals;
   if (visuals.length === 1) return visuals[0];
-  const all = new Float32Array(visuals.length * pixels.length);
-  for (const [i, one] of visuals.entries()) all.set(one.pixels, i * pixels.length);
+  const all = concatenated(visuals.map(({ pixels }) => pixels));
   return { pixels: all, grid: [visuals.length * grid[0], grid[1], grid[2]] };
 }

@@ -8,6 +8,7 @@ import type { TextEmbeddings } from '../index.js';
 import { sumOfRows } from '../kernels/numeric.js';
 import { unitRows } from '../kernels/unit-rows.js';
 import { Lifetime } from '../lifetime.js';
+import { concatenated } from '../methods/matrix.js';
 import { checkSession, type OrtModule, openGraph } from '../onnx/edit.js';
 import { POOLED_TEXT, readSiglipText, type SiglipTextStructure, siglipTextGraph } from '../onnx/siglip-text.js';
 import { type OptionNames, options } from '../options.js';
@@ -203,10 +204,7 @@ export class SiglipText {
 }
 
 function joined(rows: readonly Float32Array[]): Tensor {
-  const [{ length: width }] = rows;
-  const all = new Float32Array(rows.length * width);
-  for (const [i, row] of rows.entries()) all.set(row, i * width);
-  return float32(all, [rows.length, width]);
+  return float32(concatenated(rows), [rows.length, rows[0].length]);
 }
 
 /** @throws DesapError `ERR_VALUE` for what single words have none of */

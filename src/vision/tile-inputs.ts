@@ -88,7 +88,7 @@ function sideOfUnit(patches: number, tokens: number): number | null {
  * @throws DesapError `ERR_GRAPH` for states that are not of so many
  */
 export function equalSequences(hidden: readonly number[], count: number): Sequence[] {
-  const patches = rowsOf(hidden) / count;
+  const patches = rowCount(hidden) / count;
   if (!Number.isInteger(patches))
     throw new DesapError(
       'ERR_GRAPH',
@@ -142,7 +142,7 @@ export function flagsFeed(type: number, flags: Uint8Array, dims: readonly number
 }
 
 /** Rows of a tensor [.., columns]. */
-export function rowsOf(dims: readonly number[]): number {
+export function rowCount(dims: readonly number[]): number {
   return dims.slice(0, -1).reduce((product, extent) => product * extent, 1);
 }
 
@@ -187,11 +187,4 @@ export function givenGrids(
   const grids = entries(argument, given);
   if (grids.length === images) return grids;
   throw mismatch('ERR_VALUE', argument, `${grids.length} grids`, `${images}, one for each image`);
-}
-
-/** Rows of [tiles, ..] of some tiles, one after the other. */
-export function picked(data: Float32Array, size: number, some: readonly number[]): Float32Array {
-  const own = new Float32Array(some.length * size);
-  for (const [i, tile] of some.entries()) own.set(data.subarray(tile * size, (tile + 1) * size), i * size);
-  return own;
 }

@@ -2,6 +2,7 @@ import { basename, dirname, join } from 'node:path';
 import { DesapError, invalid } from '../errors.js';
 import { isFile } from '../files.js';
 import { ImageAnalysis, type TensorLike } from '../index.js';
+import { concatenated } from '../methods/matrix.js';
 import { missing, type TapName } from '../methods/method.js';
 import { Once } from '../once.js';
 import { relativeError } from '../onnx/head/compare.js';
@@ -373,10 +374,6 @@ function upTo(count: number): Int32Array {
 }
 
 async function projected(encoder: ClipEncoder, rows: readonly Float32Array[]): Promise<Float32Array> {
-  const width = rows[0].length;
-  const all = new Float32Array(rows.length * width);
-  rows.forEach((row, i) => {
-    all.set(row, i * width);
-  });
-  return (await encoder.project({ data: all, dims: [rows.length, width] })).data as Float32Array;
+  const dims = [rows.length, rows[0].length];
+  return (await encoder.project({ data: concatenated(rows), dims })).data as Float32Array;
 }
