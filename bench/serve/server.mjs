@@ -16,7 +16,7 @@ async function inWorkers() {
   const shares = { cores: Number(cores), ...(workers && { workers: Number(workers) }) };
   const pool = await VisionPool.open(model, { ...how, ...shares, queue: 4096, continuation });
   return {
-    answer: (picture, question, { keep, signal }) => pool.stream(picture, question, { ...(keep && { keep }), signal }),
+    answer: (picture, question, { keep, ...of }) => pool.stream(picture, question, { ...(keep && { keep }), ...of }),
     health: () => pool.health(),
     dispose: () => pool.dispose(),
   };
@@ -40,7 +40,7 @@ async function inThisThread() {
       image.dispose();
     }
   }
-  return { answer, health: () => ({ state: 'open' }), dispose: () => vision.dispose() };
+  return { answer, health: () => ({ state: 'open', ready: 1 }), dispose: () => vision.dispose() };
 }
 const REST = { extra: { session: { intra_op: { allow_spinning: '0' } } } };
 
