@@ -30,8 +30,7 @@ const OPEN: Readonly<Record<string, (more: More) => Promise<AsyncDisposable>>> =
     LlavaVision.open(encoder(LLAVA), { clip, tower: { at: 1, keep: 0.5 }, taps: ['penultimate'], ...more }),
   'LlavaNextVision, with a glance': (more) =>
     LlavaNextVision.open(encoder(NEXT), { clip, tiles: { keep: 1, by: 'block' }, ...more }),
-  Phi3Vision: (more) =>
-    Phi3Vision.open(encoder(family('phi3_v')), { clip: join(family('phi3_v'), 'clip'), ...more }),
+  Phi3Vision: (more) => Phi3Vision.open(encoder(family('phi3_v')), { clip: join(family('phi3_v'), 'clip'), ...more }),
   VideoLlavaVision: (more) =>
     VideoLlavaVision.open(encoder(family('video_llava')), { clip: join(family('video_llava'), 'clip'), ...more }),
   QwenVision: (more) => QwenVision.open(encoder(family('qwen2_vl')), more),
