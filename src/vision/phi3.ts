@@ -221,7 +221,8 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
       const made = new Once<ImageAnalysis>();
       const { projectionDim } = pruner.head;
       return {
-        byteLength: 4 * (rows * (D + projectionDim) + places.length * (W + projectionDim)),
+        // The analyses copy hidden states and features, which ONNX Runtime's memory holds too.
+        byteLength: 4 * (rows * (2 * D + projectionDim) + places.length * (2 * W + projectionDim)),
         source: () =>
           featureSource(backend, { data: at(places), rows: places.length, cols: W }, { rows: side, columns: side }),
         units: () => ({ data: at(places), dims: [places.length, W] }),
