@@ -1,4 +1,11 @@
-import { AutoModelForImageTextToText, AutoProcessor, env, RawImage, TextStreamer } from '@huggingface/transformers';
+import {
+  AutoModelForImageTextToText,
+  AutoProcessor,
+  env,
+  RawImage,
+  type Tensor,
+  TextStreamer,
+} from '@huggingface/transformers';
 import * as ort from 'onnxruntime-node';
 import { expect, it, vi } from 'vitest';
 import { attach } from '../../src/transformers/index.js';
@@ -43,7 +50,7 @@ it('a signal ends attach between two sessions, and the model is as it was', asyn
     await RawImage.read('models/eval/images/000.png'),
     '<image>what color is the star ?<ans>',
   );
-  const answer = async () => (await model.generate({ ...inputs, max_new_tokens: 4 } as never)).tolist();
+  const answer = async () => ((await model.generate({ ...inputs, max_new_tokens: 4 } as never)) as Tensor).tolist();
   const plain = await answer();
   const create = ort.InferenceSession.create.bind(ort.InferenceSession) as (...all: unknown[]) => Promise<never>;
   const sessions = { made: 0, open: 0 };

@@ -1,5 +1,5 @@
 /** `attach` with a text tower in a thread of its own (the compiled one, in `dist`): the same ids, from the same tokens. */
-import { AutoModelForImageTextToText, AutoProcessor, env, RawImage } from '@huggingface/transformers';
+import { AutoModelForImageTextToText, AutoProcessor, env, RawImage, type Tensor } from '@huggingface/transformers';
 import { expect, it } from 'vitest';
 import { type AttachOptions, attach, type PrunedImage } from '../../src/transformers/index.js';
 
@@ -21,7 +21,7 @@ it('gives the same ids and tokens as with the text tower in this thread', async 
       ...{ clip: 'models/tiny-clip', model: 'models/tiny-llava', keep: 16, text },
       onPruned: (images) => void kept.push(...images),
     });
-    const output = await model.generate({ ...inputs, max_new_tokens: 4 } as never);
+    const output = (await model.generate({ ...inputs, max_new_tokens: 4 } as never)) as Tensor;
     await detach();
     return { ids: output.tolist(), indices: kept.map(({ indices }) => [...indices]) };
   }
