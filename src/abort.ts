@@ -51,6 +51,34 @@ export async function abortable<T>(
 }
 
 /**
+ * Opens what a signal may end. When it does, the step under way ends by itself, and what is open by then is closed.
+ *
+ * @param open asks {@link checkAborted} between its steps, and closes what it has opened where one fails
+ * @throws DesapError `ERR_ABORTED`, once nothing is open; `ERR_VALUE` for what is no signal
+ */
+export async function opening<T>(
+  signal: AbortSignal | undefined,
+  open: () => Promise<T>,
+  close: (opened: T) => unknown,
+): Promise<T> {
+  if (signal === undefined) return open();
+  if (checkSignal(signal).aborted) throw abortedBy(signal);
+  const opened = await calls.run({ signal, outer: calls.getStore() }, open);
+  if (!signal.aborted) return opened;
+  await close(opened);
+  throw abortedBy(signal);
+}
+
+/** What opening a model takes. */
+export interface AbortableOpening {
+  /**
+   * Ends the opening with `ERR_ABORTED`, whose `cause` is the signal's reason, as soon as its step under way has ended and all that it had
+   * opened is closed. It says nothing about the calls of the model.
+   */
+  signal?: AbortSignal;
+}
+
+/**
  * The signal of a call that takes nothing else in its last argument.
  * @throws DesapError `ERR_VALUE`
  */

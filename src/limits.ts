@@ -6,6 +6,8 @@ import { type OptionNames, options } from './options.js';
 export interface Limits {
   /** Bytes of one text or question, in UTF-8; default 16384. A tower runs once for each window of it. */
   readonly textBytes: number;
+  /** Tokens of one text, question or prompt, by the tokenizer that reads it, without visual ones; default 4096. */
+  readonly promptTokens: number;
   /** Pixels of one decoded image; default 178956970, as in Pillow. */
   readonly imagePixels: number;
   /** Bytes of the file of one image; default 2^29. */
@@ -23,12 +25,13 @@ export interface Limits {
 }
 
 const NAMES: OptionNames<Limits> = {
-  ...{ textBytes: true, imagePixels: true, imageBytes: true, trialNumbers: true },
+  ...{ textBytes: true, promptTokens: true, imagePixels: true, imageBytes: true, trialNumbers: true },
   ...{ graphNodes: true, headerBytes: true, jsonBytes: true, linksOut: true },
 };
 
 let current: Limits = Object.freeze({
   textBytes: 2 ** 14,
+  promptTokens: 2 ** 12,
   imagePixels: 178_956_970,
   imageBytes: 2 ** 29,
   trialNumbers: 2 ** 24,

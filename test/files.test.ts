@@ -14,6 +14,7 @@ import {
 import { chmod, copyFile, lstat, readlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import * as ort from 'onnxruntime-node';
 import sharp from 'sharp';
 import { afterEach, describe, expect, test } from 'vitest';
 import { readQuestions } from '../src/cli/eval/questions.js';
@@ -25,7 +26,7 @@ import { extractHead, readModel, readTower } from '../src/onnx/index.js';
 import { readFloats } from '../src/onnx/weights.js';
 import { writeWhole } from '../src/output-file.js';
 import { formatSafeTensors, openSafeTensors, parseSafeTensors, readSafeTensors } from '../src/safetensors.js';
-import { ClipText, ImageProcessor } from '../src/vision/index.js';
+import { ClipText, ImageProcessor, openVisionModel, SiglipText } from '../src/vision/index.js';
 import { openSession } from '../src/vision/session.js';
 import { Editable } from './onnx/editable.js';
 import { ROOT, randomHead } from './support.js';
@@ -292,6 +293,57 @@ describe('limits', () => {
     limits({ textBytes: 10 });
     await expect(text.encode('a red star')).resolves.toBeDefined();
     await expect(text.encode('a red stars')).rejects.toMatchObject({ code: 'ERR_VALUE' });
+  });
+
+  test('of tokens, in whichever form a text is read', async () => {
+    limits({ promptTokens: 12 });
+    const refused = (argument: string) => ({
+      code: 'ERR_VALUE',
+      message: expect.stringMatching(
+        `^${argument}: got \\d+ tokens, wanted at most 12 \\(limits\\(\\{ promptTokens \\}\\)\\)$`,
+      ),
+    });
+    const [short, long] = ['what is it', 'what is it '.repeat(8)];
+    await using text = await ClipText.open({ model: join(CLIP, 'onnx/text_model.onnx'), tokenizer: CLIP });
+    await using siglip = await SiglipText.open(join(ROOT, 'test/fixtures/siglip'), { longText: 'truncate' });
+    await using table = await openVisionModel(join(ROOT, 'test/fixtures/families/gemma3'), { keep: 4 });
+    await expect(text.encode(long)).rejects.toMatchObject(refused('text'));
+    expect(() => text.check(long)).toThrow(expect.objectContaining(refused('text')));
+    await expect(table.encodeQuestion(long)).rejects.toMatchObject(refused('question'));
+    await expect(table.checkQuestion(long)).rejects.toMatchObject(refused('question'));
+    text.check(short);
+    // What is cut off is not counted.
+    siglip.check(long);
+    await expect(table.checkQuestion(short)).resolves.toBeUndefined();
+    await using padded = await SiglipText.open(join(ROOT, 'test/fixtures/siglip'));
+    expect(() => padded.check(long)).toThrow(expect.objectContaining(refused('text')));
+  });
+
+  test('of tokens refuse a question before its image is encoded', async () => {
+    let runs = 0;
+    const create = async (...given: Parameters<typeof ort.InferenceSession.create>) => {
+      const session = await ort.InferenceSession.create(...given);
+      const run = session.run.bind(session) as (...all: unknown[]) => Promise<never>;
+      session.run = (...all: unknown[]) => {
+        runs++;
+        return run(...all);
+      };
+      return session;
+    };
+    const counted = { ...ort, InferenceSession: { create } } as unknown as typeof ort;
+    const llava = join(ROOT, 'models/tiny-llava');
+    await using vision = await openVisionModel(llava, { clip: CLIP, keep: 4, ort: counted });
+    const inputs = {
+      pixelValues: await (await ImageProcessor.open(llava)).process(join(ROOT, 'models/eval/images/000.png')),
+    };
+    limits({ promptTokens: 5 });
+    runs = 0;
+    await expect(vision.prune(inputs, 'what is the large thing ?')).rejects.toMatchObject({
+      message: 'question: got 8 tokens, wanted at most 5 (limits({ promptTokens }))',
+    });
+    expect(runs).toBe(0);
+    // A method that does not ask reads no question.
+    await expect(vision.prune(inputs, 'what is the large thing ?', { method: 'divprune' })).resolves.toBeDefined();
   });
 
   test('of an image', async () => {

@@ -53,6 +53,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
       'SiglipText',
       'TilesImage',
       'VideoLlavaVision',
+      'atRest',
       'compact',
       'openVisionModel',
       'tapsOf',

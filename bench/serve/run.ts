@@ -1,7 +1,7 @@
 /**
- * npm run bench:serve [-- [--quick]]: the server of examples/server under load, in four forms: in workers and in the server's own thread,
- * with pruning and without; and workers against threads. Writes bench/results/serve.{json,md}; `--quick` takes a second for each cell,
- * and writes nothing.
+ * npm run bench:serve [-- [--quick] [--only shares]]: the server of examples/server under load, in four forms: in workers and in the server's
+ * own thread, with pruning and without; and workers against threads, at rest and spinning. Writes bench/results/serve.{json,md}; `--quick` takes a second for each cell;
+ * it and `--only` write nothing.
  */
 import { readFileSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
@@ -12,6 +12,7 @@ import { machine, number } from '../harness.js';
 import { type Asked, percentile, type Served, Server } from './client.js';
 
 const isQuick = process.argv.includes('--quick');
+const isShares = process.argv.includes('--only') && process.argv.includes('shares');
 const SECONDS = isQuick ? 1 : 10;
 const ROUNDS = isQuick ? 1 : 3;
 const IN_FLIGHT = isQuick ? [1, 16] : [1, 4, 16, 64];
@@ -58,15 +59,15 @@ const cell = (form: string, inFlight: number, { seconds, latencies, failed, load
 });
 
 /** The round of each cell that has the median rate: contestants run in turn within a round. */
-async function forms(): Promise<Cell[]> {
+async function measured(contestants: readonly Form[], loads: readonly number[]): Promise<Cell[]> {
   const rounds: Cell[][] = [];
   for (let round = 0; round < ROUNDS; round++) {
     const cells: Cell[] = [];
-    for (const { name, server, keep } of FORMS) {
+    for (const { name, server, keep } of contestants) {
       process.stderr.write(`round ${round + 1}: ${name} ...\n`);
       await using one = await Server.start(server);
       await one.run(asked(keep), { inFlight: 2, seconds: 1 });
-      for (const inFlight of IN_FLIGHT)
+      for (const inFlight of loads)
         cells.push(cell(name, inFlight, await one.run(asked(keep), { inFlight, seconds: SECONDS })));
     }
     rounds.push(cells);
@@ -90,20 +91,17 @@ async function bursts() {
   return rows;
 }
 
-/** How one number of cores is shared out. */
-async function shares(): Promise<Cell[]> {
-  const cells: Cell[] = [];
-  for (let workers = 1; workers <= cores; workers *= 2) {
-    process.stderr.write(`${workers} workers of ${cores} cores ...\n`);
-    await using one = await Server.start([...POOL, String(workers)]);
-    await one.run(asked(16), { inFlight: 2, seconds: 1 });
-    for (const inFlight of [1, 16])
-      cells.push(
-        cell(`${workers} x ${cores / workers}`, inFlight, await one.run(asked(16), { inFlight, seconds: SECONDS })),
-      );
-  }
-  return cells;
-}
+/** How one number of cores is shared out: as many workers as cores, half of them and so on; and threads that spin between runs, which a pool has not. */
+const SHARES: readonly Form[] = Array.from({ length: 1 + Math.floor(Math.log2(cores)) }, (_, i) => 2 ** i).flatMap(
+  (workers) =>
+    ['rest', 'spin'].map((idle) => ({
+      name: `${workers} x ${Math.floor(cores / workers)}, ${idle}`,
+      server: [...POOL, String(workers), idle],
+      keep: 16,
+    })),
+);
+const shares = () => measured(SHARES, [1, 16]);
+const forms = () => measured(FORMS, IN_FLIGHT);
 
 const table = (first: string, cells: readonly Cell[]) =>
   [
@@ -121,7 +119,11 @@ const table = (first: string, cells: readonly Cell[]) =>
   ].join('\n');
 
 const before = readLoad();
-const result = { ...machine(), forms: await forms(), bursts: await bursts(), shares: await shares() };
+const result = {
+  ...machine(),
+  ...(isShares ? { forms: [], bursts: [] } : { forms: await forms(), bursts: await bursts() }),
+  shares: await shares(),
+};
 const markdown = `# Serving
 
 \`npm run bench:serve\`, ${JSON.stringify(machine())}. Milliseconds. The example model (tiny LLaVA), the server of examples/server in a process of
@@ -135,14 +137,14 @@ ${BURST} requests at once:
 |---|---|---|---|---|---|
 ${result.bursts.map((row) => `| ${row.form} | ${[row.first, row.median, row.last, row.loop].map(number).join(' | ')} | ${row.failed} |`).join('\n')}
 
-How ${cores} cores are shared out, workers x threads, 16 tokens:
+How ${cores} cores are shared out: workers x threads of each, which rest between runs of ONNX Runtime or spin, 16 tokens:
 
-${table('workers x threads', result.shares)}
+${table('workers x threads, between runs', result.shares)}
 `;
 console.log(markdown);
 const lost = [...result.forms, ...result.bursts, ...result.shares].filter(({ failed }) => failed > 0);
 if (lost.length > 0) throw new Error(`requests failed: ${JSON.stringify(lost)}`);
-if (!isQuick) {
+if (!isQuick && !isShares) {
   await writeFile(`${root}bench/results/serve.json`, `${JSON.stringify(result, null, 1)}\n`);
   await writeFile(`${root}bench/results/serve.md`, markdown);
 }

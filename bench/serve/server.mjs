@@ -6,17 +6,18 @@ import { ImageProcessor, openVisionModel } from '../../dist/vision/index.js';
 import openAnswer from '../../examples/server/answer.mjs';
 import { app, closing } from '../../examples/server/app.mjs';
 
-const [kind, cores, workers] = process.argv.slice(2);
+const [kind, cores, workers, idle] = process.argv.slice(2);
 const models = fileURLToPath(new URL('../../models/', import.meta.url));
 const model = `${models}tiny-llava`;
 const how = { clip: `${models}tiny-clip`, keep: 16 };
 
 async function inWorkers() {
   const continuation = new URL('../../examples/server/answer.mjs', import.meta.url);
-  const shares = { cores: Number(cores), ...(workers && { workers: Number(workers) }) };
+  const session = { extra: { session: { intra_op: { allow_spinning: idle === 'spin' ? '1' : '0' } } } };
+  const shares = { cores: Number(cores), ...(workers && { workers: Number(workers) }), session };
   const pool = await VisionPool.open(model, { ...how, ...shares, queue: 4096, continuation });
   return {
-    answer: (picture, question, { keep, signal }) => pool.stream(picture, question, { ...(keep && { keep }), signal }),
+    answer: (picture, question, { keep, ...of }) => pool.stream(picture, question, { ...(keep && { keep }), ...of }),
     health: () => pool.health(),
     dispose: () => pool.dispose(),
   };
@@ -40,7 +41,7 @@ async function inThisThread() {
       image.dispose();
     }
   }
-  return { answer, health: () => ({ state: 'open' }), dispose: () => vision.dispose() };
+  return { answer, health: () => ({ state: 'open', ready: 1 }), dispose: () => vision.dispose() };
 }
 const REST = { extra: { session: { intra_op: { allow_spinning: '0' } } } };
 

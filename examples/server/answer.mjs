@@ -1,7 +1,8 @@
 // What a worker does behind pruning: the language model of a LLaVA folder, greedy, a word at a time. The pool imports it in each worker.
 import { readFile } from 'node:fs/promises';
 import { Tokenizer } from '@huggingface/tokenizers';
-import { compact } from 'desap/onnxruntime';
+import { DesapError, limits } from 'desap';
+import { atRest, compact } from 'desap/onnxruntime';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 
 const MOST_TOKENS = 64;
@@ -13,7 +14,7 @@ export default async function open({ model, threads }) {
   const { image_token_id: imageTokenId, eos_token_id: ends } = await json('config.json');
   const tokenizer = new Tokenizer(await json('tokenizer.json'), await json('tokenizer_config.json'));
   // The threads of this worker, at rest between runs: vision, pruner and language model take turns.
-  const session = { intraOpNumThreads: threads, extra: { session: { intra_op: { allow_spinning: '0' } } } };
+  const session = atRest({ intraOpNumThreads: threads });
   const start = (name) => InferenceSession.create(`${model}/onnx/${name}.onnx`, session);
   const [embedTokens, decoder] = await Promise.all(['embed_tokens', 'decoder_model_merged'].map(start));
   const embed = async (input_ids) => (await embedTokens.run({ input_ids })).inputs_embeds;
@@ -23,6 +24,12 @@ export default async function open({ model, threads }) {
 
   return async function* answer({ features, kept, question, signal }) {
     const { ids } = tokenizer.encode(`<image>${question}<ans>`);
+    const { promptTokens } = limits();
+    if (ids.length > promptTokens)
+      throw new DesapError(
+        'ERR_VALUE',
+        `question: got ${ids.length} tokens of a prompt, wanted at most ${promptTokens}`,
+      );
     ids.splice(ids.indexOf(imageTokenId), 1, ...new Array(kept.assignment.length).fill(imageTokenId));
     const prompt = compact({ inputIds: ids, imageTokenId, kept });
     let inputs_embeds = await embed(prompt.inputIds);

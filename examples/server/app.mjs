@@ -15,7 +15,7 @@ const BODY = {
   },
 };
 
-/** @param service `answer(picture, question, { keep, signal })` gives the pieces of an answer; `health()` how it is */
+/** @param service `answer(picture, question, { keep, signal, client })` gives the pieces of an answer; `health()` how it is */
 export function app({ answer, health }) {
   // While it closes, requests that have come in are answered.
   const server = fastify({ bodyLimit: 9e6, forceCloseConnections: 'idle', return503OnClosing: false });
@@ -39,7 +39,7 @@ export function app({ answer, health }) {
     const { image, question, keep } = request.body;
     const gone = new AbortController();
     reply.raw.once('close', () => gone.abort());
-    const pieces = answer(Buffer.from(image, 'base64'), question, { keep, signal: gone.signal });
+    const pieces = answer(Buffer.from(image, 'base64'), question, { keep, signal: gone.signal, client: request.ip });
     // The first piece decides the status; errors behind it end the connection.
     const first = await pieces.next();
     reply.type('text/plain; charset=utf-8');
@@ -48,7 +48,7 @@ export function app({ answer, health }) {
 
   server.get('/health', async (_, reply) => {
     const now = await health();
-    return reply.code(now.state === 'open' ? 200 : 503).send(now);
+    return reply.code(now.state === 'open' && now.ready > 0 ? 200 : 503).send(now);
   });
   return server;
 }

@@ -9,7 +9,7 @@ import { VisionPool } from 'desap/server';
 import { app, closing } from './app.mjs';
 
 const models = fileURLToPath(new URL('../../models/', import.meta.url));
-limits({ imagePixels: 20e6, textBytes: 2000 });
+limits({ imagePixels: 20e6, textBytes: 2000, promptTokens: 256 });
 const pool = await VisionPool.open(`${models}tiny-llava`, {
   clip: `${models}tiny-clip`,
   keep: 16,
@@ -18,7 +18,7 @@ const pool = await VisionPool.open(`${models}tiny-llava`, {
   continuation: new URL('./answer.mjs', import.meta.url),
 });
 const server = app({
-  answer: (picture, question, { keep, signal }) => pool.stream(picture, question, { ...(keep && { keep }), signal }),
+  answer: (picture, question, { keep, ...of }) => pool.stream(picture, question, { ...(keep && { keep }), ...of }),
   health: () => pool.health(),
 });
 console.log(await server.listen({ port: Number(process.argv[2] ?? 8080) }));

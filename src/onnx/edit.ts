@@ -1,6 +1,7 @@
 import { dirname, relative, sep } from 'node:path';
 import { types } from 'node:util';
 import type { InferenceSession } from 'onnxruntime-common';
+import { checkAborted } from '../abort.js';
 import { DesapError, invalid } from '../errors.js';
 import { fields, reading } from '../options.js';
 import { object } from '../tensor.js';
@@ -176,6 +177,7 @@ export async function openGraph(
     ...extra?.session,
     ...(folder === null ? {} : { model_external_initializers_file_folder_path: folder }),
   };
+  checkAborted();
   try {
     return await InferenceSession.create(bytes, { ...own, extra: { ...extra, session } });
   } catch (cause) {

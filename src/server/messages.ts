@@ -37,6 +37,12 @@ export interface Task {
   readonly further?: { readonly input: unknown };
 }
 
+/** What a worker says without being asked: whether it opened the model, and else why not. */
+export interface Opened {
+  readonly thread: number;
+  readonly fault: string | null;
+}
+
 /** What became of a task. */
 export type Outcome<T> = { readonly value: T } | { readonly error: PlainError };
 
@@ -51,7 +57,7 @@ interface PlainTensor {
   readonly dims: readonly number[];
 }
 
-interface PlainError {
+export interface PlainError {
   readonly code: DesapErrorCode;
   readonly message: string;
   readonly stack?: string;

@@ -1,7 +1,7 @@
 import { types } from 'node:util';
 import { MessageChannel, type MessagePort } from 'node:worker_threads';
 import type { Piscina } from 'piscina';
-import { ABORTABLE, type Abortable, abortable, onAbort } from '../abort.js';
+import { ABORTABLE, type Abortable, abortable, checkAborted, onAbort, opening } from '../abort.js';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, messageOf, mismatch } from '../errors.js';
 import { Lifetime } from '../lifetime.js';
@@ -17,6 +17,7 @@ import {
   type Choice,
   fromPlainError,
   fromPlainResult,
+  type Opened,
   type Outcome,
   type Picture,
   type PlainResult,
@@ -24,7 +25,7 @@ import {
   type Task,
   type WorkerData,
 } from './messages.js';
-import { Queue } from './queue.js';
+import { Queue, type Queued } from './queue.js';
 import type { Said } from './serve.js';
 import { sessionOf, shareCores, type Threads } from './threads.js';
 import type { WorkerCall } from './worker.js';
@@ -60,8 +61,14 @@ export interface VisionPoolOptions extends ModelOptions {
 /** A picture of a request: the bytes of an image file (LLaVA, LLaVA-NeXT), never a path; or the inputs that an image processor made. */
 export type PoolPicture = Uint8Array | ArrayBuffer | SharedArrayBuffer | VisionInputs;
 
+/** What a request may say of itself. */
+export interface RequestOptions extends Abortable {
+  /** Whose it is, by any name: clients have turns, so that none waits for all that another asks. Requests without it are one client's. */
+  client?: string;
+}
+
 /** Options of {@link VisionPool.stream}. With `keep: 'all'` nothing is pruned. */
-export interface StreamOptions extends Choice, Abortable {
+export interface StreamOptions extends Choice, RequestOptions {
   /** Goes to the continuation, as a structured clone. */
   input?: unknown;
 }
@@ -73,7 +80,11 @@ export interface PoolHealth {
   readonly workers: number;
   /** Threads of each worker. */
   readonly threads: number;
-  /** Workers that died and were replaced. */
+  /** Workers whose model is open. */
+  readonly ready: number;
+  /** Why the model was not open where it was tried last; null while all are ready, and where nothing went wrong. */
+  readonly fault: string | null;
+  /** Workers that died. Others take their places. */
   readonly lost: number;
   /** Requests that wait for a worker, and those that workers have. */
   readonly waiting: number;
@@ -91,16 +102,22 @@ const NAMES: OptionNames<VisionPoolOptions> = {
   ...{ cores: true, workers: true, queue: true, batch: true, window: true, deadline: true, continuation: true },
   ...{ cacheImages: true, cacheQuestions: true },
 };
-const PRUNE: OptionNames<VisionPruneOptions & Abortable> = { ...VISION_PRUNE_OPTIONS, ...ABORTABLE };
+const PRUNE: OptionNames<VisionPruneOptions & RequestOptions> = {
+  ...VISION_PRUNE_OPTIONS,
+  ...ABORTABLE,
+  client: true,
+};
 const STREAM: OptionNames<StreamOptions> = { ...PRUNE, input: true };
 
 const MOST = 2 ** 31 - 1;
 const PICTURE = 'the bytes of an image file (Uint8Array, ArrayBuffer), or inputs of the vision model; no path';
 
+/** What is asked of a worker, and for whom. */
+type Asked = Omit<Task, 'port'> & { readonly client: string | undefined };
+
 /** A request that waits or runs. */
-interface Request {
+interface Request extends Queued {
   readonly task: Task;
-  readonly isAlone: boolean;
   readonly arrived: number;
   /** @param waited milliseconds for a worker */
   readonly done: (outcome: Outcome<PlainResult | null>, waited: number) => void;
@@ -111,7 +128,7 @@ interface Request {
  * A model in several worker threads, with one queue. ONNX Runtime blocks the event loop of the thread that it runs in: here that is a
  * worker's, and the thread of the server stays free.
  *
- * Requests go to workers in the order of their arrival, one at a time each (or `batch` of them). Results come without copies of their
+ * Requests go to workers in the order of their arrival, those of several clients in turn, one at a time each (or `batch` of them). Results come without copies of their
  * memory; a picture is copied once, unless it is in a `SharedArrayBuffer`.
  *
  * ```ts
@@ -122,7 +139,12 @@ interface Request {
 export class VisionPool implements AsyncDisposable {
   readonly #life = new Lifetime('VisionPool');
   readonly #queue: Queue<Request>;
-  readonly #counts = { answered: 0, failed: 0, aborted: 0, refused: 0, started: 0 };
+  readonly #counts = { answered: 0, failed: 0, aborted: 0, refused: 0, lost: 0 };
+  /** Calls that a worker has, or that wait for one to start. */
+  readonly #calls = new Set<AbortController>();
+  /** Threads whose model is open. */
+  readonly #ready = new Set<number>();
+  #fault: string | null = null;
   #running = 0;
   #free: number;
   #state: PoolHealth['state'] = 'open';
@@ -142,23 +164,24 @@ export class VisionPool implements AsyncDisposable {
     this.#queue = new Queue(how.queue);
     this.#free = threads.workers;
     // A worker that dies between requests is nobody's error: it is replaced.
-    workers.on('error', () => {});
-    workers.on('workerCreate', () => {
-      this.#counts.started++;
+    workers.on('error', (error) => {
+      this.#fault = messageOf(error);
     });
+    workers.on('message', ({ thread, fault }: Opened) => this.#opened(thread, fault));
+    workers.on('workerDestroy', () => this.#died());
   }
 
   /**
    * Starts the workers, and opens the model in each.
    *
    * @param model as for `openVisionModel`
-   * @throws DesapError as `openVisionModel`; `ERR_VALUE` for the options
+   * @throws DesapError as `openVisionModel`; `ERR_VALUE` for the options; `ERR_ABORTED`, once all workers have ended
    */
   static async open(model: string, given: VisionPoolOptions = {}): Promise<VisionPool> {
     nonEmpty('model', model, 'a model folder, or the path of a vision encoder');
     const checked = options('options', given, NAMES);
     const { cores, workers: count, queue = 64, batch = 1, window = 0, deadline, continuation, ...rest } = checked;
-    const { cacheImages = 0, cacheQuestions = 0, ...own } = rest;
+    const { cacheImages = 0, cacheQuestions = 0, signal, ...own } = rest;
     const shares = shareCores(cores, count);
     integer('queue', queue, 0, MOST);
     integer('batch', batch, 1, MOST);
@@ -173,24 +196,36 @@ export class VisionPool implements AsyncDisposable {
       options: { ...own, threads, session: sessionOf(threads, own.session) },
     };
     const { Piscina } = await optional(() => import('piscina'), 'piscina', 'VisionPool');
-    const workers = new Piscina<WorkerCall, Outcome<PlainResult | null>[]>({
-      filename: new URL('./worker.js', import.meta.url).href,
-      workerData: cloneable(data),
-      ...{ minThreads: shares.workers, maxThreads: shares.workers, idleTimeout: Number.POSITIVE_INFINITY },
-      // A worker has sessions and sockets of its own: it turns its event loop between requests.
-      atomics: 'disabled',
-    });
-    const pool = new VisionPool(workers, shares, {
-      ...{ batch, window, deadline, queue, goesOn: continuation !== undefined },
-    });
+    const about = { batch, window, deadline, queue, goesOn: continuation !== undefined };
+    const open = async () => {
+      const workers = new Piscina<WorkerCall, Outcome<PlainResult | null>[]>({
+        filename: new URL('./worker.js', import.meta.url).href,
+        workerData: cloneable(data),
+        ...{ minThreads: shares.workers, maxThreads: shares.workers, idleTimeout: Number.POSITIVE_INFINITY },
+        // A worker has sessions and sockets of its own: it turns its event loop between requests.
+        atomics: 'disabled',
+      });
+      const pool = new VisionPool(workers, shares, about);
+      await pool.#open();
+      return pool;
+    };
+    return opening(signal, open, (pool) => pool.dispose());
+  }
+
+  async #open(): Promise<void> {
+    const { workers, threads } = this;
+    const forget = onAbort(() => void this.dispose());
     try {
       // One call for each worker: a worker has one at a time.
-      const opened = await Promise.all(Array.from({ length: shares.workers }, () => workers.run('open')));
+      const opened = await Promise.all(Array.from({ length: threads.workers }, () => workers.run('open')));
       for (const [one] of opened) if ('error' in one) throw fromPlainError(one.error);
-      return pool;
+      for (const { threadId } of workers.threads) this.#opened(threadId, null);
     } catch (error) {
-      await pool.dispose();
+      await this.dispose();
+      checkAborted();
       throw error instanceof DesapError ? error : lost(error);
+    } finally {
+      forget();
     }
   }
 
@@ -203,13 +238,14 @@ export class VisionPool implements AsyncDisposable {
   async prune(
     picture: PoolPicture,
     question: Question,
-    given?: VisionPruneOptions & Abortable,
+    given?: VisionPruneOptions & RequestOptions,
   ): Promise<PrunedFeatures> {
-    const { signal, ...choice } = options('options', given, PRUNE);
+    const { signal, client, ...choice } = options('options', given, PRUNE);
+    checkClient(client);
     if ((choice.keep as unknown) === 'all')
       throw invalid('ERR_VALUE', 'keep', choice.keep, "a count of tokens: stream takes 'all'");
     return traced('VisionPool.prune', async () => {
-      const { result, waited } = await this.#ask({ picture: pictureOf(picture), question, choice }, signal);
+      const { result, waited } = await this.#ask({ picture: pictureOf(picture), question, choice, client }, signal);
       const pruned = fromPlainResult(result as PlainResult);
       const { timings } = pruned;
       return { ...pruned, timings: { ...timings, waiting: timings.waiting + waited } };
@@ -222,7 +258,8 @@ export class VisionPool implements AsyncDisposable {
    * @throws DesapError as {@link VisionPool.prune}; `ERR_VALUE` for a pool without continuation
    */
   async *stream(picture: PoolPicture, question: Question, given?: StreamOptions): AsyncGenerator<unknown, void> {
-    const { signal, input, ...choice } = options('options', given, STREAM);
+    const { signal, client, input, ...choice } = options('options', given, STREAM);
+    checkClient(client);
     if (!this.how.goesOn) throw mismatch('ERR_VALUE', 'continuation', 'none', 'a module, when the pool is opened');
     const stop = new AbortController();
     const pieces: unknown[] = [];
@@ -234,7 +271,7 @@ export class VisionPool implements AsyncDisposable {
       wake();
     });
     const closed = new Promise<void>((resolve) => port1.once('close', resolve));
-    const task = { picture: pictureOf(picture), question, choice, further: { input } };
+    const task = { picture: pictureOf(picture), question, choice, client, further: { input } };
     const ports = { own: port1, workers: port2 };
     const ask = async () => {
       const { waited } = await this.#ask(task, stop.signal, ports);
@@ -264,11 +301,11 @@ export class VisionPool implements AsyncDisposable {
 
   /** How the pool is now. */
   health(): PoolHealth {
-    const { started, ...counts } = this.#counts;
     const { workers, threads } = this.threads;
-    const lost = Math.max(0, started - workers);
+    const ready = this.#ready.size;
+    const fault = ready === workers ? null : this.#fault;
     const load = { waiting: this.#queue.size, running: this.#running };
-    return { state: this.#state, workers, threads, lost, ...load, ...counts };
+    return { state: this.#state, workers, threads, ready, fault, ...load, ...this.#counts };
   }
 
   /** Takes no more requests, answers those that it has, and ends the workers. Safe to call again. */
@@ -285,8 +322,30 @@ export class VisionPool implements AsyncDisposable {
     return this.dispose();
   }
 
+  #opened(thread: number, fault: string | null): void {
+    if (fault !== null) this.#fault = fault;
+    else this.#ready.add(thread);
+    if (this.#ready.size === this.threads.workers) this.#fault = null;
+  }
+
+  /**
+   * A worker has ended. One that was ready is replaced at once; one that died while it started is not, as it might go on for ever: the next
+   * request starts another, and those that wait for one while there is none are told.
+   */
+  #died(): void {
+    if (this.#state === 'open') this.#counts.lost++;
+    queueMicrotask(() => {
+      const { threads } = this.workers;
+      for (const thread of this.#ready)
+        if (!threads.some(({ threadId }) => threadId === thread)) this.#ready.delete(thread);
+      if (threads.length > 0) return;
+      const reason = lost(new Error(this.#fault ?? 'it ended while it started'));
+      for (const call of this.#calls) call.abort(reason);
+    });
+  }
+
   async #ask(
-    asked: Omit<Task, 'port'>,
+    asked: Asked,
     signal: AbortSignal | undefined,
     ports: { own: MessagePort; workers: MessagePort } | null = null,
   ): Promise<{ result: PlainResult | null; waited: number }> {
@@ -305,7 +364,7 @@ export class VisionPool implements AsyncDisposable {
   }
 
   #enqueue(
-    asked: Omit<Task, 'port'>,
+    { client, ...asked }: Asked,
     given: { own: MessagePort; workers: MessagePort } | null,
     isAbortable: boolean,
   ): Promise<{ result: PlainResult | null; waited: number }> {
@@ -315,6 +374,7 @@ export class VisionPool implements AsyncDisposable {
       const request: Request = {
         task: { ...asked, port: ports?.workers ?? null },
         isAlone: asked.further !== undefined,
+        client,
         arrived: performance.now(),
         done: (outcome, waited) => {
           forget();
@@ -334,7 +394,7 @@ export class VisionPool implements AsyncDisposable {
         else ports?.own.postMessage('abort');
       });
       try {
-        this.#queue.push(request);
+        this.#queue.push(request)?.failed(this.#queue.busy());
         this.#pump();
       } catch (error) {
         request.failed(error as DesapError);
@@ -361,18 +421,23 @@ export class VisionPool implements AsyncDisposable {
     this.#running += requests.length;
     const began = performance.now();
     const transferList = requests.flatMap(({ task }) => task.port ?? []);
+    const call = new AbortController();
+    this.#calls.add(call);
     try {
       const outcomes = await this.workers.run(
         requests.map(({ task }) => task),
-        { transferList },
+        { transferList, signal: call.signal },
       );
       for (const [i, { done, arrived }] of requests.entries()) done(outcomes[i], began - arrived);
     } catch (error) {
       const reason = isClone(error)
         ? invalid('ERR_VALUE', 'options', error, `what a thread takes: ${messageOf(error)}`)
-        : lost(error);
+        : call.signal.aborted
+          ? (call.signal.reason as DesapError)
+          : lost(error);
       for (const { failed } of requests) failed(reason);
     } finally {
+      this.#calls.delete(call);
       this.#running -= requests.length;
       this.#free++;
       this.#pump();
@@ -382,6 +447,10 @@ export class VisionPool implements AsyncDisposable {
 
 function lost(cause: unknown): DesapError {
   return new DesapError('ERR_WORKER_LOST', `the worker died: ${messageOf(cause)}`, { cause });
+}
+
+function checkClient(client: string | undefined): void {
+  if (client !== undefined) nonEmpty('client', client, 'the name of a client');
 }
 
 function isClone(error: unknown): boolean {

@@ -4,6 +4,7 @@ import { abortable } from '../abort.js';
 import { DesapError, mismatch } from '../errors.js';
 import type { TextEmbeddings } from '../index.js';
 import { AnyresImageProcessor } from '../vision/anyres-images.js';
+import { asks } from '../vision/ask-ahead.js';
 import type { KeptPatches } from '../vision/compact.js';
 import { ImageProcessor } from '../vision/image-processor.js';
 import { openVisionModel } from '../vision/open.js';
@@ -119,7 +120,11 @@ export class Service {
     return pruned && tasks.map((_, i) => pruned[own.indexOf(i)]);
   }
 
-  #encode({ picture }: Task, signal: AbortSignal): Promise<Lease<EncodedImage>> {
+  async #encode({ picture, question, choice }: Task, signal: AbortSignal): Promise<Lease<EncodedImage>> {
+    const { keep, ...how } = choice;
+    // What is refused costs no run of the tower.
+    if (keep !== 'all' && typeof question === 'string' && asks({ keep, ...how }))
+      await this.vision.checkQuestion(question, { signal });
     return this.#images.get(
       () => digest(picture),
       async () => {

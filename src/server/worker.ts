@@ -1,25 +1,47 @@
 /** A worker of a pool: opens the model, and serves. */
-import { workerData } from 'node:worker_threads';
+import { parentPort, threadId, workerData } from 'node:worker_threads';
 import { move, transferableSymbol, valueSymbol } from 'piscina';
 import { limits } from '../limits.js';
-import { memoryOf, type Outcome, type PlainResult, plainError, type Task, type WorkerData } from './messages.js';
+import {
+  memoryOf,
+  type Opened,
+  type Outcome,
+  type PlainError,
+  type PlainResult,
+  plainError,
+  type Task,
+  type WorkerData,
+} from './messages.js';
 import { Service } from './serve.js';
 
 /** What a worker answers: how opening went, or what became of each request. */
 export type WorkerCall = 'open' | readonly Task[];
 type Answer = Outcome<PlainResult | null>[];
 
-/** A model that does not open ends no worker, which would be started again and again: each call says why. */
-async function open(): Promise<(call: WorkerCall) => Promise<Answer>> {
+/** A model that does not open ends no worker, which would be started again and again: requests get the reason, and each tries once more. */
+async function start(): Promise<(call: WorkerCall) => Promise<Answer>> {
   const data = workerData as WorkerData;
   limits(data.limits);
-  try {
-    const service = await Service.open(data);
-    return async (call) => (call === 'open' ? [{ value: null }] : moved(await service.serve(call)));
-  } catch (error) {
-    const failed = { error: plainError(error) };
-    return async (call) => (call === 'open' ? [failed] : call.map(() => failed));
-  }
+  const open = async () => {
+    const opened = await Service.open(data).then(
+      (service) => ({ service, fault: null }),
+      (error) => ({ service: null, fault: plainError(error) }),
+    );
+    parentPort?.postMessage({ thread: threadId, fault: opened.fault?.message ?? null } satisfies Opened);
+    return opened;
+  };
+  let now = await open();
+  return async (call) => {
+    if (call === 'open') return [now.fault ? { error: now.fault } : { value: null }];
+    if (now.service === null) now = await open();
+    const { service, fault } = now;
+    return service ? moved(await service.serve(call)) : call.map(() => ({ error: unopened(fault as PlainError) }));
+  };
+}
+
+/** No fault of the request. */
+function unopened({ message, stack }: PlainError): PlainError {
+  return { code: 'ERR_WORKER_LOST', message: `the worker that took another's place: ${message}`, stack };
 }
 
 function moved(answer: Answer): Answer {
@@ -29,4 +51,4 @@ function moved(answer: Answer): Answer {
     : (move({ [transferableSymbol]: memory, [valueSymbol]: answer } as never) as never);
 }
 
-export default open();
+export default start();

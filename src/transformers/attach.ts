@@ -1,5 +1,5 @@
 import type { InferenceSession } from 'onnxruntime-common';
-import { type Abortable, abortable } from '../abort.js';
+import { type Abortable, abortable, opening } from '../abort.js';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { mismatch } from '../errors.js';
 import { tapsOf } from '../methods/index.js';
@@ -26,7 +26,7 @@ import {
   sessionNames,
 } from './model.js';
 import { locate, type ModelFiles } from './model-files.js';
-import { type AttachOptions, attachOptions, type CallOptions, type OpeningOptions } from './options.js';
+import { type Attached, type AttachOptions, attachOptions, type CallOptions, type OpeningOptions } from './options.js';
 import { override } from './override.js';
 import { Questions } from './question/question.js';
 import { isReleased, isStandIn, standIn } from './vision-session.js';
@@ -60,7 +60,8 @@ import { imageIds } from './visual-ids.js';
  * @returns puts the model back as it was, once the calls in flight have ended; also by `await using`
  * @throws DesapError `ERR_VALUE` for models of another kind and for bad options; `ERR_GRAPH` when a graph has parts of unknown
  *   meaning, with what was found; `ERR_FILE` when a folder lacks a file; `ERR_HEAD_MISMATCH` when the CLIP folder, or the file found
- *   for the model, does not belong to it; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`
+ *   for the model, does not belong to it; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`; `ERR_ABORTED`, and then the model is as it
+ *   was
  */
 export function attach(model: LoadedModel, options: AttachOptions): Promise<Detach> {
   return attachThrough(model, options, () => {});
@@ -78,11 +79,24 @@ export async function attachThrough(
   const hooked = requireModel(model);
   const family = loadedFamilyOf('model.config', hooked.config);
   requireSessions(hooked);
-  const { defaults, folder, opening } = attachOptions(hooked, options);
+  const attached = attachOptions(hooked, options);
   const plain = hooked.sessions.vision_encoder;
   if (isStandIn(plain)) throw mismatch('ERR_VALUE', 'model', 'a model that is attached to already', 'detach() first');
   imageIds(hooked);
+  return opening(
+    attached.signal,
+    () => attachTo(hooked, family, attached, watch),
+    (detach) => detach(),
+  );
+}
 
+async function attachTo(
+  hooked: HookedModel,
+  family: LoadedFamily,
+  { defaults, folder, opening }: Attached,
+  watch: (vision: VisionModel) => void,
+): Promise<Detach> {
+  const plain = hooked.sessions.vision_encoder;
   const files = await locate(hooked, folder);
   await confirmPlacing(hooked);
   const runtime = await modelRuntime(hooked);

@@ -90,6 +90,7 @@ export interface Attached {
   /** `model`. */
   readonly folder: string | undefined;
   readonly opening: OpeningOptions;
+  readonly signal: AbortSignal | undefined;
 }
 
 /**
@@ -97,15 +98,14 @@ export interface Attached {
  * @throws DesapError `ERR_VALUE`; `ERR_GRAPH` for original positions where the decoder takes none
  */
 export function attachOptions(model: HookedModel, given: AttachOptions): Attached {
-  const { model: folder, ...others } = options(
-    'options',
-    given,
-    { ...CALL_NAMES, ...OPENING_NAMES, model: true },
-    RENAMED,
-  );
+  const {
+    model: folder,
+    signal,
+    ...others
+  } = options('options', given, { ...CALL_NAMES, ...OPENING_NAMES, model: true }, RENAMED);
   const those = (names: object) =>
     Object.fromEntries(Object.entries(others).filter(([name]) => Object.hasOwn(names, name)));
-  return { defaults: checked(model, withoutPreset(those(CALL_NAMES))), folder, opening: those(OPENING_NAMES) };
+  return { defaults: checked(model, withoutPreset(those(CALL_NAMES))), folder, opening: those(OPENING_NAMES), signal };
 }
 
 /**

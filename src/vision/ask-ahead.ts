@@ -16,7 +16,7 @@ export function askAhead(
   question: Question,
   options: VisionPruneOptions | undefined,
 ): (image: EncodedImage, options: VisionPruneOptions | undefined) => Promise<PrunedFeatures> {
-  if (!vision.questionsBeside || typeof question !== 'string' || !asks(visionPruneOptions('options', options)))
+  if (!vision.questionsBeside || typeof question !== 'string' || !asks(options))
     return (image, how) => image.prune(question, how);
   const asked = vision.encodeQuestion(question);
   asked.catch(() => {}); // It is told where it is waited for.
@@ -29,6 +29,11 @@ export function askAhead(
   };
 }
 
-function asks(options: VisionPruneOptions): boolean {
+/**
+ * Whether a pruning reads the question that it is given.
+ * @throws DesapError `ERR_VALUE` for the options
+ */
+export function asks(given: VisionPruneOptions | undefined): boolean {
+  const options = visionPruneOptions('options', given);
   return !isRival(options) || rivalOf(options).isAsked;
 }

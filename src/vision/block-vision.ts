@@ -1,4 +1,5 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { ABORTABLE, type AbortableOpening, opening } from '../abort.js';
 import { DEVICE_OPTIONS, deviceOptions } from '../devices/open.js';
 import { invalid, mismatch } from '../errors.js';
 import {
@@ -64,6 +65,7 @@ export interface BlockVisionOptions
     Budget,
     LongTextOptions,
     TextPlaceOptions,
+    AbortableOpening,
     Pick<AnalyzeOptions, 'encoding'> {
   /**
    * The model's folder, which holds `config.json`, and for questions `tokenizer.json` and `onnx/embed_tokens.onnx`; default: the one
@@ -107,6 +109,7 @@ export interface BlockVisionOptions
 
 export const BLOCK_OPTIONS: OptionNames<BlockVisionOptions> = {
   ...DEVICE_OPTIONS,
+  ...ABORTABLE,
   ...{ model: true, config: true, dtype: true, embedQuestion: true, pruner: true, keep: true, keepRatio: true },
   ...{ encoding: true, task: true, tower: true, tiles: true, siglip: true, longText: true, filter: true },
   ...{ text: true, session: true, ort: true },
@@ -172,7 +175,8 @@ export class BlockVision extends VisionModelBase<BlockImage | BlockTilesImage> {
    * @param file path of a vision encoder
    * @param isBeside whether the caller has an open session of the file to compare with: it does not run here then
    * @throws DesapError `ERR_FILE`; `ERR_GRAPH` when the encoder is not built as expected, with what was looked for;
-   *   `ERR_HEAD_MISMATCH` when it was not read right; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`; `ERR_VALUE` for the options
+   *   `ERR_HEAD_MISMATCH` when it was not read right; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`; `ERR_VALUE` for the options;
+   *   `ERR_ABORTED`
    */
   static async openAs<T extends BlockVision>(
     this: new (
@@ -184,7 +188,7 @@ export class BlockVision extends VisionModelBase<BlockImage | BlockTilesImage> {
     isBeside = false,
   ): Promise<T> {
     nonEmpty('visionEncoder', file, 'the path of a vision_encoder.onnx');
-    const checked = options('options', withoutClip(given), BLOCK_OPTIONS, RENAMED);
+    const { signal, ...checked } = options('options', withoutClip(given), BLOCK_OPTIONS, RENAMED);
     const { model = folderOf(file), pruner } = checked;
     checkShared(checked);
     checkOwn({ ...checked, model });
@@ -201,55 +205,59 @@ export class BlockVision extends VisionModelBase<BlockImage | BlockTilesImage> {
     family.check?.(config);
     const encoder = readLastBlock(file);
     if (cutting !== null) checkBlockTower(encoder, cutting);
-    return allOrNone(async (opened) => {
-      const backend = pruner?.backend ?? opened(await openBackend(deviceOptions(checked)), (own) => own.dispose());
-      const samples = isBeside ? [] : await samplesOf(family, file, config, { ort, session, further: encoder.further });
-      const weights = await encoder.weights(ort);
-      const fit = siglip && (await openFit(ort, weights, encoder, siglip.folder, { backend, session }));
-      const head = opened(await BlockHead.load(fit?.block ?? weights, backend), (own) => own.dispose());
-      const open = async (graph: EditedGraph) => opened(await openGraph(ort, graph, session), (one) => one.release());
-      const connector = await open(encoder.connector);
-      const trials = async (one: InferenceSession) => (await blockTrials(family, one, config)).map(({ run }) => run);
-      const { splits } = await confirmBlock(ort, encoder, { backend, weights, trials, connector, session });
-      // Features are float32 work, whatever arithmetic the kernels were allowed.
-      const split = splits && !fit?.beyond && backend.precision === 'fp32' ? encoder.split : null;
-      // Now that the trial's session is closed: memory holds the weights once.
-      const fed = async (one: InferenceSession) =>
-        (await trials(one)).map(({ feeds }) => tensorsOf(ort, feeds, one.inputNames));
-      const last: LastBy = fit?.beyond ? 'beyond' : split ? 'kernels' : 'file';
-      const whole = split?.tower ?? (fit?.beyond ? encoder.beyond : encoder.tower);
-      const how = { last, backend, session, trials: fed, rowsAtOnce: rowsAtOnce(session) };
-      const tower =
-        cutting === null
-          ? await open(whole)
-          : opened(await BlockTower.open(ort, encoder, { ...how, choice: cutting }), (one) => one.release());
-      const tail = split && (await open(split.tail));
-      const readOut = siglip && {
-        saliency: siglip.saliency,
-        text: opened(await openText(siglip, checked, { ort, session }), (one) => one.dispose()),
-      };
-      const own = { ...checked, model };
-      const sessions = { tower, tail, connector };
-      const openWhole = () => openGraph(ort, whole, session);
-      const parts = {
-        family,
-        encoder,
-        ort,
-        head,
-        ...sessions,
-        openWhole,
-        encoding,
-        readOut,
-        config,
-        filter,
-        choice,
-        options: own,
-      };
-      const vision = new this(parts);
-      const wanted = `those of the file by itself${family.premise}`;
-      await confirmFeatures(vision, samples, { argument: 'visionEncoder', file, wanted });
-      return vision;
-    });
+    const openAll = () =>
+      allOrNone(async (opened) => {
+        const backend = pruner?.backend ?? opened(await openBackend(deviceOptions(checked)), (own) => own.dispose());
+        const samples = isBeside
+          ? []
+          : await samplesOf(family, file, config, { ort, session, further: encoder.further });
+        const weights = await encoder.weights(ort);
+        const fit = siglip && (await openFit(ort, weights, encoder, siglip.folder, { backend, session }));
+        const head = opened(await BlockHead.load(fit?.block ?? weights, backend), (own) => own.dispose());
+        const open = async (graph: EditedGraph) => opened(await openGraph(ort, graph, session), (one) => one.release());
+        const connector = await open(encoder.connector);
+        const trials = async (one: InferenceSession) => (await blockTrials(family, one, config)).map(({ run }) => run);
+        const { splits } = await confirmBlock(ort, encoder, { backend, weights, trials, connector, session });
+        // Features are float32 work, whatever arithmetic the kernels were allowed.
+        const split = splits && !fit?.beyond && backend.precision === 'fp32' ? encoder.split : null;
+        // Now that the trial's session is closed: memory holds the weights once.
+        const fed = async (one: InferenceSession) =>
+          (await trials(one)).map(({ feeds }) => tensorsOf(ort, feeds, one.inputNames));
+        const last: LastBy = fit?.beyond ? 'beyond' : split ? 'kernels' : 'file';
+        const whole = split?.tower ?? (fit?.beyond ? encoder.beyond : encoder.tower);
+        const how = { last, backend, session, trials: fed, rowsAtOnce: rowsAtOnce(session) };
+        const tower =
+          cutting === null
+            ? await open(whole)
+            : opened(await BlockTower.open(ort, encoder, { ...how, choice: cutting }), (one) => one.release());
+        const tail = split && (await open(split.tail));
+        const readOut = siglip && {
+          saliency: siglip.saliency,
+          text: opened(await openText(siglip, checked, { ort, session }), (one) => one.dispose()),
+        };
+        const own = { ...checked, model };
+        const sessions = { tower, tail, connector };
+        const openWhole = () => openGraph(ort, whole, session);
+        const parts = {
+          family,
+          encoder,
+          ort,
+          head,
+          ...sessions,
+          openWhole,
+          encoding,
+          readOut,
+          config,
+          filter,
+          choice,
+          options: own,
+        };
+        const vision = new this(parts);
+        const wanted = `those of the file by itself${family.premise}`;
+        await confirmFeatures(vision, samples, { argument: 'visionEncoder', file, wanted });
+        return vision;
+      });
+    return opening(signal, openAll, (vision) => vision.dispose());
   }
 
   get device(): string {
@@ -286,12 +294,22 @@ export class BlockVision extends VisionModelBase<BlockImage | BlockTilesImage> {
     return filter === null ? embedded : filteredQuestion(embedded, filter);
   }
 
+  /** A caller's `embedQuestion` has tokens of its own. */
+  protected async checkTokens(question: string): Promise<void> {
+    const { readOut, options } = this.#parts;
+    if (readOut) readOut.text.check(question);
+    else if (!options.embedQuestion) (await this.#questions()).ids(question);
+  }
+
   async #embed(asked: string): Promise<TextEmbeddings | QuestionTokens> {
+    const { embedQuestion } = this.#parts.options;
+    return embedQuestion ? embedQuestion(asked) : (await this.#questions()).embed(asked);
+  }
+
+  #questions(): Promise<QuestionTable> {
     const { ort, options } = this.#parts;
-    if (options.embedQuestion) return options.embedQuestion(asked);
     const session = atRest(options.session);
-    const table = await this.#table.get(() => QuestionTable.open(options.model, { ...options, session, ort }));
-    return table.embed(asked);
+    return this.#table.get(() => QuestionTable.open(options.model, { ...options, session, ort }));
   }
 
   protected async encodeImages(inputs: VisionInputs, names: InputNames): Promise<(BlockImage | BlockTilesImage)[]> {

@@ -13,6 +13,16 @@ export function checkText(argument: string, text: string, wanted = 'a text'): st
   throw mismatch('ERR_VALUE', argument, `${bytes} bytes of text`, `at most ${textBytes} (limits({ textBytes }))`);
 }
 
+/**
+ * No more tokens of a text than the limit `promptTokens`.
+ * @throws DesapError `ERR_VALUE`
+ */
+export function checkTokens(argument: string, tokens: number): void {
+  const { promptTokens } = limits();
+  if (tokens > promptTokens)
+    throw mismatch('ERR_VALUE', argument, `${tokens} tokens`, `at most ${promptTokens} (limits({ promptTokens }))`);
+}
+
 /** More tokens than any text tower takes at a time. */
 const MOST_TOKENS = 2 ** 17;
 

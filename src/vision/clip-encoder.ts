@@ -1,4 +1,5 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import type { AbortableOpening } from '../abort.js';
 import { deviceOptions } from '../devices/open.js';
 import { DesapError, mismatch } from '../errors.js';
 import { isFile, requireFolder } from '../files.js';
@@ -43,6 +44,7 @@ export interface ClipEncoderOptions
     Budget,
     LongTextOptions,
     TextPlaceOptions,
+    AbortableOpening,
     Pick<AnalyzeOptions, 'encoding'> {
   /**
    * CLIP folder of the same vision tower: `onnx/vision_model.onnx` for the head, and for questions `onnx/text_model.onnx` and

@@ -56,6 +56,10 @@ export abstract class ClipVisionModel<Image extends EncodedImage, Others = never
     return this.text.encode(checkQuestion(question));
   }
 
+  protected checkTokens(question: string): void {
+    this.text.check(question);
+  }
+
   /**
    * The projector alone.
    * @param rows [K, D] of any selection

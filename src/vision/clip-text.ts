@@ -1,5 +1,5 @@
 import type { InferenceSession } from 'onnxruntime-common';
-import { type Abortable, checkAborted, signalOf } from '../abort.js';
+import { ABORTABLE, type Abortable, type AbortableOpening, checkAborted, opening, signalOf } from '../abort.js';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import type { NumberMatrix } from '../kernels/numeric.js';
@@ -24,13 +24,13 @@ import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { float32, nonEmpty, type Tensor } from '../tensor.js';
 import { traced } from '../trace.js';
-import { checkContext, checkText } from './check-text.js';
+import { checkContext, checkText, checkTokens } from './check-text.js';
 import { type CheckedFilter, type LongTextChoice, type LongTextOptions, longTextChoice } from './long-text.js';
 import { cosines, type FilteredText, filterWords, frequencies, levelled } from './text-filter.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
 
 /** Where {@link ClipText.open} finds a text tower. */
-export interface ClipTextOptions extends LongTextOptions {
+export interface ClipTextOptions extends LongTextOptions, AbortableOpening {
   /** A CLIP `text_model.onnx` with projection: path, bytes or model. */
   readonly model: ModelSource;
   /** Path of `tokenizer.json`, or of the folder that holds it. */
@@ -43,7 +43,7 @@ export interface ClipTextOptions extends LongTextOptions {
 
 const NAMES: OptionNames<ClipTextOptions> = {
   ...{ model: true, tokenizer: true, ort: true, session: true },
-  ...{ longText: true, filter: true },
+  ...{ longText: true, filter: true, ...ABORTABLE },
 };
 
 /** A text as tokens in the space that CLIP shares between image and text. */
@@ -84,10 +84,19 @@ export class ClipText {
    * embedding that the file computes.
    *
    * @throws DesapError `ERR_FILE`, `ERR_GRAPH` (no CLIP text tower, or rows that do not agree), `ERR_MISSING_PACKAGE`,
-   *   `ERR_VALUE` for the options
+   *   `ERR_VALUE` for the options; `ERR_ABORTED`
    */
   static async open(given: ClipTextOptions): Promise<ClipText> {
-    const { model, tokenizer: path, ort, session: sessionOptions, ...long } = options('options', given, NAMES);
+    const { signal, ...checked } = options('options', given, NAMES);
+    return opening(
+      signal,
+      () => ClipText.#open(checked),
+      (text) => text.dispose(),
+    );
+  }
+
+  static async #open(checked: ClipTextOptions): Promise<ClipText> {
+    const { model, tokenizer: path, ort, session: sessionOptions, ...long } = checked;
     longTextChoice(long);
     checkSession(sessionOptions);
     nonEmpty('tokenizer', path, 'the path of a tokenizer.json, or of its folder');
@@ -121,20 +130,42 @@ export class ClipText {
   /**
    * Encodes one text.
    *
-   * @throws DesapError `ERR_VALUE` for no string, an empty text, one beyond the limit `textBytes`, with `longText: 'error'` one that is
-   *   longer than the context, or a frequency beyond 0 to 1; `ERR_DISPOSED`
+   * @throws DesapError `ERR_VALUE` for no string, an empty text, one beyond the limits `textBytes` and `promptTokens`, with `longText: 'error'`
+   *   one that is longer than the context, or a frequency beyond 0 to 1; `ERR_DISPOSED`
    */
   async encode(text: string, call?: Abortable): Promise<EncodedText> {
     const work = () => this.#encode(text);
     return traced('ClipText.encode', () => this.#life.call(work, signalOf('call', call)));
   }
 
+  /**
+   * Reads the tokens of a text, and runs nothing.
+   * @throws DesapError as {@link ClipText.encode}
+   */
+  check(text: string): void {
+    this.#life.check();
+    this.#windows(text);
+  }
+
   async #encode(text: string): Promise<EncodedText> {
+    const { start, end } = this.tokenizer;
+    const { filter } = this.how;
+    const windows = this.#windows(text);
+    const content = windows.flat();
+    const special = start.length + 1;
+    const parts = await Promise.all(windows.map((window) => this.run([...start, ...window, end])));
+    const whole = parts.length === 1 ? alone(parts[0], [...start, ...windows[0], end]) : this.joined(parts, content);
+    const budget = (filter?.maxTokens ?? Number.POSITIVE_INFINITY) - special;
+    return filter && content.length > budget ? this.filtered(whole, { windows, parts, budget, ...filter }) : whole;
+  }
+
+  /** What the tower runs on, without special tokens. */
+  #windows(text: string): number[][] {
     checkText('text', text);
     const { start, end } = this.tokenizer;
     const content = upToEnd(this.tokenizer.content(text), end);
     if (content.length === 0) throw invalid('ERR_VALUE', 'text', text, 'a text with at least one token');
-    const { longText, filter } = this.how;
+    const { longText } = this.how;
     const special = start.length + 1;
     const room = this.contextLength - special;
     if (content.length > room && longText === 'error')
@@ -144,11 +175,9 @@ export class ClipText {
         `${content.length + special} tokens`,
         `at most ${this.contextLength} (or longText: 'segment' | 'truncate')`,
       );
-    const windows = longText === 'truncate' ? [content.slice(0, room)] : windowsOf(content, room);
-    const parts = await Promise.all(windows.map((window) => this.run([...start, ...window, end])));
-    const whole = parts.length === 1 ? alone(parts[0], [...start, ...windows[0], end]) : this.joined(parts, content);
-    const budget = (filter?.maxTokens ?? Number.POSITIVE_INFINITY) - special;
-    return filter && content.length > budget ? this.filtered(whole, { windows, parts, budget, ...filter }) : whole;
+    if (longText === 'truncate') return [content.slice(0, room)];
+    checkTokens('text', content.length + special);
+    return windowsOf(content, room);
   }
 
   /** A text in windows: the rows of its content, and the normalised mean of the windows' unit end rows. */

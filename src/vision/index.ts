@@ -39,6 +39,7 @@ export { Phi3Vision } from './phi3.js';
 export type { QuestionTokens } from './question-filter.js';
 export type { QwenVisionOptions } from './qwen.js';
 export { QwenImage, QwenVision } from './qwen.js';
+export { atRest } from './session.js';
 export type { SiglipOptions } from './siglip-options.js';
 export type { SiglipEncodedText, SiglipRows, SiglipTextOptions } from './siglip-text.js';
 export { SiglipText } from './siglip-text.js';

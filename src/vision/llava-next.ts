@@ -1,3 +1,4 @@
+import { opening } from '../abort.js';
 import { deviceOptions } from '../devices/open.js';
 import { DesapError, mismatch } from '../errors.js';
 import type { TensorLike } from '../index.js';
@@ -102,7 +103,8 @@ export class LlavaNextVision extends ClipVisionModel<TilesImage> {
    */
   static async open(visionEncoder: string, given: LlavaNextVisionOptions): Promise<LlavaNextVision> {
     const checked = options('options', given, LLAVA_NEXT_OPTIONS);
-    const { model, config, anyres = 'model', newline = 'kept-rows', newlineVector: vector, tiles, ...clip } = checked;
+    const { signal, model, config, anyres = 'model', newline = 'kept-rows', ...others } = checked;
+    const { newlineVector: vector, tiles, ...clip } = others;
     oneOf('anyres', anyres, ANYRES);
     oneOf('newline', newline, NEWLINES);
     const choice = tileChoice(tiles, TILE_RULES);
@@ -111,13 +113,15 @@ export class LlavaNextVision extends ClipVisionModel<TilesImage> {
     const own = anyres === 'model' ? await newlineVector(vector, folder) : null;
     if (own === null && anyres === 'model' && newline !== 'none')
       throw missingNewline(`, which no safetensors file in ${folder} has`);
-    return allOrNone(async (opened) => {
-      const encoder = opened(await ClipEncoder.open(visionEncoder, clip, { tuned: true }), (one) => one.dispose());
-      if (own) vectorOf('newlineVector', own, await widthOf(encoder));
-      const needsGlance = choice?.by === 'block';
-      const glance = needsGlance ? opened(await glanceOf(visionEncoder, encoder), (one) => one.dispose()) : null;
-      return new LlavaNextVision(encoder, { ...rule, anyres, newline, vector: own }, choice, glance);
-    });
+    const openAll = () =>
+      allOrNone(async (opened) => {
+        const encoder = opened(await ClipEncoder.open(visionEncoder, clip, { tuned: true }), (one) => one.dispose());
+        if (own) vectorOf('newlineVector', own, await widthOf(encoder));
+        const needsGlance = choice?.by === 'block';
+        const glance = needsGlance ? opened(await glanceOf(visionEncoder, encoder), (one) => one.dispose()) : null;
+        return new LlavaNextVision(encoder, { ...rule, anyres, newline, vector: own }, choice, glance);
+      });
+    return opening(signal, openAll, (vision) => vision.dispose());
   }
 
   get looks(): boolean {

@@ -1,3 +1,4 @@
+import { ABORTABLE, opening } from '../abort.js';
 import { DEVICE_OPTIONS } from '../devices/open.js';
 import { invalid } from '../errors.js';
 import type { TensorLike } from '../index.js';
@@ -14,6 +15,7 @@ export interface LlavaVisionOptions extends ClipEncoderOptions {}
 
 export const LLAVA_OPTIONS: OptionNames<LlavaVisionOptions> = {
   ...DEVICE_OPTIONS,
+  ...ABORTABLE,
   ...{ clip: true, head: true, pruner: true, keep: true, keepRatio: true, encoding: true },
   ...{ longText: true, filter: true, text: true, taps: true, tower: true, session: true, ort: true },
 };
@@ -39,11 +41,12 @@ export class LlavaVision extends ClipVisionModel<LlavaImage, TensorLike> {
    *
    * @param visionEncoder path of a LLaVA `vision_encoder.onnx`
    * @throws DesapError `ERR_FILE`; `ERR_GRAPH` when a file holds another kind of model; `ERR_HEAD_MISMATCH` when head and tower
-   *   do not belong together; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`; `ERR_VALUE` for the options
+   *   do not belong together; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`; `ERR_VALUE` for the options; `ERR_ABORTED`
    */
   static async open(visionEncoder: string, given: LlavaVisionOptions): Promise<LlavaVision> {
-    const checked = options('options', given, LLAVA_OPTIONS, RENAMED);
-    return new LlavaVision('LlavaVision', 'llava', await ClipEncoder.open(visionEncoder, checked));
+    const { signal, ...checked } = options('options', given, LLAVA_OPTIONS, RENAMED);
+    const open = async () => new LlavaVision('LlavaVision', 'llava', await ClipEncoder.open(visionEncoder, checked));
+    return opening(signal, open, (vision) => vision.dispose());
   }
 
   protected async encodeImages(inputs: VisionInputs | TensorLike, names: InputNames): Promise<LlavaImage[]> {

@@ -6,9 +6,10 @@ import { Lifetime } from '../lifetime.js';
 import { entries, isOf } from '../options.js';
 import { isArray } from '../tensor.js';
 import { traced } from '../trace.js';
-import { askAhead } from './ask-ahead.js';
+import { askAhead, asks } from './ask-ahead.js';
+import { checkQuestion } from './check-text.js';
 import { abortableOptions, EncodedImageBase, visionPruneOptions } from './image-base.js';
-import { type AskedImage, mapTogether, pruneTogether } from './prune-together.js';
+import { type AskedImage, asQuestion, mapTogether, pruneTogether, rethrow } from './prune-together.js';
 import {
   type Budget,
   type EncodedImage,
@@ -57,6 +58,11 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
     return traced('VisionModel.encodeQuestion', () => this.life.call(work, signalOf('call', call)));
   }
 
+  async checkQuestion(question: string, call?: Abortable): Promise<void> {
+    const work = async () => this.checkTokens(checkQuestion(question));
+    return this.life.call(work, signalOf('call', call)).catch(rethrow(asQuestion));
+  }
+
   async prune(
     inputs: VisionInputs | Others,
     question: Question,
@@ -64,6 +70,7 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
   ): Promise<PrunedFeatures> {
     const { signal, ...choice } = abortableOptions(given);
     const work = async () => {
+      if (typeof question === 'string' && asks(choice)) await this.checkQuestion(question);
       const prune = askAhead(this, question, choice);
       const images = await this.encode(inputs);
       try {
@@ -125,6 +132,8 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
 
   protected abstract encodeImages(inputs: VisionInputs | Others, names: InputNames): Promise<Image[]>;
   protected abstract encodeText(question: string): Promise<TextEmbeddings>;
+  /** Reads the tokens of a question. */
+  protected abstract checkTokens(question: string): Promise<void> | void;
   protected abstract free(): Promise<unknown>;
 }
 

@@ -1,4 +1,5 @@
 import { join } from 'node:path';
+import { opening } from '../abort.js';
 import { reading } from '../options.js';
 import { object } from '../tensor.js';
 import { familyOf, type VisionModelOptions } from './families.js';
@@ -16,12 +17,15 @@ import type { VisionModel } from './vision-model.js';
  * @param model a model folder in the layout of Transformers.js (`config.json`, `onnx/vision_encoder.onnx`), or the path of its vision
  *   encoder; the option `dtype` names another file: `fp16` opens `onnx/vision_encoder_fp16.onnx`
  * @throws DesapError `ERR_FILE` where files are missing; `ERR_VALUE` for a family that is not taken, with the reason, and for the options;
- *   else as the family's own `open`
+ *   `ERR_ABORTED`; else as the family's own `open`
  */
 export async function openVisionModel(model: string, options: VisionModelOptions = {}): Promise<VisionModel> {
   object('options', options);
-  const given = reading('options', () => ({ ...options }));
-  const files = await locateModel(model, given.dtype);
-  const config = await readConfig(files.folder);
-  return familyOf(join(files.folder, 'config.json'), config).open({ ...files, config }, given);
+  const { signal, ...given } = reading('options', () => ({ ...options }));
+  const open = async () => {
+    const files = await locateModel(model, given.dtype);
+    const config = await readConfig(files.folder);
+    return familyOf(join(files.folder, 'config.json'), config).open({ ...files, config }, given);
+  };
+  return opening(signal, open, (vision) => vision.dispose());
 }

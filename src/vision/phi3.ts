@@ -1,4 +1,5 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { opening } from '../abort.js';
 import { deviceOptions } from '../devices/open.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { isFile, requireFolder } from '../files.js';
@@ -76,7 +77,7 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
    * @throws DesapError as `LlavaVision.open`
    */
   static async open(visionEncoder: string, given: Phi3VisionOptions): Promise<Phi3Vision> {
-    const checked = options('options', given, PHI3_OPTIONS);
+    const { signal, ...checked } = options('options', given, PHI3_OPTIONS);
     const { clip, head, pruner, newline = 'kept-rows' } = checked;
     checkShared(checked);
     refuseTower(
@@ -93,37 +94,40 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
     if (!(await isFile(visionEncoder)))
       throw new DesapError('ERR_FILE', `${visionEncoder}: got no such file, wanted a vision encoder`);
     const graph = withHiddenStates(visionEncoder);
-    return allOrNone(async (opened) => {
-      const encoder = opened(await openGraph(ort, graph, session), (one) => one.release());
-      const own =
-        pruner ?? opened(await Pruner.load(head ?? (await clipHead()), deviceOptions(checked)), (one) => one.dispose());
-      const text = clip === undefined ? null : await findClipFile(clip, 'text');
-      const clipText =
-        text === null ? null : opened(await openText(text, { ...checked, session, ort }), (one) => one.dispose());
-      return new Phi3Vision(own, !pruner, clipText, encoder, visionEncoder, { ...checked, newline, ort });
+    const openAll = () =>
+      allOrNone(async (opened) => {
+        const encoder = opened(await openGraph(ort, graph, session), (one) => one.release());
+        const own =
+          pruner ??
+          opened(await Pruner.load(head ?? (await clipHead()), deviceOptions(checked)), (one) => one.dispose());
+        const text = clip === undefined ? null : await findClipFile(clip, 'text');
+        const clipText =
+          text === null ? null : opened(await openText(text, { ...checked, session, ort }), (one) => one.dispose());
+        return new Phi3Vision(own, !pruner, clipText, encoder, visionEncoder, { ...checked, newline, ort });
 
-      /** The head of the CLIP folder, where the encoder's tower is that of the folder. */
-      async function clipHead() {
-        const model = readModel(await clipFile(clip!, 'vision', ', or the option head (made by: desap extract)'));
-        const weights = await extractHead({ visionModel: model });
-        await confirmHead(ort, model, weights, { session });
-        const structure = readTower(model);
-        const pixels = pixelTensor(ort, trialPixels(structure));
-        const tower = await openGraph(ort, towerGraph(structure), session);
-        const wanted = await runOpen({ structure, session: tower }, pixels).finally(() => tower.release());
-        const [, , height, width] = pixels.dims;
-        const data = Float32Array.from([...(pixels.data as Float32Array), ...(pixels.data as Float32Array)]);
-        const names = { pixelValues: visionEncoder, imageSizes: visionEncoder };
-        const trial = { data, dims: [1, 2, 3, height, width] };
-        const got = await run(encoder, ort, trial, { height, width }, names);
-        const states = got[HIDDEN_STATES].data as Float32Array;
-        warnOfTuning(relativeError(states.subarray(states.length / 2), wanted[HIDDEN_STATES].data as Float32Array), {
-          visionEncoder,
-          clip: clip!,
-        });
-        return weights;
-      }
-    });
+        /** The head of the CLIP folder, where the encoder's tower is that of the folder. */
+        async function clipHead() {
+          const model = readModel(await clipFile(clip!, 'vision', ', or the option head (made by: desap extract)'));
+          const weights = await extractHead({ visionModel: model });
+          await confirmHead(ort, model, weights, { session });
+          const structure = readTower(model);
+          const pixels = pixelTensor(ort, trialPixels(structure));
+          const tower = await openGraph(ort, towerGraph(structure), session);
+          const wanted = await runOpen({ structure, session: tower }, pixels).finally(() => tower.release());
+          const [, , height, width] = pixels.dims;
+          const data = Float32Array.from([...(pixels.data as Float32Array), ...(pixels.data as Float32Array)]);
+          const names = { pixelValues: visionEncoder, imageSizes: visionEncoder };
+          const trial = { data, dims: [1, 2, 3, height, width] };
+          const got = await run(encoder, ort, trial, { height, width }, names);
+          const states = got[HIDDEN_STATES].data as Float32Array;
+          warnOfTuning(relativeError(states.subarray(states.length / 2), wanted[HIDDEN_STATES].data as Float32Array), {
+            visionEncoder,
+            clip: clip!,
+          });
+          return weights;
+        }
+      });
+    return opening(signal, openAll, (vision) => vision.dispose());
   }
 
   get device(): string {
@@ -135,7 +139,15 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
   }
 
   protected async encodeText(question: string): Promise<TextEmbeddings> {
-    if (this.clipText) return this.clipText.encode(checkQuestion(question));
+    return this.#text().encode(checkQuestion(question));
+  }
+
+  protected checkTokens(question: string): void {
+    this.#text().check(question);
+  }
+
+  #text(): ClipText {
+    if (this.clipText) return this.clipText;
     const wanted = 'its embeddings, null with taskShare: 0, or the option clip with a folder that has a text tower';
     throw mismatch('ERR_VALUE', 'question', 'a text, and no text tower', wanted);
   }
@@ -209,7 +221,8 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
       const made = new Once<ImageAnalysis>();
       const { projectionDim } = pruner.head;
       return {
-        byteLength: 4 * (rows * (D + projectionDim) + places.length * (W + projectionDim)),
+        // The analyses copy hidden states and features, which ONNX Runtime's memory holds too.
+        byteLength: 4 * (rows * (2 * D + projectionDim) + places.length * (2 * W + projectionDim)),
         source: () =>
           featureSource(backend, { data: at(places), rows: places.length, cols: W }, { rows: side, columns: side }),
         units: () => ({ data: at(places), dims: [places.length, W] }),

@@ -3,7 +3,7 @@ import { invalid } from '../errors.js';
 import type { TensorLike, TextEmbeddings } from '../index.js';
 import type { OrtModule } from '../onnx/edit.js';
 import { float32, floatData, widened } from '../tensor.js';
-import { checkQuestion } from './check-text.js';
+import { checkQuestion, checkTokens } from './check-text.js';
 import { anyOnnx, type Dtype } from './model-folder.js';
 import type { QuestionTokens } from './question-filter.js';
 import { openSession, runSession } from './session.js';
@@ -31,15 +31,24 @@ export class QuestionTable {
     return new QuestionTable(text, await openSession(await anyOnnx(folder, 'embed_tokens', dtype), session, ort), ort);
   }
 
-  /** @throws DesapError `ERR_VALUE` for a text without tokens; `ERR_GRAPH` */
+  /** @throws DesapError `ERR_VALUE` for a text without tokens, and for one beyond the limits `textBytes` and `promptTokens`; `ERR_GRAPH` */
   async embed(question: string): Promise<QuestionTokens> {
-    const { tokenizer, words } = this.text;
-    const { ids } = tokenizer.encode(checkQuestion(question), { add_special_tokens: false });
-    if (ids.length === 0) throw invalid('ERR_VALUE', 'question', question, 'a text with at least one token');
+    const ids = this.ids(question);
     const { inputNames, outputNames } = this.session;
     const input = new this.ort.Tensor('int64', BigInt64Array.from(ids, BigInt), [1, ids.length]);
     const rows = (await runSession(this.session, EMBED, { [inputNames[0]]: input }))[outputNames[0]];
-    return { ...asEmbeddings(rows), ids, words: words(ids) };
+    return { ...asEmbeddings(rows), ids, words: this.text.words(ids) };
+  }
+
+  /**
+   * Reads the tokens of a question, and runs nothing.
+   * @throws DesapError as {@link QuestionTable.embed}
+   */
+  ids(question: string): readonly number[] {
+    const { ids } = this.text.tokenizer.encode(checkQuestion(question), { add_special_tokens: false });
+    if (ids.length === 0) throw invalid('ERR_VALUE', 'question', question, 'a text with at least one token');
+    checkTokens('question', ids.length);
+    return ids;
   }
 
   release(): Promise<void> {

@@ -1,3 +1,4 @@
+import type { Abortable } from '../abort.js';
 import type { BlockImage } from './block-image.js';
 import { BlockVision, type BlockVisionOptions } from './block-vision.js';
 import { QWEN } from './qwen-family.js';
@@ -30,14 +31,15 @@ export class QwenVision extends BlockVision {
    *
    * @param visionEncoder path of a `vision_encoder.onnx`
    * @throws DesapError `ERR_FILE`; `ERR_GRAPH` when the encoder is not built as expected, with what was looked for;
-   *   `ERR_HEAD_MISMATCH` when it was not read right; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`; `ERR_VALUE` for the options
+   *   `ERR_HEAD_MISMATCH` when it was not read right; `ERR_DEVICE_UNAVAILABLE`; `ERR_MISSING_PACKAGE`; `ERR_VALUE` for the options;
+   *   `ERR_ABORTED`
    */
   static async open(visionEncoder: string, given: QwenVisionOptions = {}): Promise<QwenVision> {
     return QwenVision.openAs(QWEN, visionEncoder, given);
   }
 
   /** As {@link BlockVision.encode}. Its images have no tiles that could be left out. */
-  override encode(inputs: VisionInputs, names?: InputNames): Promise<BlockImage[]> {
-    return super.encode(inputs, names) as Promise<BlockImage[]>;
+  override encode(inputs: VisionInputs, names?: InputNames, call?: Abortable): Promise<BlockImage[]> {
+    return super.encode(inputs, names, call) as Promise<BlockImage[]>;
   }
 }

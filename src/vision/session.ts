@@ -2,17 +2,26 @@ import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { checkAborted } from '../abort.js';
 import { DesapError, type DesapErrorCode } from '../errors.js';
 import { isFile } from '../files.js';
-import type { OrtModule } from '../onnx/edit.js';
+import { checkSession, type OrtModule } from '../onnx/edit.js';
 import { checkExternalData } from '../onnx/format/external.js';
 import { ortModule } from '../ort.js';
 
 /**
  * Session options with idle threads at rest. ONNX Runtime's threads otherwise spin for some time after each run; with several
- * sessions and a pruner in one process they take the cores from each other (measured on two cores: a tower of 4 ms took 25 ms).
+ * sessions and a pruner in one process they take the cores from each other (measured on two cores: a tower of 4 ms took 25 ms). All
+ * sessions of this package have them; this is for a session of your own beside these.
+ *
+ * ```ts
+ * const decoder = await InferenceSession.create('decoder_model_merged.onnx', atRest({ intraOpNumThreads: 2 }));
+ * ```
+ *
+ * @param options what `extra.session` says of spinning stays
+ * @throws DesapError `ERR_VALUE` for what is no object
  */
-export function atRest(options: InferenceSession.SessionOptions = {}): InferenceSession.SessionOptions {
-  const extra = options.extra as { session?: Record<string, unknown> } | undefined;
-  return { ...options, extra: { ...extra, session: { intra_op: { allow_spinning: '0' }, ...extra?.session } } };
+export function atRest(options?: InferenceSession.SessionOptions): InferenceSession.SessionOptions {
+  const own = checkSession(options, 'options');
+  const extra = own.extra as { session?: Record<string, unknown> } | undefined;
+  return { ...own, extra: { ...extra, session: { intra_op: { allow_spinning: '0' }, ...extra?.session } } };
 }
 
 /**
@@ -29,6 +38,7 @@ export async function openSession(
   const ort = await ortModule(given);
   if (!(await isFile(path))) throw new DesapError('ERR_FILE', `${path}: got no such file, wanted an ONNX model`);
   checkExternalData(path);
+  checkAborted();
   try {
     return await ort.InferenceSession.create(path, options);
   } catch (cause) {
@@ -37,7 +47,7 @@ export async function openSession(
 }
 
 /**
- * Opens several things that have to be closed: all of them, or, when one fails, none.
+ * Opens several things that have to be closed: all of them, or, when one fails or the opening is aborted, none.
  *
  * @param open opens them; hands each to `opened` together with what closes it
  */
@@ -48,6 +58,7 @@ export async function allOrNone<T>(
   try {
     return await open((part, close) => {
       closers.push(() => close(part));
+      checkAborted();
       return part;
     });
   } catch (error) {

@@ -1,6 +1,6 @@
 import { join } from 'node:path';
 import type { InferenceSession } from 'onnxruntime-common';
-import { type Abortable, checkAborted, shared, signalOf } from '../abort.js';
+import { ABORTABLE, type Abortable, type AbortableOpening, checkAborted, opening, shared, signalOf } from '../abort.js';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch, naming } from '../errors.js';
 import { isFile, readJsonIfThere } from '../files.js';
@@ -15,7 +15,7 @@ import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { float32, nonEmpty, oneOf, type Tensor } from '../tensor.js';
 import { traced } from '../trace.js';
-import { checkContext, checkText } from './check-text.js';
+import { checkContext, checkText, checkTokens } from './check-text.js';
 import { integers } from './clip-text.js';
 import { type CheckedFilter, type LongTextChoice, type LongTextOptions, longTextChoice } from './long-text.js';
 import { readTextFiles, type TextFiles } from './text-files.js';
@@ -29,7 +29,7 @@ export type SiglipRows = 'pooled' | 'words';
 const ROWS: readonly SiglipRows[] = ['pooled', 'words'];
 
 /** Options of {@link SiglipText.open}. */
-export interface SiglipTextOptions extends LongTextOptions {
+export interface SiglipTextOptions extends LongTextOptions, AbortableOpening {
   /** Default `pooled`. */
   readonly text?: SiglipRows;
   /** The onnxruntime-node module; default: the installed one. */
@@ -40,7 +40,7 @@ export interface SiglipTextOptions extends LongTextOptions {
 
 const NAMES: OptionNames<SiglipTextOptions> = {
   ...{ text: true, longText: true, filter: true },
-  ...{ ort: true, session: true },
+  ...{ ort: true, session: true, ...ABORTABLE },
 };
 
 /** A text as rows in the space that SigLIP shares between image and text. */
@@ -77,11 +77,11 @@ export class SiglipText {
    * Opens the text tower and the tokenizer of a folder as Transformers.js has them: `onnx/text_model.onnx`, `tokenizer.json`,
    * `tokenizer_config.json`, `config.json`.
    *
-   * @throws DesapError `ERR_FILE`, `ERR_GRAPH` (no text tower), `ERR_MISSING_PACKAGE`, `ERR_VALUE` for the options
+   * @throws DesapError `ERR_FILE`, `ERR_GRAPH` (no text tower), `ERR_MISSING_PACKAGE`, `ERR_VALUE` for the options, `ERR_ABORTED`
    */
   static async open(folder: string, given: SiglipTextOptions = {}): Promise<SiglipText> {
     nonEmpty('folder', folder, 'the folder of a SigLIP');
-    const { text = 'pooled', ort, session, ...long } = options('options', given, NAMES);
+    const { text = 'pooled', ort, session, signal, ...long } = options('options', given, NAMES);
     oneOf('text', text, ROWS);
     checkFilter(longTextChoice(long), text);
     checkSession(session);
@@ -89,8 +89,11 @@ export class SiglipText {
     const structure = readSiglipText(await modelFile(folder), 'siglip');
     const tokens = await readTokens(folder, structure);
     const how = longTextChoice(long, tokens.length);
-    const opened = await openGraph(runtime, siglipTextGraph(structure), session);
-    return new SiglipText(opened, runtime, structure, tokens, { text, ...how });
+    const open = async () => {
+      const opened = await openGraph(runtime, siglipTextGraph(structure), session);
+      return new SiglipText(opened, runtime, structure, tokens, { text, ...how });
+    };
+    return opening(signal, open, (one) => one.dispose());
   }
 
   /** Tokens that every text is padded to. */
@@ -103,8 +106,8 @@ export class SiglipText {
    * `text: 'words'` [T, E], its words, and the text itself as their end. With `longText: 'filter'` the words that are most like the text;
    * a word is as common as its rarest token.
    *
-   * @throws DesapError `ERR_VALUE` for no string, an empty text, one beyond the limit `textBytes`, with `longText: 'error'` one that is
-   *   longer than the context, or a frequency beyond 0 to 1; `ERR_DISPOSED`
+   * @throws DesapError `ERR_VALUE` for no string, an empty text, one beyond the limits `textBytes` and `promptTokens`, with `longText: 'error'`
+   *   one that is longer than the context, or a frequency beyond 0 to 1; `ERR_DISPOSED`
    */
   async encode(text: string, call?: Abortable): Promise<SiglipEncodedText> {
     const work = async () => {
@@ -140,8 +143,18 @@ export class SiglipText {
     return known;
   }
 
-  /** The embedding of a text: of one in several parts, the mean of their unit vectors. */
-  async #whole(text: string): Promise<Float32Array> {
+  /**
+   * Reads the tokens of a text, and runs nothing.
+   * @throws DesapError as {@link SiglipText.encode}
+   */
+  check(text: string): void {
+    this.#life.check();
+    checkText('text', text);
+    this.#parts(text);
+  }
+
+  /** What the tower runs on, without special tokens. */
+  #parts(text: string): (readonly number[])[] {
     const { start, end, length } = this.tokens;
     const content = this.tokens.content(text);
     const room = length - start.length - end.length;
@@ -152,12 +165,16 @@ export class SiglipText {
         `${content.length + length - room} tokens`,
         `at most ${length} (or longText: 'segment' | 'truncate')`,
       );
-    const parts = this.how.longText === 'truncate' ? 1 : Math.max(1, Math.ceil(content.length / room));
-    const rows = await Promise.all(
-      Array.from({ length: parts }, (_, i) => [...start, ...content.slice(i * room, (i + 1) * room), ...end]).map(
-        (ids) => this.#run(ids),
-      ),
-    );
+    if (this.how.longText === 'truncate') return [content.slice(0, room)];
+    checkTokens('text', content.length + length - room);
+    const parts = Math.max(1, Math.ceil(content.length / room));
+    return Array.from({ length: parts }, (_, i) => content.slice(i * room, (i + 1) * room));
+  }
+
+  /** The embedding of a text: of one in several parts, the mean of their unit vectors. */
+  async #whole(text: string): Promise<Float32Array> {
+    const { start, end } = this.tokens;
+    const rows = await Promise.all(this.#parts(text).map((part) => this.#run([...start, ...part, ...end])));
     if (rows.length === 1) return rows[0];
     const cols = rows[0].length;
     const all = Float32Array.from(rows.flatMap((row) => [...row]));

@@ -1,4 +1,5 @@
 import { basename, dirname, join } from 'node:path';
+import { opening } from '../abort.js';
 import { DesapError, invalid } from '../errors.js';
 import { isFile } from '../files.js';
 import { ImageAnalysis, type TensorLike } from '../index.js';
@@ -52,6 +53,13 @@ export const VIDEO_LLAVA_OPTIONS: OptionNames<VideoLlavaVisionOptions> = {
   ...{ kind: true, classRows: true, imageEncoder: true, imageClip: true },
 };
 
+interface About {
+  readonly classRows: ClassRows;
+  readonly temporal: TemporalWeights | null;
+  /** The encoder of images, and the CLIP folder that is its own. */
+  readonly images: { readonly file: string; readonly clip: string | undefined };
+}
+
 type Inputs = Pick<VisionInputs, 'pixelValues' | 'pixelValuesVideos'>;
 const INPUTS: OptionNames<Inputs> = { pixelValues: true, pixelValuesVideos: true };
 
@@ -76,12 +84,7 @@ export class VideoLlavaVision extends ClipVisionModel<TilesImage> {
   private constructor(
     encoder: ClipEncoder,
     readonly kind: VideoLlavaKind,
-    private readonly about: {
-      readonly classRows: ClassRows;
-      readonly temporal: TemporalWeights | null;
-      /** The encoder of images, and the CLIP folder that is its own. */
-      readonly images: { readonly file: string; readonly clip: string | undefined };
-    },
+    private readonly about: About,
   ) {
     super('VideoLlavaVision', 'video_llava', encoder, about.images.clip === undefined);
   }
@@ -93,7 +96,7 @@ export class VideoLlavaVision extends ClipVisionModel<TilesImage> {
    * @throws DesapError as `LlavaVision.open`; `ERR_FILE` for missing temporal weights; `ERR_HEAD_MISMATCH` for a tower of the other kind
    */
   static async open(visionEncoder: string, given: VideoLlavaVisionOptions): Promise<VideoLlavaVision> {
-    const checked = options('options', given, VIDEO_LLAVA_OPTIONS);
+    const { signal, ...checked } = options('options', given, VIDEO_LLAVA_OPTIONS);
     const { kind = 'video-llava-hf', classRows = 'keep', imageEncoder, imageClip, ...clip } = checked;
     oneOf('kind', kind, KINDS);
     oneOf('classRows', classRows, CLASS_ROWS);
@@ -113,10 +116,19 @@ export class VideoLlavaVision extends ClipVisionModel<TilesImage> {
         "with kind: 'video-llava', where each row looks at the rows of its place in other frames",
       );
     const images = { file: imageEncoder ?? beside(visionEncoder), clip: imageClip };
-    if (kind === 'video-llava-hf')
-      return new VideoLlavaVision(await ClipEncoder.open(visionEncoder, clip), kind, {
-        ...{ classRows, images, temporal: null },
-      });
+    const about = { classRows, images };
+    const open = async () =>
+      kind === 'video-llava-hf'
+        ? new VideoLlavaVision(await ClipEncoder.open(visionEncoder, clip), kind, { ...about, temporal: null })
+        : VideoLlavaVision.#openOriginal(visionEncoder, clip, about);
+    return opening(signal, open, (vision) => vision.dispose());
+  }
+
+  static async #openOriginal(
+    visionEncoder: string,
+    clip: ClipEncoderOptions,
+    about: Pick<About, 'classRows' | 'images'>,
+  ): Promise<VideoLlavaVision> {
     const checkpoint = await checkpointOf(
       nonEmpty('clip', clip.clip as string, "a folder with LanguageBind's checkpoint"),
     );
@@ -126,7 +138,7 @@ export class VideoLlavaVision extends ClipVisionModel<TilesImage> {
       const encoder = opened(await ClipEncoder.open(visionEncoder, { head, ...clip }), (one) => one.dispose());
       await confirmLayer(visionEncoder, temporal.layerBefore);
       await confirmTemporal(encoder, temporal, visionEncoder);
-      return new VideoLlavaVision(encoder, kind, { classRows, images, temporal });
+      return new VideoLlavaVision(encoder, 'video-llava', { ...about, temporal });
     });
   }
 

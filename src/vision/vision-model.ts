@@ -37,9 +37,15 @@ export interface VisionModel extends AsyncDisposable {
   encode(inputs: VisionInputs, names?: InputNames, call?: Abortable): Promise<EncodedImage[]>;
   /**
    * A question as rows that the task scores are computed from, for many images.
-   * @throws DesapError `ERR_VALUE` for an empty question, or where there is nothing to encode it with; `ERR_DISPOSED`
+   * @throws DesapError `ERR_VALUE` for an empty question, one beyond the limits `textBytes` and `promptTokens`, or where there is nothing to
+   *   encode it with; `ERR_DISPOSED`
    */
   encodeQuestion(question: string, call?: Abortable): Promise<TextEmbeddings>;
+  /**
+   * Reads the tokens of a question, and runs nothing: for what is to be refused before an image is encoded. {@link VisionModel.prune} asks it.
+   * @throws DesapError as {@link VisionModel.encodeQuestion}, of which it lets pass what only a run can tell
+   */
+  checkQuestion(question: string, call?: Abortable): Promise<void>;
   /**
    * Encodes one image and prunes it for one question. For several questions, {@link VisionModel.encode} it once.
    * @throws DesapError as {@link VisionModel.encode} and {@link EncodedImage.prune}; `ERR_SHAPE` for several images

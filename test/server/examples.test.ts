@@ -41,6 +41,8 @@ describe('examples/server', () => {
     ['a body without a question', { image: picture }],
     ['a picture that is none', { image: 'AAAA', question }],
     ['a question that is too long', { image: picture, question: 'x'.repeat(3000) }],
+    ['a question of too many tokens', { image: picture, question: 'a '.repeat(900) }],
+    ['the same for all tokens', { image: picture, question: 'a '.repeat(900), keep: 'all' }],
     ['a budget that is none', { image: picture, question, keep: 0 }],
     ['more tokens than there are', { image: picture, question, keep: 500 }],
   ])('refuses %s', async (_, body) => {

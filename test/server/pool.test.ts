@@ -1,5 +1,8 @@
 /** A pool of workers: what one model answers, for many requests, whatever becomes of some of them. The workers are those of dist. */
-import { readFile } from 'node:fs/promises';
+import { cp, mkdtemp, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { PrunedFeatures } from '../../src/vision/index.js';
 import { ImageProcessor, LlavaVision } from '../../src/vision/index.js';
@@ -65,13 +68,16 @@ describe('a pool of two workers', () => {
   it('lets a bad request fail by itself, with its own error', async () => {
     const broken = pool.prune(new Uint8Array(100), QUESTIONS[0]);
     const long = pool.prune(pictures[0], 'what '.repeat(10_000));
+    const dense = pool.prune(pictures[0], 'a '.repeat(5000));
     const good = pool.prune(pictures[0], QUESTIONS[0]);
-    const errors = await Promise.all([broken, long].map((one) => one.catch((error) => error)));
+    const errors = await Promise.all([broken, long, dense].map((one) => one.catch((error) => error)));
     expect(errors.map(({ name, code }) => [name, code])).toEqual([
       ['DesapError', 'ERR_FILE'],
       ['DesapError', 'ERR_VALUE'],
+      ['DesapError', 'ERR_VALUE'],
     ]);
-    expect(errors.map(httpStatus)).toEqual([400, 400]);
+    expect(errors[2].message).toMatch(/^question: got \d+ tokens, wanted at most 4096 \(limits\({ promptTokens }\)\)/);
+    expect(errors.map(httpStatus)).toEqual([400, 400, 400]);
     expect(plain(await good)).toEqual(wanted[0][0]);
     await expect(pool.prune('/etc/passwd' as never, QUESTIONS[0])).rejects.toThrow(/picture: got '\/etc\/passwd'/);
     await expect(pool.prune(pictures[0], QUESTIONS[0], { keep: 'all' as never })).rejects.toThrow(/keep: got 'all'/);
@@ -120,7 +126,8 @@ describe('a pool of two workers', () => {
     expect(httpStatus((died as PromiseRejectedResult).reason)).toBe(503);
     expect(others.map(({ status }) => status)).toEqual(['fulfilled', 'fulfilled', 'fulfilled']);
     await Promise.all(Array.from({ length: 6 }, () => pool.prune(pictures[0], QUESTIONS[0])));
-    await expect.poll(() => pool.health().lost).toBe(1);
+    expect(pool.health().lost).toBe(1);
+    await expect.poll(() => pool.health()).toMatchObject({ ready: 2, fault: null });
   });
 });
 
@@ -180,6 +187,27 @@ describe('a queue', () => {
       expect(plain((one as PromiseFulfilledResult<PrunedFeatures>).value)).toEqual(wanted[2 * p][0]);
   });
 
+  it('gives clients turns, and a full queue has a place for who has fewer in it', async () => {
+    const release = busy();
+    await expect.poll(() => pool.health().running).toBe(1);
+    const order: string[] = [];
+    // Alone each, so that no two go together.
+    const ask = async (client: string, name: string) => {
+      for await (const _ of pool.stream(pictures[0], QUESTIONS[0], { client })) break;
+      order.push(name);
+    };
+    const asked = [ask('a', 'a1'), ask('a', 'a2'), ask('a', 'a3'), ask('a', 'a4'), ask('b', 'b1')];
+    const settled = Promise.allSettled(asked);
+    await expect.poll(() => pool.health().waiting).toBe(4);
+    release();
+    const results = await settled;
+    expect(order).toEqual(['a1', 'b1', 'a2', 'a3']);
+    expect(results[3]).toMatchObject({ status: 'rejected', reason: { code: 'ERR_BUSY' } });
+    const nobody = pool.prune(pictures[0], QUESTIONS[0], { client: '' });
+    await expect(nobody).rejects.toThrow(/client: got '', wanted the name of a client/);
+    await expect.poll(() => pool.health().running).toBe(0);
+  });
+
   it('lets go of who waits and gives up', async () => {
     const release = busy();
     await expect.poll(() => pool.health().running).toBe(1);
@@ -193,6 +221,75 @@ describe('a queue', () => {
     release();
     expect(plain(await stays)).toEqual(wanted[0][0]);
   });
+});
+
+describe('a worker that takes the place of another', () => {
+  let folder: string;
+  beforeAll(async () => {
+    folder = await mkdtemp(join(tmpdir(), 'desap-pool-'));
+  });
+  afterAll(() => rm(folder, { recursive: true }));
+
+  async function die(pool: Pool): Promise<void> {
+    const dying = async () => {
+      for await (const _ of pool.stream(pictures[0], QUESTIONS[0], { input: 'die' }));
+    };
+    await expect(dying()).rejects.toMatchObject({ code: 'ERR_WORKER_LOST' });
+  }
+  const gets = async (pool: Pool) => {
+    const asked = [0, 1, 2].map((p) => pool.prune(pictures[p], QUESTIONS[0]).catch((error) => error));
+    return Promise.all(asked);
+  };
+
+  it('and cannot open the model says so, to health and to each request, and goes on once it can', async () => {
+    const model = join(folder, 'llava');
+    await cp(LLAVA, model, { recursive: true });
+    await using pool = await VisionPool.open(model, { ...how, workers: 1, continuation });
+    expect(pool.health()).toMatchObject({ ready: 1, fault: null, lost: 0 });
+    await rename(model, `${model}-gone`);
+    await die(pool);
+    await expect.poll(() => pool.health()).toMatchObject({ ready: 0, lost: 1, fault: expect.stringContaining(model) });
+    for (const error of await gets(pool)) {
+      expect(error).toMatchObject({
+        name: 'DesapError',
+        code: 'ERR_WORKER_LOST',
+        message: expect.stringContaining(model),
+      });
+      expect(httpStatus(error)).toBe(503);
+    }
+    await rename(`${model}-gone`, model);
+    for (const [p, result] of (await gets(pool)).entries()) expect(plain(result)).toEqual(wanted[p][0]);
+    expect(pool.health()).toMatchObject({ ready: 1, fault: null, waiting: 0, running: 0 });
+  });
+
+  it('and dies while it starts leaves nobody waiting, and another takes its place', async () => {
+    const [flag, module] = ['flag', 'continuation.mjs'].map((name) => join(folder, name));
+    await writeFile(
+      module,
+      `import { existsSync } from 'node:fs';
+      import open from ${JSON.stringify(continuation.href)};
+      if (existsSync(${JSON.stringify(flag)})) process.exit(4);
+      export default open;`,
+    );
+    await using pool = await VisionPool.open(LLAVA, { ...how, workers: 1, continuation: pathToFileURL(module) });
+    await writeFile(flag, '');
+    await die(pool);
+    for (const error of await gets(pool)) expect(error).toMatchObject({ name: 'DesapError', code: 'ERR_WORKER_LOST' });
+    expect(pool.health()).toMatchObject({ state: 'open', ready: 0, waiting: 0, running: 0 });
+    await rm(flag);
+    for (const [p, result] of (await gets(pool)).entries()) expect(plain(result)).toEqual(wanted[p][0]);
+    expect(pool.health()).toMatchObject({ ready: 1, fault: null });
+  });
+});
+
+it('opening ends with its signal, and so do the workers', async () => {
+  const threads = () => process.getActiveResourcesInfo().filter((name) => name === 'MessagePort').length;
+  const before = threads();
+  for (const milliseconds of [1, 100]) {
+    const opening = VisionPool.open(LLAVA, { ...how, signal: AbortSignal.timeout(milliseconds) });
+    await expect(opening).rejects.toMatchObject({ code: 'ERR_ABORTED', cause: { name: 'TimeoutError' } });
+    expect(threads()).toBe(before);
+  }
 });
 
 it('ends what it has when it is disposed of, and takes nothing more', async () => {

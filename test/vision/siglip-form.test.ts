@@ -176,6 +176,42 @@ describe.each(Object.entries(CASES))('%s', (family, { dims, seat }) => {
   });
 });
 
+it('leaves out tiles by a question in its space, and keeps of the others what it keeps of them anyway', async () => {
+  const idefics3 = join(FAMILIES, 'idefics3');
+  const own = await readLastBlock(join(idefics3, 'onnx/vision_encoder.onnx')).weights(ort);
+  const folder = await siglipOf([random, own], head);
+  try {
+    const open = (more: object) =>
+      openVisionModel(idefics3, { task: 'siglip', siglip: { folder, text: 'words' }, device: 'cpu', ...more });
+    await using whole = await open({});
+    await using some = await open({ tiles: { keep: 2, by: 'task' } });
+    const inputs = {
+      pixelValues: float32(normal(7, 5 * 3 * 32 * 32), [1, 5, 3, 32, 32]),
+      tileGrids: [[2, 2]] as const,
+    };
+    const [[want], [got]] = [await whole.encode(inputs), await some.encode(inputs)];
+    const how = { keep: 3, merge: false } as const;
+    const [wanted, pruned] = [await want.prune(QUESTION, how), await got.prune(QUESTION, how)];
+    expect(pruned.task).toEqual({ form: 'siglip' });
+    const { taken, by } = pruned.looked!;
+    expect([taken.length, by]).toEqual([2, 'task']);
+    // The whole view stands behind the tiles.
+    const size = want.tokenCount / 5;
+    const stays = (place: number) => [...taken, 4].includes(Math.floor(place / size));
+    const places = [...wanted.indices].filter(stays);
+    expect([...pruned.indices]).toEqual(places);
+    const width = wanted.features.dims[2];
+    const rows = places.flatMap((place) => {
+      const row = wanted.indices.indexOf(place);
+      return [...(wanted.features.data as Float32Array).subarray(row * width, (row + 1) * width)];
+    });
+    expect(relativeError(pruned.features.data as Float32Array, Float32Array.from(rows))).toBeLessThan(1e-5);
+    for (const image of [want, got]) image.dispose();
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+});
+
 describe('the options', () => {
   const paligemma = join(FAMILIES, 'paligemma');
   it.each<[string, object, RegExp]>([

@@ -11,6 +11,7 @@ import {
 } from '../../src/vision/index.js';
 import { TILE_RULES, tileChoice, tilesTaken } from '../../src/vision/tile-options.js';
 import { tileScores, tilesOfView } from '../../src/vision/tile-rules.js';
+import { relativeError } from '../support.js';
 
 const FOLDER = 'models/tiny-llava-next';
 const ENCODER = join(FOLDER, 'onnx/vision_encoder.onnx');
@@ -153,3 +154,40 @@ it('scores tiles by their parts of the whole view', () => {
   close(tileScores('saliency', view), [3.5, 5.5]);
   close(tileScores('words', view), [0.8, 0.9]);
 });
+
+it('gives each of several images what it gives alone, pruned in one call', async () => {
+  const processor = await AnyresImageProcessor.open(FOLDER);
+  const pictures = await Promise.all(
+    ['000', '001', '002'].map((name) => processor.process(`models/eval-next/images/${name}.png`)),
+  );
+  const questions = [QUESTION, 'where is the green thing ?', 'is there a star ?'];
+  const how = [{ keep: 4 }, { keep: 9, merge: false }, { keep: 6, method: 'divprune' }] as const;
+  await using vision = await open({ keep: 2, by: 'task' });
+  const alone: PrunedFeatures[] = [];
+  for (const [i, one] of pictures.entries()) {
+    const [image] = await vision.encode(one);
+    alone.push(await image.prune(questions[i], how[i]));
+    image.dispose();
+  }
+  const images = await Promise.all(pictures.map(async (one) => (await vision.encode(one))[0]));
+  const together = await vision.pruneImages(images, questions, how);
+  const plainly = ({ timings: _, ...result }: PrunedFeatures) => result;
+  expect(together.map(plainly)).toEqual(alone.map(plainly));
+  expect(new Set(together.map(({ looked }) => looked!.taken.join())).size).toBeGreaterThan(1);
+  for (const image of images) image.dispose();
+}, 60_000);
+
+it('takes several images of one call, each with tiles of its own', async () => {
+  const processor = await AnyresImageProcessor.open(FOLDER);
+  const names = ['000', '003'].map((name) => `models/eval-next/images/${name}.png`);
+  await using vision = await open({ keep: 1, by: 'saliency' });
+  const images = await vision.encode(await processor.process(names));
+  for (const [i, name] of names.entries()) {
+    const [one] = await vision.encode(await processor.process(name));
+    const [got, want] = await Promise.all([images[i], one].map((image) => image.prune(QUESTION, { keep: 8 })));
+    expect([got.indices, got.looked, got.features.dims]).toEqual([want.indices, want.looked, want.features.dims]);
+    expect(relativeError(got.features.data as Float32Array, want.features.data as Float32Array)).toBeLessThan(1e-5);
+    one.dispose();
+  }
+  for (const image of images) image.dispose();
+}, 60_000);

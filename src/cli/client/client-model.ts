@@ -1,7 +1,7 @@
 import type { PreTrainedModel, PreTrainedTokenizer, Tensor } from '@huggingface/transformers';
 import { DesapError, invalid } from '../../errors.js';
 import type { CallOptions } from '../../transformers/index.js';
-import { checkQuestion } from '../../vision/check-text.js';
+import { checkQuestion, checkTokens } from '../../vision/check-text.js';
 import { readImage } from '../../vision/image/source.js';
 import { type Dtype, readConfig } from '../../vision/model-folder.js';
 import { readTextFiles } from '../../vision/text-files.js';
@@ -72,7 +72,8 @@ export class ClientModel {
 
   /**
    * A question as the model's inputs.
-   * @throws DesapError `ERR_VALUE` for an empty question, and one with a placeholder of its own; `ERR_FILE` for a folder without a prompt
+   * @throws DesapError `ERR_VALUE` for an empty question, one with a placeholder of its own, and one beyond the limits `textBytes` and
+   *   `promptTokens`; `ERR_FILE` for a folder without a prompt
    */
   async ask(question: string, image: ClientImage): Promise<ClientPrompt> {
     const { text, ...tokens } = await promptOf(this.folder, this.processing, {
@@ -127,7 +128,9 @@ async function promptOf(
   const text = write(question);
   // As in Hugging Face's processors: no second start token where the template writes one itself.
   const { bos_token: start } = names;
-  const isTwice = start !== undefined && text.startsWith(start) && startsTwice(tokenizer.encode(text).ids);
+  const { ids } = tokenizer.encode(text);
+  checkTokens('question', ids.length);
+  const isTwice = start !== undefined && text.startsWith(start) && startsTwice(ids);
   return { text: isTwice ? text.slice(start.length) : text, imageToken, imageTokenId };
 }
 

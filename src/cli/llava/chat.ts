@@ -1,6 +1,7 @@
 import { join } from 'node:path';
 import { DesapError, invalid } from '../../errors.js';
 import { readJson } from '../../files.js';
+import { checkTokens } from '../../vision/check-text.js';
 import { readTextFiles } from '../../vision/text-files.js';
 import type { TextTokenizer } from '../../vision/text-tokenizer.js';
 import type { EncodedImage } from '../../vision/vision-model.js';
@@ -83,7 +84,7 @@ export class Chat {
 
   /**
    * The prompt of a question, with `patches` placeholders for the image or the video, where they begin, and their id.
-   * @throws DesapError `ERR_VALUE` for a question with a placeholder of its own; `ERR_FILE` for a folder without placeholder for videos
+   * @throws DesapError `ERR_VALUE` for a question with a placeholder of its own, and for more tokens than the limit `promptTokens`; `ERR_FILE` for a folder without placeholder for videos
    */
   prompt(question: string, patches: number, medium: Medium = 'image'): { ids: number[]; at: number; visualId: number } {
     const { token, id: visualId, write } = this.placeholder(medium);
@@ -91,6 +92,7 @@ export class Chat {
     // As in Hugging Face's processors: no second start token where the template writes one itself.
     const starts = this.startToken !== undefined && text.startsWith(this.startToken);
     const { ids } = this.tokenizer.encode(text, { add_special_tokens: !starts });
+    checkTokens('question', ids.length);
     const at = ids.indexOf(visualId);
     if (at < 0 || ids.includes(visualId, at + 1))
       throw invalid('ERR_VALUE', 'question', question, `a question without ${token}`);

@@ -1,5 +1,5 @@
 import { DesapError, mismatch } from '../../errors.js';
-import { checkQuestion } from '../../vision/check-text.js';
+import { checkQuestion, checkTokens } from '../../vision/check-text.js';
 import { readTextFiles, type TextFiles } from '../../vision/text-files.js';
 import type { WordReader } from '../../vision/words.js';
 import { FORMATS } from './formats.js';
@@ -70,10 +70,11 @@ export class Questions {
 
   /**
    * Ids of a text without special tokens.
-   * @throws DesapError `ERR_VALUE` when there are none
+   * @throws DesapError `ERR_VALUE` when there are none, and more than the limit `promptTokens`
    */
   encode(text: string): number[] {
     const ids = this.#text.encode(checkQuestion(text));
+    checkTokens('question', ids.length);
     if (ids.length > 0) return ids;
     throw new DesapError('ERR_VALUE', 'question: got a text without tokens, wanted a question');
   }
