@@ -44,9 +44,8 @@ export async function abortable<T>(
       reject(abortedBy(signal));
       result.then(discard, () => {});
     };
-    signal.addEventListener('abort', abort, { once: true });
-    const ended = () => signal.removeEventListener('abort', abort);
-    result.then(resolve, reject).finally(ended);
+    const forget = listen(signal, abort);
+    result.then(resolve, reject).finally(forget);
   });
 }
 
@@ -99,12 +98,45 @@ export function checkAborted(): void {
  * @returns forgets it
  */
 export function onAbort(abort: () => void): () => void {
-  const signals: AbortSignal[] = [];
-  for (let call = calls.getStore(); call; call = call.outer) signals.push(call.signal);
-  for (const signal of signals) signal.addEventListener('abort', abort, { once: true });
+  const forget: (() => void)[] = [];
+  for (let call = calls.getStore(); call; call = call.outer) forget.push(listen(call.signal, abort));
   return () => {
-    for (const signal of signals) signal.removeEventListener('abort', abort);
+    for (const one of forget) one();
   };
+}
+
+/** What is to be done when a signal aborts. */
+interface Listeners {
+  readonly aborts: Set<() => void>;
+  readonly fire: () => void;
+}
+
+/** One listener for each signal: a server's calls share one for its shutdown, and Node warns of a leak from eleven listeners on. */
+const listening = new WeakMap<AbortSignal, Listeners>();
+
+/** @returns forgets it */
+function listen(signal: AbortSignal, abort: () => void): () => void {
+  const { aborts, fire } = listening.get(signal) ?? begun(signal);
+  const own = () => abort();
+  aborts.add(own);
+  return () => {
+    if (!aborts.delete(own) || aborts.size > 0) return;
+    signal.removeEventListener('abort', fire);
+    listening.delete(signal);
+  };
+}
+
+function begun(signal: AbortSignal): Listeners {
+  const aborts = new Set<() => void>();
+  const listeners = {
+    aborts,
+    fire: () => {
+      for (const abort of aborts) abort();
+    },
+  };
+  listening.set(signal, listeners);
+  signal.addEventListener('abort', listeners.fire, { once: true });
+  return listeners;
 }
 
 /** Work that others wait for too: no call's signal ends it. */
@@ -117,7 +149,8 @@ function checkSignal(signal: AbortSignal): AbortSignal {
     typeof signal === 'object' &&
     signal !== null &&
     typeof field('signal', signal, 'aborted') === 'boolean' &&
-    typeof field('signal', signal, 'addEventListener') === 'function';
+    typeof field('signal', signal, 'addEventListener') === 'function' &&
+    typeof field('signal', signal, 'removeEventListener') === 'function';
   if (isSignal) return signal;
   throw invalid('ERR_VALUE', 'signal', signal, 'an AbortSignal');
 }

@@ -134,5 +134,11 @@ function shortened(text: string): string {
 
 /** What was thrown, in words: anything can be. */
 export function messageOf(thrown: unknown): string {
-  return types.isNativeError(thrown) ? String(thrown.message) : describe(thrown);
+  try {
+    // A DOMException, which ends most signals, is no native error.
+    if (types.isNativeError(thrown) || thrown instanceof DOMException) return String(thrown.message);
+  } catch {
+    // It fails when it is looked at.
+  }
+  return describe(thrown);
 }

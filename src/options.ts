@@ -47,12 +47,17 @@ export function field<T extends object, K extends keyof T & string>(argument: st
   return reading(`${argument}.${name}`, () => given[name]);
 }
 
+/** More entries than any list here has; an array may have holes, and say that it has 2^32. */
+const MOST_ENTRIES = 2 ** 24;
+
 /**
  * A list of the caller's as it is now, in an array of our own.
- * @throws DesapError `ERR_VALUE` for entries that cannot be read
+ * @throws DesapError `ERR_VALUE` for entries that cannot be read, and for more than 2^24
  */
 export function entries<T>(argument: string, list: readonly T[]): T[] {
-  return reading(argument, () => Array.from({ length: list.length }, (_, i) => list[i]));
+  const length = field(argument, list, 'length');
+  if (length > MOST_ENTRIES) throw mismatch('ERR_VALUE', argument, `${length} entries`, `at most ${MOST_ENTRIES}`);
+  return reading(argument, () => Array.from({ length }, (_, i) => list[i]));
 }
 
 /** Whether a value is an object of a class; one that fails when it is asked is none. */

@@ -185,8 +185,11 @@ export function matrix(argument: string, tensor: TensorLike, want: { rows?: numb
   return { data, half, rows, cols };
 }
 
-/** @throws DesapError `ERR_DISPOSED` for a tensor that was disposed */
-function dataOf(argument: string, tensor: TensorLike): unknown {
+/**
+ * A tensor's memory as it was given.
+ * @throws DesapError `ERR_DISPOSED` for a tensor that was disposed
+ */
+export function dataOf(argument: string, tensor: TensorLike): unknown {
   try {
     return (tensor as { readonly data: unknown }).data;
   } catch (cause) {

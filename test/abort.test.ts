@@ -81,6 +81,33 @@ describe.each(Object.entries(CALLS))('%s', (_, call) => {
   });
 });
 
+it('one signal ends many calls, as of a server that shuts down, and Node warns of no leak', async () => {
+  const warnings: Error[] = [];
+  const warned = (warning: Error) => void warnings.push(warning);
+  process.on('warning', warned);
+  const control = new AbortController();
+  const call = () => vision.prune({ pixelValues }, question, { signal: control.signal });
+  const work = Promise.allSettled(Array.from({ length: 20 }, call));
+  await new Promise(setImmediate);
+  expect(getEventListeners(control.signal, 'abort').length).toBe(1);
+  control.abort(reason);
+  for (const one of await work) expect(one).toEqual({ status: 'rejected', reason: aborted(reason) });
+  await new Promise(setImmediate);
+  process.off('warning', warned);
+  expect(warnings).toEqual([]);
+});
+
+it('an object without removeEventListener is no signal', async () => {
+  const signal = { aborted: false, addEventListener: () => {} } as never;
+  await expect(pruner.analyze(hidden, { signal })).rejects.toMatchObject({ code: 'ERR_VALUE' });
+});
+
+it('says why, of a signal of its own time too', async () => {
+  const signal = AbortSignal.timeout(1);
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  await expect(pruner.analyze(hidden, { signal })).rejects.toThrow('the call was aborted: The operation was aborted');
+});
+
 describe('the queue of a device', () => {
   /** The order in which calls end that are made while the device is busy. */
   async function order(ended: readonly number[]) {

@@ -75,6 +75,11 @@ describe.each(opened)('$device', ({ pruner, image, backend, blockHead }) => {
     dpp: { x: hidden, relevance: new Float32Array(17), count: 2, blend: 1 },
   };
 
+  test('a list with four milliards of holes is refused by its length', async () => {
+    const wanted = /got 4000000000 entries, wanted at most/;
+    await expect(pruner.analyzeBatch(new Array(4e9))).rejects.toThrow(wanted);
+  });
+
   refuseWrongValues([
     ['analyze hidden', (v) => pruner.analyze(v)],
     ['analyze in a list', (v) => pruner.analyzeBatch([v])],
@@ -177,6 +182,7 @@ describe('everything else', () => {
     ['HostBuffer.uint16 length', (v) => desap.HostBuffer.allocate(64).uint16(0, v)],
     ['HostBuffer.tensor type', (v) => desap.HostBuffer.allocate(64).tensor(v, [1])],
     ['readModel', (v) => onnx.readModel(v)],
+    ['readModel name', (v) => onnx.readModel(3 as never, v)],
     ['readTower', (v) => onnx.readTower(v)],
     ['towerGraph', (v) => onnx.towerGraph(v)],
     ['projectorGraph', (v) => onnx.projectorGraph(v)],

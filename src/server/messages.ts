@@ -105,12 +105,3 @@ function collect(value: unknown, memory: Set<ArrayBuffer>): void {
     if (value.buffer instanceof ArrayBuffer && value.byteLength === value.buffer.byteLength) memory.add(value.buffer);
   } else if (typeof value === 'object' && value !== null) for (const one of Object.values(value)) collect(one, memory);
 }
-
-/** Memory that both threads see: what is shared already stays where it is, and other memory is copied once. */
-export function sharedBytes<T extends Uint8Array | Float32Array | BigInt64Array | Uint16Array>(view: T): T {
-  if (view.buffer instanceof SharedArrayBuffer) return view;
-  const View = view.constructor as new (buffer: SharedArrayBuffer) => T;
-  const copy = new View(new SharedArrayBuffer(view.byteLength));
-  copy.set(view as never);
-  return copy;
-}

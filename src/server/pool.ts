@@ -7,12 +7,13 @@ import { DesapError, invalid, messageOf, mismatch } from '../errors.js';
 import { Lifetime } from '../lifetime.js';
 import { limits } from '../limits.js';
 import { optional } from '../optional.js';
-import { type OptionNames, options } from '../options.js';
-import { finite, integer, isArray, nonEmpty, object, plain } from '../tensor.js';
+import { type OptionNames, options, reading } from '../options.js';
+import { bytesOf, finite, integer, isArray, nonEmpty } from '../tensor.js';
 import { traced } from '../trace.js';
 import { VISION_MODEL_OPTIONS, type VisionModelOptions } from '../vision/families.js';
 import { VISION_PRUNE_OPTIONS } from '../vision/image-base.js';
 import type { PrunedFeatures, Question, VisionInputs, VisionPruneOptions } from '../vision/vision-model.js';
+import { cloned, clonedTensors, sharedBytes } from './clone.js';
 import {
   type Choice,
   fromPlainError,
@@ -21,7 +22,6 @@ import {
   type Outcome,
   type Picture,
   type PlainResult,
-  sharedBytes,
   type Task,
   type WorkerData,
 } from './messages.js';
@@ -200,7 +200,7 @@ export class VisionPool implements AsyncDisposable {
     const open = async () => {
       const workers = new Piscina<WorkerCall, Outcome<PlainResult | null>[]>({
         filename: new URL('./worker.js', import.meta.url).href,
-        workerData: cloneable(data),
+        workerData: cloned('options', data),
         ...{ minThreads: shares.workers, maxThreads: shares.workers, idleTimeout: Number.POSITIVE_INFINITY },
         // A worker has sessions and sockets of its own: it turns its event loop between requests.
         atomics: 'disabled',
@@ -245,7 +245,7 @@ export class VisionPool implements AsyncDisposable {
     if ((choice.keep as unknown) === 'all')
       throw invalid('ERR_VALUE', 'keep', choice.keep, "a count of tokens: stream takes 'all'");
     return traced('VisionPool.prune', async () => {
-      const { result, waited } = await this.#ask({ picture: pictureOf(picture), question, choice, client }, signal);
+      const { result, waited } = await this.#ask({ ...taskOf(picture, question, choice), client }, signal);
       const pruned = fromPlainResult(result as PlainResult);
       const { timings } = pruned;
       return { ...pruned, timings: { ...timings, waiting: timings.waiting + waited } };
@@ -271,7 +271,7 @@ export class VisionPool implements AsyncDisposable {
       wake();
     });
     const closed = new Promise<void>((resolve) => port1.once('close', resolve));
-    const task = { picture: pictureOf(picture), question, choice, client, further: { input } };
+    const task = { ...taskOf(picture, question, choice, { input }), client };
     const ports = { own: port1, workers: port2 };
     const ask = async () => {
       const { waited } = await this.#ask(task, stop.signal, ports);
@@ -311,6 +311,7 @@ export class VisionPool implements AsyncDisposable {
   /** Takes no more requests, answers those that it has, and ends the workers. Safe to call again. */
   dispose(): Promise<void> {
     if (this.#state === 'open') this.#state = 'draining';
+    this.#pump();
     return this.#life.end(async () => {
       await this.workers.destroy();
       this.#state = 'closed';
@@ -408,7 +409,7 @@ export class VisionPool implements AsyncDisposable {
     clearTimeout(this.#window);
     for (let first = this.#queue.first; first !== undefined && this.#free > 0; first = this.#queue.first) {
       const left = first.arrived + window - performance.now();
-      if (left > 0 && this.#queue.size < batch && !first.isAlone) {
+      if (left > 0 && this.#queue.size < batch && !first.isAlone && this.#state === 'open') {
         this.#window = setTimeout(() => this.#pump(), left);
         return;
       }
@@ -430,11 +431,7 @@ export class VisionPool implements AsyncDisposable {
       );
       for (const [i, { done, arrived }] of requests.entries()) done(outcomes[i], began - arrived);
     } catch (error) {
-      const reason = isClone(error)
-        ? invalid('ERR_VALUE', 'options', error, `what a thread takes: ${messageOf(error)}`)
-        : call.signal.aborted
-          ? (call.signal.reason as DesapError)
-          : lost(error);
+      const reason = call.signal.aborted ? (call.signal.reason as DesapError) : lost(error);
       for (const { failed } of requests) failed(reason);
     } finally {
       this.#calls.delete(call);
@@ -453,45 +450,37 @@ function checkClient(client: string | undefined): void {
   if (client !== undefined) nonEmpty('client', client, 'the name of a client');
 }
 
-function isClone(error: unknown): boolean {
-  return (error as { name?: string } | null)?.name === 'DataCloneError';
-}
-
-/** @throws DesapError `ERR_VALUE` for what no thread takes */
-function cloneable<T>(data: T): T {
-  try {
-    return structuredClone(data);
-  } catch (cause) {
-    throw new DesapError('ERR_VALUE', `options: got one that cannot go to a worker: ${messageOf(cause)}`, { cause });
-  }
-}
-
 function urlOf(module: URL | string): string {
-  const { href, protocol } = URL.canParse(String(module)) ? new URL(String(module)) : { href: '', protocol: '' };
+  const text = reading('continuation', () => String(module));
+  const { href, protocol } = URL.canParse(text) ? new URL(text) : { href: '', protocol: '' };
   if (protocol === 'file:') return href;
-  throw invalid(
-    'ERR_VALUE',
-    'continuation',
-    String(module),
-    'the file: URL of a module (new URL("./it.js", import.meta.url))',
-  );
+  const wanted = 'the file: URL of a module (new URL("./it.js", import.meta.url))';
+  throw invalid('ERR_VALUE', 'continuation', text, wanted);
 }
 
-/** A picture as a worker sees it: bytes are shared with it, and the caller may change his. */
+/** What a worker is asked, as it is now. */
+function taskOf(
+  picture: PoolPicture,
+  question: Question,
+  choice: Choice,
+  further?: Task['further'],
+): Omit<Task, 'port'> {
+  return {
+    picture: pictureOf(picture),
+    question:
+      typeof question === 'object' && question !== null
+        ? clonedTensors('question', question)
+        : cloned('question', question),
+    choice: cloned('options', choice),
+    ...(further && { further: { input: cloned('input', further.input) } }),
+  };
+}
+
+/** A picture as a worker sees it: bytes are shared with it. */
 function pictureOf(given: PoolPicture): Picture {
-  if (types.isAnyArrayBuffer(given)) return { bytes: sharedBytes(new Uint8Array(given)) };
-  if (types.isUint8Array(given)) return { bytes: sharedBytes(plain(given)) };
+  if (types.isAnyArrayBuffer(given) || ArrayBuffer.isView(given))
+    return { bytes: sharedBytes(bytesOf('picture', given, PICTURE)) };
   if (typeof given !== 'object' || given === null || isArray(given))
     throw invalid('ERR_VALUE', 'picture', given, PICTURE);
-  return { inputs: cloneable(plainInputs(given as VisionInputs)) };
-}
-
-/** Inputs without the classes of their tensors, which no thread takes. */
-function plainInputs(inputs: VisionInputs): VisionInputs {
-  const entries = Object.entries(object('picture', inputs, PICTURE)).map(([name, value]) => {
-    if (isArray(value) || typeof value !== 'object' || value === null) return [name, value];
-    const { data, dims, type } = value as { data: unknown; dims: readonly number[]; type?: string };
-    return [name, { data, dims: [...dims], ...(type !== undefined && { type }) }];
-  });
-  return Object.fromEntries(entries);
+  return { inputs: clonedTensors('picture', given) };
 }

@@ -1,7 +1,7 @@
 /** What a worker does with requests: pictures to features, and what follows. */
 import { createHash } from 'node:crypto';
 import { abortable } from '../abort.js';
-import { DesapError, mismatch } from '../errors.js';
+import { DesapError, messageOf, mismatch } from '../errors.js';
 import type { TextEmbeddings } from '../index.js';
 import { AnyresImageProcessor } from '../vision/anyres-images.js';
 import { asks } from '../vision/ask-ahead.js';
@@ -48,15 +48,13 @@ export class Service {
     const vision = await openVisionModel(model, options);
     const read = await readerOf(vision, model);
     if (continuation === null) return new Service(cache, vision, read, null);
-    const { default: open } = (await import(continuation)) as { default?: OpenContinuation };
-    if (typeof open !== 'function')
-      throw mismatch(
-        'ERR_VALUE',
-        'continuation',
-        `${continuation} without one`,
-        'a module whose default export is a function',
-      );
-    return new Service(cache, vision, read, await open({ vision, model, threads: options.threads as number }));
+    const { default: open } = await moduleOf(continuation);
+    const wanted = 'a module whose default export is a function that gives one';
+    if (typeof open !== 'function') throw mismatch('ERR_VALUE', 'continuation', `${continuation} without one`, wanted);
+    const goOn = await open({ vision, model, threads: options.threads as number });
+    if (typeof goOn !== 'function')
+      throw mismatch('ERR_VALUE', 'continuation', `${continuation} that gives none`, wanted);
+    return new Service(cache, vision, read, goOn);
   }
 
   /** Each request by itself where it fails; those that are only pruned are pruned in one go. */
@@ -196,6 +194,15 @@ async function outcome<T>(work: () => Promise<T>): Promise<Outcome<T>> {
     return { value: await work() };
   } catch (error) {
     return { error: plainError(error) };
+  }
+}
+
+/** @throws DesapError `ERR_FILE` for a module that is not there, or fails while it is imported */
+async function moduleOf(url: string): Promise<{ default?: OpenContinuation }> {
+  try {
+    return await import(url);
+  } catch (cause) {
+    throw new DesapError('ERR_FILE', `continuation: ${url} cannot be imported: ${messageOf(cause)}`, { cause });
   }
 }
 

@@ -1,4 +1,4 @@
-import { invalid, mismatch } from '../errors.js';
+import { invalid } from '../errors.js';
 import { field } from '../options.js';
 import { integer, object } from '../tensor.js';
 
@@ -20,5 +20,5 @@ export function checkUsage(response: Answered, expected: number): void {
   if (typeof usage !== 'object' || usage === null)
     throw invalid('ERR_VALUE', 'response.usage', usage, 'prompt_tokens; a stream has them with include_usage');
   const tokens = field('response.usage', usage, 'prompt_tokens');
-  if (tokens !== expected) throw mismatch('ERR_VALUE', 'response.usage.prompt_tokens', `${tokens}`, `${expected}`);
+  if (tokens !== expected) throw invalid('ERR_VALUE', 'response.usage.prompt_tokens', tokens, `${expected}`);
 }

@@ -1,10 +1,12 @@
-import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { types } from 'node:util';
+import type { InferenceSession } from 'onnxruntime-common';
 import { checkAborted } from '../abort.js';
 import { DesapError, type DesapErrorCode } from '../errors.js';
 import { isFile } from '../files.js';
 import { checkSession, type OrtModule } from '../onnx/edit.js';
 import { checkExternalData } from '../onnx/format/external.js';
 import { ortModule } from '../ort.js';
+import { Tensor } from '../tensor.js';
 
 /**
  * Session options with idle threads at rest. ONNX Runtime's threads otherwise spin for some time after each run; with several
@@ -92,14 +94,18 @@ export async function runSession(
   checkAborted();
   try {
     const options = isTentative ? TENTATIVE : {};
-    return (await (fetches ? session.run(feeds, fetches, options) : session.run(feeds, options))) as Record<
-      string,
-      Tensor
-    >;
+    const own = Object.fromEntries(Object.entries(feeds).map(([name, tensor]) => [name, unshared(tensor)]));
+    return (await (fetches ? session.run(own, fetches, options) : session.run(own, options))) as Record<string, Tensor>;
   } catch (cause) {
     const inputs = Object.values(feeds).map(({ type, dims }) => `${type} [${dims.join(', ')}]`);
     throw runError(argument, inputs[0], graph, cause as Error);
   }
+}
+
+/** ONNX Runtime takes no shared memory: a copy of it. */
+function unshared(tensor: Tensor): Tensor {
+  if (tensor.location !== 'cpu' || !types.isSharedArrayBuffer((tensor.data as Float32Array).buffer)) return tensor;
+  return new Tensor(tensor.type as 'float32', (tensor.data as Float32Array).slice(), tensor.dims);
 }
 
 function runError(argument: string, got: string, graph: string, cause: Error): DesapError {

@@ -6,6 +6,7 @@ import { pathToFileURL } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { PrunedFeatures } from '../../src/vision/index.js';
 import { ImageProcessor, LlavaVision } from '../../src/vision/index.js';
+import { refuseWrongValues } from '../wrong-values.js';
 
 type Server = typeof import('../../src/server/index.js');
 type Pool = Awaited<ReturnType<Server['VisionPool']['open']>>;
@@ -327,12 +328,104 @@ it('a deadline ends a request that is too late', async () => {
   await pool.dispose();
 });
 
+it('does not wait for company when it drains', async () => {
+  const pool = await VisionPool.open(LLAVA, { ...how, workers: 1, batch: 2, window: 60_000 });
+  const alone = pool.prune(pictures[0], QUESTIONS[0]);
+  await expect.poll(() => pool.health().waiting).toBe(1);
+  await pool.dispose();
+  expect(plain(await alone)).toEqual(wanted[0][0]);
+});
+
+describe('what comes from the caller', () => {
+  let pool: Pool;
+  beforeAll(async () => {
+    pool = await VisionPool.open(LLAVA, { ...how, workers: 1, batch: 8, window: 20, continuation });
+  });
+  afterAll(() => pool?.dispose());
+
+  const detached = () => {
+    const { buffer } = Uint8Array.from(pictures[0]);
+    structuredClone(buffer, { transfer: [buffer] });
+    return buffer;
+  };
+  const stream = async (input: unknown) => {
+    for await (const _ of pool.stream(pictures[0], QUESTIONS[0], { input }));
+  };
+  it.each([
+    [
+      'a function as a question',
+      () => pool.prune(pictures[0], (() => {}) as never),
+      'ERR_VALUE',
+      /^question: got what/,
+    ],
+    [
+      'a function as an option',
+      () => pool.prune(pictures[0], '', { keep: (() => {}) as never }),
+      'ERR_VALUE',
+      /^options/,
+    ],
+    [
+      'a function in the input',
+      () => stream([() => {}]),
+      'ERR_VALUE',
+      /^input: got what cannot go to a worker: .*clone/,
+    ],
+    [
+      'other memory as a picture',
+      () => pool.prune(new Float32Array(4) as never, ''),
+      'ERR_VALUE',
+      /^picture: got Float32/,
+    ],
+    ['a picture that is gone', () => pool.prune(detached(), ''), 'ERR_DETACHED', /^picture: got a buffer that was/],
+  ] as const)(
+    '%s is refused by its name, and takes no other request of its batch with it',
+    async (_, call, code, message) => {
+      const [good, bad] = await Promise.allSettled([pool.prune(pictures[0], QUESTIONS[0]), call()]);
+      expect(bad).toMatchObject({ status: 'rejected', reason: { name: 'DesapError', code } });
+      expect((bad as PromiseRejectedResult).reason.message).toMatch(message);
+      expect(plain((good as PromiseFulfilledResult<PrunedFeatures>).value)).toEqual(wanted[0][0]);
+    },
+  );
+
+  refuseWrongValues([
+    ['the picture', (given) => pool.prune(given, QUESTIONS[0])],
+    ['an input', (given) => pool.prune({ pixelValues: given }, QUESTIONS[0])],
+    [
+      'the extents of an input',
+      (dims) => pool.prune({ pixelValues: { data: new Float32Array(3), dims } }, QUESTIONS[0]),
+    ],
+    ['the embeddings of a question', (embeddings) => pool.prune(pictures[0], { embeddings })],
+    ['the options', (given) => pool.prune(pictures[0], QUESTIONS[0], given)],
+    ['the signal', (signal) => pool.prune(pictures[0], QUESTIONS[0], { signal })],
+    ['a continuation', (given) => VisionPool.open(LLAVA, { ...how, continuation: given })],
+  ]);
+
+  it('is read at the call, whatever becomes of it', async () => {
+    const vision = await LlavaVision.open(`${LLAVA}/onnx/vision_encoder.onnx`, { clip: CLIP, keep: 16 });
+    const question = await vision.encodeQuestion(QUESTIONS[0]);
+    const pixelValues = await (await ImageProcessor.open(LLAVA)).process(pictures[0]);
+    const [, ...late] = [pool.prune(pictures[1], QUESTIONS[0]), pool.prune({ pixelValues }, question)];
+    (question.embeddings.data as Float32Array).fill(0);
+    (pixelValues.data as Float32Array).fill(0);
+    expect(plain(await late[0])).toEqual(wanted[0][0]);
+    await vision.dispose();
+  });
+
+  it('may be shared memory, pixels too', async () => {
+    const { data, dims } = await (await ImageProcessor.open(LLAVA)).process(pictures[0]);
+    const shared = new Float32Array(new SharedArrayBuffer(4 * data.length));
+    shared.set(data as Float32Array);
+    expect(plain(await pool.prune({ pixelValues: { data: shared, dims } }, QUESTIONS[0]))).toEqual(wanted[0][0]);
+  });
+});
+
 it.each([
   [{ ...how, queue: -1 }, /queue: got -1/],
   [{ ...how, workers: 0 }, /workers: got 0/],
   [{ ...how, threads: 3 }, /unknown option 'threads'/],
   [{ ...how, continuation: './it.mjs' }, /continuation: got '.\/it.mjs', wanted the file: URL/],
   [{ ...how, clip: 'models/nowhere' }, /models\/nowhere/],
+  [{ ...how, continuation: 'file:///no/such.mjs' }, /continuation: file:\/\/\/no\/such.mjs cannot be imported: /],
   [{ ...how, filter: { maxTokens: 3, frequency: () => 1 } }, /cannot go to a worker/],
 ])('is not opened with %j', async (options, message) => {
   await expect(VisionPool.open(LLAVA, options as never)).rejects.toThrow(message);

@@ -30,5 +30,6 @@ refuseWrongValues([
   ['toPromptEmbeds options', (value) => serving.toPromptEmbeds(rows, value)],
   ['checkUsage', (value) => serving.checkUsage(value, 5)],
   ['checkUsage usage', (value) => serving.checkUsage({ usage: value }, 5)],
+  ['checkUsage prompt_tokens', (value) => serving.checkUsage({ usage: { prompt_tokens: value } }, 5)],
   ['checkUsage expected', (value) => serving.checkUsage({ usage: { prompt_tokens: 5 } }, value)],
 ]);

@@ -4,6 +4,7 @@ import { types } from 'node:util';
 import { DesapError, invalid, mismatch } from '../../errors.js';
 import { limits } from '../../limits.js';
 import type { NamingFile } from '../../named-files.js';
+import { nonEmpty } from '../../tensor.js';
 import { type OnnxNode, type OnnxValue, readNode, readValue } from './messages.js';
 import { GraphField, ModelField, OpsetField } from './proto.js';
 import { readTensor, type StoredTensor } from './stored-tensor.js';
@@ -39,9 +40,10 @@ export type ModelSource = string | Uint8Array | OnnxModel;
  * @param source path, bytes, or a model that was read before (returned as it is)
  * @param name what error messages call a model that is given as bytes, and what is no model; default: `model`, and `source`
  * @throws DesapError `ERR_FILE` when it cannot be read, is truncated, contradicts itself or is no ONNX model;
- *   `ERR_GRAPH` for sparse initialisers
+ *   `ERR_GRAPH` for sparse initialisers; `ERR_VALUE` for arguments that are none
  */
 export function readModel(source: ModelSource, name?: string): OnnxModel {
+  if (name !== undefined) nonEmpty('name', name, 'a name for messages');
   if (types.isUint8Array(source)) return parseModel(memorySource(name ?? 'model', source), null);
   if (wasRead(source)) return source;
   if (typeof source !== 'string' || source === '')
