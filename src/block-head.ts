@@ -1,5 +1,5 @@
 import { types } from 'node:util';
-import { ABORTABLE, type Abortable, abortable } from './abort.js';
+import { ABORTABLE, type Abortable, abortable, opening, signalOf } from './abort.js';
 import { type BlockWeights, checkBlock, copyBlock, loadBlock } from './block-weights.js';
 import {
   type AnalyzeTimings,
@@ -90,6 +90,9 @@ export interface SiglipReadOut {
   readonly probeSaliency: Float32Array;
 }
 
+/** Where a block comes from: the path or the bytes of its file, or its weights. */
+export type BlockSource = string | Uint8Array | ArrayBuffer | BlockWeights;
+
 /**
  * The last block of an encoder without class token, on one device: decoupled attention (eq. 2) and saliency (eq. 4) from the hidden states
  * that enter it. What CLIP's `Pruner` is for towers with CLIP's read-out, this is for all others; {@link ImageAnalysis.from} goes on from
@@ -127,14 +130,20 @@ export class BlockHead implements Disposable {
    *
    * @param source path or bytes of a `.safetensors` block, or the weights themselves
    * @param where an open device, which stays the caller's, or the options of one that is opened here and freed with the block
+   * @param call `signal` ends it: `ERR_ABORTED`, once the device is free again
    * @throws DesapError `ERR_FILE`, `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, `ERR_NOT_FINITE` for the block; `ERR_DEVICE_UNAVAILABLE` with the
    *   reason for the device; `ERR_OUT_OF_MEMORY`. A GPU that cannot take the block (heads wider than 128, D beyond 16384: `ERR_VALUE`), has
    *   no room for it or fails is passed over by the device `auto`
    */
-  static async load(
-    source: string | Uint8Array | ArrayBuffer | BlockWeights,
-    where: DeviceOptions | Backend = {},
-  ): Promise<BlockHead> {
+  static async load(source: BlockSource, where: DeviceOptions | Backend = {}, call?: Abortable): Promise<BlockHead> {
+    return opening(
+      signalOf('call', call),
+      () => BlockHead.#load(source, where),
+      (head) => head.dispose(),
+    );
+  }
+
+  static async #load(source: BlockSource, where: DeviceOptions | Backend): Promise<BlockHead> {
     const isFile = typeof source === 'string' || types.isUint8Array(source) || types.isAnyArrayBuffer(source);
     const weights = isFile
       ? await loadBlock(source)

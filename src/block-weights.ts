@@ -1,3 +1,4 @@
+import { type Abortable, abortable, signalOf } from './abort.js';
 import { alternatives, DesapError, invalid, mismatch } from './errors.js';
 import { CONFIG_KEY, fileConfig, type LinearWeights } from './head.js';
 import { fields } from './options.js';
@@ -254,10 +255,12 @@ function partOf({ weight, bias }: OptionalBias, part: number): OptionalBias {
  * @param source its path or its bytes
  * @throws DesapError `ERR_FILE`, `ERR_VALUE`, `ERR_SHAPE`, `ERR_NOT_FINITE`
  */
-export async function loadBlock(source: string | Uint8Array | ArrayBuffer): Promise<BlockWeights> {
-  if (typeof source === 'string') return blockFromSafeTensors(await readSafeTensors(source, isWeight), source);
-  const bytes = bytesOf('source', source, 'the path or the bytes of a block file');
-  return blockFromSafeTensors(parseSafeTensors(bytes, 'block'), 'block');
+export async function loadBlock(source: string | Uint8Array | ArrayBuffer, call?: Abortable): Promise<BlockWeights> {
+  return abortable(signalOf('call', call), async () => {
+    if (typeof source === 'string') return blockFromSafeTensors(await readSafeTensors(source, isWeight), source);
+    const bytes = bytesOf('source', source, 'the path or the bytes of a block file');
+    return blockFromSafeTensors(parseSafeTensors(bytes, 'block'), 'block');
+  });
 }
 
 /** The block in memory of its own. */
@@ -295,6 +298,7 @@ export function formatBlock(given: BlockWeights): Uint8Array {
 }
 
 /** Writes a block file, whole or not at all. */
-export async function saveBlock(block: BlockWeights, path: string): Promise<void> {
-  await writeWhole(nonEmpty('path', path, 'where to write the block'), formatBlock(block));
+export async function saveBlock(block: BlockWeights, path: string, call?: Abortable): Promise<void> {
+  const file = nonEmpty('path', path, 'where to write the block');
+  await abortable(signalOf('call', call), () => writeWhole(file, formatBlock(block)));
 }

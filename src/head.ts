@@ -1,3 +1,4 @@
+import { type Abortable, abortable, signalOf } from './abort.js';
 import { DesapError, invalid, mismatch } from './errors.js';
 import { field, fields } from './options.js';
 import { writeWhole } from './output-file.js';
@@ -190,12 +191,15 @@ export function fileConfig<T extends object>(file: SafeTensors, name: string, wa
 /**
  * Reads a head file.
  * @param source its path or its bytes
- * @throws DesapError `ERR_FILE`, `ERR_VALUE`, `ERR_SHAPE`, `ERR_NOT_FINITE`
+ * @param call `signal` ends it
+ * @throws DesapError `ERR_FILE`, `ERR_VALUE`, `ERR_SHAPE`, `ERR_NOT_FINITE`, `ERR_ABORTED`
  */
-export async function loadHead(source: string | Uint8Array | ArrayBuffer): Promise<HeadWeights> {
-  if (typeof source === 'string') return headFromSafeTensors(await readSafeTensors(source, isWeight), source);
-  const bytes = bytesOf('source', source, 'the path or the bytes of a head file');
-  return headFromSafeTensors(parseSafeTensors(bytes, 'head'), 'head');
+export async function loadHead(source: string | Uint8Array | ArrayBuffer, call?: Abortable): Promise<HeadWeights> {
+  return abortable(signalOf('call', call), async () => {
+    if (typeof source === 'string') return headFromSafeTensors(await readSafeTensors(source, isWeight), source);
+    const bytes = bytesOf('source', source, 'the path or the bytes of a head file');
+    return headFromSafeTensors(parseSafeTensors(bytes, 'head'), 'head');
+  });
 }
 
 /** The head in memory of its own. */
@@ -229,7 +233,12 @@ export function formatHead(given: HeadWeights): Uint8Array {
   return formatSafeTensors(tensors, { format: 'pt', [CONFIG_KEY]: JSON.stringify(config) });
 }
 
-/** Writes a head file, whole or not at all. */
-export async function saveHead(head: HeadWeights, path: string): Promise<void> {
-  await writeWhole(nonEmpty('path', path, 'where to write the head'), formatHead(head));
+/**
+ * Writes a head file, whole or not at all.
+ * @param call `signal` ends it, where writing has not begun
+ * @throws DesapError `ERR_FILE`, `ERR_VALUE`, `ERR_SHAPE`, `ERR_NOT_FINITE`, `ERR_ABORTED`
+ */
+export async function saveHead(head: HeadWeights, path: string, call?: Abortable): Promise<void> {
+  const file = nonEmpty('path', path, 'where to write the head');
+  await abortable(signalOf('call', call), () => writeWhole(file, formatHead(head)));
 }

@@ -5,7 +5,7 @@
  */
 
 export type { Abortable } from './abort.js';
-export type { BlockInput, BlockOptions, SiglipReadOut } from './block-head.js';
+export type { BlockInput, BlockOptions, BlockSource, SiglipReadOut } from './block-head.js';
 export { BlockAnalysis, BlockHead } from './block-head.js';
 export type { BlockWeights, OptionalBias, SiglipHead } from './block-weights.js';
 export { formatBlock, loadBlock, saveBlock } from './block-weights.js';

@@ -1,5 +1,5 @@
 import { types } from 'node:util';
-import { ABORTABLE, type Abortable } from './abort.js';
+import { ABORTABLE, type Abortable, opening, signalOf } from './abort.js';
 import { type AnalyzeRequest, after, type Driver, type DriverHead, type MaybePromise } from './devices/driver.js';
 import { type Backend, createBackend } from './devices/kernel-api.js';
 import { queued, typed } from './devices/native-error.js';
@@ -94,11 +94,20 @@ export class Pruner implements Disposable {
    * @param source path or bytes of a `.safetensors` head (see `desap extract`), the weights themselves, or a function that makes them.
    *   The device has what DeSAP needs of them; a method in its place that reads the weights (`prumerge`, `fastervlm` with `tap: 'last'`,
    *   `trim`, `cdpruner`) has the path read again, or the function called again, when it is first asked for, and then they stay
+   * @param call `signal` ends it: `ERR_ABORTED`, once the device is free again
    * @throws DesapError `ERR_FILE`, `ERR_SHAPE`, `ERR_VALUE`, `ERR_NOT_FINITE` for the head; `ERR_DEVICE_UNAVAILABLE` with the
    *   reason for the device; `ERR_OUT_OF_MEMORY`. A GPU that cannot take the head (heads wider than 128, D or E beyond
    *   16384: `ERR_VALUE`), has no room for it or fails is passed over by the device `auto`
    */
-  static async load(source: HeadSource, options: DeviceOptions = {}): Promise<Pruner> {
+  static async load(source: HeadSource, options: DeviceOptions = {}, call?: Abortable): Promise<Pruner> {
+    return opening(
+      signalOf('call', call),
+      () => Pruner.#load(source, options),
+      (pruner) => pruner.dispose(),
+    );
+  }
+
+  static async #load(source: HeadSource, options: DeviceOptions): Promise<Pruner> {
     const isFile = typeof source === 'string' || types.isUint8Array(source) || types.isAnyArrayBuffer(source);
     const given = headOf(source);
     // Weights are copied before the caller gets to change them.

@@ -1,26 +1,51 @@
 /** Every asynchronous call can be ended by a signal: what has not begun is taken out, and what has begun is let go. */
 import { getEventListeners } from 'node:events';
-import { describe, expect, it } from 'vitest';
-import { BlockHead, DesapError, ImageAnalysis, openBackend, Pruner } from '../src/index.js';
-import { ClipText, ImageProcessor, LlavaVision } from '../src/vision/index.js';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import * as ort from 'onnxruntime-node';
+import { afterAll, describe, expect, it } from 'vitest';
+import {
+  BlockHead,
+  DesapError,
+  formatBlock,
+  formatHead,
+  ImageAnalysis,
+  loadBlock,
+  loadHead,
+  openBackend,
+  Pruner,
+  saveBlock,
+  saveHead,
+} from '../src/index.js';
+import { confirmHead, confirmTower, extractHead, openGraph, readTower, towerGraph } from '../src/onnx/index.js';
+import { AnyresImageProcessor, ClipText, ImageProcessor, LlavaVision } from '../src/vision/index.js';
 import * as small from './fixtures/native.mjs';
 
 const tensor = (rows: number, cols: number) => ({ data: small.wave(rows * cols), dims: [rows, cols] });
 const hidden = tensor(17, 32);
 const text = tensor(5, 16);
 const question = 'what is the large thing ?';
+const ENCODER = 'models/tiny-llava/onnx/vision_encoder.onnx';
 
 const pruner = await Pruner.load(small.smallHead(), { device: 'cpu', threads: 1 });
 const image = await pruner.analyze(hidden);
 const block = await BlockHead.load(small.smallBlock(), { device: 'cpu', threads: 1 });
 const backend = openBackend({ device: 'cpu', threads: 1 });
 const parts = { patchEmbeddings: tensor(16, 16), saliency: small.wave(16), features: tensor(16, 8) };
-const vision = await LlavaVision.open('models/tiny-llava/onnx/vision_encoder.onnx', {
+const head = small.smallHead();
+const visionModel = 'models/tiny-clip/onnx/vision_model.onnx';
+const folder = mkdtempSync(join(tmpdir(), 'desap-abort-'));
+afterAll(() => rmSync(folder, { recursive: true }));
+const vision = await LlavaVision.open(ENCODER, {
   clip: 'models/tiny-clip',
   keep: 16,
   threads: 1,
 });
-const pixelValues = await (await ImageProcessor.open('models/tiny-llava')).process('models/eval/images/000.png');
+const photo = 'models/eval/images/000.png';
+const processor = await ImageProcessor.open('models/tiny-llava');
+const anyres = await AnyresImageProcessor.open('models/tiny-llava-next');
+const pixelValues = await processor.process(photo);
 const [encoded] = await vision.encode({ pixelValues });
 const clip = await ClipText.open({ model: 'models/tiny-clip/onnx/text_model.onnx', tokenizer: 'models/tiny-clip' });
 
@@ -46,6 +71,22 @@ const CALLS: Readonly<Record<string, (signal: AbortSignal) => Promise<unknown>>>
   'EncodedImage.analysis': (signal) => encoded.analysis({ signal }),
   'LlavaVision.project': (signal) => vision.project(tensor(3, 128), { signal }),
   'ClipText.encode': (signal) => clip.encode(question, { signal }),
+  'Pruner.load': async (signal) => (await Pruner.load(head, { device: 'cpu', threads: 1 }, { signal })).dispose(),
+  'BlockHead.load': async (signal) => (await BlockHead.load(small.smallBlock(), backend, { signal })).dispose(),
+  loadHead: (signal) => loadHead(formatHead(head), { signal }),
+  saveHead: (signal) => saveHead(head, join(folder, 'head.safetensors'), { signal }),
+  loadBlock: (signal) => loadBlock(formatBlock(small.smallBlock()), { signal }),
+  saveBlock: (signal) => saveBlock(small.smallBlock(), join(folder, 'block.safetensors'), { signal }),
+  'ImageProcessor.open': (signal) => ImageProcessor.open('models/tiny-llava', { signal }),
+  'ImageProcessor.process': (signal) => processor.process(photo, { signal }),
+  'ImageProcessor.video': (signal) => processor.video([photo], { signal }),
+  'ImageProcessor.rgb': (signal) => processor.rgb(photo, { signal }),
+  'AnyresImageProcessor.open': (signal) => AnyresImageProcessor.open('models/tiny-llava-next', { signal }),
+  'AnyresImageProcessor.process': (signal) => anyres.process(photo, { signal }),
+  extractHead: (signal) => extractHead({ visionModel }, { signal }),
+  confirmHead: async (signal) => confirmHead(ort, visionModel, await extractHead({ visionModel }), { signal }),
+  confirmTower: (signal) => confirmTower(ort, ENCODER, visionModel, { signal }),
+  openGraph: async (signal) => (await openGraph(ort, towerGraph(readTower(ENCODER)), undefined, { signal })).release(),
 };
 
 /** Some tenths of a second. */

@@ -7,7 +7,6 @@ import { readFileSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
-import { readLoad } from '../foreign-load.js';
 import { machine, number } from '../harness.js';
 import { type Asked, percentile, type Served, Server } from './client.js';
 
@@ -118,16 +117,18 @@ const table = (first: string, cells: readonly Cell[]) =>
     ),
   ].join('\n');
 
-const before = readLoad();
+const about = machine();
 const result = {
-  ...machine(),
+  ...about,
   ...(isShares ? { forms: [], bursts: [] } : { forms: await forms(), bursts: await bursts() }),
   shares: await shares(),
 };
 const markdown = `# Serving
 
-\`npm run bench:serve\`, ${JSON.stringify(machine())}. Milliseconds. The example model (tiny LLaVA), the server of examples/server in a process of
-its own, the load in another on the same ${cores} cores; load before: ${JSON.stringify(before)}.
+${about.date}, ${about.processor}, ${about.cores} cores, ${about.cpu}, Node ${about.node}. Written by \`npm run bench:serve\`.
+
+Milliseconds. The example model (tiny LLaVA), the server of examples/server in a process of its own, the load in another process on the same
+${cores} cores. ${ROUNDS} rounds of ${SECONDS} s for each cell, contestants in turn; each row is the round of the median rate.
 
 ${table('form', result.forms)}
 

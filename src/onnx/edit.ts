@@ -1,7 +1,7 @@
 import { dirname, relative, sep } from 'node:path';
 import { types } from 'node:util';
 import type { InferenceSession } from 'onnxruntime-common';
-import { checkAborted } from '../abort.js';
+import { type Abortable, checkAborted, opening, signalOf } from '../abort.js';
 import { DesapError, invalid } from '../errors.js';
 import { fields, reading } from '../options.js';
 import { object } from '../tensor.js';
@@ -160,12 +160,26 @@ const EDITED = 'a graph, as towerGraph and projectorGraph give it';
  *
  * @param ort the onnxruntime-node module
  * @param options session options of the caller; the folder of the weights is added to `extra.session`
+ * @param call `signal` ends it: `ERR_ABORTED`, once no session is open
  * @throws DesapError `ERR_GRAPH` when onnxruntime does not accept the graph, with its reason; `ERR_VALUE` for other arguments than these
  */
 export async function openGraph(
   ort: OrtModule,
   graph: EditedGraph,
   options?: InferenceSession.SessionOptions,
+  call?: Abortable,
+): Promise<InferenceSession> {
+  return opening(
+    signalOf('call', call),
+    () => open(ort, graph, options),
+    (session) => session.release(),
+  );
+}
+
+async function open(
+  ort: OrtModule,
+  graph: EditedGraph,
+  options: InferenceSession.SessionOptions | undefined,
 ): Promise<InferenceSession> {
   const { InferenceSession } = checkOrt(ort);
   const { bytes, folder, name } = fields('graph', object('graph', graph, EDITED), ['bytes', 'folder', 'name']);

@@ -1,5 +1,5 @@
 import { invalid, mismatch } from '../errors.js';
-import { options as checked, entries, fields, type OptionNames } from '../options.js';
+import { options as checked, entries, field, fields, type OptionNames } from '../options.js';
 import { boolean, integer, isArray, isTensor, object, type TensorLike } from '../tensor.js';
 import type { EmbedsDtype } from './elements.js';
 import { type GridThw, gridOf, gridOfRows } from './grid.js';
@@ -9,8 +9,11 @@ import { type EmbedsFormat, fileForm, tensorFile } from './tensor-file.js';
 
 /** How rows are sent. */
 export interface EmbedsOptions {
-  /** `model_type` in the `config.json` of the model that the server runs. */
-  modelType: ServedModel;
+  /**
+   * `model_type` in the `config.json` of the model that the server runs. Name it: what such a server does not take is refused then.
+   * Without it a tensor is taken for rows of a LLaVA, and rows with a grid for those of a Qwen-VL.
+   */
+  modelType?: ServedModel;
   /** D, the width of its language model: `text_config.hidden_size`. */
   hiddenSize: number;
   /** Element type of the file; default `bf16`. The server converts it to its model's own. */
@@ -73,17 +76,18 @@ export function toImageEmbeds(
   options: ImageEmbedsOptions,
 ): ImageEmbedsPart | ImageEmbedsPart[] {
   const { modelType, hiddenSize, dtype, format, rows, allowMixedK = false } = checked('options', options, NAMES);
-  servedByRows(modelType);
+  if (modelType !== undefined) servedByRows(modelType);
   integer('hiddenSize', hiddenSize, 1, 2 ** 20);
   const form = fileForm(dtype, format);
   if (rows !== undefined) integer('rows', rows, 1, 2 ** 31 - 1);
   boolean('allowMixedK', allowMixedK);
 
   const listed = isArray(features) ? entries('features', features as readonly (TensorLike | GridRows)[]) : null;
-  const read = hasGrid(modelType) ? gridImage : plainImage;
-  const images = (listed ?? [features as TensorLike | GridRows]).map((image, i) =>
-    read(listed ? `features[${i}]` : 'features', image, hiddenSize, modelType),
-  );
+  const images = (listed ?? [features as TensorLike | GridRows]).map((image, i) => {
+    const model = modelType ?? modelOf(image);
+    const read = hasGrid(model) ? gridImage : plainImage;
+    return read(listed ? `features[${i}]` : 'features', image, hiddenSize, model);
+  });
   if (images.length === 0) throw mismatch('ERR_SHAPE', 'features', 'no images', 'at least one');
   const counts = images.map((image) => image.rows.count);
   const other = rows === undefined ? undefined : images.find((image) => image.rows.count !== rows);
@@ -100,6 +104,14 @@ export function toImageEmbeds(
     return { type: 'image_embeds', image_embeds: grid ? { image_embeds: file, image_grid_thw: grid } : file };
   });
   return listed ? parts : parts[0];
+}
+
+/** A model that rows like these are for. */
+function modelOf(image: TensorLike | GridRows): ServedModel {
+  const has = (name: keyof GridRows) =>
+    typeof image === 'object' && image !== null && field('features', image as GridRows, name) !== undefined;
+  if (!has('grid')) return 'llava';
+  return has('deepstack') ? DEEPSTACK : 'qwen2_5_vl';
 }
 
 /** One image, checked. */

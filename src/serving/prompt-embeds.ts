@@ -23,7 +23,7 @@ const NAMES: OptionNames<EmbedsOptions> = { modelType: true, hiddenSize: true, d
  */
 export function toPromptEmbeds(embeds: TensorLike, options: EmbedsOptions): PromptEmbeds {
   const { modelType, hiddenSize, dtype } = checked('options', options, NAMES);
-  servedByPrompt(modelType);
+  if (modelType !== undefined) servedByPrompt(modelType);
   integer('hiddenSize', hiddenSize, 1, 2 ** 20);
   const form = fileForm(dtype);
   return { prompt_embeds: tensorFile('embeds', rowsOf('embeds', embeds, hiddenSize), form) };

@@ -1,3 +1,4 @@
+import { type Abortable, abortable, checkAborted, signalOf } from '../abort.js';
 import { invalid, mismatch } from '../errors.js';
 import { object, Tensor } from '../tensor.js';
 import { bestSize, type ImageSize, PINPOINTS, type TileRule } from './anyres.js';
@@ -45,7 +46,11 @@ export class AnyresImageProcessor {
    * @param source a model folder with `preprocessor_config.json` (or `processor_config.json`), or the configuration itself
    * @throws DesapError `ERR_FILE` for a folder without these files; `ERR_VALUE` for an unsupported kind of processor, field or value
    */
-  static async open(source: string | AnyresImageProcessorConfig): Promise<AnyresImageProcessor> {
+  static async open(source: string | AnyresImageProcessorConfig, call?: Abortable): Promise<AnyresImageProcessor> {
+    return abortable(signalOf('call', call), () => AnyresImageProcessor.#open(source));
+  }
+
+  static async #open(source: string | AnyresImageProcessorConfig): Promise<AnyresImageProcessor> {
     const config: AnyresImageProcessorConfig = await imageConfig(source);
     const { image_processor_type: type, image_grid_pinpoints: pinpoints, do_pad: _, ...others } = config;
     if (type != null && !TYPE.test(type))
@@ -68,13 +73,18 @@ export class AnyresImageProcessor {
    * The tiles of one image or of several.
    * @throws DesapError as {@link ImageProcessor.process}; `ERR_VALUE` for no image
    */
-  async process(images: ImageSource | readonly ImageSource[]): Promise<AnyresImages> {
+  async process(images: ImageSource | readonly ImageSource[], call?: Abortable): Promise<AnyresImages> {
+    return abortable(signalOf('call', call), () => this.#process(images));
+  }
+
+  async #process(images: ImageSource | readonly ImageSource[]): Promise<AnyresImages> {
     const sources = Array.isArray(images) ? (images as readonly ImageSource[]) : [images as ImageSource];
     if (sources.length < 1) throw invalid('ERR_VALUE', 'images', images, 'at least one image');
     const sizes: ImageSize[] = [];
     const tiles: Float32Array[][] = [];
     for (const source of sources) {
       const image = await readImage(source);
+      checkAborted();
       sizes.push({ height: image.height, width: image.width });
       tiles.push(this.#tiles(image).map((tile) => this.values.normalize(tile).data as Float32Array));
     }

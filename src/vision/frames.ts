@@ -1,6 +1,7 @@
 /** Frames of a video file, through ffmpeg where it is installed. */
 import { spawn } from 'node:child_process';
 import { resolve } from 'node:path';
+import { ABORTABLE, type Abortable, abortable, checkAborted } from '../abort.js';
 import { DesapError } from '../errors.js';
 import { isFile } from '../files.js';
 import { type OptionNames, options } from '../options.js';
@@ -15,7 +16,7 @@ export interface VideoFramesOptions {
   ffmpeg?: string;
 }
 
-const NAMES: OptionNames<VideoFramesOptions> = { frames: true, ffmpeg: true };
+const NAMES: OptionNames<VideoFramesOptions & Abortable> = { frames: true, ffmpeg: true, ...ABORTABLE };
 const MAX_FRAMES = 1024;
 /** Bytes of a frame: 8192 x 8192 pixels, and its header. */
 const MAX_FRAME = 3 * 2 ** 26 + 64;
@@ -48,8 +49,15 @@ export function frameIndices(total: number, count: number): number[] {
  * @throws DesapError `ERR_FILE` for a file that is missing or no video, and for one without frames; `ERR_MISSING_PACKAGE` where ffmpeg is
  *   not installed, with the install line; `ERR_VALUE`
  */
-export async function videoFrames(path: string, given?: VideoFramesOptions): Promise<RgbImage[]> {
-  const { frames: count = 8, ffmpeg = 'ffmpeg' } = options('options', given, NAMES);
+export async function videoFrames(path: string, given?: VideoFramesOptions & Abortable): Promise<RgbImage[]> {
+  const { signal, ...own } = options('options', given, NAMES);
+  return abortable(signal, () => framesOf(path, own));
+}
+
+async function framesOf(
+  path: string,
+  { frames: count = 8, ffmpeg = 'ffmpeg' }: VideoFramesOptions,
+): Promise<RgbImage[]> {
   integer('frames', count, 1, MAX_FRAMES);
   nonEmpty('ffmpeg', ffmpeg, 'the ffmpeg program');
   if (!(await isFile(nonEmpty('path', path, 'the path of a video'))))
@@ -58,6 +66,7 @@ export async function videoFrames(path: string, given?: VideoFramesOptions): Pro
   // Packets are counted without decoding them. Where some give no frame, the frames themselves are counted.
   for (const how of [['-c', 'copy'], []]) {
     const indices = frameIndices(await countFrames(video, how), count);
+    checkAborted();
     const found = await decode(video, new Set(indices));
     const unique = [...new Set(indices)];
     if (found.length === unique.length) return indices.map((index) => found[unique.indexOf(index)]);

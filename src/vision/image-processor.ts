@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 import { types } from 'node:util';
+import { type Abortable, abortable, checkAborted, signalOf } from '../abort.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { isFile, readJson } from '../files.js';
 import { entries, fields, reading } from '../options.js';
@@ -36,8 +37,8 @@ export class ImageProcessor {
    *   goes first, as in Hugging Face); or the configuration itself
    * @throws DesapError `ERR_FILE` for a folder without these files; `ERR_VALUE` for an unsupported kind of processor, field or value
    */
-  static async open(source: string | ImageProcessorConfig): Promise<ImageProcessor> {
-    return new ImageProcessor(readRecipe(await imageConfig(source)));
+  static async open(source: string | ImageProcessorConfig, call?: Abortable): Promise<ImageProcessor> {
+    return abortable(signalOf('call', call), async () => new ImageProcessor(readRecipe(await imageConfig(source))));
   }
 
   /**
@@ -45,15 +46,19 @@ export class ImageProcessor {
    * @throws DesapError `ERR_FILE` for a file that is missing or not an image; `ERR_VALUE` for a value that is not an
    *   {@link ImageSource}, for animations and for images that are too large; `ERR_SHAPE`, `ERR_DTYPE` for pixels that contradict their size; `ERR_MISSING_PACKAGE`
    */
-  async process(source: ImageSource): Promise<Tensor> {
-    return this.normalize(await this.rgb(source));
+  async process(source: ImageSource, call?: Abortable): Promise<Tensor> {
+    return abortable(signalOf('call', call), async () => this.normalize(await this.rgb(source)));
   }
 
   /**
    * Frames of a video, one after the other: `pixel_values_videos` [1, frames, 3, H, W], float32.
    * @throws DesapError as {@link ImageProcessor.process}; `ERR_VALUE` for no frame, `ERR_SHAPE` for frames of several sizes
    */
-  async video(frames: readonly ImageSource[]): Promise<Tensor> {
+  async video(frames: readonly ImageSource[], call?: Abortable): Promise<Tensor> {
+    return abortable(signalOf('call', call), () => this.#video(frames));
+  }
+
+  async #video(frames: readonly ImageSource[]): Promise<Tensor> {
     const shown = isArray(frames) ? entries('frames', frames) : [];
     if (shown.length < 1) throw invalid('ERR_VALUE', 'frames', frames, 'a list of at least one image');
     const [first, ...others] = await Promise.all(shown.map((frame) => this.process(frame)));
@@ -71,8 +76,12 @@ export class ImageProcessor {
    * The image as the encoder sees it, in bytes: upright, padded, resized and cropped, not yet normalised.
    * @throws as {@link ImageProcessor.process}
    */
-  async rgb(source: ImageSource): Promise<RgbImage> {
-    return compose(await readImage(source), this.recipe);
+  async rgb(source: ImageSource, call?: Abortable): Promise<RgbImage> {
+    return abortable(signalOf('call', call), async () => {
+      const image = await readImage(source);
+      checkAborted();
+      return compose(image, this.recipe);
+    });
   }
 
   /**

@@ -75,7 +75,8 @@ describe('a request that vLLM answered as Hugging Face', () => {
   it('of a whole grid', () => {
     const name = 'qwen2_5-all-64-grid-json';
     const image = { features: rowsOf(embeds(name)), grid: [1, 16, 16] as const };
-    expect([toImageEmbeds(image, { modelType: 'qwen2_5_vl', hiddenSize: WIDTH, dtype: 'fp32' })]).toEqual(parts(name));
+    for (const modelType of ['qwen2_5_vl', undefined] as const)
+      expect([toImageEmbeds(image, { modelType, hiddenSize: WIDTH, dtype: 'fp32' })]).toEqual(parts(name));
   });
 });
 

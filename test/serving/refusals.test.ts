@@ -34,7 +34,6 @@ describe.each([
     ['another type of element', rows(1), { dtype: 'fp8' }, 'ERR_VALUE', /dtype: got 'fp8', wanted 'bf16'/],
     ['no width', rows(1), { hiddenSize: undefined }, 'ERR_VALUE', /hiddenSize: got undefined/],
     ['an unknown option', rows(1), { legacy: true }, 'ERR_VALUE', /'legacy'/],
-    ['no model', rows(1), { modelType: undefined }, 'ERR_VALUE', /modelType: got undefined, wanted 'llava'/],
     ['a model that was not tried', rows(1), { modelType: 'internvl' }, 'ERR_VALUE', /'internvl'.* no other was tried/],
     ['PaliGemma', rows(1), { modelType: 'paligemma' }, 'ERR_VALUE', /modelType: got 'paligemma', wanted 'llava'/],
     ['Gemma 3', rows(1), { modelType: 'gemma3' }, 'ERR_VALUE', /modelType: got 'gemma3'/],

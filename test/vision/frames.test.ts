@@ -51,6 +51,14 @@ describe('frames of a video', () => {
     expect(frames.map(({ data }) => data[0])).toEqual([0, 7, 14, 21, 28, 35, 42, 49]);
   });
 
+  it('come from no call that a signal ends', async () => {
+    const [path, control] = [await video({ frames: 9 }), new AbortController()];
+    const frames = videoFrames(path, { ffmpeg, signal: control.signal });
+    control.abort();
+    for (const call of [frames, videoFrames(path, { ffmpeg, signal: AbortSignal.abort() })])
+      await expect(call).rejects.toMatchObject({ code: 'ERR_ABORTED' });
+  });
+
   it('come from old programs too', async () => {
     expect(await videoFrames(await video({ frames: 20, old: true }), { ffmpeg })).toHaveLength(8);
   });

@@ -1,4 +1,5 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { ABORTABLE, type Abortable, abortable } from '../../abort.js';
 import { DesapError } from '../../errors.js';
 import { checkHead, type HeadWeights } from '../../head.js';
 import type { NumberMatrix } from '../../kernels/numeric.js';
@@ -18,14 +19,14 @@ import { attentionRows, readOutRow } from './recompute.js';
 import { type OpenTower, pickRows, pixelTensor, runOpen, sampled } from './trial.js';
 
 /** Options of {@link confirmHead} and {@link confirmTower}. */
-export interface ConfirmOptions {
+export interface ConfirmOptions extends Abortable {
   /** An image as the graph takes it, [1, 3, height, width]; default: seeded noise of the size that the graph says. */
   readonly pixelValues?: TensorLike;
   /** Session options of ONNX Runtime. */
   readonly session?: InferenceSession.SessionOptions;
 }
 
-const NAMES: OptionNames<ConfirmOptions> = { pixelValues: true, session: true };
+const NAMES: OptionNames<ConfirmOptions> = { pixelValues: true, session: true, ...ABORTABLE };
 
 /** Largest difference between what a graph computes and what the head gives, relative to the largest magnitude. */
 export interface HeadConfirmation {
@@ -64,12 +65,14 @@ export async function confirmHead(
   head: HeadWeights,
   given?: ConfirmOptions,
 ): Promise<HeadConfirmation> {
-  const { pixelValues, session } = checked(ort, given);
-  const tower = readTower(visionModel, 'visionModel');
-  const pixels = pixelTensor(ort, pixelValues ?? trialPixels(tower));
-  const values = await headValues(ort, tower, head, pixels, session);
-  await confirmRows(ort, tower, pixels, session);
-  return compareHead(tower, head, values);
+  const { pixelValues, session, signal } = checked(ort, given);
+  return abortable(signal, async () => {
+    const tower = readTower(visionModel, 'visionModel');
+    const pixels = pixelTensor(ort, pixelValues ?? trialPixels(tower));
+    const values = await headValues(ort, tower, head, pixels, session);
+    await confirmRows(ort, tower, pixels, session);
+    return compareHead(tower, head, values);
+  });
 }
 
 /**
@@ -84,15 +87,17 @@ export async function confirmTower(
   clipVisionModel: ModelSource,
   given?: ConfirmOptions,
 ): Promise<TowerConfirmation> {
-  const { pixelValues, session } = checked(ort, given);
-  const llava = readTower(llavaVisionEncoder, 'llavaVisionEncoder');
-  const clip = readTower(clipVisionModel, 'clipVisionModel');
-  const pixels = pixelTensor(ort, pixelValues ?? trialPixels(clip));
-  const [wanted, got] = [
-    await run(ort, clip, towerGraph(clip), pixels, session),
-    await run(ort, llava, towerGraph(llava), pixels, session),
-  ];
-  return compareTowers(llava, got[HIDDEN_STATES], clip, wanted[HIDDEN_STATES]);
+  const { pixelValues, session, signal } = checked(ort, given);
+  return abortable(signal, async () => {
+    const llava = readTower(llavaVisionEncoder, 'llavaVisionEncoder');
+    const clip = readTower(clipVisionModel, 'clipVisionModel');
+    const pixels = pixelTensor(ort, pixelValues ?? trialPixels(clip));
+    const [wanted, got] = [
+      await run(ort, clip, towerGraph(clip), pixels, session),
+      await run(ort, llava, towerGraph(llava), pixels, session),
+    ];
+    return compareTowers(llava, got[HIDDEN_STATES], clip, wanted[HIDDEN_STATES]);
+  });
 }
 
 /**

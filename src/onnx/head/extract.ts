@@ -1,3 +1,4 @@
+import { type Abortable, abortable, signalOf } from '../../abort.js';
 import { invalid } from '../../errors.js';
 import type { HeadWeights } from '../../head.js';
 import { fields, type OptionNames, options } from '../../options.js';
@@ -28,11 +29,16 @@ export type HeadSource =
  * In a graph they are found by structure; follow with `confirmHead`, which compares numbers. A layer scale behind the output
  * projection (open_clip, timm) is no part of a head: the decoupled attention ends with the projection (eq. 2).
  *
+ * @param call `signal` ends it
  * @throws DesapError `ERR_FILE` for an unusable file; `ERR_GRAPH` when the graph lacks a part, or its weights are
  *   quantised; `ERR_VALUE` without a head count; the errors of `checkHead`
  * @see arXiv 2604.11240, section 4.1
  */
-export async function extractHead(source: HeadSource): Promise<HeadWeights> {
+export async function extractHead(source: HeadSource, call?: Abortable): Promise<HeadWeights> {
+  return abortable(signalOf('call', call), () => headOf(source));
+}
+
+async function headOf(source: HeadSource): Promise<HeadWeights> {
   object('source', source, WANTED);
   const chosen = fields<Given>('source', source, ['visionModel', 'safetensors']);
   const names =
