@@ -1,23 +1,21 @@
 /** The CPU device: finds and loads its addon. */
-import { existsSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
-import { join, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import { alternatives, DesapError, invalid } from '../errors.js';
-import { bundleAdvice, nodeRequire, packageRoot, resolvePackage } from '../package.js';
+import { bundleAdvice, nodeRequire, packageRoot } from '../package.js';
 import type { CpuAddon } from './addon.js';
+import { cpuAddonFile, platformName, prebuiltPlatforms } from './addon-file.js';
 import type { Driver, Precision } from './driver.js';
 import { typed } from './native-error.js';
 
 /** More threads than this serve no image. */
 const MAXIMUM_THREADS = 256;
 const DEFAULT_THREADS = 16;
-const BUILD = 'build it with: npm run build:native (needs a C++17 compiler and Python)';
-
 let loaded: CpuAddon | undefined;
 
 /**
- * The CPU addon: the file that DESAP_CPU_ADDON names, else the one built here (build/Release), else the prebuilt one of this
- * platform.
+ * The CPU addon: the file that DESAP_CPU_ADDON names, else the one built here (native/build/Release), else the prebuilt one of
+ * this platform.
  * @throws DesapError `ERR_DEVICE_UNAVAILABLE` that says whether no addon was found or why it did not load
  */
 export function loadCpuAddon(): CpuAddon {
@@ -33,7 +31,7 @@ export function loadAddon(root: string | null): CpuAddon {
   } catch (cause) {
     throw new DesapError(
       'ERR_DEVICE_UNAVAILABLE',
-      `cpu: the native addon ${file} does not load: ${(cause as Error).message.split('\n')[0]}; ${BUILD}`,
+      `cpu: the native addon ${file} does not load: ${(cause as Error).message.split('\n')[0]}${root === null ? '' : `; ${buildAdvice(root)}`}`,
       { cause },
     );
   }
@@ -42,17 +40,18 @@ export function loadAddon(root: string | null): CpuAddon {
 function addonFile(root: string | null): string {
   if (root === null)
     throw new DesapError('ERR_DEVICE_UNAVAILABLE', `cpu: no native addon: ${bundleAdvice('DESAP_CPU_ADDON')}`);
-  try {
-    const gyp = nodeRequire(resolvePackage('node-gyp-build', join(root, 'package.json')) ?? 'node-gyp-build');
-    return (gyp as { path(root: string): string }).path(root);
-  } catch (cause) {
-    const tried = existsSync(`${root}/prebuilds`) ? 'build/Release and prebuilds' : 'build/Release (and no prebuilds)';
-    throw new DesapError(
-      'ERR_DEVICE_UNAVAILABLE',
-      `cpu: no native addon for ${process.platform}-${process.arch} in ${root} (tried ${tried}); ${BUILD}`,
-      { cause },
-    );
-  }
+  const file = cpuAddonFile(root);
+  if (file !== null) return file;
+  const there = prebuiltPlatforms(root).join(', ') || 'none';
+  throw new DesapError(
+    'ERR_DEVICE_UNAVAILABLE',
+    `cpu: no native addon for ${platformName()} in ${root} (prebuilt ones: ${there}); ${buildAdvice(root)}`,
+  );
+}
+
+/** How to compile the addon of the package at `root`. */
+function buildAdvice(root: string): string {
+  return `compile it with: npm run build:native in ${root} (needs g++ or clang, make, Python and the package node-addon-api)`;
 }
 
 /**

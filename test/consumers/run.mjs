@@ -55,7 +55,7 @@ function equal(what, got, want) {
 
 /** The package as it would be published, with the addon that `npm run build` made. */
 function pack() {
-  const addon = join(root, 'build', 'Release', 'desap.node');
+  const addon = join(root, 'native', 'build', 'Release', 'desap.node');
   for (const file of [addon, join(root, 'dist', 'index.js')])
     if (!existsSync(file)) throw new Error(`${file} is missing: run npm run build first`);
   const source = join(scratch, 'source');
