@@ -20,6 +20,7 @@ const PLACES = [() => HERE, () => fileUrl(process.argv[1]), () => fileUrl(join(p
  */
 export function nodeRequire(file: string): unknown {
   const module = new Module(file);
+  module.paths = []; // yarn's Plug'n'Play reads them
   return 'require' in module ? module.require(file) : createRequire(file)(file);
 }
 
