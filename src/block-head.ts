@@ -1,4 +1,5 @@
 import { types } from 'node:util';
+import { ABORTABLE, type Abortable, abortable } from './abort.js';
 import { type BlockWeights, checkBlock, copyBlock, loadBlock } from './block-weights.js';
 import {
   type AnalyzeTimings,
@@ -11,7 +12,7 @@ import {
   orElse,
 } from './devices/driver.js';
 import { type Backend, createBackend, driverOf } from './devices/kernel-api.js';
-import { typed } from './devices/native-error.js';
+import { queued, typed } from './devices/native-error.js';
 import { type DeviceOptions, openWith } from './devices/open.js';
 import { DISPOSE } from './dispose-symbols.js';
 import { invalid, mismatch, notFinite } from './errors.js';
@@ -32,6 +33,7 @@ import {
   type Tensor,
   type TensorLike,
 } from './tensor.js';
+import { traced } from './trace.js';
 import { type Units, unitsOf } from './units.js';
 
 /** One sequence of an encoder: an image, a tile or a frame. N rows, D width, dh = D / H. */
@@ -175,8 +177,10 @@ export class BlockHead implements Disposable {
    * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, `ERR_DETACHED`, `ERR_NOT_FINITE`, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`; on a GPU
    *   `ERR_DEVICE_FAILED`, `ERR_DEVICE_LOST`
    */
-  async analyze(hidden: TensorLike, options: BlockOptions = {}): Promise<BlockAnalysis> {
-    const [image] = await this.#analyzeOne(hidden, options, false);
+  async analyze(hidden: TensorLike, given: BlockOptions & Abortable = {}): Promise<BlockAnalysis> {
+    const { signal, ...choice } = options('options', given, { ...OPTIONS, ...ABORTABLE });
+    const work = async () => this.#analyzeOne(hidden, choice, false);
+    const [image] = await traced('BlockHead.analyze', () => abortable(signal, work, disposeAll));
     return image;
   }
 
@@ -193,14 +197,20 @@ export class BlockHead implements Disposable {
    */
   async analyzeBatch(
     images: readonly BlockInput[],
-    given: Pick<BlockOptions, 'encoding'> = {},
+    given: Pick<BlockOptions, 'encoding'> & Abortable = {},
   ): Promise<BlockAnalysis[]> {
+    const { signal, ...choice } = options('options', given, { ...BATCH_OPTIONS, ...ABORTABLE });
+    const work = async () => this.#analyzeAll(images, choice);
+    return traced('BlockHead.analyzeBatch', () => abortable(signal, work, disposeAll));
+  }
+
+  #analyzeAll(images: readonly BlockInput[], choice: Pick<BlockOptions, 'encoding'>): MaybePromise<BlockAnalysis[]> {
     if (!isArray(images)) throw invalid('ERR_VALUE', 'images', images, 'a list of { hidden, ... }');
     const inputs = entries('images', images).map((image, b) => {
       const argument = `images[${b}]`;
       return [`${argument}.`, options(argument, object(argument, image, '{ hidden, ... }'), INPUT)] as const;
     });
-    return this.#analyze(inputs, options('options', given, BATCH_OPTIONS), false);
+    return this.#analyze(inputs, choice, false);
   }
 
   #analyzeOne(hidden: TensorLike, given: BlockOptions, sync: boolean): MaybePromise<BlockAnalysis[]> {
@@ -226,7 +236,7 @@ export class BlockHead implements Disposable {
     );
     const states = checked.map((input, b): BlockStates => ({ ...input, attention: places[b].data }));
     const analyze = () => {
-      const outputs = typed(() => this.#block.analyze(states, request, sync));
+      const outputs = queued(this.#driver, () => this.#block.analyze(states, request, sync));
       return after(outputs, (all) => all.map((output, b) => new BlockAnalysis(states[b], output, places[b].buffer)));
     };
     return orElse(analyze, (error) => {
@@ -311,6 +321,10 @@ export class BlockAnalysis implements Disposable {
   [DISPOSE](): void {
     this.dispose();
   }
+}
+
+function disposeAll(analyses: readonly BlockAnalysis[]): void {
+  for (const analysis of analyses) analysis.dispose();
 }
 
 /** Where the attention of one image is written, and the buffer that was made for it. */

@@ -28,6 +28,12 @@ export type DesapErrorCode =
   | 'ERR_DEVICE_FAILED'
   /** The device, or what this process has on it, is dead: every later call on it says so too. Open another one. */
   | 'ERR_DEVICE_LOST'
+  /** The call's signal ended it; `cause` is the signal's reason. */
+  | 'ERR_ABORTED'
+  /** A server's queue is full: the request was not taken. Try again later. */
+  | 'ERR_BUSY'
+  /** The worker that had the request died; another takes its place. The next call may work. */
+  | 'ERR_WORKER_LOST'
   /** An allocation failed. */
   | 'ERR_OUT_OF_MEMORY'
   /** A broken invariant: a bug in this package. */

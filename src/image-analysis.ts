@@ -1,7 +1,8 @@
+import { ABORTABLE, type Abortable, abortable, signalOf } from './abort.js';
 import type { AnalyzeTimings, Driver, DriverAnalysis, DriverParts, MaybePromise } from './devices/driver.js';
 import { after } from './devices/driver.js';
 import { type Backend, driverOf } from './devices/kernel-api.js';
-import { typed } from './devices/native-error.js';
+import { queued, typed } from './devices/native-error.js';
 import { type DeviceOptions, openWith } from './devices/open.js';
 import { DISPOSE } from './dispose-symbols.js';
 import { invalid, mismatch } from './errors.js';
@@ -10,6 +11,7 @@ import { entries, isOf, type OptionNames, options } from './options.js';
 import { isList, PRUNE_OPTIONS, type PruneOptions, pruneRequest, type Text, withSharedText } from './prune-request.js';
 import { type PruneResult, pruneResult } from './prune-result.js';
 import { assertAlive, type FloatMatrix, float32, matrix, type Tensor, type TensorLike, vector } from './tensor.js';
+import { traced } from './trace.js';
 
 /** What another encoder says of an image. P patches, E the width that image and text share, F the width of the features. */
 export interface AnalysisParts {
@@ -49,8 +51,14 @@ export class ImageAnalysis implements Disposable {
    *   `openBackend`; `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`. A GPU that cannot take the parts (P beyond 65536, E beyond 16384:
    *   `ERR_VALUE`), has no room for them or fails is passed over by the device `auto`
    */
-  static async from(parts: AnalysisParts, where: DeviceOptions | Backend = {}): Promise<ImageAnalysis> {
-    return ImageAnalysis.#from(parts, where, false);
+  static async from(
+    parts: AnalysisParts,
+    where: DeviceOptions | Backend = {},
+    call?: Abortable,
+  ): Promise<ImageAnalysis> {
+    const work = async () => ImageAnalysis.#from(parts, where, false);
+    const discard = (analysis: ImageAnalysis) => analysis.dispose();
+    return traced('ImageAnalysis.from', () => abortable(signalOf('call', call), work, discard));
   }
 
   /** {@link ImageAnalysis.from}, on the calling thread; memory of any kind is read in place, and the features are copied. */
@@ -60,7 +68,7 @@ export class ImageAnalysis implements Disposable {
 
   static #from(parts: AnalysisParts, where: DeviceOptions | Backend, sync: boolean): MaybePromise<ImageAnalysis> {
     const checked = checkParts(parts);
-    const create = (driver: Driver, parts: DriverParts) => typed(() => driver.createAnalysis(parts, sync));
+    const create = (driver: Driver, parts: DriverParts) => queued(driver, () => driver.createAnalysis(parts, sync));
     const open = driverOf(where);
     if (open) return after(create(open, checked), (analysis) => new ImageAnalysis(analysis, open, false));
     const read = (again: boolean) => (again && !sync ? keptParts(checked) : checked);
@@ -117,8 +125,10 @@ export class ImageAnalysis implements Disposable {
    * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE` (text, keep, taskShare, endOfText, ...), `ERR_NOT_FINITE` (text,
    *   endOfText, saliency, features), `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`
    */
-  async prune(text: Text | null, options: PruneOptions): Promise<PruneResult> {
-    return this.#prune(text, options, false);
+  async prune(text: Text | null, given: PruneOptions & Abortable): Promise<PruneResult> {
+    const { signal, ...choice } = options('options', given, { ...PRUNE_OPTIONS, ...ABORTABLE });
+    const work = async () => this.#prune(text, choice, false);
+    return traced('ImageAnalysis.prune', () => abortable(signal, work));
   }
 
   /** {@link ImageAnalysis.prune}, on the calling thread. */
@@ -139,8 +149,10 @@ export class ImageAnalysis implements Disposable {
     analyses: readonly ImageAnalysis[],
     text: Text | null | readonly (Text | null)[],
     options: PruneOptions | readonly PruneOptions[],
+    call?: Abortable,
   ): Promise<PruneResult[]> {
-    return ImageAnalysis.#pruneAll(analyses, text, options, false);
+    const work = async () => ImageAnalysis.#pruneAll(analyses, text, options, false);
+    return traced('ImageAnalysis.pruneBatch', () => abortable(signalOf('call', call), work));
   }
 
   /** {@link ImageAnalysis.pruneBatch}, on the calling thread. */
@@ -172,7 +184,8 @@ export class ImageAnalysis implements Disposable {
     });
     if (analyses.length === 0) return sync ? [] : Promise.resolve([]);
     const driven = analyses.map((image) => image.#analysis);
-    const prune = () => typed(() => analyses[0].#device.pruneAll(driven, requests, sync));
+    const [{ driver }] = analyses;
+    const prune = () => queued(driver, () => driver.pruneAll(driven, requests, sync));
     const outputs = isList(text) ? prune() : withSharedText(prune);
     return after(outputs, (all) => all.map((output, b) => pruneResult(output, requests[b])));
   }
@@ -180,7 +193,7 @@ export class ImageAnalysis implements Disposable {
   #prune(text: Text | null, given: PruneOptions, sync: boolean): MaybePromise<PruneResult> {
     const request = pruneRequest('text', text, options('options', given, PRUNE_OPTIONS), this.#analysis);
     assertAlive('ImageAnalysis', this.#alive);
-    const output = typed(() => this.#analysis.prune(request, sync));
+    const output = queued(this.#device, () => this.#analysis.prune(request, sync));
     return after(output, (pruned) => pruneResult(pruned, request));
   }
 

@@ -4,6 +4,7 @@
  * @module desap
  */
 
+export type { Abortable } from './abort.js';
 export type { BlockInput, BlockOptions, SiglipReadOut } from './block-head.js';
 export { BlockAnalysis, BlockHead } from './block-head.js';
 export type { BlockWeights, OptionalBias, SiglipHead } from './block-weights.js';
@@ -35,4 +36,5 @@ export type { PruneResult } from './prune-result.js';
 export type { AnalyzeOptions, BatchOptions, HeadSource, OneGoOptions } from './pruner.js';
 export { Pruner } from './pruner.js';
 export type { TensorLike } from './tensor.js';
+export type { CallEvent } from './trace.js';
 export type { Units } from './units.js';

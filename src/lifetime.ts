@@ -1,5 +1,15 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
+import { abortable } from './abort.js';
 import { DesapError } from './errors.js';
+
+/** A call of an object, and the one on whose way it was made. */
+interface Call {
+  readonly life: Lifetime;
+  readonly outer: Call | undefined;
+}
+
+/** One for all objects: before version 24, Node goes through every storage that was ever used for each promise that is made. */
+const calls = new AsyncLocalStorage<Call>();
 
 /**
  * Whether an object with asynchronous calls may still be used, and which of its calls are under way: what it holds is freed
@@ -7,7 +17,6 @@ import { DesapError } from './errors.js';
  */
 export class Lifetime {
   readonly #running = new Set<Promise<unknown>>();
-  readonly #within = new AsyncLocalStorage<true>();
   #ended: Promise<void> | null = null;
   #freed = false;
 
@@ -16,14 +25,22 @@ export class Lifetime {
 
   /** @throws DesapError `ERR_DISPOSED` after {@link Lifetime.end} */
   check(): void {
-    const inCall = this.#within.getStore() === true && !this.#freed;
-    if (this.#ended && !inCall) throw new DesapError('ERR_DISPOSED', `${this.what}: used after dispose()`);
+    if (this.#ended && (this.#freed || !this.#isWithin()))
+      throw new DesapError('ERR_DISPOSED', `${this.what}: used after dispose()`);
   }
 
-  /** Runs a call of the object. Rejects with `ERR_DISPOSED` after {@link Lifetime.end}. */
-  async call<T>(work: () => Promise<T>): Promise<T> {
+  /**
+   * Runs a call of the object, which `signal` may end. Rejects with `ERR_DISPOSED` after {@link Lifetime.end}.
+   * @param discard frees a result that nobody gets any more
+   */
+  async call<T>(work: () => Promise<T>, signal?: AbortSignal, discard?: (result: T) => unknown): Promise<T> {
     this.check();
-    const result = this.#within.run(true, work);
+    return abortable(signal, () => this.#track(work), discard);
+  }
+
+  /** A call that was aborted is under way to the end of what it has begun. */
+  async #track<T>(work: () => Promise<T>): Promise<T> {
+    const result = calls.run({ life: this, outer: calls.getStore() }, work);
     this.#running.add(result);
     try {
       return await result;
@@ -39,6 +56,12 @@ export class Lifetime {
   end(free: () => unknown): Promise<void> {
     this.#ended ??= this.#drain(free);
     return this.#ended;
+  }
+
+  /** Whether what runs now is on the way of a call of the object. */
+  #isWithin(): boolean {
+    for (let call = calls.getStore(); call !== undefined; call = call.outer) if (call.life === this) return true;
+    return false;
   }
 
   async #drain(free: () => unknown): Promise<void> {

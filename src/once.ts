@@ -1,12 +1,20 @@
-/** Something that is made once, by the first who asks for it, and is then there for all; a failure is not kept. */
+import { checkAborted, shared } from './abort.js';
+
+/**
+ * Something that is made once, by the first who asks for it, and is then there for all; a failure is not kept. It is made to its end,
+ * also when the call that asked first is aborted.
+ */
 export class Once<T> {
   #made: Promise<T> | null = null;
 
-  get(make: () => Promise<T>): Promise<T> {
-    this.#made ??= make().catch((error) => {
-      this.#made = null;
-      throw error;
-    });
+  async get(make: () => Promise<T>): Promise<T> {
+    if (this.#made === null) {
+      checkAborted();
+      this.#made = shared(make).catch((error) => {
+        this.#made = null;
+        throw error;
+      });
+    }
     return this.#made;
   }
 

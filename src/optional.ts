@@ -12,6 +12,7 @@ const TESTED_FROM = {
   '@huggingface/tokenizers': '0.2.0',
   '@huggingface/transformers': '4.3.0',
   'onnxruntime-node': '1.21.0',
+  piscina: '5.1.0',
   sharp: '0.34.0',
 } as const;
 

@@ -59,7 +59,7 @@ export function methodResult(
       ? new Tensor('float16', Uint16Array.from(tokens.data, floatToHalf), dims)
       : float32(tokens.data, dims),
     ...{ indices, source, assignment, counts, choice: saidOf(chosen) },
-    timings: { normalize: 0, project: 0, attention: 0, saliency: 0, readOut: 0, align: 0, ...spent },
+    timings: { waiting: 0, normalize: 0, project: 0, attention: 0, saliency: 0, readOut: 0, align: 0, ...spent },
   };
 }
 

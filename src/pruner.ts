@@ -1,7 +1,8 @@
 import { types } from 'node:util';
+import { ABORTABLE, type Abortable } from './abort.js';
 import { type AnalyzeRequest, after, type Driver, type DriverHead, type MaybePromise } from './devices/driver.js';
 import { type Backend, createBackend } from './devices/kernel-api.js';
-import { typed } from './devices/native-error.js';
+import { queued, typed } from './devices/native-error.js';
 import { type DeviceOptions, openWith } from './devices/open.js';
 import { DISPOSE } from './dispose-symbols.js';
 import { DesapError, invalid, mismatch } from './errors.js';
@@ -28,6 +29,7 @@ import {
 } from './prune-request.js';
 import { inPublicOrder, methodResult, type PruneResult, pruneResult, rowsInOrder } from './prune-result.js';
 import { boolean, type FloatMatrix, floatData, matrix, object, oneOf, type TensorLike } from './tensor.js';
+import { traced } from './trace.js';
 
 /** Options of {@link Pruner.analyze}. */
 export interface AnalyzeOptions {
@@ -153,8 +155,9 @@ export class Pruner implements Disposable {
    * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DETACHED`, `ERR_NOT_FINITE`, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`; on a GPU
    *   `ERR_DEVICE_FAILED`, `ERR_DEVICE_LOST`
    */
-  async analyze(hidden: TensorLike, options: AnalyzeOptions = {}): Promise<ImageAnalysis> {
-    const [image] = await this.#analyze([this.#image('hidden', hidden)], options, false);
+  async analyze(hidden: TensorLike, options: AnalyzeOptions & Abortable = {}): Promise<ImageAnalysis> {
+    const images = () => [this.#image('hidden', hidden)];
+    const [image] = await this.#analyzeLater('Pruner.analyze', images, options);
     return image;
   }
 
@@ -170,9 +173,19 @@ export class Pruner implements Disposable {
    */
   async analyzeBatch(
     hidden: TensorLike | readonly TensorLike[],
-    options: AnalyzeOptions = {},
+    options: AnalyzeOptions & Abortable = {},
   ): Promise<ImageAnalysis[]> {
-    return this.#analyze(this.#images(hidden), options, false);
+    return this.#analyzeLater('Pruner.analyzeBatch', () => this.#images(hidden), options);
+  }
+
+  #analyzeLater(
+    call: string,
+    images: () => FloatMatrix[],
+    given: AnalyzeOptions & Abortable,
+  ): Promise<ImageAnalysis[]> {
+    const { signal, ...choice } = options('options', given, { ...ANALYZE_OPTIONS, ...ABORTABLE });
+    const work = async () => this.#analyze(images(), choice, false);
+    return traced(call, () => this.#life.call(work, signal, disposeAll));
   }
 
   /**
@@ -183,8 +196,10 @@ export class Pruner implements Disposable {
    * @throws as {@link Pruner.analyze} and {@link ImageAnalysis.prune}; `ERR_VALUE` for what a method reads and was not given, by its name, and
    *   for options that have no part in it
    */
-  async prune(hidden: TensorLike, text: Text | null, options: OneGoOptions): Promise<PruneResult> {
-    const [result] = await this.#prune([this.#image('hidden', hidden)], text, options, false);
+  async prune(hidden: TensorLike, text: Text | null, options: OneGoOptions & Abortable): Promise<PruneResult> {
+    const [result] = await this.#pruneLater('Pruner.prune', options, async (choice) =>
+      this.#prune([this.#image('hidden', hidden)], text, choice, false),
+    );
     return result;
   }
 
@@ -206,9 +221,20 @@ export class Pruner implements Disposable {
   async pruneBatch(
     hidden: TensorLike | readonly TensorLike[],
     text: Text | null | readonly Text[],
-    options: BatchOptions,
+    options: BatchOptions & Abortable,
   ): Promise<PruneResult[]> {
-    return this.#pruneBatch(hidden, text, options, false);
+    return this.#pruneLater('Pruner.pruneBatch', options, async (choice) =>
+      this.#pruneBatch(hidden, text, choice, false),
+    );
+  }
+
+  #pruneLater(
+    call: string,
+    given: OneGoOptions & Abortable,
+    prune: (choice: OneGoOptions) => Promise<PruneResult[]>,
+  ): Promise<PruneResult[]> {
+    const { signal, ...choice } = options('options', given, { ...ONE_GO_OPTIONS, ...ABORTABLE });
+    return traced(call, () => this.#life.call(() => prune(choice), signal));
   }
 
   /** {@link Pruner.pruneBatch}, on the calling thread; by DeSAP's own method only. */
@@ -254,7 +280,9 @@ export class Pruner implements Disposable {
         ? pruneRequest('text', text as Text | null, choice, shape)
         : pruneRequest(`text[${b}]`, texts[b], choice, shape);
     });
-    const outputs = typed(() => this.#head.prune(images, { encoding: encodingOf(choice) }, requests, sync));
+    const outputs = queued(this.#driver, () =>
+      this.#head.prune(images, { encoding: encodingOf(choice) }, requests, sync),
+    );
     return after(outputs, (all) => all.map((output, b) => pruneResult(output, requests[b])));
   }
 
@@ -310,7 +338,9 @@ export class Pruner implements Disposable {
     const how = { keep: 1, taskShare: 1, alignment: 'mean', merge: false, maps: true } as const;
     const request = pruneRequest('text', text, how, { patches: hidden.rows - Number(classToken), projectionDim });
     const image = { ...hidden, half: false };
-    const [{ maps }] = await typed(() => this.#head.prune([image], { encoding: 'qq' }, [request], false));
+    const [{ maps }] = await queued(this.#driver, () =>
+      this.#head.prune([image], { encoding: 'qq' }, [request], false),
+    );
     return maps?.task as Float32Array;
   }
 
@@ -321,7 +351,7 @@ export class Pruner implements Disposable {
       encoding: encodingOf(choice),
       intermediates: boolean('intermediates', choice.intermediates ?? false),
     };
-    const analyses = typed(() => this.#head.analyze(images, request, sync));
+    const analyses = queued(this.#driver, () => this.#head.analyze(images, request, sync));
     return after(analyses, (all) => all.map((analysis) => new ImageAnalysis(analysis, this.#driver, false)));
   }
 
@@ -367,6 +397,10 @@ export class Pruner implements Disposable {
   [DISPOSE](): void {
     this.dispose();
   }
+}
+
+function disposeAll(analyses: readonly ImageAnalysis[]): void {
+  for (const analysis of analyses) analysis.dispose();
 }
 
 /** @throws DesapError `ERR_VALUE` */

@@ -14,6 +14,7 @@ const PAPERS = [
   'bench/NOTES.md',
   'models/MODEL_CARD.md',
   'test/exports/README.md',
+  'test/vllm/report.md',
   'tools/export/README.md',
   ...DOCS.map((name) => `docs/${name}`),
 ];

@@ -15,7 +15,9 @@ const LAYERS: readonly (readonly [string, RegExp])[] = [
   ['onnx', /^onnx\/[a-z-]+\.ts$/],
   ['onnx head', /^onnx\/head\/|^onnx\/index\.ts$/],
   ['pruner', /^(pruner|block-head|image-analysis|prune-(request|result)|method-input|host-buffer|ort|index)\.ts$/],
+  ['serving', /^serving\//],
   ['vision', /^vision\//],
+  ['server', /^server\//],
   ['transformers', /^transformers\//],
   ['command line', /^cli\//],
 ];

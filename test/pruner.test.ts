@@ -32,7 +32,7 @@ describe.each(devicesUnderTest())('Pruner on %s', (_, options) => {
         expect(relativeError(got.maps!.saliency, want.maps!.saliency)).toBeLessThan(1e-4);
         expect(relativeError(values(got.matrices!.similarity), values(want.matrices!.similarity))).toBeLessThan(1e-4);
         for (const time of Object.values(got.timings)) expect(time).toBeGreaterThanOrEqual(0);
-        expect(Object.keys(got.timings)).toEqual(Object.keys(want.timings));
+        expect(Object.keys(got.timings).sort()).toEqual(Object.keys(want.timings).sort());
       }
     }
   });
@@ -79,7 +79,7 @@ describe.each(devicesUnderTest())('Pruner on %s', (_, options) => {
         expect(withoutTimings(await pruner.prune(image, texts[i], request))).toEqual(withoutTimings(batch[i]));
         using analysis = await pruner.analyze(image);
         expect(withoutTimings(await analysis.prune(texts[i], request))).toEqual(withoutTimings(batch[i]));
-        expect(Object.keys(batch[i].timings)).toHaveLength(8);
+        expect(Object.keys(batch[i].timings)).toHaveLength(9);
         for (const time of Object.values(batch[i].timings)) expect(time).toBeGreaterThanOrEqual(0);
       }
     }

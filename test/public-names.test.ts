@@ -40,6 +40,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
     ...[
       'AnyresImageProcessor',
       'BlockImage',
+      'BlockTilesImage',
       'BlockVision',
       'ClipText',
       'ImageProcessor',
@@ -58,6 +59,8 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
       'videoFrames',
     ],
   ],
+  'desap/server': ['VisionPool', 'httpStatus'],
+  'desap/serving': ['checkUsage', 'toImageEmbeds', 'toPromptEmbeds'],
   'desap/transformers': ['attach'],
 };
 

@@ -35,7 +35,7 @@ class PartsJob : public Job {
 
   Napi::Value finish(Napi::Env env, Napi::Object) override {
     const void* features = analysis_->features();
-    return construct<AnalysisObject>(env, Environment::of(env).analysis, {executor_, std::move(analysis_), half_, features, {}, {}});
+    return construct<AnalysisObject>(env, Environment::of(env).analysis, {executor_, std::move(analysis_), half_, features, {}, {}, 0});
   }
 
  private:
@@ -143,6 +143,7 @@ AnalysisObject::AnalysisObject(const Napi::CallbackInfo& info) : state_(construc
   width_ = analysis.width();
   projection_dim_ = analysis.projection_dim();
   timings_ = analysis.timings();
+  waited_ = state_.waited;
   address_ = reinterpret_cast<uintptr_t>(state_.features);
   const int64_t floats = rows_ * projection_dim_ + patches_ + patches_ * width_;
   memory_ = ExternalMemory(info.Env(), (floats + static_cast<int64_t>(state_.context.size() + state_.attention.size())) * 4);
@@ -207,6 +208,7 @@ Napi::Value AnalysisObject::features_address(const Napi::CallbackInfo& info) {
 Napi::Value AnalysisObject::timings(const Napi::CallbackInfo& info) {
   Napi::Object timings = Napi::Object::New(info.Env());
   set_timings(timings, timings_);
+  set_waiting(timings, waited_);
   return timings;
 }
 

@@ -31,6 +31,7 @@ class AnalysisObject : public Wrapped<AnalysisObject> {
     // First byte of the rows that the kernels read and merging will read; null where that is the device's copy.
     const void* features = nullptr;
     std::vector<float> context, attention;  // intermediates [N, D] each, empty where not wanted
+    double waited = 0;  // milliseconds: its share of the time that the call waited for the device
   };
 
   static Napi::Function define(Napi::Env);
@@ -59,6 +60,7 @@ class AnalysisObject : public Wrapped<AnalysisObject> {
   // These outlive it.
   int64_t rows_ = 0, patches_ = 0, width_ = 0, projection_dim_ = 0;
   AnalyzeTimings timings_ = {};
+  double waited_ = 0;
   uint64_t address_ = 0;
 };
 

@@ -158,6 +158,7 @@ class AnalyzeJob : public Job {
       sequences_[i].self_attention.deliver();
       Napi::Object timings = Napi::Object::New(env);
       set_timings(timings, timings_[i]);
+      set_waiting(timings, waited / static_cast<double>(timings_.size()));
       put(results.Get(i).As<Napi::Object>(), "timings", timings);
     }
     return results;

@@ -17,7 +17,8 @@ Napi::Function ContextObject::define(Napi::Env env) {
                          {method<&ContextObject::run>("run"), method<&ContextObject::create_head>("createHead"),
                           method<&ContextObject::create_block>("createBlock"),
                           method<&ContextObject::create_analysis>("createAnalysis"),
-                          method<&ContextObject::prune_all>("pruneAll"), method<&ContextObject::dispose>("dispose"),
+                          method<&ContextObject::prune_all>("pruneAll"), method<&ContextObject::cancel>("cancel"),
+                          method<&ContextObject::dispose>("dispose"),
                           accessor<&ContextObject::device>("device"),
                           accessor<&ContextObject::description>("deviceDescription"),
                           accessor<&ContextObject::precision>("precision")});
@@ -59,6 +60,10 @@ Napi::Value ContextObject::create_analysis(const Napi::CallbackInfo& info) {
 
 Napi::Value ContextObject::prune_all(const Napi::CallbackInfo& info) {
   return prune_analyses(info.Env(), executor_, info[0], info[1], info[2].ToBoolean());
+}
+
+Napi::Value ContextObject::cancel(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), executor_->cancel(info.Env(), info[0]));
 }
 
 void ContextObject::dispose(const Napi::CallbackInfo&) { executor_->close(); }

@@ -26,6 +26,7 @@ class ContextObject : public Wrapped<ContextObject> {
   Napi::Value create_block(const Napi::CallbackInfo&);
   Napi::Value create_analysis(const Napi::CallbackInfo&);
   Napi::Value prune_all(const Napi::CallbackInfo&);
+  Napi::Value cancel(const Napi::CallbackInfo&);
   void dispose(const Napi::CallbackInfo&);
   Napi::Value device(const Napi::CallbackInfo&);
   Napi::Value description(const Napi::CallbackInfo&);

@@ -12,6 +12,8 @@ Napi::Error error_of(Napi::Env env, const char* code, const char* message) {
   return error;
 }
 
+}  // namespace
+
 Napi::Error error_of(Napi::Env env, const Fault& fault) {
   const Napi::Error error = error_of(env, fault.code, fault.message.c_str());
   const Napi::Object object = error.Value();
@@ -20,8 +22,6 @@ Napi::Error error_of(Napi::Env env, const Fault& fault) {
   if (fault.image >= 0) put(object, "image", static_cast<double>(fault.image));
   return error;
 }
-
-}  // namespace
 
 Fault invalid(const char* code, const std::string& argument, const std::string& got, const std::string& wanted) {
   return {code, "got " + got + ", wanted " + wanted, argument};

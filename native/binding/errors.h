@@ -25,6 +25,8 @@ Fault disposed(const char* what);
 // Of a status that is not good.
 Fault from_status(const Status&);
 
+Napi::Error error_of(Napi::Env, const Fault&);
+
 // In a catch block: what was thrown, as JavaScript is to get it. It allocates nothing itself, as the reason may be that nothing
 // can be allocated; what it asks the engine for, the engine has, or ends the process. Throws Napi::Error where the environment
 // takes no more values.

@@ -22,6 +22,10 @@ Status run_once(Job& job, Context& context) {
   }
 }
 
+double milliseconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
+
 }  // namespace
 
 Status Executor::run_job(Job& job) const {
@@ -35,10 +39,12 @@ void Executor::check_open() const {
 
 Napi::Value Executor::run(Napi::Env env, Prepared prepared) {
   check_open();
+  const auto called = std::chrono::steady_clock::now();
   std::unique_lock<std::mutex> lock(mutex_);
   sync_waits_ = true;
   change_.wait(lock, [this] { return busy_ < streams_; });
   sync_waits_ = false;
+  prepared.job->waited = milliseconds_since(called);
   busy_++;
   lock.unlock();
   const Status status = run_job(*prepared.job);
@@ -102,6 +108,7 @@ void Executor::work() {
     task.splice(task.end(), queue_, queue_.begin());
     busy_++;
     lock.unlock();
+    task.front().job->waited = milliseconds_since(task.front().submitted);
     task.front().status = run_job(*task.front().job);
     lock.lock();
     done_.splice(done_.end(), task);
@@ -141,8 +148,30 @@ void Executor::deliver(Napi::Env env) {
       // The environment is being terminated and takes no more values.
     }
   }
-  pending_ -= done.size();
-  if (pending_ == 0) napi_unref_threadsafe_function(env, signal_);
+  settled(env, done.size());
+}
+
+void Executor::settled(Napi::Env env, size_t tasks) {
+  pending_ -= tasks;
+  if (pending_ == 0 && tasks > 0) napi_unref_threadsafe_function(env, signal_);
+}
+
+bool Executor::cancel(Napi::Env env, const Napi::Value& promise) {
+  std::list<Task> found;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto task = queue_.begin(); task != queue_.end() && found.empty(); ++task) {
+      if (task->promise.Value().StrictEquals(promise)) {
+        found.splice(found.end(), queue_, task);
+        break;
+      }
+    }
+  }
+  if (found.empty()) return false;
+  settled(env, 1);
+  const Fault fault{"ERR_ABORTED", "taken out of the queue before it began", ""};
+  found.front().deferred.Reject(error_of(env, fault).Value());
+  return true;
 }
 
 void Executor::on_signal_closed(napi_env, void* holder, void*) {

@@ -5,6 +5,7 @@
 // Every method is called on the JavaScript thread of the environment that made the executor.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <list>
 #include <memory>
@@ -27,6 +28,8 @@ class Job {
   virtual Status run(Context&) = 0;
   // On the JavaScript thread, after a good status: what the caller receives.
   virtual Napi::Value finish(Napi::Env, Napi::Object result) { return result; }
+
+  double waited = 0;  // milliseconds from the call to the first run
 };
 
 // A job and the JavaScript value that its results are written into. Nobody else sees the value before the job is done,
@@ -49,6 +52,10 @@ class Executor : public std::enable_shared_from_this<Executor> {
     return sync ? run(env, std::move(prepared)) : submit(env, std::move(prepared));
   }
 
+  // Takes a job out that was submitted and has not begun: its promise is rejected with ERR_ABORTED, and what it holds is let go. False
+  // where `promise` is no such job's.
+  bool cancel(Napi::Env, const Napi::Value& promise);
+
   // Refuses further jobs. Those that were submitted still run; then threads and memory are freed.
   void close();
   // The environment ends: lets the running jobs finish, drops the others, and joins the threads.
@@ -58,10 +65,15 @@ class Executor : public std::enable_shared_from_this<Executor> {
  private:
   struct Task {
     Task(Napi::Env env, Prepared prepared)
-        : job(std::move(prepared.job)), result(Napi::Persistent(prepared.result)), deferred(Napi::Promise::Deferred::New(env)) {}
+        : job(std::move(prepared.job)),
+          result(Napi::Persistent(prepared.result)),
+          deferred(Napi::Promise::Deferred::New(env)),
+          promise(Napi::Persistent(deferred.Promise().As<Napi::Object>())) {}
     std::unique_ptr<Job> job;
     Napi::ObjectReference result;
     Napi::Promise::Deferred deferred;
+    Napi::ObjectReference promise;
+    std::chrono::steady_clock::time_point submitted = std::chrono::steady_clock::now();
     Status status;
   };
 
@@ -70,6 +82,7 @@ class Executor : public std::enable_shared_from_this<Executor> {
   void work();
   void join();
   void deliver(Napi::Env);
+  void settled(Napi::Env, size_t tasks);
   static void on_signal(napi_env, napi_value, void* executor, void*);
   static void on_signal_closed(napi_env, void* holder, void*);
 

@@ -92,6 +92,7 @@ class AnalyzeJob : public Job {
 
   Napi::Value finish(Napi::Env env, Napi::Object result) override {
     for (size_t i = 0; i < analyses_.size(); i++) {
+      analyses_[i].waited = waited / static_cast<double>(analyses_.size());
       put(result, i, construct<AnalysisObject>(env, Environment::of(env).analysis, std::move(analyses_[i])));
     }
     return result;

@@ -163,6 +163,7 @@ Napi::Value PruneJob::finish(Napi::Env env, Napi::Object results) {
     Napi::Object timings = Napi::Object::New(env);
     set_timings(timings, analyze_timings_[i]);
     set_timings(timings, prune_timings_[i]);
+    set_waiting(timings, waited / static_cast<double>(prunings_.size()));
     put(results.Get(i).As<Napi::Object>(), "timings", timings);
   }
   return results;
@@ -175,6 +176,8 @@ void set_timings(Napi::Object object, const AnalyzeTimings& timings) {
   put(object, "saliency", timings.saliency);
   put(object, "readOut", timings.read_out);
 }
+
+void set_waiting(Napi::Object object, double milliseconds) { put(object, "waiting", milliseconds); }
 
 void set_timings(Napi::Object object, const PruneTimings& timings) {
   put(object, "align", timings.align);

@@ -59,5 +59,7 @@ class PruneJob : public Job {
 
 void set_timings(Napi::Object, const AnalyzeTimings&);
 void set_timings(Napi::Object, const PruneTimings&);
+// An image's share of how long the call waited for the device.
+void set_waiting(Napi::Object, double milliseconds);
 
 }  // namespace desap

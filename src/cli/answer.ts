@@ -47,8 +47,8 @@ LLaVA, LLaVA-NeXT and Video-LLaVA run on onnxruntime-node alone; all other famil
       const model = await chosenModel(flags);
       const { pruned, ...answer } = await answered(model, image, question, flags);
       if (flags.json) {
-        const { indices, source, tileCounts, task } = pruned ?? {};
-        return printJson({ ...answer, indices, source, tileCounts, task });
+        const { indices, source, dropped, tileCounts, looked, task } = pruned ?? {};
+        return printJson({ ...answer, indices, source, dropped, tileCounts, looked, task });
       }
       print(answer.text);
       const timings = Object.entries(answer.timings).map(([part, value]) => `${part} ${value.toFixed(1)} ms`);
@@ -64,7 +64,10 @@ async function answered(
   question: string,
   flags: Flags,
 ): Promise<Answered> {
-  const { prompt, keep, keepRatio, positions, maxNewTokens } = flags;
+  const { prompt, keep, positions, maxNewTokens, tiles } = flags;
+  const isUnsaid = [keep, flags.keepRatio, flags.method].every((one) => one === undefined);
+  // Tiles are chosen by a question: all tokens of those that are.
+  const keepRatio = isUnsaid && tiles !== undefined ? 1 : flags.keepRatio;
   const how = { ...pruningOf(flags), keep, keepRatio, positions };
   if (kind.processing) {
     const { dtype, ...opening } = options;

@@ -12,5 +12,5 @@ export interface Answered {
   /** Milliseconds of each part. */
   readonly timings: object;
   /** What was kept and why; absent where nothing was pruned. */
-  readonly pruned?: Pick<PrunedFeatures, 'indices' | 'source' | 'tileCounts' | 'task'>;
+  readonly pruned?: Pick<PrunedFeatures, 'indices' | 'source' | 'dropped' | 'tileCounts' | 'looked' | 'task'>;
 }

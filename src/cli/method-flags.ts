@@ -1,10 +1,10 @@
-/** Methods on the command line: `--method vscan --method-options windows=6,mergeSpace=hidden`. */
+/** Options that have options of their own: `--method-options windows=6,mergeSpace=hidden`, `--tower at=1,keep=0.25`, `--tiles keep=2,by=kk`. */
 import { InvalidArgumentError } from 'commander';
 
 type Value = string | number | boolean | string[];
 
-/** Options of a method: numbers and true or false as such, a list with + between, all else as text. */
-export function methodOptions(text: string): Record<string, Value> {
+/** Numbers and true or false as such, a list with + between, all else as text. */
+export function namedValues(text: string): Record<string, Value> {
   return Object.fromEntries(
     text.split(',').map((part): [string, Value] => {
       const [, name, value] = /^\s*(\w+)=(.+?)\s*$/.exec(part) ?? [];

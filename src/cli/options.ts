@@ -11,10 +11,12 @@ import { ANYRES, type Anyres, NEWLINES, type Newline } from '../vision/anyres.js
 import type { VisionModelOptions } from '../vision/families.js';
 import { LONG_TEXT, type LongText } from '../vision/long-text.js';
 import { DTYPES, type Dtype } from '../vision/model-folder.js';
+import { TEXT_PLACES, type TextPlace } from '../vision/text-place.js';
+import type { TileOptions } from '../vision/tile-options.js';
 import { CLASS_ROWS, type ClassRows } from '../vision/video-llava.js';
 import { DISTANCES, PRESET_NAMES } from '../vision/vision-choices.js';
 import type { Allocation, Distances, Preset, VisionPruneOptions } from '../vision/vision-model.js';
-import { methodOptions } from './method-flags.js';
+import { namedValues } from './method-flags.js';
 import { type ImageFlags, type ModelKind, modelKind } from './models.js';
 
 /** The repository's own models; they come with a clone, not with the npm package. */
@@ -65,14 +67,30 @@ export function withFamilies(command: Command): Command {
         new Option('--long-text <form>', 'what happens to long questions (default: segment)').choices(LONG_TEXT),
       )
       .option('--max-text-tokens <count>', 'with --long-text filter: tokens that a question has at most', positive)
+      .addOption(
+        new Option(
+          '--text <where>',
+          'thread of the text tower: worker, beside the vision tower (default: here)',
+        ).choices(TEXT_PLACES),
+      )
       .addOption(new Option('--anyres <form>', 'LLaVA-NeXT: tokens of an image (default: model)').choices(ANYRES))
       .addOption(
         new Option('--newline <which>', 'LLaVA-NeXT, Phi-3.5-vision: newlines that stay (default: kept-rows)').choices(
           NEWLINES,
         ),
       )
+      .option(
+        '--tiles <list>',
+        'LLaVA-NeXT, Idefics3, SmolVLM, LFM2-VL: tiles beside the whole view: keep=2,by=block or keep=auto,mass=0.9 (default: all)',
+        namedValues,
+      )
       .addOption(
         new Option('--class-rows <form>', 'Video-LLaVA: class row of each frame (default: keep)').choices(CLASS_ROWS),
+      )
+      .option(
+        '--tower <list>',
+        'drop rows inside the vision tower: at=<blocks that see all>,keep=<share or count of each tile>,by=<rule>',
+        namedValues,
       )
       .option('--frames <count>', 'Video-LLaVA: frames that are taken of a video file (default: 8)', positive),
   );
@@ -120,7 +138,7 @@ export function withPruning(command: Command, all = false): Command {
     .option('--lambda <number>', 'lambda of eq. 3 (default: 0.1)', finite)
     .option('--no-merge', 'drop the other visual tokens instead of merging them')
     .addOption(new Option('--method <name>', 'what chooses the tokens (default: desap)').choices(METHOD_NAMES))
-    .option('--method-options <list>', "a method's own options, name=value with commas between", methodOptions);
+    .option('--method-options <list>', "a method's own options, name=value with commas between", namedValues);
 }
 
 export interface PruningFlags {
@@ -146,9 +164,12 @@ export interface ModelFlags extends DeviceOptions, ImageFlags {
   siglip?: string;
   longText?: LongText;
   maxTextTokens?: number;
+  text?: TextPlace;
   anyres?: Anyres;
   newline?: Newline;
   classRows?: ClassRows;
+  tower?: object;
+  tiles?: TileOptions;
 }
 
 /** What flags say of pruning, without how much. */
@@ -185,12 +206,11 @@ export async function chosenModel(
   if (flags.frames !== undefined && !kind.isForVideos)
     throw mismatch('ERR_VALUE', '--frames', `${flags.frames}`, 'a model for videos beside it');
   const clip = flags.clip ?? (kind.isClip ? await shipped('tiny-clip', '--clip') : undefined);
-  const { dtype, task, anyres, newline, classRows } = flags;
+  const { dtype, task, text, anyres, newline, classRows, tower, tiles } = flags;
   const wanted = [...new Set(hows.flatMap(({ method = 'desap', methodOptions }) => tapsOf(method, methodOptions)))];
   const taps = kind.isTapped && wanted.length > 0 ? wanted : undefined;
-  const given = Object.entries({ clip, dtype, task, anyres, newline, classRows, taps, ...textOptions(flags) }).filter(
-    ([, value]) => value !== undefined,
-  );
+  const own = { clip, dtype, task, text, anyres, newline, classRows, tower, tiles, taps };
+  const given = Object.entries({ ...own, ...textOptions(flags) }).filter(([, value]) => value !== undefined);
   return { folder, kind, options: { ...deviceOptions(flags), ...Object.fromEntries(given) } as ChosenModel['options'] };
 }
 

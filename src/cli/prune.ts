@@ -3,6 +3,7 @@ import { mismatch } from '../errors.js';
 import type { Complement } from '../index.js';
 import type { MethodName } from '../methods/index.js';
 import { writeWhole } from '../output-file.js';
+import { askAhead } from '../vision/ask-ahead.js';
 import { openVisionModel } from '../vision/open.js';
 import { withoutPreset } from '../vision/vision-choices.js';
 import type { EncodedImage, PrunedFeatures } from '../vision/vision-model.js';
@@ -53,9 +54,12 @@ Examples:
       const read = await (await kind.images(folder, flags)).read(file);
       const vision = await openVisionModel(folder, options);
       try {
-        const [image] = await vision.encode(read.inputs);
         const how = { ...pruningOf(flags), keep, keepRatio, ...(method === 'desap' && { maps: true }) };
-        const kept = await image.prune(taskShare > 0 ? (question ?? null) : null, how);
+        // A question without a share of the tokens may still choose tiles.
+        const asked = taskShare > 0 || vision.looks ? (question ?? null) : null;
+        const prune = askAhead(vision, asked, how);
+        const [image] = await vision.encode(read.inputs);
+        const kept = await prune(image, how);
         const { complement = 'saliency' } = withoutPreset(how);
         if (output !== undefined)
           await writeWhole(
@@ -79,7 +83,7 @@ export async function draw(strips: readonly Strip[], kept: PrunedFeatures, about
 }
 
 /** What was kept, cell by cell of a strip. */
-function viewOf(strip: Strip, { indices, source, maps }: PrunedFeatures, about: About): KeptView {
+function viewOf(strip: Strip, { indices, source, maps, dropped, looked }: PrunedFeatures, about: About): KeptView {
   if (!maps) throw mismatch('ERR_VALUE', 'maps', 'none', 'those of a pruning that is drawn');
   const { rows, columns, image, title } = strip;
   const places = Array.from({ length: rows * columns }, (_, cell) =>
@@ -90,8 +94,16 @@ function viewOf(strip: Strip, { indices, source, maps }: PrunedFeatures, about: 
   const map = (values: Float32Array) => Float32Array.from(places, (place) => values[place]);
   return {
     ...{ image, title, rows, columns, ...about },
+    skipped:
+      looked &&
+      strip.tile &&
+      places.map((_, cell) => {
+        const tile = strip.tile!(Math.floor(cell / columns), cell % columns);
+        return !looked.taken.includes(tile);
+      }),
     indices: Int32Array.from(shown, (k) => cells.get(indices[k]) as number),
     source: Uint8Array.from(shown, (k) => source[k]),
+    dropped: new Set([...(dropped ?? [])].flatMap((place) => cells.get(place) ?? [])),
     task: maps.task && map(maps.task),
     saliency: map(maps.saliency),
   };
@@ -103,9 +115,9 @@ function forPrograms(
   kept: PrunedFeatures,
   device: string,
 ) {
-  const { indices, source, assignment, counts, tileCounts, task, maps, timings } = kept;
+  const { indices, source, assignment, counts, dropped, tileCounts, looked, task, maps, timings } = kept;
   const image = { medium, patches: assignment.length, tiles, tileCounts: tileCounts };
-  return { question, device, ...image, indices, source, assignment, counts, task, maps, timings };
+  return { question, device, ...image, indices, source, assignment, counts, dropped, looked, task, maps, timings };
 }
 
 /** By `source`. */
@@ -117,11 +129,16 @@ function summarize(
   how: { readonly complement: Complement; readonly method: MethodName; readonly output?: string },
 ): void {
   const { complement, method, output } = how;
-  const { indices, source, assignment, tileCounts, task, timings } = kept;
+  const { indices, source, assignment, dropped, tileCounts, looked, task, timings } = kept;
   const list = (which: number) => [...indices].filter((_, at) => source[at] === which);
   const markers = list(MARKER);
   const units = indices.length - markers.length;
   print(`kept ${units} of ${assignment.length} patches on: ${device}`);
+  if (dropped) print(`dropped:     ${dropped.length} inside the tower`);
+  if (looked)
+    print(
+      `tiles:       ${[...looked.taken].map((tile) => tile + 1).join(' ')} of ${looked.scores.length} by ${looked.by}`,
+    );
   if (tileCounts.length > 1) print(`by tile:     ${tileCounts.join(' ')}`);
   if (method === 'desap') {
     print(`by task:     ${list(0).join(' ')}${task && task.form !== 'clip' ? ` (form: ${task.form})` : ''}`);

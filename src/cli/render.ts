@@ -11,6 +11,8 @@ export interface KeptView {
   readonly indices: Int32Array;
   /** 0 task, 1 its complement. */
   readonly source: Uint8Array;
+  /** Patches whose rows were dropped inside the tower. */
+  readonly dropped: ReadonlySet<number>;
   /** What chose those that the question did not. */
   readonly complement: Complement;
   /** Null where no question was asked. */
@@ -18,6 +20,8 @@ export interface KeptView {
   readonly saliency: Float32Array;
   readonly rows: number;
   readonly columns: number;
+  /** For each patch, whether it is of a tile that was not encoded; left out where all were. */
+  readonly skipped?: readonly boolean[];
   readonly question: string;
   readonly answer?: string;
 }
@@ -47,9 +51,20 @@ const COLORS = ['#10c96b', '#2f9bff'];
 const MARGIN = 24;
 const TITLE = 74;
 const LEGEND = 92;
+/** Greys of patches that are not kept: black becomes `from`, and `swatch` shows them in the legend. */
+interface Shade {
+  readonly from: number;
+  readonly swatch: string;
+}
+const NOT_KEPT: Shade = { from: 150, swatch: '#b4b4b4' };
+const DROPPED: Shade = { from: 60, swatch: '#5a5a5a' };
 /** Lines that outline patches. */
 const STROKE = 4;
 const LONGEST_QUESTION = 90;
+
+/** Lines over tiles that were not encoded, from patch to patch without a break. */
+const HATCH =
+  '<pattern id="skipped" patternUnits="userSpaceOnUse" width="28" height="28" patternTransform="rotate(45)"><rect width="28" height="28" fill="#ffffff" fill-opacity="0.6"/><line x1="0" y1="0" x2="0" y2="28" stroke="#666" stroke-width="4"/></pattern>';
 
 /** Dark to bright, so that the order of values survives in grey. */
 const HEAT: readonly Rgb[] = [
@@ -61,8 +76,8 @@ const HEAT: readonly Rgb[] = [
 ];
 
 /**
- * A PNG: the image with dropped patches greyed and kept ones outlined by what chose them, and beside it the maps that chose, as heat over
- * the image: the task map where a question was asked, and the saliency map unless diversity has its place. Several views stand one below
+ * A PNG: the image with dropped patches greyed, darker those whose rows the tower dropped, and kept ones outlined by what chose them, and
+ * beside it the maps that chose, as heat over the image: the task map where a question was asked, and the saliency map unless diversity has its place. Several views stand one below
  * the other.
  */
 export async function renderKept(views: readonly KeptView[]): Promise<Uint8Array> {
@@ -128,9 +143,11 @@ async function renderView(view: KeptView, sharp: Sharp): Promise<Drawn> {
 }
 
 function panelsOf(view: KeptView): Panel[] {
-  const { indices, task, saliency, complement, title: name } = view;
+  const { indices, dropped, task, saliency, complement, title: name } = view;
   const kept = new Set(indices);
-  const pixels = paint(view, (rgb, patch) => (kept.has(patch) ? rgb : faded(rgb)));
+  const pixels = paint(view, (rgb, patch) =>
+    kept.has(patch) ? rgb : faded(rgb, dropped.has(patch) ? DROPPED : NOT_KEPT),
+  );
   const own: Panel = {
     title: `${name === undefined ? '' : `${name}: `}kept ${indices.length} of ${saliency.length} patches`,
     pixels,
@@ -168,8 +185,8 @@ function paint({ image, rows, columns }: KeptView, color: (rgb: Rgb, patch: numb
 
 const luminance = ([r, g, b]: Rgb): number => 0.299 * r + 0.587 * g + 0.114 * b;
 
-function faded(rgb: Rgb): Rgb {
-  const grey = 150 + 0.3 * luminance(rgb);
+function faded(rgb: Rgb, { from }: Shade): Rgb {
+  const grey = from + 0.3 * luminance(rgb);
   return [grey, grey, grey];
 }
 
@@ -207,10 +224,22 @@ function drawing(view: KeptView, panels: readonly Panel[], { width, height, side
       .filter((at) => panels[panel].source === undefined || panels[panel].source === source[at])
       .map((at) => outline(panel, at))
       .join('');
+  const hatched = (panel: number) =>
+    [...indicesOf(view.skipped)]
+      .map((patch) => {
+        const [x, y] = [
+          left(panel) + (patch % columns) * patchWidth,
+          TITLE + Math.floor(patch / columns) * patchHeight,
+        ];
+        return `<rect x="${x}" y="${y}" width="${patchWidth}" height="${patchHeight}" fill="url(#skipped)"/>`;
+      })
+      .join('');
   const below = TITLE + side.height + 20;
   const swatch = (x: number, of: number, name: string) =>
     `<rect x="${x + 2}" y="${below}" width="18" height="18" fill="none" stroke="${COLORS[of]}" stroke-width="4"/>` +
     text(x + 30, below + 15, 16, `${source.filter((one) => one === of).length} by ${name}`);
+  const shade = (x: number, { swatch: color }: Pick<Shade, 'swatch'>, name: string) =>
+    `<rect x="${x}" y="${below + 34}" width="22" height="22" fill="${color}"/>${text(x + 30, below + 51, 16, name)}`;
   const stops = HEAT.map(
     (rgb, i) => `<stop offset="${i / (HEAT.length - 1)}" stop-color="rgb(${rgb.join(',')})"/>`,
   ).join('');
@@ -219,12 +248,18 @@ function drawing(view: KeptView, panels: readonly Panel[], { width, height, side
     text(left(panel), below + 15, 16, 'low') +
     text(left(panel) + side.width, below + 15, 16, 'high', 'text-anchor="end"');
   return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" font-family="DejaVu Sans, Helvetica, Arial, sans-serif">
-<defs><linearGradient id="heat">${stops}</linearGradient></defs>
+<defs><linearGradient id="heat">${stops}</linearGradient>${HATCH}</defs>
 ${text(left(0), 32, 20, heading(view), 'font-weight="bold"')}
-${panels.map((panel, i) => text(left(i), 62, 16, panel.title) + outlines(i) + (panel.heat ? scale(i) : '')).join('\n')}
+${panels.map((panel, i) => text(left(i), 62, 16, panel.title) + hatched(i) + outlines(i) + (panel.heat ? scale(i) : '')).join('\n')}
 ${swatch(left(0), 0, 'task')}${swatch(left(0) + 140, 1, view.complement)}
-<rect x="${left(0)}" y="${below + 34}" width="22" height="22" fill="#b4b4b4"/>${text(left(0) + 30, below + 51, 16, 'not kept')}
+${shade(left(0), NOT_KEPT, 'not kept')}${view.dropped.size > 0 ? shade(left(0) + 140, DROPPED, 'dropped in the tower') : ''}
+${view.skipped?.includes(true) ? shade(left(0) + (view.dropped.size > 0 ? 370 : 140), { swatch: 'url(#skipped)' }, 'tile not encoded') : ''}
 </svg>`;
+}
+
+/** Places of those that are so. */
+function indicesOf(flags: readonly boolean[] = []): number[] {
+  return flags.flatMap((is, place) => (is ? [place] : []));
 }
 
 function heading({ question, answer }: KeptView): string {

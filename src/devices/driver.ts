@@ -59,6 +59,8 @@ export interface Driver {
     requests: readonly PruneRequest[],
     sync: boolean,
   ): MaybePromise<PruneOutput[]>;
+  /** Takes a call out of the queue that has not begun, by the promise that it returned, which rejects; false where it has begun. */
+  cancel(call: Promise<unknown>): boolean;
   /** Frees threads and memory once the work in flight has ended. */
   dispose(): void;
 }
@@ -138,6 +140,8 @@ export interface DriverParts {
  * is wanted, is part of the stage `saliency`.
  */
 export interface AnalyzeTimings {
+  /** How long the call waited for the device, behind other calls: no work, and in no other number. */
+  readonly waiting: number;
   readonly normalize: number;
   readonly project: number;
   readonly attention: number;

@@ -1,4 +1,5 @@
 import { types } from 'node:util';
+import { type Abortable, abortable, signalOf } from '../abort.js';
 import { DISPOSE } from '../dispose-symbols.js';
 import { invalid, mismatch } from '../errors.js';
 import type { LinearWeights } from '../head.js';
@@ -29,7 +30,7 @@ import {
 } from '../tensor.js';
 import { type Units, unitsOf } from '../units.js';
 import { after, type Driver, type Precision } from './driver.js';
-import { typed } from './native-error.js';
+import { queued } from './native-error.js';
 import { type DeviceOptions, openDevice } from './open.js';
 
 /**
@@ -196,9 +197,9 @@ export function matrixTensors(matrices: AlignmentMatrices, patches: number, text
 /** A vector: a Float32Array, or a float32 tensor of that many elements. */
 export type Vector = Float32Array | TensorLike;
 
-/** The same kernels, asynchronous: they do not block the event loop (the `reference` device computes on it). */
+/** The same kernels, asynchronous: they do not block the event loop (the `reference` device computes on it), and a signal may end them. */
 export type AsyncKernels = {
-  [K in keyof Kernels]: (args: Parameters<Kernels[K]>[0]) => Promise<ReturnType<Kernels[K]>>;
+  [K in keyof Kernels]: (args: Parameters<Kernels[K]>[0], call?: Abortable) => Promise<ReturnType<Kernels[K]>>;
 };
 
 /**
@@ -535,14 +536,17 @@ export function createBackend(driver: Driver, fallback: string | null): Backend 
     const checked = check(
       options<object>('args', object('args', args as object, `the arguments of ${name}`), names, RENAMED),
     );
-    const result = typed<unknown>(() => driver.run(name, checked, sync));
+    const result = queued<unknown>(driver, () => driver.run(name, checked, sync));
     return after(result, (value) => wrap(value, checked));
   };
   const entries = (sync: boolean) =>
     Object.fromEntries(
       names.map((name) => [
         name,
-        sync ? (args: never) => call(name, args, true) : async (args: never) => call(name, args, false),
+        sync
+          ? (args: never) => call(name, args, true)
+          : async (args: never, given?: Abortable) =>
+              abortable(signalOf('call', given), async () => call(name, args, false)),
       ]),
     );
   const dispose = () => driver.dispose();

@@ -1,6 +1,8 @@
 /** Errors of the native addons get this package's type and words. */
 import { types } from 'node:util';
+import { checkAborted, onAbort } from '../abort.js';
 import { DesapError, type DesapErrorCode, notFinite } from '../errors.js';
+import type { Driver } from './driver.js';
 
 /** An error of native code: `argument` is the input at fault, `row` its first bad row or element. */
 interface NativeError extends Error {
@@ -19,6 +21,22 @@ export function typed<T>(call: () => T): T {
   } catch (error) {
     throw desapError(error);
   }
+}
+
+/**
+ * Makes a call of a driver that waits in its queue: one that is ended before it has begun is taken out.
+ * @throws DesapError `ERR_ABORTED`, and as {@link typed}
+ */
+export function queued<T>(driver: Pick<Driver, 'cancel'>, call: () => T): T {
+  checkAborted();
+  return typed(() => {
+    const result = call();
+    if (types.isPromise(result)) {
+      const forget = onAbort(() => driver.cancel(result));
+      result.then(forget, forget);
+    }
+    return result;
+  });
 }
 
 /** An async function, so that the error's stack names the functions that awaited it. */

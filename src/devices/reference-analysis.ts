@@ -51,7 +51,7 @@ export function fromParts(
     features: wide,
     half: features.half,
     intermediates: null,
-    timings: { normalize: 0, project: 0, attention: 0, saliency: 0, readOut: 0 },
+    timings: { waiting: 0, normalize: 0, project: 0, attention: 0, saliency: 0, readOut: 0 },
   };
   return new ReferenceAnalysis(known, use);
 }

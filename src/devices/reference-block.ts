@@ -57,7 +57,7 @@ export class ReferenceBlock implements DriverBlock {
     const unitSaliency = unit && single(pool(A_s, unit, units));
     const salient = clock.lap();
     const siglip = A && this.#siglip && readOut(A, this.#siglip, image);
-    const timings = { normalize, project, attention: attended, saliency: salient, readOut: clock.lap() };
+    const timings = { waiting: 0, normalize, project, attention: attended, saliency: salient, readOut: clock.lap() };
     return { saliency: single(A_s), unitSaliency, siglip, timings };
   }
 

@@ -59,7 +59,14 @@ export class ReferenceHead implements DriverHead {
     const salient = clock.lap();
     const projection: NumberMatrix = { data: visualProjection, rows: projectionDim, cols: width };
     const read = readOut(context, out, postNorm, epsilon, projection);
-    const timings = { normalize, project: projected, attention: attended, saliency: salient, readOut: clock.lap() };
+    const timings = {
+      waiting: 0,
+      normalize,
+      project: projected,
+      attention: attended,
+      saliency: salient,
+      readOut: clock.lap(),
+    };
     const intermediates = request.intermediates
       ? { context: single(context.data), attention: single(read.attention.data) }
       : null;

@@ -97,6 +97,8 @@ export function createReferenceDriver(): Driver {
         ),
       );
     },
+    // It computes at once.
+    cancel: () => false,
     dispose: () => {
       alive = false;
     },

@@ -38,8 +38,19 @@ export function requireFinite(argument: string, { data, cols }: Matrix): void {
     if (!Number.isFinite(data[at])) throw notFinite(argument, Math.floor(at / cols));
 }
 
+/** One behind the other, in memory of their own. */
+export function concatenated(parts: readonly Float32Array[]): Float32Array {
+  const all = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}
+
 /** Some rows of a matrix, copied. */
-export function rowsOf({ data, cols }: Matrix, which: ArrayLike<number>): Matrix {
+export function rowsOf({ data, cols }: Pick<Matrix, 'data' | 'cols'>, which: ArrayLike<number>): Matrix {
   const own = new Float32Array(which.length * cols);
   for (let i = 0; i < which.length; i++) own.set(data.subarray(which[i] * cols, (which[i] + 1) * cols), i * cols);
   return { data: own, rows: which.length, cols };

@@ -150,10 +150,12 @@ export function expose(model: OnnxModel, values: readonly string[], nodes: reado
   return cut(model, { outputs: [...outputs], nodes });
 }
 
+/** Threads that spin between runs take the cores from the kernels. */
+const AT_REST = { intra_op: { allow_spinning: '0' } };
 const EDITED = 'a graph, as towerGraph and projectorGraph give it';
 
 /**
- * Opens an edited graph. The caller releases the session.
+ * Opens an edited graph, with threads that rest between runs unless `extra.session` says other. The caller releases the session.
  *
  * @param ort the onnxruntime-node module
  * @param options session options of the caller; the folder of the weights is added to `extra.session`
@@ -170,6 +172,7 @@ export async function openGraph(
   const own = checkSession(options, 'options');
   const extra = own.extra as { session?: Record<string, unknown> } | undefined;
   const session = {
+    ...AT_REST,
     ...extra?.session,
     ...(folder === null ? {} : { model_external_initializers_file_folder_path: folder }),
   };

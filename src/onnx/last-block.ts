@@ -1,4 +1,5 @@
 import type { BlockWeights } from '../block-weights.js';
+import { blockCut, blocksInFront, type LastBy } from './block-cut.js';
 import {
   ATTENTION,
   BLOCK_OUTPUT,
@@ -25,6 +26,7 @@ import { attentionDepth } from './search/last-attention.js';
 import { findLastBlock, type LastBlock } from './search/last-block.js';
 import type { Linears } from './search/linear.js';
 import { type SplitEncoder, splitEncoder } from './split-encoder.js';
+import type { TowerCut } from './tower-cut.js';
 
 /** A vision encoder whose last block can run on the package's kernels. Its weights stay where they are. */
 export interface BlockEncoder {
@@ -44,6 +46,10 @@ export interface BlockEncoder {
    * layers are quantised: the file's own features have the rounding of its own last attention.
    */
   readonly split: SplitEncoder | null;
+  /** How many blocks stand in front of the last. */
+  blocks(): number;
+  /** The encoder in two parts, see {@link blockCut}. */
+  cutAt(at: number, last: LastBy): TowerCut;
   /** The tower with {@link ATTENTION} and {@link BLOCK_OUTPUT}, to compare with. */
   readonly trial: EditedGraph;
   /** Values that the connector needs besides the rows: outputs of the tower, inputs of the connector. */
@@ -109,6 +115,8 @@ export function readLastBlock(source: ModelSource, argument = 'visionEncoder'): 
       builder: new Builder(model.opset),
       names: { rows: ROWS, crossing, output: TASK_ROWS, order: ORDER },
     }),
+    blocks: () => blocksInFront({ model, found }),
+    cutAt: (at, last) => blockCut({ model, found, connector, inputs, nodes: tower.nodes, crossing, further }, at, last),
     crossing,
     rotary: found.rotation !== null,
     order: orders.length > 0,

@@ -33,9 +33,27 @@ export function towerGraph(tower: TowerStructure, tapped: readonly number[] = []
   const builder = new Builder(model.opset);
   const inputs = floatPixels(builder, tower);
   builder.float(batchFirst(builder, tower, tower.hidden), HIDDEN_STATES);
-  for (const block of tapped)
-    builder.float(batchFirst(builder, tower, blockOf(tower, block).input), enteringStates(block));
-  return cut(model, { inputs, outputs: [HIDDEN_STATES, ...tapped.map(enteringStates)], nodes: builder.nodes });
+  const entering = tapped.map((block) => enters(builder, tower, block));
+  return cut(model, { inputs, outputs: [HIDDEN_STATES, ...entering], nodes: builder.nodes });
+}
+
+/**
+ * The part of a vision tower from the image to the hidden states that enter one of its blocks.
+ * In: the file's own image input, as float32. Out: `desap.entering_block_b` [batch, N, D] float32, class token included.
+ *
+ * @throws DesapError `ERR_VALUE` for what is no tower, and for a block that it does not have
+ */
+export function towerFront(tower: TowerStructure, block: number): EditedGraph {
+  const { model } = checkTower(tower).graph;
+  const builder = new Builder(model.opset);
+  const inputs = floatPixels(builder, tower);
+  const outputs = [enters(builder, tower, block)];
+  return cut(model, { inputs, outputs, nodes: builder.nodes });
+}
+
+/** Hands out what enters a block. */
+function enters(builder: Builder, tower: TowerStructure, block: number): string {
+  return builder.float(batchFirst(builder, tower, blockOf(tower, block).input), enteringStates(block));
 }
 
 /** How many blocks a tower has in front of the hidden states that DeSAP works on: L - 1 of L. */

@@ -1,9 +1,12 @@
 import type { InferenceSession } from 'onnxruntime-common';
+import { type Abortable, abortable } from '../abort.js';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { mismatch } from '../errors.js';
 import { tapsOf } from '../methods/index.js';
 import { missing } from '../methods/method.js';
 import { checkSession } from '../onnx/edit.js';
+import { field } from '../options.js';
+import { traced } from '../trace.js';
 import { type LoadedFamily, loadedFamilyOf } from '../vision/families.js';
 import { confirmFeatures, fileInputs, runTrials } from '../vision/file-features.js';
 import { asEmbeddings } from '../vision/question-table.js';
@@ -16,6 +19,7 @@ import {
   furtherOutputs,
   type HookedModel,
   type LoadedModel,
+  type ModelInputs,
   type ModelSession,
   requireModel,
   requireSessions,
@@ -39,6 +43,8 @@ import { imageIds } from './visual-ids.js';
  * const other = await model.generate({ ...inputs, max_new_tokens: 64, desap: { keep: 32 } });
  * await detach();
  * ```
+ *
+ * A signal ends a call: `generate({ ..., desap: { signal: AbortSignal.timeout(5000) } })` rejects with `ERR_ABORTED`, and no further step is begun.
  *
  * The vision encoder is opened again, in parts or with further outputs, in place of the model's vision session, which is released; its
  * weights are read from the same files.
@@ -198,18 +204,28 @@ function ownMethods(model: HookedModel): Hooks {
   };
 }
 
-/** The same hooks, with the calls in flight on record. */
+/** The same hooks, with the calls in flight on record. One that its signal ended is in flight until its last step has ended. */
 function waitedFor(hooks: Hooks, running: Set<Promise<unknown>>): Hooks {
   const tracked =
     <A>(call: (argument: A) => Promise<unknown>) =>
-    (argument: A) => {
-      const result = call(argument);
-      running.add(result);
-      result.then(
-        () => running.delete(result),
-        () => running.delete(result),
-      );
-      return result;
-    };
-  return { ...hooks, forward: tracked(hooks.forward), generate: tracked(hooks.generate) };
+    (argument: A) =>
+      abortable(signalIn(argument as ModelInputs), () => {
+        const result = call(argument);
+        running.add(result);
+        result.then(
+          () => running.delete(result),
+          () => running.delete(result),
+        );
+        return result;
+      });
+  return {
+    ...hooks,
+    forward: tracked(hooks.forward),
+    generate: (argument) => traced('attach.generate', () => tracked(hooks.generate)(argument)),
+  };
+}
+
+/** The signal among the options of a call. */
+function signalIn({ desap }: ModelInputs): AbortSignal | undefined {
+  return typeof desap === 'object' && desap !== null ? field('desap', desap as Abortable, 'signal') : undefined;
 }

@@ -7,6 +7,8 @@
 export interface CacheMap {
   readonly slots: readonly Int32Array[];
   readonly columns: number;
+  /** For each sequence, columns of the whole prompt that it has lost and that were no visual tokens. */
+  readonly marks?: readonly ReadonlySet<number>[];
 }
 
 /**
@@ -28,10 +30,22 @@ export function pack(stays: Uint8Array, rows: number, columns: number): Int32Arr
   });
 }
 
-/** The map of a cache of `past` slots and further slots behind them, which hold some of `columns` further columns. */
-export function append(map: CacheMap | null, past: number, slots: readonly Int32Array[], columns: number): CacheMap {
+/**
+ * The map of a cache of `past` slots and further slots behind them, which hold some of `columns` further columns.
+ * @param marks of each sequence, those of the further columns that are lost and no visual tokens
+ */
+export function append(
+  map: CacheMap | null,
+  past: number,
+  slots: readonly Int32Array[],
+  columns: number,
+  marks: readonly (readonly number[])[] = [],
+): CacheMap {
   const offset = columnsOf(map, past);
   return {
+    marks: slots.map(
+      (_, r) => new Set([...(map?.marks?.[r] ?? []), ...(marks[r] ?? []).map((column) => column + offset)]),
+    ),
     slots: slots.map((row, r) => {
       const head = slotsOf(map, r, past);
       const all = new Int32Array(past + row.length);

@@ -48,13 +48,18 @@ function columnsSoFar(model: HookedModel, inputs: ModelInputs, map: CacheMap, pa
   );
 }
 
-/** Whether what a cache has lost is visual tokens in these ids too. */
-function dropsOnly(ids: ModelTensor, { slots, columns: covered }: CacheMap, visual: (id: bigint) => boolean): boolean {
+/** Whether what a cache has lost is visual tokens in these ids too, or marks of tiles that went with them. */
+function dropsOnly(
+  ids: ModelTensor,
+  { slots, columns: covered, marks }: CacheMap,
+  visual: (id: bigint) => boolean,
+): boolean {
   const [, columns] = ids.dims;
   return slots.every((row, r) => {
     const kept = new Set(row);
     for (let column = 0; column < covered; column++)
-      if (!kept.has(column) && !visual((ids.data as BigInt64Array)[r * columns + column])) return false;
+      if (!kept.has(column) && !marks?.[r].has(column) && !visual((ids.data as BigInt64Array)[r * columns + column]))
+        return false;
     return true;
   });
 }

@@ -1,3 +1,4 @@
+import { checkAborted } from '../abort.js';
 import type { CacheMap } from './cache-map.js';
 import { continued, nextPositions } from './continue.js';
 import type { HookedModel, ModelCache, ModelInputs, ModelTensor } from './model.js';
@@ -86,6 +87,7 @@ export function pruningHooks(attached: Attached, own: Hooks, defaults: CallOptio
     },
 
     async forward(given) {
+      checkAborted();
       const { [KEY]: desap, ...inputs } = given;
       seconds.note(inputs);
       const run = desap instanceof Run ? desap : null;

@@ -1,4 +1,5 @@
 import type { InferenceSession } from 'onnxruntime-common';
+import { ABORTABLE, type Abortable } from '../abort.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import type { TextEmbeddings } from '../index.js';
 import type { Chooser } from '../methods/method.js';
@@ -66,7 +67,10 @@ export interface AttachOptions extends CallOptions, OpeningOptions {
 
 /** What was kept of one image. */
 export interface PrunedImage
-  extends Pick<PrunedFeatures, 'indices' | 'source' | 'assignment' | 'counts' | 'choice' | 'tileCounts' | 'task'> {
+  extends Pick<
+    PrunedFeatures,
+    'indices' | 'source' | 'assignment' | 'counts' | 'choice' | 'dropped' | 'tileCounts' | 'looked' | 'task'
+  > {
   /** Which sequence of the batch it belongs to. */
   readonly sequence: number;
 }
@@ -109,7 +113,9 @@ export function attachOptions(model: HookedModel, given: AttachOptions): Attache
  * @throws DesapError `ERR_VALUE`; `ERR_GRAPH` for original positions where the decoder takes none
  */
 export function callOptions(model: HookedModel, defaults: CallOptions, desap: unknown): CallOptions {
-  const given = withoutPreset(options('desap', desap as CallOptions | undefined, CALL_NAMES, RENAMED));
+  const names = { ...CALL_NAMES, ...ABORTABLE };
+  const { signal: _, ...own } = options('desap', desap as (CallOptions & Abortable) | undefined, names, RENAMED);
+  const given = withoutPreset<CallOptions>(own);
   // One says how much to keep in place of the other.
   const { keep, keepRatio } = given;
   const whole = over({ ...defaults, ...(given.method !== undefined && OF_METHODS) }, given);

@@ -6,7 +6,7 @@ import { embedText } from './embeddings.js';
 import { type ModelInputs, type ModelTensor, make } from './model.js';
 import type { CallOptions } from './options.js';
 import { type Attached, promptImages } from './prompt-images.js';
-import { pruneImages } from './prune-images.js';
+import { askAhead, pruneImages } from './prune-images.js';
 
 /** A shortened prefill: what the model's own `forward` takes, and where the slots of its cache come from. */
 export interface Prefill {
@@ -30,14 +30,20 @@ export async function prefill(
   const { model } = attached;
   const ids = inputs.input_ids as ModelTensor;
   const [rows, columns] = ids.dims;
+  const questions = await askAhead(attached, inputs, options);
   const images = await promptImages(attached, inputs);
   try {
-    const kept = await pruneImages(attached, inputs, images, options);
+    const kept = await pruneImages(attached, inputs, images, options, questions);
     const stays = new Uint8Array(rows * columns).fill(1);
-    for (const [i, { sequence, columns: own }] of images.entries()) {
+    const marks = Array.from({ length: rows }, (): number[] => []);
+    for (const [i, { sequence, columns: own, tiles }] of images.entries()) {
       for (const column of own) stays[sequence * columns + column] = 0;
       for (const index of kept[i].indices) stays[sequence * columns + own[index]] = 1;
+      // The marks of tiles that were left out go with them.
+      const { looked } = kept[i];
+      if (looked && tiles) marks[sequence].push(...tiles.leaving(looked.taken));
     }
+    for (const [row, own] of marks.entries()) for (const column of own) stays[row * columns + column] = 0;
     const slots = pack(stays, rows, columns);
     const past = inputs.past_key_values?.get_seq_length() ?? 0;
     const embeds = await embedText(model, ids);
@@ -50,7 +56,7 @@ export async function prefill(
         attention_mask: shortMask(inputs, slots, past, columns),
         position_ids: shortPositions(inputs, options, slots, past, before),
       },
-      map: append(before, past, slots, columns),
+      map: append(before, past, slots, columns, marks),
     };
   } finally {
     for (const { encoded } of images) encoded.dispose();

@@ -1,10 +1,11 @@
 /** The images of a prompt: encoded, and with the columns that their tokens stand in. */
 import { invalid, mismatch } from '../errors.js';
-import type { EncodedImage, InputNames, VisionInputs, VisionModel } from '../vision/vision-model.js';
+import type { EncodedImage, ImageMarks, InputNames, VisionInputs, VisionModel } from '../vision/vision-model.js';
 import type { FurtherInputs } from './further-inputs.js';
 import { type HookedModel, imageTokenId, type ModelInputs, type ModelTensor } from './model.js';
 import type { Questions } from './question/question.js';
 import { imageSpans, type Span } from './spans.js';
+import { type PromptTiles, promptTiles, type TileMarkIds } from './tile-marks.js';
 import { imageIds, type VisualIds, videoIds } from './visual-ids.js';
 
 /** The parts of an attached model that a prefill works with. */
@@ -22,6 +23,8 @@ export interface PromptImage {
   readonly encoded: EncodedImage;
   /** Columns of its tokens. */
   readonly columns: readonly number[];
+  /** Its tiles, where some may be left out. */
+  readonly tiles?: PromptTiles;
 }
 
 /** What callers of the model know the vision model's inputs by. Tiles are counted by the image tokens. */
@@ -34,6 +37,7 @@ const NAMES: InputNames = {
   pixelValuesVideos: 'pixel_values_videos',
   videoGridThw: 'video_grid_thw',
   tileCounts: 'input_ids',
+  tileGrids: 'input_ids',
 };
 
 /**
@@ -48,10 +52,11 @@ export async function promptImages(attached: Attached, inputs: ModelInputs): Pro
   if (video !== null && !inputs.pixel_values_videos && (ids.data as BigInt64Array).some((id) => video.has(id)))
     throw invalid('ERR_VALUE', 'pixel_values_videos', inputs.pixel_values_videos, 'the frames of the prompt’s videos');
   const spans = await spansOf(attached, ids);
-  const encoded = await vision.encode(visionInputs(model, inputs, spans), NAMES);
+  const tiles = spans && vision.looks ? await tilesOf(attached, ids, spans) : null;
+  const encoded = await vision.encode(visionInputs(model, inputs, spans, tiles), NAMES);
   try {
     const of = (medium: EncodedImage['medium']) => encoded.filter((one) => one.medium === medium);
-    const images = spans === null ? inOrder(ids, imageIds(model), of('image')) : bySpans(spans, encoded);
+    const images = spans === null ? inOrder(ids, imageIds(model), of('image')) : bySpans(spans, encoded, tiles);
     return video === null ? images : [...images, ...inOrder(ids, video, of('video'))];
   } catch (error) {
     for (const image of encoded) image.dispose();
@@ -76,6 +81,7 @@ function visionInputs(
   { forward_params }: HookedModel,
   inputs: ModelInputs,
   spans: readonly Span[] | null,
+  tiles: readonly PromptTiles[] | null,
 ): VisionInputs {
   return {
     pixelValues: inputs.pixel_values ?? undefined,
@@ -87,11 +93,48 @@ function visionInputs(
     pixelValuesVideos: inputs.pixel_values_videos ?? undefined,
     videoGridThw: inputs.video_grid_thw ?? undefined,
     tileCounts: spans?.map(({ pieces }) => pieces.length),
+    tileGrids: gridsOf(tiles),
   };
 }
 
+/** The grids of all images; undefined where that of one is not known. */
+function gridsOf(tiles: readonly PromptTiles[] | null): VisionInputs['tileGrids'] {
+  const grids = tiles?.map(({ grid }) => grid);
+  return grids?.every((grid) => grid !== undefined) ? (grids as VisionInputs['tileGrids']) : undefined;
+}
+
+/** The tiles of each image in its prompt. */
+async function tilesOf({ vision, questions }: Attached, ids: ModelTensor, spans: readonly Span[]) {
+  const text = await questions();
+  const { tileBegin, tileName } = vision.marks as ImageMarks;
+  const begin = tileBegin === undefined ? undefined : text.idOf(tileBegin);
+  const marks = { begin: begin === undefined ? undefined : BigInt(begin), names: namesOf(text, tileName) };
+  const [, columns] = ids.dims;
+  return spans.map(({ sequence, pieces }) =>
+    promptTiles((ids.data as BigInt64Array).subarray(sequence * columns, (sequence + 1) * columns), pieces, marks),
+  );
+}
+
+/** More rows, or columns, of tiles than any model has. */
+const MOST_TILES = 64;
+
+/** The tokens that name tiles, as far as the tokenizer has them. */
+function namesOf(text: Questions, form: string | undefined): TileMarkIds['names'] {
+  const names = new Map<bigint, readonly [row: number, column: number]>();
+  for (let row = 0; form !== undefined && row < MOST_TILES; row++)
+    for (let column = 0; column < MOST_TILES; column++) {
+      const id = text.idOf(form.replace('{row}', `${row + 1}`).replace('{column}', `${column + 1}`));
+      if (id !== undefined) names.set(BigInt(id), [row, column]);
+    }
+  return names;
+}
+
 /** One image for each span, one tile for each piece. */
-function bySpans(spans: readonly Span[], encoded: readonly EncodedImage[]): PromptImage[] {
+function bySpans(
+  spans: readonly Span[],
+  encoded: readonly EncodedImage[],
+  tiles: readonly PromptTiles[] | null,
+): PromptImage[] {
   return spans.map(({ sequence, pieces }, i) => {
     for (const [tile, { rows, columns }] of encoded[i].tiles.entries()) {
       const tokens = rows * columns;
@@ -99,7 +142,7 @@ function bySpans(spans: readonly Span[], encoded: readonly EncodedImage[]): Prom
       const got = `${pieces[tile].length} image tokens for tile ${tile} of image ${i}`;
       throw mismatch('ERR_SHAPE', 'input_ids', got, `${tokens}, of ${rows} rows and ${columns} columns`);
     }
-    return { sequence, encoded: encoded[i], columns: pieces.flat() };
+    return { sequence, encoded: encoded[i], columns: pieces.flat(), ...(tiles && { tiles: tiles[i] }) };
   });
 }
 

@@ -15,6 +15,30 @@ interface Asked extends PromptImage {
   readonly how: VisionPruneOptions;
 }
 
+/** The question of each sequence, as embeddings. */
+type Questions = (sequence: number) => Promise<TextEmbeddings | null>;
+
+/**
+ * The questions of the sequences of a prompt. Where the model encodes them in another thread, those with visual tokens are under way when
+ * this is done, and what fails is told where it is asked for.
+ */
+export async function askAhead(attached: Attached, inputs: ModelInputs, options: CallOptions): Promise<Questions> {
+  const ask = (sequence: number) => question(attached, inputs, sequence, options);
+  const text = async (sequence: number) => embedded(attached, await ask(sequence));
+  if (!attached.vision.questionsBeside) return text;
+  const ids = inputs.input_ids as ModelTensor;
+  const [rows, columns] = ids.dims;
+  const visual = isVisual(attached.model);
+  const asked = Array.from({ length: rows }, async (_, sequence) => {
+    const own = (ids.data as BigInt64Array).subarray(sequence * columns, (sequence + 1) * columns);
+    return own.some(visual) ? ask(sequence) : null;
+  });
+  await Promise.allSettled(asked);
+  const texts = asked.map(async (one) => embedded(attached, await one));
+  for (const one of texts) one.catch(() => {});
+  return (sequence) => texts[sequence];
+}
+
 /**
  * What is kept of each image, in their order.
  * @throws DesapError as `EncodedImage.prune`; `ERR_VALUE` for lists of another length and for a question that cannot be found
@@ -24,13 +48,14 @@ export async function pruneImages(
   inputs: ModelInputs,
   images: readonly PromptImage[],
   options: CallOptions,
+  questions: Questions,
 ): Promise<PrunedFeatures[]> {
   const said = new Map<number, Pick<Asked, 'text' | 'how'>>();
   const asked: Asked[] = [];
   for (const image of images) {
     const { sequence } = image;
     const own = said.get(sequence) ?? {
-      text: await question(attached, inputs, sequence, options),
+      text: await questions(sequence),
       how: await howIn(attached, inputs, sequence, options),
     };
     said.set(sequence, own);
@@ -43,9 +68,11 @@ export async function pruneImages(
   );
   options.onPruned?.(
     kept.map(
-      ({ indices, source, assignment, counts, choice, tileCounts, task }, i): PrunedImage => ({
+      ({ indices, source, assignment, counts, choice, dropped, tileCounts, looked, task }, i): PrunedImage => ({
         ...{ sequence: images[i].sequence, indices, source, assignment, counts, tileCounts, task },
         ...(choice && { choice }),
+        ...(dropped && { dropped }),
+        ...(looked && { looked }),
       }),
     ),
   );
@@ -104,18 +131,23 @@ function questionsOf(images: readonly Asked[]): [EncodedImage[], (TextEmbeddings
   return [images.map(({ encoded }) => encoded), images.map(({ text }) => text)];
 }
 
+function embedded({ vision }: Attached, asked: Question | null): Promise<TextEmbeddings> | TextEmbeddings | null {
+  return typeof asked === 'string' ? vision.encodeQuestion(asked) : asked;
+}
+
 /** The question of one sequence: the given one, or that of its last user turn. */
 async function question(
   attached: Attached,
   inputs: ModelInputs,
   sequence: number,
   options: CallOptions,
-): Promise<TextEmbeddings | null> {
-  if (options.taskShare === 0 || rival(options)?.isAsked === false) return null;
+): Promise<Question | null> {
+  // A question may be there to choose tiles.
+  const isAsked = options.taskShare !== 0 && rival(options)?.isAsked !== false;
+  if (!isAsked && (!attached.vision.looks || options.keep === 'all')) return null;
   const ids = inputs.input_ids as ModelTensor;
-  let asked = entryOf('question', options.question, sequence, ids.dims[0]) as Question | undefined;
-  asked ??= await questionOf(attached, unpadded(inputs, sequence));
-  return typeof asked === 'string' ? attached.vision.encodeQuestion(asked) : asked;
+  const asked = entryOf('question', options.question, sequence, ids.dims[0]) as Question | undefined;
+  return asked ?? questionOf(attached, unpadded(inputs, sequence));
 }
 
 /** How the images of one sequence are pruned: `dart` has the words of its prompt among the pivots, unless it is given others. */

@@ -7,12 +7,13 @@ import type { Budget, TokenMaps, VisionPruneOptions } from './vision-model.js';
  * K of each tile where the budget is of each: `keep`, or all units of a tile that has fewer; or their share.
  *
  * @param units of each tile
+ * @param there those of them that the tower did not drop; default: all
  * @throws DesapError `ERR_VALUE` for more than the largest tile has
  */
-export function eachTile({ keep, keepRatio }: Budget, units: readonly number[]): number[] {
-  if (keepRatio !== undefined) return units.map((count) => keepCount({ keep, keepRatio }, count));
-  const count = keepCount({ keep }, Math.max(...units));
-  return units.map((own) => Math.min(count, own));
+export function eachTile({ keep, keepRatio }: Budget, units: readonly number[], there = units): number[] {
+  if (keepRatio === undefined) keepCount({ keep }, Math.max(...units));
+  const asked = (own: number) => (keepRatio === undefined ? (keep as number) : keepCount({ keep, keepRatio }, own));
+  return units.map((own, tile) => Math.min(asked(own), there[tile]));
 }
 
 /**

@@ -4,7 +4,7 @@ import type { SiglipReadOut } from '../index.js';
 import { Once } from '../once.js';
 import { FEATURES, MAIN_FEATURES, ORDER, TASK_ROWS } from '../onnx/block-values.js';
 import type { TileRows } from './block-family.js';
-import { type BlockEngine, type BlockRun, connect, type Outputs } from './block-run.js';
+import { type BlockEngine, type BlockRun, connect, type DroppedTokens, type Outputs } from './block-run.js';
 import { type FurtherRows, furtherRows } from './further.js';
 import type { HostMemory } from './host-memory.js';
 import { type ReadTile, tokenRows, tokenScores } from './siglip-rows.js';
@@ -38,15 +38,20 @@ const CONNECTOR = { argument: 'image', graph: 'the connector' };
  * run's images. What the kernels read goes as soon as no question needs it.
  */
 export class BlockBatch {
-  /** All tokens as the file itself encodes them. */
+  /** All tokens as the file itself encodes them; those that the tower dropped have rows that mean nothing. */
   readonly features: TokenRows;
   /** The columns of the last block, where the features have others too; otherwise the features. */
   readonly alike: TokenRows;
   /** What the file hands out of all tokens besides, by output. */
   readonly further: ReadonlyMap<string, FurtherRows>;
+  /** What is known of tokens that the tower dropped; null where it dropped none. */
+  readonly dropped: DroppedTokens | null;
+  readonly #everything = new Once<TokenRows>();
   readonly #salient = new Once<BlockView>();
   readonly #asked = new Once<BlockView>();
   #run: BlockRun | null;
+  /** Numbers of the run's hidden states. */
+  readonly #hidden: number;
   #isAsked = false;
   #images: number;
 
@@ -62,9 +67,11 @@ export class BlockBatch {
   ) {
     this.#run = run;
     this.#images = images;
+    this.#hidden = run.hidden.reduce((product, extent) => product * extent, 1);
     // SigLIP's read-out is a part of the block: it is there for whoever asks.
     this.#isAsked = engine.readOut !== null;
     const { outputs } = run;
+    this.dropped = run.dropped;
     this.features = rowsOf(outputs[FEATURES]);
     this.alike = MAIN_FEATURES in outputs ? rowsOf(outputs[MAIN_FEATURES]) : this.features;
     const tokens = this.features.data.length / this.features.width;
@@ -77,6 +84,14 @@ export class BlockBatch {
   /** How a text is compared. */
   get form(): TaskForm {
     return this.engine.readOut ? 'siglip' : 'llm';
+  }
+
+  /** What each token takes: its features, rows of the file besides, hidden states, and an analysis of the features' width. */
+  get bytesOfToken(): number {
+    const { features, alike, further, count } = this;
+    const own = features === alike ? features.width : features.width + alike.width;
+    const others = [...further.values()].reduce((sum, { layers, width }) => sum + layers.length * width, 0);
+    return 4 * (own + others + alike.width + this.#hidden / count);
   }
 
   /** Whether a text has been compared, or is about to be. */
@@ -97,6 +112,20 @@ export class BlockBatch {
       this.#release();
       return view;
     });
+  }
+
+  /** The features of all tokens, with none dropped. */
+  async everything(): Promise<TokenRows> {
+    const { dropped } = this;
+    return dropped === null ? this.features : this.#everything.get(async () => rowsOf(await dropped.everything()));
+  }
+
+  /** The tokens of a tile that stayed in the tower, ascending; null where all did. */
+  cut(tile: number): { readonly stayed: Int32Array } | null {
+    if (this.dropped === null) return null;
+    const { firstToken, tokens } = this.tiles[tile];
+    const stays = this.dropped.stays.subarray(firstToken, firstToken + tokens);
+    return stays.includes(0) ? { stayed: Int32Array.from(stays.keys()).filter((token) => stays[token] === 1) } : null;
   }
 
   /** All tokens of the run. */

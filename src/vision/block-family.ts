@@ -1,4 +1,6 @@
-import type { InferenceSession } from 'onnxruntime-common';
+import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import type { Grid } from '../methods/method.js';
+import type { OrtModule } from '../onnx/edit.js';
 import type { ModelConfig } from './model-folder.js';
 import type { ImageMarks, InputNames, Tile, VisionInputs } from './vision-model.js';
 
@@ -20,6 +22,11 @@ export interface BlockFamily {
     names: InputNames,
     encoder: EncoderFacts,
   ): readonly EncoderRun[] | Promise<readonly EncoderRun[]>;
+  /**
+   * The same tile by tile, for images of a whole view and tiles of which some can be left out. Left out by families without such tiles.
+   * @throws DesapError as `read`
+   */
+  tiled?(inputs: VisionInputs, names: InputNames, encoder: EncoderFacts): readonly TiledInput[];
   /**
    * Left out where there is nothing to check.
    * @throws DesapError `ERR_GRAPH` for an encoder that cannot be pruned, as its config says
@@ -50,6 +57,8 @@ export interface EncoderFacts {
    * @param alone a run of the second of them
    */
   several(both: EncoderRun, alone: EncoderRun): Promise<boolean>;
+  /** Rows of hidden states that make one run, where one tile does not have more. */
+  readonly rowsAtOnce: number;
 }
 
 /** A tensor to feed: what `new ort.Tensor(type, data, dims)` takes. */
@@ -59,9 +68,24 @@ export interface Feed {
   readonly dims: readonly number[];
 }
 
+/** What a run is fed, by input. */
+export type Feeds = Readonly<Record<string, Feed>>;
+
+/** What a session is fed: a graph may have no use for an input of the file. */
+export function tensorsOf(ort: OrtModule, feeds: Feeds, inputs: readonly string[]): Record<string, Tensor> {
+  const tensor = ({ type, data, dims }: Feed) => new ort.Tensor(type as 'float32', data as Float32Array, dims);
+  const fed = Object.entries(feeds).filter(([name]) => inputs.includes(name));
+  return Object.fromEntries(fed.map(([name, feed]) => [name, tensor(feed)]));
+}
+
 /** One run of the encoder. The extents of what it is fed settle those of the hidden states. */
 export interface EncoderRun {
-  readonly feeds: Readonly<Record<string, Feed>>;
+  readonly feeds: Feeds;
+  /**
+   * The same tiles by fewer at a time: their hidden states follow each other. A tower takes these where it hands out nothing else. Left
+   * out: it does not pay.
+   */
+  readonly parts?: readonly Feeds[];
   /**
    * The sequences of the hidden states, one for each tile.
    * @param hidden dims of the hidden states: [B, N, D], or [N, D]; their rows are counted through
@@ -73,6 +97,23 @@ export interface EncoderRun {
    * @param features dims of the features: [.., M, W]; their rows are counted through
    */
   tiles(hidden: readonly number[], features: readonly number[]): readonly TileRows[];
+}
+
+/** One image of a call, in tiles: the last is the whole view. Its memory is its own. */
+export interface TiledInput {
+  readonly tiles: number;
+  /**
+   * Rows and columns of tiles that the image was cut into.
+   * @throws DesapError `ERR_VALUE` where several are possible
+   */
+  grid(): Grid;
+  /** @param some tiles, ascending */
+  run(some: readonly number[]): EncoderRun;
+  /**
+   * Rows and columns of visual tokens of a tile.
+   * @param whole those of the whole view
+   */
+  units(tile: number, whole: Grid): Grid;
 }
 
 /** A sequence of the encoder, whose attention stays within. */

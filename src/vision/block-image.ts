@@ -1,6 +1,6 @@
 import type { Tensor } from 'onnxruntime-common';
 import { type Backend, ImageAnalysis, type TextEmbeddings } from '../index.js';
-import { matrixOf } from '../methods/matrix.js';
+import { matrixOf, rowsOf } from '../methods/matrix.js';
 import { float32 } from '../tensor.js';
 import type { BlockBatch, TokenRows } from './block-batch.js';
 import { stacked } from './further.js';
@@ -14,9 +14,10 @@ import {
   type Purpose,
   tokensOf,
 } from './image-base.js';
-import { plainLayout } from './layout.js';
+import { plainLayout, withoutDropped } from './layout.js';
 import { meanRows } from './mean-rows.js';
 import { featureSource, type MethodSource } from './method-source.js';
+import { nearestKept } from './row-rules.js';
 import { taskScores } from './siglip-rows.js';
 import { taskText } from './task-text.js';
 import type { Part } from './whole-image.js';
@@ -33,6 +34,8 @@ export class BlockImage extends EncodedImageBase {
   readonly #tiles: readonly number[];
   /** Its first token among those of the batch. */
   readonly #first: number;
+  /** Where its units stand, tile by tile. */
+  readonly #units: Int32Array;
 
   /**
    * @internal
@@ -41,9 +44,12 @@ export class BlockImage extends EncodedImageBase {
    */
   constructor(vision: Vision, batch: BlockBatch, tiles: readonly number[], milliseconds: number) {
     const own = tiles.map((tile) => batch.tiles[tile]);
-    const layout = plainLayout(
-      own.map(({ frame, rows, columns }) => ({ frame, rows, columns })),
-      own.map(({ tokens }) => tokens),
+    const layout = withoutDropped(
+      plainLayout(
+        own.map(({ frame, rows, columns }) => ({ frame, rows, columns })),
+        own.map(({ tokens }) => tokens),
+      ),
+      tiles.map((tile) => batch.cut(tile)),
     );
     const isJoint = own.some(({ frame }) => frame > 0);
     super('BlockImage', vision, { layout, form: batch.form, medium: own[0].medium, isJoint, milliseconds });
@@ -51,6 +57,11 @@ export class BlockImage extends EncodedImageBase {
     this.#batch = batch;
     this.#tiles = tiles;
     this.#first = own[0].firstToken;
+    this.#units = Int32Array.from(layout.places.flatMap((places) => [...places]));
+  }
+
+  get byteLength(): number {
+    return this.tokenCount * this.#batch.bytesOfToken;
   }
 
   /** Without a question the connector has nothing to do. */
@@ -97,7 +108,9 @@ export class BlockImage extends EncodedImageBase {
 
   protected methodSource(part: Part): MethodSource {
     const { rows, columns } = this.tiles[part.tiles[0]];
-    return featureSource(this.#vision.backend, matrixOf(this.#tokens(this.#batch.alike, part)), { rows, columns });
+    // Units of which some were dropped are no grid.
+    const grid = part.dropped.length > 0 ? { rows: 1, columns: part.places.length } : { rows, columns };
+    return featureSource(this.#vision.backend, matrixOf(this.#tokens(this.#batch.alike, part)), grid);
   }
 
   protected override comparable(text: TextEmbeddings): TextEmbeddings {
@@ -126,10 +139,10 @@ export class BlockImage extends EncodedImageBase {
   /** The means of the rows that each kept token was given, [K, width]. */
   #means({ data, width }: TokenRows, kept: readonly Kept[]): Float32Array {
     const means = new Float32Array(kept.reduce((sum, { counts }) => sum + counts.length, 0) * width);
-    let [first, at] = [this.#first, 0];
+    let [unit, at] = [0, 0];
     for (const part of kept) {
-      const own = data.subarray(first * width, (first += part.assignment.length) * width);
-      means.set(meanRows(own, width, part), at);
+      const places = this.#units.subarray(unit, (unit += part.assignment.length));
+      means.set(meanRows(this.#tokens({ data, width }, { places }).data as Float32Array, width, part), at);
       at += part.counts.length * width;
     }
     return means;
@@ -137,14 +150,26 @@ export class BlockImage extends EncodedImageBase {
 
   protected async everything(): Promise<Tensor> {
     const places = Int32Array.from({ length: this.tokenCount }, (_, place) => place);
-    const { data, dims } = this.#tokens(this.#batch.features, { places });
+    const { data, dims } = this.#tokens(await this.#batch.everything(), { places });
     return float32((data as Float32Array).slice(), [1, ...dims]);
   }
 
-  /** The rows of a part, whose tokens follow one another. */
+  protected override async nearest({ places, dropped }: Part, kept: Int32Array): Promise<Int32Array> {
+    const { dropped: known } = this.#batch;
+    if (known === null || dropped.length === 0) return dropped;
+    const width = known.states.length / this.#batch.count;
+    const states = { data: known.states.subarray(this.#first * width), rows: this.tokenCount, cols: width };
+    return nearestKept(this.#vision.backend, states, { kept: kept.map((unit) => places[unit]), dropped });
+  }
+
+  /** The rows of tokens at some places: in place where these follow one another. */
   #tokens({ data, width }: TokenRows, { places }: Pick<Part, 'places'>): Tensor {
+    const dims = [places.length, width];
     const first = (this.#first + places[0]) * width;
-    return float32(data.subarray(first, first + places.length * width), [places.length, width]);
+    const isOne = places[places.length - 1] - places[0] === places.length - 1;
+    if (isOne) return float32(data.subarray(first, first + places.length * width), dims);
+    const rows = { data: data.subarray(this.#first * width), rows: this.tokenCount, cols: width };
+    return float32(rowsOf(rows, places).data, dims);
   }
 
   protected free(): Promise<void> {

@@ -4,10 +4,12 @@ import { COS, FEATURES, type ORDER, ROWS, SIN, TASK_ROWS } from '../onnx/block-v
 import type { OrtModule } from '../onnx/edit.js';
 import type { BlockEncoder } from '../onnx/last-block.js';
 import { throughTail } from '../onnx/split-encoder.js';
+import { float32 } from '../tensor.js';
 import type { Sequence } from './block-family.js';
 import { type HostMemory, hostMemory } from './host-memory.js';
 import { type RunNames, runSession } from './session.js';
 import { settled } from './settled.js';
+import { type Staying, spread, spreadSequence } from './staying.js';
 
 /** What a run of an encoder needs of its model. */
 export interface BlockEngine {
@@ -46,14 +48,32 @@ export interface Attended {
 export interface BlockRun {
   /** What there is by name: features of the file, and what the connector needs. */
   readonly outputs: Outputs;
-  /** Dims of the hidden states. */
+  /** Dims of the hidden states, of all rows. */
   readonly hidden: readonly number[];
   /** Milliseconds that the kernels have taken already. */
   readonly attended: number;
   /** @param attends whether the decoupled attention is wanted; its memory is the caller's from then on */
   attend(attends: boolean): Promise<Attended>;
+  /** What is known of tokens that a cut tower dropped; null where it dropped none. */
+  readonly dropped: DroppedTokens | null;
   /** Lets go of what the kernels read. Safe to call again. */
   free(): void;
+}
+
+/** What is known of the visual tokens of a run of which some were dropped, in the order of the features. */
+export interface DroppedTokens {
+  /** 1 for each token that stayed, otherwise 0. */
+  readonly stays: Uint8Array;
+  /** Their states at the cut, [M, D]: the means of their rows. */
+  readonly states: Float32Array;
+  /** The features of all tokens, with none dropped, [M, W]. */
+  everything(): Promise<Tensor>;
+}
+
+/** Which rows the kernels have, where those are not all. */
+export interface RunRows {
+  readonly sequences: readonly Sequence[];
+  readonly staying?: Staying;
 }
 
 /** A run whose session made the features itself: the kernels compute when they are asked. */
@@ -61,16 +81,18 @@ export function wholeRun(
   engine: BlockEngine,
   hidden: HiddenRows,
   outputs: Outputs,
-  sequences: readonly Sequence[],
+  { sequences, staying }: RunRows,
 ): BlockRun {
   return {
     outputs,
-    hidden: hidden.dims,
+    hidden: staying?.dims ?? hidden.dims,
+    dropped: null,
     attended: 0,
     async attend(attends) {
       const attention = attends ? hostMemory(hidden.dims, engine.head.device) : null;
       try {
-        return { ...(await attend(engine, hidden, outputs, sequences, { attention })), attention };
+        const attended = { ...(await attend(engine, hidden, outputs, sequences, { attention })), attention };
+        return staying ? spreadAttended(attended, staying, engine.head) : attended;
       } catch (error) {
         attention?.free();
         throw error;
@@ -90,7 +112,7 @@ export async function splitRun(
   engine: BlockEngine & { readonly tail: InferenceSession },
   hidden: HiddenRows,
   given: Outputs,
-  sequences: readonly Sequence[],
+  { sequences, staying }: RunRows,
   names: RunNames,
 ): Promise<BlockRun> {
   const { head, tail, ort, readOut } = engine;
@@ -101,18 +123,22 @@ export async function splitRun(
   try {
     attention = readOut ? null : memory();
     const places = { attention, selfAttention };
-    const attended = { ...(await attend(engine, hidden, given, sequences, places)), attention };
-    const rows = { hidden: hidden.data, attention: selfAttention.data, dims };
-    await throughTail(ort, (feeds) => runSession(tail, names, feeds), rows);
+    let attended: Attended = { ...(await attend(engine, hidden, given, sequences, places)), attention };
+    const both = { hidden: hidden.data, attention: selfAttention.data, dims };
+    await throughTail(ort, (feeds) => runSession(tail, names, feeds), both);
     hidden.free();
-    const ends = new ort.Tensor('float32', selfAttention.data, dims);
-    const { [TASK_ROWS]: features, ...order } = await connect(engine, given, ends, names);
+    const ends = staying ? spread(staying, selfAttention.data, head.block.width) : selfAttention.data;
+    if (staying) attended = spreadAttended(attended, staying, head);
+    attention = attended.attention;
+    const rows = new ort.Tensor('float32', ends, staying?.dims ?? dims);
+    const { [TASK_ROWS]: features, ...order } = await connect(engine, given, rows, names);
     return {
       outputs: { ...given, ...order, [FEATURES]: features },
-      hidden: dims,
+      hidden: rows.dims,
+      dropped: null,
       attended: attended.milliseconds,
       attend: async () => attended,
-      free: () => attended.attention?.free(),
+      free: () => attention?.free(),
     };
   } catch (error) {
     attention?.free();
@@ -120,6 +146,35 @@ export async function splitRun(
   } finally {
     selfAttention.free();
   }
+}
+
+/** What the kernels say of rows that stayed, among all rows. The memory of their attention is freed. */
+function spreadAttended(
+  { sequences, attention, milliseconds }: Attended,
+  staying: Staying,
+  { device, block: { width } }: BlockHead,
+): Attended {
+  const all = attention && hostMemory(staying.dims, device);
+  if (attention && all) spread(staying, attention.data, width, all.data);
+  attention?.free();
+  return {
+    sequences: sequences.map((one, t) => {
+      if (one.status === 'rejected') return one;
+      const { saliency, siglip } = one.value;
+      const scores = (values: Float32Array) => spreadSequence(staying, t, values);
+      const patches = staying.all[t].patches;
+      const read = siglip && {
+        ...{ global: siglip.global, probeSaliency: scores(siglip.probeSaliency) },
+        embeddings: float32(spreadSequence(staying, t, siglip.embeddings.data as Float32Array, width), [
+          patches,
+          width,
+        ]),
+      };
+      return { status: one.status, value: { saliency: scores(saliency), siglip: read } };
+    }),
+    attention: all,
+    milliseconds,
+  };
 }
 
 /** Rows through the connector: {@link TASK_ROWS}, and {@link ORDER} where there is one. */

@@ -27,7 +27,7 @@ export async function blockTrials(
     if (input.isTensor && input.type in TYPES) return { name: input.name, type: TYPES[input.type], dims: input.shape };
     throw new DesapError('ERR_GRAPH', `the vision encoder: got the input ${input.name}, wanted tensors of known types`);
   });
-  const facts: EncoderFacts = { config, inputs, several: async () => false };
+  const facts: EncoderFacts = { config, inputs, several: async () => false, rowsAtOnce: Number.POSITIVE_INFINITY };
   const trials: BlockTrial[] = [];
   for (const given of family.trials(session, config)) {
     const [run] = await family.read(given, INPUT_NAMES, facts);

@@ -34,7 +34,8 @@ type Stored = string | null | Record<string, string> | readonly { name: string; 
  * @throws DesapError `ERR_FILE` for a file that is not JSON
  */
 export async function chatTemplates(folder: string, names: Readonly<Record<string, string>>): Promise<ChatTemplate[]> {
-  const made = (path: string, text: string | null) => (text ? new JinjaTemplate(path, text, names) : null);
+  const made = (path: string, text: unknown) =>
+    typeof text === 'string' && text !== '' ? new JinjaTemplate(path, text, names) : null;
   const inJson = async (name: string): Promise<ChatTemplate | null> => {
     const path = join(folder, name);
     const stored = (await readJsonIfThere<{ chat_template?: Stored }>(path))?.chat_template;

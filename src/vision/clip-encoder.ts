@@ -8,8 +8,6 @@ import { Once } from '../once.js';
 import { relativeError } from '../onnx/head/compare.js';
 import { confirmProjector } from '../onnx/head/confirm-rows.js';
 import {
-  type EditedGraph,
-  HIDDEN_STATES,
   IMAGE_FEATURES,
   type OrtModule,
   openGraph,
@@ -18,18 +16,21 @@ import {
   readTower,
   towerGraph,
 } from '../onnx/index.js';
-import { enteringStates } from '../onnx/split.js';
 import { ortModule } from '../ort.js';
 import { encodingOf } from '../pruner.js';
 import { matrix, nonEmpty, widened } from '../tensor.js';
+import { rowsAtOnce } from './at-once.js';
+import { ClipCut, planClipCut } from './clip-cut.js';
 import { findClipFile } from './clip-folder.js';
 import { ClipText } from './clip-text.js';
+import { type ClipTower, type TowerTile, type UnitPatches, WholeTower } from './clip-tower.js';
 import { type LongTextOptions, longTextChoice } from './long-text.js';
 import { checkShared } from './model-options.js';
-import { allOrNone, atRest, runSession, TENTATIVE } from './session.js';
+import { allOrNone, atRest, runSession } from './session.js';
 import { Taps, tapBlocks } from './taps.js';
-import { TowerBatch } from './tower-batch.js';
+import { type TextPlaceOptions, textOrt } from './text-place.js';
 import { headAgain, requireFit, towerHead } from './tower-head.js';
+import { type TowerOptions, towerChoice } from './tower-options.js';
 import { floats, lastHalf, pixelExtents, waves } from './trial.js';
 import type { Budget } from './vision-model.js';
 
@@ -37,7 +38,12 @@ const TOWER = { graph: 'the vision tower' };
 const PROJECTOR = { argument: 'rows', graph: 'the projector' };
 
 /** Options of every family with a CLIP tower. */
-export interface ClipEncoderOptions extends DeviceOptions, Budget, LongTextOptions, Pick<AnalyzeOptions, 'encoding'> {
+export interface ClipEncoderOptions
+  extends DeviceOptions,
+    Budget,
+    LongTextOptions,
+    TextPlaceOptions,
+    Pick<AnalyzeOptions, 'encoding'> {
   /**
    * CLIP folder of the same vision tower: `onnx/vision_model.onnx` for the head, and for questions `onnx/text_model.onnx` and
    * `tokenizer.json`; or both towers in one `model.onnx`, as Optimum exports them.
@@ -53,23 +59,34 @@ export interface ClipEncoderOptions extends DeviceOptions, Budget, LongTextOptio
    * as the hidden states themselves, and no further run. Default: none.
    */
   taps?: readonly TapName[];
+  /**
+   * Rows that are dropped inside the tower: the blocks behind the cut run on the others alone, of which `keep` chooses; docs/tower.md says
+   * what it was measured to cost. `taps` are then of blocks behind the cut. Default: none.
+   */
+  tower?: TowerOptions;
   /** Session options of ONNX Runtime, for every session; default: its own, with threads that do not spin between runs. */
   session?: InferenceSession.SessionOptions;
   /** The onnxruntime-node module; default: the installed one. */
   ort?: OrtModule;
 }
 
-/** Images of one run of the tower: its activations are that many times those of one. */
+/** Images whose hidden states share memory and analysis; the tower runs on as many of them as are fast. */
 const AT_ONCE = 16;
 
 /** Rounding of float32, relative to the largest magnitude. */
 export const TOLERANCE = 1e-3;
 
-/** Where an image's hidden states lie, and the milliseconds that its share of the run took. */
-export interface Encoded {
-  readonly batch: TowerBatch;
-  readonly index: number;
+/** Where an image's hidden states lie, what its tower dropped, and the milliseconds that its share of the run took. */
+export interface Encoded extends TowerTile {
   readonly milliseconds: number;
+}
+
+/** How images are encoded. */
+export interface EncodeOptions {
+  /** How many belong into one run, for towers whose images see each other. */
+  readonly together?: number;
+  /** Which patches of an image are units; default: all. */
+  readonly units?: UnitPatches;
 }
 
 /**
@@ -80,8 +97,6 @@ export interface Encoded {
  * memory that the pruner reads in place; the kept tokens are the projector's input as they are.
  */
 export class ClipEncoder {
-  /** Rows and width of the hidden states for each size of images seen so far. */
-  readonly #shapes = new Map<string, readonly [rows: number, width: number]>();
   /** Whether the tower takes several images in one run. */
   readonly #several = new Once<boolean>();
 
@@ -90,7 +105,7 @@ export class ClipEncoder {
     private readonly ownsPruner: boolean,
     private readonly clipText: ClipText | null,
     readonly ort: OrtModule,
-    private readonly tower: InferenceSession,
+    private readonly tower: ClipTower,
     private readonly projector: InferenceSession,
     /** Whether the file itself leaves the class token out of its features, or has none. */
     readonly dropsClassToken: boolean,
@@ -119,6 +134,7 @@ export class ClipEncoder {
     encodingOf(options);
     longTextChoice(options);
     checkTaps(taps);
+    const choice = towerChoice(options.tower);
     const [session, ort] = [atRest(options.session), await ortModule(options.ort)];
     if (clip !== undefined || !pruner)
       await requireFolder(nonEmpty('clip', clip as string, 'a CLIP folder (or the option pruner)'), 'a CLIP folder');
@@ -127,16 +143,19 @@ export class ClipEncoder {
     const structure = readTower(visionEncoder);
     if (pruner) requireFit(pruner.head, structure, visionEncoder);
     const named = tapBlocks(taps, structure);
-    const tower = towerGraph(structure, [...new Set(named.values())]);
-    if (tower.inputs.length !== 1)
+    const tapped = [...new Set(named.values())];
+    const plan = choice && planClipCut(structure, choice, named);
+    const graph = towerGraph(structure, tapped);
+    if (graph.inputs.length !== 1)
       throw new DesapError(
         'ERR_GRAPH',
-        `${visionEncoder}: got the inputs ${tower.inputs.join(', ')} of its vision tower, wanted the pixels only`,
+        `${visionEncoder}: got the inputs ${graph.inputs.join(', ')} of its vision tower, wanted the pixels only`,
       );
     const projector = projectorGraph(structure);
     return allOrNone(async (opened) => {
-      const open = async (graph: EditedGraph) => opened(await openGraph(ort, graph, session), (part) => part.release());
-      const [towerSession, projectorSession] = [await open(tower), await open(projector)];
+      const close = (part: { release(): Promise<void> }) => part.release();
+      const whole = opened(await WholeTower.open(ort, graph, { tapped, session }), close);
+      const projectorSession = opened(await openGraph(ort, projector, session), close);
       await confirmProjector(ort, { structure, session: projectorSession }, session);
       const { head } = options;
       const weights = pruner
@@ -144,25 +163,32 @@ export class ClipEncoder {
         : await towerHead(
             ort,
             visionEncoder,
-            { structure, session: towerSession },
+            { structure, session: whole.input },
             { clip: clip!, head, session, ...how },
           );
       const { heads } = weights ?? pruner!.head;
-      const tapped = await Taps.read(ort, structure, { named, heads }, session);
+      const taken = await Taps.read(ort, structure, { named, heads }, session);
       const text = clip === undefined || !hasText ? null : await findClipFile(clip, 'text');
+      const own = weights
+        ? opened(await Pruner.load(confirmed(weights, { clip: clip!, head }), deviceOptions(options)), (one) =>
+            one.dispose(),
+          )
+        : pruner!;
+      // Memory holds the tower's weights once.
+      if (plan) await whole.release();
+      const { backend } = own;
+      const tower = plan
+        ? opened(await ClipCut.open(ort, plan, { backend, heads, tolerance: TOLERANCE, session }), close)
+        : whole;
       return new ClipEncoder(
-        weights
-          ? opened(await Pruner.load(confirmed(weights, { clip: clip!, head }), deviceOptions(options)), (own) =>
-              own.dispose(),
-            )
-          : pruner!,
+        own,
         weights !== null,
         text === null ? null : opened(await openText(text, { ...options, session, ort }), (one) => one.dispose()),
         ort,
-        towerSession,
+        tower,
         projectorSession,
         !structure.classToken || structure.projector?.dropsClassToken === true,
-        tapped,
+        taken,
         options,
       );
     });
@@ -185,20 +211,29 @@ export class ClipEncoder {
    * @param pixels of all images, one after the other
    * @param dims [images, 3, H, W]
    * @param argument what the caller knows the pixels by
-   * @param together how many belong into one run, for towers whose images see each other
    */
-  async encode(pixels: Float32Array, dims: readonly number[], argument: string, together?: number): Promise<Encoded[]> {
+  async encode(
+    pixels: Float32Array,
+    dims: readonly number[],
+    argument: string,
+    { together, units = () => null }: EncodeOptions = {},
+  ): Promise<Encoded[]> {
     const [count, ...extents] = dims;
     const size = pixels.length / count;
     const atOnce = together ?? (count > 1 && (await this.#takesSeveral(extents, argument)) ? AT_ONCE : 1);
+    const how = {
+      ...{ names: { ...TOWER, argument }, device: this.pruner.device },
+      rowsAtOnce: together ? Number.POSITIVE_INFINITY : rowsAtOnce(this.options.session),
+    };
     const images: Encoded[] = [];
     try {
       for (let at = 0; at < count; at += atOnce) {
         const own = Math.min(atOnce, count - at);
         const start = performance.now();
-        const batch = await this.#run(pixels.subarray(at * size, (at + own) * size), [own, ...extents], argument);
+        const some = this.#pixels(pixels.subarray(at * size, (at + own) * size), [own, ...extents]);
+        const tiles = await this.tower.run(some, { ...how, units: (tile, all) => units(at + tile, all) });
         const milliseconds = (performance.now() - start) / own;
-        for (let index = 0; index < own; index++) images.push({ batch, index, milliseconds });
+        for (const tile of tiles) images.push({ ...tile, milliseconds });
       }
       return images;
     } catch (error) {
@@ -209,52 +244,24 @@ export class ClipEncoder {
 
   /** [3, H, W] of the images that the tower takes; a square of 224 where it does not say it. */
   extents(): number[] {
-    const stated = pixelExtents(this.tower);
+    const stated = pixelExtents(this.tower.input);
     return [3, 224, 224].map((extent, axis) => stated[axis + 1] ?? extent);
   }
 
-  /** One run of the tower: hidden states in memory that the pruner reads in place. */
-  async #run(pixels: Float32Array, dims: readonly number[], argument: string): Promise<TowerBatch> {
-    const run = { ...TOWER, argument };
-    const feeds = this.#feeds(pixels, dims);
-    const size = dims.slice(1).join();
-    const known = this.#shapes.get(size);
-    const first = known ? null : await runSession(this.tower, run, feeds);
-    const [rows, width] = known ?? first![HIDDEN_STATES].dims.slice(1);
-    this.#shapes.set(size, [rows, width]);
-    const batch = new TowerBatch([dims[0], rows, width], this.pruner.device);
-    try {
-      // ONNX Runtime writes into a given output only when its own Tensor class holds it.
-      const place = new this.ort.Tensor('float32', batch.data, batch.dims);
-      if (first) batch.data.set(first[HIDDEN_STATES].data as Float32Array);
-      const outputs =
-        first ?? (await runSession(this.tower, run, feeds, { ...this.#unplaced(), [HIDDEN_STATES]: place }));
-      for (const block of this.taps.blocks) batch.tapped(block, outputs[enteringStates(block)].data as Float32Array);
-      return batch;
-    } catch (error) {
-      batch.discard();
-      throw error;
-    }
-  }
-
-  /** Outputs of tapped blocks, in memory of ONNX Runtime's own. */
-  #unplaced(): Record<string, null> {
-    return Object.fromEntries(this.taps.blocks.map((block) => [enteringStates(block), null]));
-  }
-
-  #feeds(pixels: Float32Array, dims: readonly number[]): Record<string, Tensor> {
-    return { [this.tower.inputNames[0]]: new this.ort.Tensor('float32', pixels, dims) };
+  #pixels(pixels: Float32Array, dims: readonly number[]): Tensor {
+    return new this.ort.Tensor('float32', pixels, dims);
   }
 
   /** Whether the tower computes of two images what it computes of each: exports may have the batch of their trial image in shapes. */
   #takesSeveral(extents: readonly number[], argument: string): Promise<boolean> {
     return this.#several.get(async () => {
-      if (pixelExtents(this.tower)[0] !== undefined) return false;
+      if (pixelExtents(this.tower.input)[0] !== undefined) return false;
+      const names = { ...TOWER, argument };
       const pixels = waves(2 * extents.reduce((product, extent) => product * extent, 1));
-      const second = this.#feeds(pixels.subarray(pixels.length / 2), [1, ...extents]);
-      const alone = await runSession(this.tower, { ...TOWER, argument }, second);
-      const both = await this.tower.run(this.#feeds(pixels, [2, ...extents]), TENTATIVE).catch(() => null);
-      return both !== null && relativeError(lastHalf(both[HIDDEN_STATES]), floats(alone[HIDDEN_STATES])) <= TOLERANCE;
+      const alone = await this.tower.states(this.#pixels(pixels.subarray(pixels.length / 2), [1, ...extents]), names);
+      const tentative = { ...names, isTentative: true };
+      const both = await this.tower.states(this.#pixels(pixels, [2, ...extents]), tentative).catch(() => null);
+      return both !== null && relativeError(lastHalf(both), floats(alone)) <= TOLERANCE;
     });
   }
 
@@ -286,7 +293,11 @@ function confirmed(weights: HeadWeights, origin: { readonly clip: string; readon
 }
 
 /** The text tower of a CLIP folder. */
-export function openText(model: string, given: ClipEncoderOptions & { session: object }): Promise<ClipText> {
-  const { clip, longText, filter, session, ort } = given;
+export async function openText(
+  model: string,
+  given: ClipEncoderOptions & { session: object; ort: OrtModule },
+): Promise<ClipText> {
+  const { clip, longText, filter, session } = given;
+  const ort = await textOrt(given, given.ort);
   return ClipText.open({ model, tokenizer: clip as string, longText, filter, session, ort });
 }

@@ -1,4 +1,5 @@
 import type { Tensor } from 'onnxruntime-common';
+import { type Abortable, signalOf } from '../abort.js';
 import type { Pruner, TensorLike, TextEmbeddings } from '../index.js';
 import { checkQuestion } from './check-text.js';
 import { type ClipEncoder, TOLERANCE } from './clip-encoder.js';
@@ -11,14 +12,18 @@ export abstract class ClipVisionModel<Image extends EncodedImage, Others = never
   Image,
   Others
 > {
-  /** @param encoder @internal */
+  /**
+   * @param encoder @internal
+   * @param asksBeside whether its text tower, where that has a thread of its own, is asked about all images
+   */
   protected constructor(
     name: string,
     family: string,
     protected readonly encoder: ClipEncoder,
+    asksBeside = true,
   ) {
-    const { keep, keepRatio } = encoder.options;
-    super(name, family, TOLERANCE, { keep, keepRatio });
+    const { keep, keepRatio, text } = encoder.options;
+    super(name, family, TOLERANCE, { keep, keepRatio }, asksBeside && text === 'worker');
   }
 
   /** The pruner, for single kernels and other text than a question. */
@@ -56,8 +61,8 @@ export abstract class ClipVisionModel<Image extends EncodedImage, Others = never
    * @param rows [K, D] of any selection
    * @returns features [1, K, W]
    */
-  async project(rows: TensorLike): Promise<Tensor> {
-    return this.life.call(() => this.encoder.project(rows));
+  async project(rows: TensorLike, call?: Abortable): Promise<Tensor> {
+    return this.life.call(() => this.encoder.project(rows), signalOf('call', call));
   }
 
   protected free(): Promise<unknown> {

@@ -1,8 +1,10 @@
 import type { InferenceSession } from 'onnxruntime-common';
+import { type Abortable, checkAborted, signalOf } from '../abort.js';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import type { NumberMatrix } from '../kernels/numeric.js';
 import { Lifetime } from '../lifetime.js';
+import { rowsOf } from '../methods/matrix.js';
 import { checkSession, type OrtModule, openGraph } from '../onnx/edit.js';
 import type { ModelSource } from '../onnx/format/model.js';
 import { DataType } from '../onnx/format/proto.js';
@@ -21,6 +23,7 @@ import { TEXT_ATTENDED, TEXT_NORMED, TextAttention } from '../onnx/text-attentio
 import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { float32, nonEmpty, type Tensor } from '../tensor.js';
+import { traced } from '../trace.js';
 import { checkContext, checkText } from './check-text.js';
 import { type CheckedFilter, type LongTextChoice, type LongTextOptions, longTextChoice } from './long-text.js';
 import { cosines, type FilteredText, filterWords, frequencies, levelled } from './text-filter.js';
@@ -121,8 +124,9 @@ export class ClipText {
    * @throws DesapError `ERR_VALUE` for no string, an empty text, one beyond the limit `textBytes`, with `longText: 'error'` one that is
    *   longer than the context, or a frequency beyond 0 to 1; `ERR_DISPOSED`
    */
-  async encode(text: string): Promise<EncodedText> {
-    return this.#life.call(() => this.#encode(text));
+  async encode(text: string, call?: Abortable): Promise<EncodedText> {
+    const work = () => this.#encode(text);
+    return traced('ClipText.encode', () => this.#life.call(work, signalOf('call', call)));
   }
 
   async #encode(text: string): Promise<EncodedText> {
@@ -141,8 +145,7 @@ export class ClipText {
         `at most ${this.contextLength} (or longText: 'segment' | 'truncate')`,
       );
     const windows = longText === 'truncate' ? [content.slice(0, room)] : windowsOf(content, room);
-    const parts: Rows[] = [];
-    for (const window of windows) parts.push(await this.run([...start, ...window, end]));
+    const parts = await Promise.all(windows.map((window) => this.run([...start, ...window, end])));
     const whole = parts.length === 1 ? alone(parts[0], [...start, ...windows[0], end]) : this.joined(parts, content);
     const budget = (filter?.maxTokens ?? Number.POSITIVE_INFINITY) - special;
     return filter && content.length > budget ? this.filtered(whole, { windows, parts, budget, ...filter }) : whole;
@@ -192,10 +195,8 @@ export class ClipText {
     const places = isOne
       ? [...start.keys(), ...filtered.kept.map((j) => j + start.length), endOfText]
       : [...filtered.kept];
-    const rows = new Float32Array(places.length * width);
-    for (const [at, place] of places.entries()) rows.set(all.subarray(place * width, (place + 1) * width), at * width);
     return {
-      embeddings: float32(rows, [places.length, width]),
+      embeddings: float32(rowsOf({ data: all, cols: width }, places).data, [places.length, width]),
       endOfText: isOne ? places.length - 1 : endOfText,
       ids: places.map((place) => ids[place]),
       filtered,
@@ -204,6 +205,7 @@ export class ClipText {
 
   /** Runs the tower on one sequence. */
   private async run(ids: readonly number[]): Promise<Rows> {
+    checkAborted();
     const { structure, ort, session, tokenizer } = this;
     // An export for one length only takes end tokens as padding; their rows come after the first end and are dropped.
     const fixed = structure.ids.dims?.[1];

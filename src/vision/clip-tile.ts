@@ -1,9 +1,10 @@
 import { type AnalyzeOptions, ImageAnalysis, type TensorLike, type TextEmbeddings } from '../index.js';
-import type { Grid } from '../methods/method.js';
+import { rowsOf } from '../methods/matrix.js';
 import { Once } from '../once.js';
 import type { ClipEncoder, Encoded } from './clip-encoder.js';
+import { bytesOf } from './clip-tower.js';
 import type { Comparison } from './image-base.js';
-import { clipSource, type MethodSource } from './method-source.js';
+import { clipSource, gridOf, type MethodSource } from './method-source.js';
 
 /** An analysis, and the milliseconds that it took. */
 export interface AnalyzedTile {
@@ -21,15 +22,23 @@ export interface ClipTile {
   source(): MethodSource;
   /** Hidden states of its units, [units, D]. */
   units(): TensorLike & { readonly data: Float32Array };
+  /** The units that the tower did not drop; null: all. */
+  readonly cut: { readonly stayed: Int32Array } | null;
+  /** Hidden states of all of its units, where the tower dropped some of them. */
+  everyUnit?(): Promise<TensorLike>;
+  /** For each unit that the tower dropped: which of these kept ones, of those that stayed, is nearest; left out where it drops none. */
+  nearest?(kept: Int32Array): Promise<Int32Array>;
   /** Hidden states of the class token, [1, D]. */
   classRow(): TensorLike & { readonly data: Float32Array };
+  /** What it takes, its analysis counted too. */
+  readonly byteLength: number;
   /** The tile needs its memory no more. */
   release(): Promise<void>;
 }
 
 /**
  * A tile of which some patches are units: the tower sees all of it, and the others are no part of the choice. Its global vector is that of
- * the whole tile.
+ * the whole tile. Where the tower drops rows, those that are left are the class token's and units.
  *
  * @param patches ascending; a tile without any is not analysed
  */
@@ -38,21 +47,27 @@ export function clipTile(
   encoded: Encoded,
   { patches, encoding }: { readonly patches: Int32Array; readonly encoding: AnalyzeOptions['encoding'] },
 ): ClipTile {
-  const { batch, index } = encoded;
+  const { batch, index, cut } = encoded;
   const { pruner } = encoder;
   const classRows = Number(pruner.head.classToken);
   const [, rows, width] = batch.dims;
-  const isWhole = patches.length === rows - classRows;
+  const isWhole = cut !== null || patches.length === rows - classRows;
   const part = new Once<ImageAnalysis>();
   const units = () => {
     const { data } = batch.rows(index);
     return isWhole
-      ? { data: data.subarray(classRows * width), dims: [patches.length, width] }
+      ? { data: data.subarray(classRows * width), dims: [rows - classRows, width] }
       : picked({ data, dims: [rows, width] }, patches, classRows);
   };
   return {
-    source: () => clipSource(encoder, encoded, { patches: isWhole ? null : patches, grid: gridOf(rows - classRows) }),
+    byteLength: bytesOf(encoded, pruner.head.projectionDim),
+    source: () => clipSource(encoder, encoded, { patches: isWhole ? null : patches, grid: gridOf(encoded, classRows) }),
     units,
+    cut,
+    ...(cut && {
+      everyUnit: async () => picked(await cut.whole(), patches, classRows),
+      nearest: (kept) => cut.nearest(kept),
+    }),
     classRow: () => ({ data: batch.rows(index).data.subarray(0, width), dims: [1, width] }),
     async release() {
       (await part.made())?.dispose();
@@ -81,15 +96,6 @@ export function clipTile(
 
 /** Some rows of a matrix: row `first` + i for each i. */
 function picked({ data, dims: [, width] }: TensorLike, rows: Int32Array, first = 0) {
-  const values = data as Float32Array;
-  const own = new Float32Array(rows.length * width);
-  for (const [i, row] of rows.entries())
-    own.set(values.subarray((first + row) * width, (first + row + 1) * width), i * width);
+  const { data: own } = rowsOf({ data: (data as Float32Array).subarray(first * width), cols: width }, rows);
   return { data: own, dims: [rows.length, width] };
-}
-
-/** Patches that are no square stand in one line. */
-function gridOf(patches: number): Grid {
-  const side = Math.sqrt(patches);
-  return Number.isInteger(side) ? { rows: side, columns: side } : { rows: 1, columns: patches };
 }

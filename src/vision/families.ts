@@ -16,13 +16,14 @@ import type { ModelConfig, ModelFolder } from './model-folder.js';
 import { PHI3_OPTIONS, Phi3Vision, type Phi3VisionOptions } from './phi3.js';
 import { QwenVision } from './qwen.js';
 import { QWEN } from './qwen-family.js';
+import { refuseTiles } from './tile-options.js';
 import { llavaTrials, phi3Trials } from './trial.js';
 import { VIDEO_LLAVA_OPTIONS, VideoLlavaVision, type VideoLlavaVisionOptions } from './video-llava.js';
 import type { VisionModel } from './vision-model.js';
 
 /**
  * Options of every family. A family refuses those that mean nothing to it: `clip` and `head` are of towers that are CLIP's,
- * `embedQuestion` of all others; `anyres`, `newline` and `newlineVector` are LLaVA-NeXT's (`newline` Phi-3.5-vision's too); `kind`, `classRows`, `imageEncoder` and
+ * `embedQuestion` of all others; `tiles` is of LLaVA-NeXT, Idefics3, SmolVLM and LFM2-VL; `anyres`, `newline` and `newlineVector` are LLaVA-NeXT's (`newline` Phi-3.5-vision's too); `kind`, `classRows`, `imageEncoder` and
  * `imageClip` are Video-LLaVA's.
  */
 export interface VisionModelOptions
@@ -74,13 +75,19 @@ export interface LoadedFamily {
 
 const FILE = 'the vision encoder';
 
+/** Options of a family whose images have no tiles that could be left out. */
+function whole<T extends Pick<VisionModelOptions, 'tiles'>>({ tiles, ...options }: T): Omit<T, 'tiles'> {
+  refuseTiles(tiles);
+  return options;
+}
+
 const LLAVA: Family = {
   name: 'llava',
-  open: ({ visionEncoder }, { dtype: _, ...options }) => LlavaVision.open(visionEncoder, options),
+  open: ({ visionEncoder }, { dtype: _, ...options }) => LlavaVision.open(visionEncoder, whole(options)),
   loaded: {
     isTapped: true,
     // Its own checks are those of its parts; its questions are for the CLIP text tower.
-    open: ({ visionEncoder }, { embedQuestion: _, ...options }) => LlavaVision.open(visionEncoder, options),
+    open: ({ visionEncoder }, { embedQuestion: _, ...options }) => LlavaVision.open(visionEncoder, whole(options)),
     trials: (session, config) => fileTrials(session, FILE, llavaTrials(session, config)),
     premise: '',
   },
@@ -95,17 +102,17 @@ const LLAVA_NEXT: Family = {
 
 const VIDEO_LLAVA: Family = {
   name: 'video_llava',
-  open: ({ visionEncoder }, { dtype: _, ...options }) => VideoLlavaVision.open(visionEncoder, options),
+  open: ({ visionEncoder }, { dtype: _, ...options }) => VideoLlavaVision.open(visionEncoder, whole(options)),
   loaded: null,
 };
 
 const PHI3: Family = {
   name: 'phi3_v',
-  open: ({ visionEncoder }, { dtype: _, ...options }) => Phi3Vision.open(visionEncoder, options),
+  open: ({ visionEncoder }, { dtype: _, ...options }) => Phi3Vision.open(visionEncoder, whole(options)),
   loaded: {
     isTapped: false,
     // Its questions are for the CLIP text tower.
-    open: ({ visionEncoder }, { embedQuestion: _, ...options }) => Phi3Vision.open(visionEncoder, options),
+    open: ({ visionEncoder }, { embedQuestion: _, ...options }) => Phi3Vision.open(visionEncoder, whole(options)),
     trials: (session) => fileTrials(session, FILE, phi3Trials(session)),
     premise: '',
   },
@@ -115,7 +122,7 @@ const PHI3: Family = {
 const ORIGINAL_VIDEO: Family = {
   name: 'video_llava',
   open: ({ visionEncoder }, { dtype: _, ...options }) =>
-    VideoLlavaVision.open(visionEncoder, { kind: 'video-llava', ...options }),
+    VideoLlavaVision.open(visionEncoder, { kind: 'video-llava', ...whole(options) }),
   loaded: null,
 };
 

@@ -9,7 +9,7 @@ import { TENTATIVE } from './session.js';
 import { INPUT_NAMES, type InputNames, type VisionInputs, type VisionModel } from './vision-model.js';
 
 /** The inputs of a whole vision encoder by name, each with the one of {@link VisionInputs} that it takes. */
-export type FileInputs = Readonly<Record<string, Exclude<keyof VisionInputs, 'tileCounts'>>>;
+export type FileInputs = Readonly<Record<string, Exclude<keyof VisionInputs, 'tileCounts' | 'tileGrids'>>>;
 
 /** What Transformers.js calls them. */
 const CALLED: FileInputs = {

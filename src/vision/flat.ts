@@ -2,9 +2,10 @@ import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid } from '../errors.js';
 import { type OptionNames, options } from '../options.js';
 import { floatData, type TensorLike, widened } from '../tensor.js';
+import { tilesAtOnce } from './at-once.js';
 import type { BlockFamily, EncoderFacts, EncoderRun } from './block-family.js';
 import type { ModelConfig } from './model-folder.js';
-import { equalSequences, equalTiles, isFloat, rowsOf } from './tile-inputs.js';
+import { equalSequences, equalTiles, isFloat, rowCount } from './tile-inputs.js';
 import { llavaTrials, waves } from './trial.js';
 import type { VisionInputs } from './vision-model.js';
 
@@ -23,7 +24,7 @@ export const FLAT = {
       throw invalid('ERR_SHAPE', `${names.pixelValues}.dims`, pixels.dims, '[images, 3, H, W]');
     const data = widened(pixels);
     const size = data.length / count;
-    const atOnce = count > 1 && (await takesSeveral(extents, encoder)) ? imagesAtOnce(extents, encoder.config) : 1;
+    const atOnce = count > 1 && (await takesSeveral(extents, encoder)) ? imagesAtOnce(extents, encoder) : 1;
     const runs: EncoderRun[] = [];
     for (let first = 0; first < count; first += atOnce) {
       const own = Math.min(atOnce, count - first);
@@ -45,9 +46,10 @@ const PATCHES_AT_ONCE = 4096;
 /** The default of SigLIP's config. */
 const PATCH = 16;
 
-function imagesAtOnce([, height, width]: readonly number[], { vision_config: vision = {} }: ModelConfig): number {
+function imagesAtOnce([, height, width]: readonly number[], { config, rowsAtOnce }: EncoderFacts): number {
+  const { vision_config: vision = {} } = config;
   const patches = (height * width) / (vision.patch_size ?? PATCH) ** 2;
-  return Math.max(1, Math.floor(PATCHES_AT_ONCE / patches));
+  return tilesAtOnce(patches, Math.min(PATCHES_AT_ONCE, rowsAtOnce));
 }
 
 function takesSeveral(extents: readonly number[], encoder: EncoderFacts): Promise<boolean> {
@@ -74,6 +76,6 @@ function runOf(
     feeds,
     sequences: (hidden) => equalSequences(hidden, count),
     tiles: (hidden, features) =>
-      equalTiles(rowsOf(hidden) / count, rowsOf(features) / count, { images, height, width, noun: 'image' }),
+      equalTiles(rowCount(hidden) / count, rowCount(features) / count, { images, height, width, noun: 'image' }),
   };
 }

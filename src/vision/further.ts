@@ -1,5 +1,6 @@
 import type { Tensor } from 'onnxruntime-common';
 import { DesapError } from '../errors.js';
+import { concatenated } from '../methods/matrix.js';
 import { float32, floatData, widened } from '../tensor.js';
 
 /** What a file hands out of each visual token besides its features: [M, width], or [layers, M, width]. */
@@ -38,7 +39,5 @@ export function furtherRows(
 /** The same of other tokens: one matrix [K, width] of each layer. */
 export function stacked(layers: readonly Float32Array[], { width, isStacked }: FurtherRows): Tensor {
   const rows = layers[0].length / width;
-  const all = new Float32Array(layers.length * rows * width);
-  for (const [i, layer] of layers.entries()) all.set(layer, i * rows * width);
-  return float32(all, isStacked ? [layers.length, rows, width] : [rows, width]);
+  return float32(concatenated(layers), isStacked ? [layers.length, rows, width] : [rows, width]);
 }

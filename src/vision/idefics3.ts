@@ -1,17 +1,22 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid, mismatch } from '../errors.js';
+import { rowsOf } from '../methods/matrix.js';
 import { type OptionNames, options } from '../options.js';
 import { floatData, type TensorLike, widened } from '../tensor.js';
+import { tilesAtOnce } from './at-once.js';
 import type { BlockFamily, EncoderFacts, EncoderRun, Feed, TileRows } from './block-family.js';
 import type { ModelConfig } from './model-folder.js';
 import {
   equalSequences,
   equalTiles,
   flagsFeed,
+  givenGrids,
+  gridOfTiles,
   imageOfTiles,
   integers,
   isFloat,
-  rowsOf,
+  partsOf,
+  rowCount,
   tileRuns,
 } from './tile-inputs.js';
 import { pixelExtents, waves } from './trial.js';
@@ -23,10 +28,14 @@ import type { InputNames, VisionInputs } from './vision-model.js';
  */
 export const IDEFICS3 = {
   name: 'idefics3',
-  marks: { beforeLast: '<global-img>' },
+  marks: {
+    beforeLast: '<global-img>',
+    tileBegin: '<fake_token_around_image>',
+    tileName: '<row_{row}_col_{column}>',
+  },
   premise: ', a visual token for each square of patches',
   read(inputs, names, encoder) {
-    const { tileCounts, ...given } = options<Inputs>('inputs', inputs, INPUTS);
+    const { tileCounts, tileGrids: _, ...given } = options<Inputs>('inputs', inputs, INPUTS);
     const tiles = tilesOf(given, names);
     const own = { argument: names.tileCounts, of: names.pixelValues };
     const images = tileCounts === undefined ? tiles.rows : imageOfTiles(tileCounts, tiles.rows.length, own);
@@ -39,6 +48,32 @@ export const IDEFICS3 = {
         encoder,
       ),
     );
+  },
+  tiled(inputs, names, encoder) {
+    const { tileCounts, tileGrids, ...given } = options<Inputs>('inputs', inputs, INPUTS);
+    const all = tilesOf(given, names);
+    const own = { argument: names.tileCounts, of: names.pixelValues };
+    const images = tileCounts === undefined ? all.rows : imageOfTiles(tileCounts, all.rows.length, own);
+    const size = CHANNELS * all.height * all.width;
+    const count = images[images.length - 1] + 1;
+    const grids = givenGrids(names.tileGrids, tileGrids, count);
+    return Array.from({ length: count }, (_, image) => {
+      const [first, end] = [images.indexOf(image), images.lastIndexOf(image) + 1];
+      const pixels = all.pixels.slice(first * size, end * size);
+      const [tiles, argument] = [end - first, `${names.tileGrids}[${image}]`];
+      return {
+        tiles,
+        grid: () => gridOfTiles(grids[image], tiles - 1, { argument }),
+        run: (some) =>
+          runOf(
+            { ...all, pixels: rowsOf({ data: pixels, cols: size }, some).data },
+            some.map(() => 0),
+            names,
+            encoder,
+          ),
+        units: (_tile, whole) => whole,
+      };
+    });
   },
   trials(session: InferenceSession, { vision_config: vision = {} }: ModelConfig): VisionInputs[] {
     const stated = pixelExtents(session).slice(-2);
@@ -53,12 +88,13 @@ export const IDEFICS3 = {
   },
 } satisfies BlockFamily;
 
-/** The default of Idefics3's config. */
+/** The defaults of Idefics3's config. */
 const IMAGE_SIZE = 224;
+const PATCH = 32;
 const CHANNELS = 3;
 
-type Inputs = Pick<VisionInputs, 'pixelValues' | 'pixelAttentionMask' | 'tileCounts'>;
-const INPUTS: OptionNames<Inputs> = { pixelValues: true, pixelAttentionMask: true, tileCounts: true };
+type Inputs = Pick<VisionInputs, 'pixelValues' | 'pixelAttentionMask' | 'tileCounts' | 'tileGrids'>;
+const INPUTS: OptionNames<Inputs> = { pixelValues: true, pixelAttentionMask: true, tileCounts: true, tileGrids: true };
 
 /** The tiles of a call without those of padding. */
 interface Tiles {
@@ -110,9 +146,7 @@ function tilesOf(inputs: Inputs, names: InputNames): Tiles {
   }
   if (kept.length === 0) throw mismatch('ERR_VALUE', names.pixelValues, 'zeros only', 'at least one tile with pixels');
   const whole = kept.length === images * perImage;
-  const own = whole ? data : new Float32Array(kept.length * size);
-  if (!whole) for (const [i, tile] of kept.entries()) own.set(data.subarray(tile * size, (tile + 1) * size), i * size);
-  return { pixels: own, rows, height, width };
+  return { pixels: whole ? data : rowsOf({ data, cols: size }, kept).data, rows, height, width };
 }
 
 function nameOf(tile: number, perImage: number): string {
@@ -158,17 +192,24 @@ function runOf(
   );
   if (pixelInput === undefined)
     throw new DesapError('ERR_GRAPH', 'the vision encoder: looked for an input of pixels; found none');
-  // Exporters leave the axis of the batch away, or not.
-  const lead = pixelInput.dims?.length === 4 ? [count] : [1, count];
-  const feeds: Record<string, Feed> = {
-    [pixelInput.name]: { type: 'float32', data: pixels, dims: [...lead, CHANNELS, height, width] },
+  const area = height * width;
+  const feedsOf = (first: number, end: number) => {
+    // Exporters leave the axis of the batch away, or not.
+    const lead = pixelInput.dims?.length === 4 ? [end - first] : [1, end - first];
+    const data = pixels.subarray(first * CHANNELS * area, end * CHANNELS * area);
+    const feeds: Record<string, Feed> = {
+      [pixelInput.name]: { type: 'float32', data, dims: [...lead, CHANNELS, height, width] },
+    };
+    if (maskInput) {
+      const shown = new Uint8Array((end - first) * area).fill(1);
+      feeds[maskInput.name] = flagsFeed(maskInput.type, shown, [...lead, height, width]);
+    }
+    return feeds;
   };
-  if (maskInput) {
-    const shown = new Uint8Array(count * height * width).fill(1);
-    feeds[maskInput.name] = flagsFeed(maskInput.type, shown, [...lead, height, width]);
-  }
+  const patches = area / (encoder.config.vision_config?.patch_size ?? PATCH) ** 2;
   return {
-    feeds,
+    feeds: feedsOf(0, count),
+    parts: partsOf(count, tilesAtOnce(patches, encoder.rowsAtOnce), feedsOf),
     sequences: (hidden) => equalSequences(hidden, count),
     tiles: (hidden, features) => tileRows(hidden, features, { images, height, width, names }),
   };
@@ -186,12 +227,12 @@ function tileRows(hidden: readonly number[], features: readonly number[], geomet
   const { images, height, width, names } = geometry;
   const count = images.length;
   const patches = hidden[hidden.length - 2];
-  const tokens = rowsOf(features) / count;
-  if (rowsOf(hidden) !== count * patches || !Number.isInteger(tokens))
+  const tokens = rowCount(features) / count;
+  if (rowCount(hidden) !== count * patches || !Number.isInteger(tokens))
     throw mismatch(
       'ERR_SHAPE',
       names.pixelValues,
-      `${count} tiles, and states of ${rowsOf(hidden) / patches}`,
+      `${count} tiles, and states of ${rowCount(hidden) / patches}`,
       `${count}`,
     );
   return equalTiles(patches, tokens, { images, height, width, noun: 'tile' });

@@ -1,8 +1,10 @@
 import type { Tensor } from 'onnxruntime-common';
+import { ABORTABLE, type Abortable, abortable, signalOf } from '../abort.js';
 import { DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch, notFinite } from '../errors.js';
 import type { ImageAnalysis, PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
+import { concatenated } from '../methods/matrix.js';
 import type { Grid, MethodChoice } from '../methods/method.js';
 import { rivalOf } from '../methods/rival.js';
 import { Once } from '../once.js';
@@ -11,6 +13,7 @@ import { PRUNE_OPTIONS, textEmbeddings } from '../prune-request.js';
 import { inPublicOrder, methodResult, rowsInOrder } from '../prune-result.js';
 import { Stopwatch } from '../stopwatch.js';
 import { float32, oneOf, vector } from '../tensor.js';
+import { traced } from '../trace.js';
 import { checkQuestion } from './check-text.js';
 import type { TokenLayout } from './layout.js';
 import { choiceOfImage, choicesOf, type RivalOptions } from './method-choice.js';
@@ -38,7 +41,16 @@ import type {
   VisionPruneOptions,
   VisionTimings,
 } from './vision-model.js';
-import { countsOfTiles, joined, type KeptImage, type Part, partsOf } from './whole-image.js';
+import {
+  countsOfTiles,
+  joined,
+  type KeptImage,
+  type Part,
+  partOf,
+  partsOf,
+  unitsOfParts,
+  withDropped,
+} from './whole-image.js';
 
 /** What an image needs of the model that it belongs to. */
 export interface ImageOwner {
@@ -88,6 +100,14 @@ export function visionPruneOptions(argument: string, given: VisionPruneOptions |
   checkDistances(checked);
   return checked;
 }
+
+/**
+ * The options of a call that prunes one image, checked for their names.
+ * @throws DesapError `ERR_VALUE`
+ */
+export function abortableOptions(given: (VisionPruneOptions & Abortable) | undefined): VisionPruneOptions & Abortable {
+  return options('options', given, { ...VISION_PRUNE_OPTIONS, ...ABORTABLE });
+}
 const ALLOCATIONS = ['tile', 'image'] as const;
 
 /** What encoded images have in common: a question's way through text encoder, pruner and connector. */
@@ -119,6 +139,8 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     this.medium = about.medium ?? 'image';
   }
 
+  abstract get byteLength(): number;
+
   get tokenCount(): number {
     return this.about.layout.tokenCount;
   }
@@ -131,8 +153,12 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     return this.#parts('image').length;
   }
 
-  async prune(question: Question, given?: VisionPruneOptions): Promise<PrunedFeatures> {
-    const [pruned] = await pruneTogether([{ image: this, question, options: visionPruneOptions('options', given) }]);
+  async prune(question: Question, given?: VisionPruneOptions & Abortable): Promise<PrunedFeatures> {
+    const { signal, ...choice } = abortableOptions(given);
+    const options = visionPruneOptions('options', choice);
+    const [pruned] = await traced('EncodedImage.prune', () =>
+      abortable(signal, () => pruneTogether([{ image: this, question, options }])),
+    );
     return pruned;
   }
 
@@ -151,7 +177,8 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const embeddings = await this.#embeddings(question, how.taskShare);
     const asked = performance.now();
     const parts = this.#parts(allocation);
-    const { analyses, milliseconds: analyze } = await this.#analyze(allocation, { task: embeddings !== null });
+    const { analyses, milliseconds } = await this.#analyze(allocation, { task: embeddings !== null });
+    const waited = waitingOf(analyses);
     const text = embeddings && this.comparable(embeddings);
     const differing = await this.#distances(parts, how.taskShare === 1 ? undefined : distances);
     const analyzed = performance.now();
@@ -167,14 +194,18 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
       ...(tasks && { task: tasks[p] }),
       ...(differing && { distances: differing.rows[p] }),
     }));
+    const analyze = milliseconds - waited;
     const own = { vision, analyze, text: asked - start, prune: performance.now() - analyzed };
     const join = (kept: readonly PruneResult[]) => joined(layout, parts, kept);
     return {
-      ...{ analyses, text, requests, budget, allocation, join },
-      finish: (kept, milliseconds) =>
-        this.#finish(join(kept), kept, {
+      ...{ analyses, units: unitsOfParts(parts), text, requests, budget, allocation, join },
+      finish: async (kept, milliseconds) =>
+        this.#finish(how.merge === false ? join(kept) : await this.#joined(join(kept), parts, kept), kept, {
           task: isCompared ? { form } : null,
-          timings: { ...own, prune: own.prune + milliseconds, projector: differing?.milliseconds ?? 0 },
+          timings: {
+            ...{ ...own, waiting: waited + waitingOf(kept) },
+            ...{ prune: own.prune + milliseconds, projector: differing?.milliseconds ?? 0 },
+          },
         }),
     };
   }
@@ -191,7 +222,7 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const { layout, form, milliseconds: vision, tileGrid: grid = null } = this.about;
     const chooser = rivalOf(asked);
     if (allocation !== undefined) oneOf('allocation', allocation, ALLOCATIONS);
-    const tiles = layout.places.map((places, tile) => ({ tiles: [tile], places }));
+    const tiles = layout.places.map((_, tile) => partOf(layout, tile));
     const isShared = grid !== null && chooser.chooseTiles !== undefined;
     const parts = isShared ? tiles : partsOf(layout, false);
     const sources = parts.map((part) => this.methodSource(part));
@@ -207,22 +238,36 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
       return Float32Array.from(places, (place) => map[place]);
     };
     const images = sources.map((source, p) => new AskedSource(source, text, () => taskMap(parts[p]), watch));
-    const choices = await choicesOf(chooser, images, { budget, allocation, grid });
+    const choices = await choicesOf(chooser, images, { budget, units: unitsOfParts(parts), allocation, grid });
     const [taps, merge, projector, waited] = (['taps', 'merge', 'features', 'analysis'] as const).map(watch.spent);
     const prune = performance.now() - encoded - taps - projector - waited;
     const own = [...parts.keys()].filter((p) => parts[p].places.length > 0);
     const kept = own.map((p) => methodResult(choices.tiles[p], { select: 0, merge: 0 }));
     const chosen = own.map((p) => parts[p]);
-    const whole = joined(layout, chosen, kept);
+    // Dropped rows go where a method's others do.
+    const isMerged = kept.every(({ assignment }) => assignment.every((k) => k >= 0));
+    const alone = joined(layout, chosen, kept);
+    const whole = isMerged ? await this.#joined(alone, chosen, kept) : alone;
     const choice = choiceOfImage(choices, chosen, whole);
     const result = await this.#finish({ ...whole, timings: { ...whole.timings, select: prune - merge, merge } }, kept, {
       task: chooser.isAsked ? { form } : null,
       // The analysis is made once for all questions, and counts for each, as it does for DeSAP.
-      timings: { vision, analyze: taps + ((await task.made())?.analyze ?? 0), text: encoded - start, prune, projector },
+      timings: {
+        ...{ waiting: 0, vision, analyze: taps + ((await task.made())?.analyze ?? 0), text: encoded - start },
+        ...{ prune, projector },
+      },
       isConnected: choice.isProjected,
     });
     const pruned = { ...result, choice };
     return asked.layout === 'public' ? asPublic(pruned) : pruned;
+  }
+
+  /** Lets units that the tower dropped join the kept ones. */
+  async #joined(whole: KeptImage, parts: readonly Part[], kept: readonly Kept[]): Promise<KeptImage> {
+    if (this.about.layout.dropped === undefined) return whole;
+    const nearest: Int32Array[] = [];
+    for (const [p, part] of parts.entries()) nearest.push(await this.nearest(part, kept[p].indices));
+    return withDropped(whole, parts, { kept, nearest });
   }
 
   /** The task map of all tokens, with the alignment `mean`, and the milliseconds of the analysis that it is made of. */
@@ -256,9 +301,11 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     const projector = timings.projector + performance.now() - start;
     const { unitRows: _, markerRows: __, markers: ___, timings: stages, ...result } = whole;
     const further = this.further(kept);
-    const tileCounts = countsOfTiles(this.about.layout, whole);
+    const { layout } = this.about;
+    const tileCounts = countsOfTiles(layout, whole);
+    const dropped = layout.dropped && Int32Array.from(layout.dropped.flatMap((own) => [...own])).sort();
     return {
-      ...{ ...result, features, ...(further && { further }), tileCounts, task },
+      ...{ ...result, features, ...(further && { further }), ...(dropped && { dropped }), tileCounts, task },
       timings: { ...timings, projector, stages },
     };
   }
@@ -318,8 +365,8 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
     return float32(rows, [1, whole.indices.length, width]);
   }
 
-  async all(): Promise<Tensor> {
-    return this.call(() => this.everything());
+  async all(call?: Abortable): Promise<Tensor> {
+    return traced('EncodedImage.all', () => this.call(() => this.everything(), signalOf('call', call)));
   }
 
   /**
@@ -327,16 +374,17 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
    * first call that needs it.
    * @throws DesapError `ERR_NOT_FINITE`, `ERR_OUT_OF_MEMORY`, `ERR_DISPOSED`
    */
-  async analyses(): Promise<readonly ImageAnalysis[]> {
-    return this.call(async () => (await this.#analyze(this.#allocation, { task: true })).analyses);
+  async analyses(call?: Abortable): Promise<readonly ImageAnalysis[]> {
+    const work = async () => (await this.#analyze(this.#allocation, { task: true })).analyses;
+    return this.call(work, signalOf('call', call));
   }
 
   /**
    * That of an image that is pruned as one.
    * @throws DesapError `ERR_VALUE` for an image of several tiles
    */
-  async analysis(): Promise<ImageAnalysis> {
-    const [first, ...others] = await this.analyses();
+  async analysis(call?: Abortable): Promise<ImageAnalysis> {
+    const [first, ...others] = await this.analyses(call);
     if (others.length === 0) return first;
     throw mismatch('ERR_VALUE', 'analysis', `an image of ${others.length + 1} tiles`, 'one of one tile, or analyses()');
   }
@@ -367,8 +415,8 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   }
 
   /** @internal Runs a call of the image, which is one of its model too. */
-  async call<T>(work: () => Promise<T>): Promise<T> {
-    return this.#life.call(() => this.owner.life.call(work));
+  async call<T>(work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
+    return this.#life.call(() => this.owner.life.call(work), signal);
   }
 
   /** A text's embeddings in the space of the image's. */
@@ -404,6 +452,11 @@ export abstract class EncodedImageBase implements EncodedImage, Prunable {
   protected abstract everything(): Promise<Tensor>;
   protected abstract free(): unknown;
 
+  /** For each unit of a part that the tower dropped: the position, among its kept units, of the one that is nearest at the cut. */
+  protected async nearest(_part: Part, _kept: Int32Array): Promise<Int32Array> {
+    throw new DesapError('ERR_INTERNAL', 'nearest: this family drops none');
+  }
+
   /** What the file has of kept units besides features, by output; none by default. */
   protected further(_kept: readonly Kept[]): Record<string, Tensor> | undefined {
     return undefined;
@@ -430,14 +483,13 @@ function asPublic(pruned: PrunedFeatures & { readonly choice: MethodChoice }): P
 export function tokensOf(kept: readonly Kept[]): Tensor {
   if (kept.length === 1) return kept[0].tokens;
   const width = kept[0].tokens.dims[1];
-  const rows = kept.reduce((sum, { tokens }) => sum + tokens.dims[0], 0);
-  const all = new Float32Array(rows * width);
-  let at = 0;
-  for (const { tokens } of kept) {
-    all.set(tokens.data as Float32Array, at);
-    at += tokens.data.length;
-  }
-  return float32(all, [rows, width]);
+  const all = concatenated(kept.map(({ tokens }) => tokens.data as Float32Array));
+  return float32(all, [all.length / width, width]);
+}
+
+/** Milliseconds that calls waited for the device. */
+function waitingOf(results: readonly { readonly timings: { readonly waiting: number } }[]): number {
+  return results.reduce((sum, { timings }) => sum + timings.waiting, 0);
 }
 
 function asBatch({ data, dims }: Tensor): Tensor {

@@ -12,11 +12,13 @@ export type { Anyres, ImageSize, Newline, TileRule } from './anyres.js';
 export type { AnyresImageProcessorConfig, AnyresImages } from './anyres-images.js';
 export { AnyresImageProcessor } from './anyres-images.js';
 export { BlockImage } from './block-image.js';
+export { BlockTilesImage } from './block-tiles-image.js';
 export type { BlockVisionOptions } from './block-vision.js';
 export { BlockVision } from './block-vision.js';
 export type { ClipEncoderOptions } from './clip-encoder.js';
 export type { ClipTextOptions, EncodedText } from './clip-text.js';
 export { ClipText } from './clip-text.js';
+export type { Rows } from './clip-tower.js';
 export type { CompactOptions, CompactPrompt, KeptPatches, Positions } from './compact.js';
 export { compact } from './compact.js';
 export type { VisionModelOptions } from './families.js';
@@ -26,7 +28,6 @@ export type { ConfiguredSize, ImageProcessorConfig, ImageSource, Pixels, RgbImag
 export { ImageProcessor } from './image-processor.js';
 export type { LlavaVisionOptions } from './llava.js';
 export { LlavaVision } from './llava.js';
-export type { Rows } from './llava-image.js';
 export { LlavaImage } from './llava-image.js';
 export type { LlavaNextVisionOptions } from './llava-next.js';
 export { LlavaNextVision } from './llava-next.js';
@@ -42,7 +43,10 @@ export type { SiglipOptions } from './siglip-options.js';
 export type { SiglipEncodedText, SiglipRows, SiglipTextOptions } from './siglip-text.js';
 export { SiglipText } from './siglip-text.js';
 export type { FilteredText } from './text-filter.js';
+export type { TextPlace, TextPlaceOptions } from './text-place.js';
+export type { LookRule, TileOptions } from './tile-options.js';
 export { TilesImage } from './tiles-image.js';
+export type { RowRule, TowerOptions } from './tower-options.js';
 export type { ClassRows, VideoLlavaKind, VideoLlavaVisionOptions } from './video-llava.js';
 export { VideoLlavaVision } from './video-llava.js';
 export type {
@@ -52,6 +56,7 @@ export type {
   EncodedImage,
   ImageMarks,
   InputNames,
+  Looked,
   Preset,
   PrunedFeatures,
   Question,

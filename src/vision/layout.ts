@@ -10,6 +10,8 @@ export interface TokenLayout {
   readonly tiles: readonly Tile[];
   /** For each tile: where each of its units stands among the image's tokens. Units that the model itself leaves out are not listed. */
   readonly places: readonly Int32Array[];
+  /** For each tile: where units stand that the tower dropped, which `places` lists no more; left out where it dropped none. */
+  readonly dropped?: readonly Int32Array[];
   /** Where markers stand, ascending. */
   readonly markers: Int32Array;
   /**
@@ -30,4 +32,29 @@ export function plainLayout(tiles: readonly Tile[], units: readonly number[]): T
   });
   const markers = new Int32Array();
   return { tokenCount, tiles, places, markers, staying: () => markers };
+}
+
+/**
+ * The same without the units that the tower dropped.
+ * @param cuts of each tile: its units that stayed, ascending; null: all
+ */
+export function withoutDropped(
+  layout: TokenLayout,
+  cuts: readonly ({ readonly stayed: Int32Array } | null)[],
+): TokenLayout {
+  if (cuts.every((cut) => cut === null)) return layout;
+  const { places } = layout;
+  return {
+    ...layout,
+    places: places.map((own, tile) => cuts[tile]?.stayed.map((unit) => own[unit]) ?? own),
+    dropped: places.map((own, tile) => {
+      const those = new Set(cuts[tile]?.stayed ?? own.keys());
+      return own.filter((_, unit) => !those.has(unit));
+    }),
+  };
+}
+
+/** Where all units of a tile stand, those that its tower dropped among them. */
+export function unitPlaces({ places, dropped }: TokenLayout, tile: number): Int32Array {
+  return dropped ? Int32Array.from([...places[tile], ...dropped[tile]]).sort() : places[tile];
 }

@@ -1,5 +1,6 @@
 import type { InferenceSession } from 'onnxruntime-common';
 import { DesapError, invalid, mismatch } from '../errors.js';
+import { rowsOf } from '../methods/matrix.js';
 import { type OptionNames, options } from '../options.js';
 import { floatData, type TensorLike, widened } from '../tensor.js';
 import {
@@ -12,7 +13,17 @@ import {
   unitsOfGrid,
 } from './block-family.js';
 import type { ModelConfig } from './model-folder.js';
-import { equalSequences, flagsFeed, imageOfTiles, integers, isFloat, rowsOf, tileRuns } from './tile-inputs.js';
+import {
+  equalSequences,
+  flagsFeed,
+  givenGrids,
+  gridOfTiles,
+  imageOfTiles,
+  integers,
+  isFloat,
+  rowCount,
+  tileRuns,
+} from './tile-inputs.js';
 import { pixelExtents, waves } from './trial.js';
 import type { InputNames, VisionInputs } from './vision-model.js';
 
@@ -22,10 +33,10 @@ import type { InputNames, VisionInputs } from './vision-model.js';
  */
 export const LFM2 = {
   name: 'lfm2',
-  marks: { afterLast: '<|image_end|>' },
+  marks: { afterLast: '<|image_end|>', tileName: '<|img_row_{row}_col_{column}|>' },
   premise: ', a visual token for each square of patches, and padding left out',
   read(inputs, names, encoder) {
-    const { tileCounts, ...given } = options<Inputs>('inputs', inputs, INPUTS);
+    const { tileCounts, tileGrids: _, ...given } = options<Inputs>('inputs', inputs, INPUTS);
     const tiles = tilesOf(given, names, encoder.config.downsample_factor ?? DOWNSAMPLE);
     const count = tiles.grids.length;
     const own = { argument: names.tileCounts, of: names.pixelValues };
@@ -33,6 +44,40 @@ export const LFM2 = {
     return tileRuns(images).map(([first, end]) =>
       runOf(part(tiles, first, end), images.slice(first, end), names, encoder),
     );
+  },
+  tiled(inputs, names, encoder) {
+    const { tileCounts, tileGrids, ...given } = options<Inputs>('inputs', inputs, INPUTS);
+    const all = tilesOf(given, names, encoder.config.downsample_factor ?? DOWNSAMPLE);
+    const [total, length, channels] = all.dims;
+    const own = { argument: names.tileCounts, of: names.pixelValues };
+    const images = imageOfTiles(tileCounts ?? [total], total, own);
+    const count = images[images.length - 1] + 1;
+    const grids = givenGrids(names.tileGrids, tileGrids, count);
+    return Array.from({ length: count }, (_, image) => {
+      const [first, end] = [images.indexOf(image), images.lastIndexOf(image) + 1];
+      const [tiles, argument] = [end - first, `${names.tileGrids}[${image}]`];
+      const { grids: shapes, side, pixels: given } = part(all, first, end);
+      const pixels = given.slice();
+      // The whole view has the image's shape.
+      const [rows, columns] = shapes[tiles - 1];
+      return {
+        tiles,
+        grid: () => gridOfTiles(grids[image], tiles - 1, { argument, aspect: columns / rows }),
+        run: (some) =>
+          runOf(
+            {
+              pixels: rowsOf({ data: pixels, cols: length * channels }, some).data,
+              dims: [some.length, length, channels],
+              grids: some.map((tile) => shapes[tile]),
+              side,
+            },
+            some.map(() => 0),
+            names,
+            encoder,
+          ),
+        units: (tile) => ({ rows: shapes[tile][0] / side, columns: shapes[tile][1] / side }),
+      };
+    });
   },
   trials(session: InferenceSession, { vision_config: vision = {}, downsample_factor: side = DOWNSAMPLE }: ModelConfig) {
     const channels = pixelExtents(session)[2] ?? CHANNELS * (vision.patch_size ?? PATCH) ** 2;
@@ -59,9 +104,9 @@ const DOWNSAMPLE = 2;
 const PATCH = 16;
 const CHANNELS = 3;
 
-type Inputs = Pick<VisionInputs, 'pixelValues' | 'pixelAttentionMask' | 'spatialShapes' | 'tileCounts'>;
+type Inputs = Pick<VisionInputs, 'pixelValues' | 'pixelAttentionMask' | 'spatialShapes' | 'tileCounts' | 'tileGrids'>;
 const INPUTS: OptionNames<Inputs> = {
-  ...{ pixelValues: true, pixelAttentionMask: true, spatialShapes: true, tileCounts: true },
+  ...{ pixelValues: true, pixelAttentionMask: true, spatialShapes: true, tileCounts: true, tileGrids: true },
 };
 
 interface Tiles {
@@ -174,7 +219,7 @@ function tileRows(
   const [count, length] = dims;
   const tokens = grids.map(([rows, columns]) => (rows / side) * (columns / side));
   const all = tokens.reduce((sum, one) => sum + one, 0);
-  if (rowsOf(hidden) !== count * length || rowsOf(features) !== all)
+  if (rowCount(hidden) !== count * length || rowCount(features) !== all)
     throw new DesapError(
       'ERR_GRAPH',
       `the vision encoder: got states [${hidden.join(', ')}] and features [${features.join(', ')}] of ${names.pixelValues} [${dims.join(', ')}], wanted ${count * length} rows of states and ${all} of features`,

@@ -1,11 +1,13 @@
 import type { Tensor } from 'onnxruntime-common';
 import type { AnalyzeOptions, Pruner, TensorLike } from '../index.js';
 import type { Grid } from '../methods/method.js';
+import type { Encoded } from './clip-encoder.js';
+import { bytesOf, type Rows } from './clip-tower.js';
 import { type Analyzed, EncodedImageBase, type ImageOwner, type Kept, tokensOf } from './image-base.js';
-import { plainLayout } from './layout.js';
-import type { MethodSource } from './method-source.js';
-import type { TowerBatch } from './tower-batch.js';
+import { plainLayout, withoutDropped } from './layout.js';
+import { gridOf, type MethodSource } from './method-source.js';
 import type { Tile } from './vision-model.js';
+import type { Part } from './whole-image.js';
 
 /** What an image needs of its `LlavaVision`. */
 interface Vision extends ImageOwner {
@@ -21,50 +23,58 @@ interface About {
   readonly encoding: AnalyzeOptions['encoding'];
   /** What methods read of it, given the grid of its patches. */
   readonly source: (grid: Grid) => MethodSource;
-  readonly milliseconds: number;
 }
-
-/** float32 rows, [rows, D]. */
-export type Rows = TensorLike & { readonly data: Float32Array };
 
 /** One encoded image for many questions; made by `LlavaVision.encode`. */
 export class LlavaImage extends EncodedImageBase {
   /** @internal */
   constructor(
     private readonly vision: Vision,
-    private readonly batch: TowerBatch,
-    private readonly index: number,
+    private readonly encoded: Encoded,
     private readonly how: About,
   ) {
-    const patches = batch.dims[1] - Number(vision.pruner.head.classToken);
-    const layout = plainLayout([tileOf(how.extents, patches)], [patches]);
-    super('LlavaImage', vision, { layout, form: 'clip', milliseconds: how.milliseconds });
+    const { rows, cut, milliseconds } = encoded;
+    const patches = rows - Number(vision.pruner.head.classToken);
+    const layout = withoutDropped(plainLayout([tileOf(how.extents, patches)], [patches]), [cut]);
+    super('LlavaImage', vision, { layout, form: 'clip', milliseconds });
   }
 
   /**
-   * Hidden states in front of the encoder's last layer, [N, D]; valid until `dispose`.
+   * Hidden states in front of the encoder's last layer, [N, D], of the rows that the tower did not drop; valid until `dispose`.
    * @throws DesapError `ERR_DISPOSED`
    */
   get hidden(): Rows {
     this.check();
-    return this.batch.rows(this.index);
+    return this.#states;
   }
 
   /** The patch rows of {@link LlavaImage.hidden}, [P, D]; the same memory. */
   get patchStates(): Rows {
-    return last(this.hidden, this.tokenCount);
+    return withoutFirst(this.hidden, this.#classRows);
+  }
+
+  get #states(): Rows {
+    return this.encoded.batch.rows(this.encoded.index);
+  }
+
+  get #classRows(): number {
+    return Number(this.vision.pruner.head.classToken);
+  }
+
+  get byteLength(): number {
+    return bytesOf(this.encoded, this.vision.pruner.head.projectionDim);
   }
 
   protected async makeAnalyses(): Promise<Analyzed> {
     const { encoding } = this.how;
-    const { analysis, milliseconds } = await this.batch.analyze(this.index, (images) =>
+    const { analysis, milliseconds } = await this.encoded.batch.analyze(this.encoded.index, (images) =>
       this.vision.pruner.analyzeBatch(images, { encoding }),
     );
     return { analyses: [analysis], milliseconds };
   }
 
   protected methodSource(): MethodSource {
-    return this.how.source(this.tiles[0]);
+    return this.how.source(this.encoded.cut ? gridOf(this.encoded, this.#classRows) : this.tiles[0]);
   }
 
   protected override async projected(): Promise<TensorLike[]> {
@@ -76,19 +86,23 @@ export class LlavaImage extends EncodedImageBase {
   }
 
   /** [1, P, W]; [1, P + 1, W], the class token's first, of a file that has it among its features. */
-  protected everything(): Promise<Tensor> {
-    const rows = this.batch.rows(this.index);
-    return this.vision.project(this.vision.dropsClassToken ? last(rows, this.tokenCount) : rows);
+  protected async everything(): Promise<Tensor> {
+    const rows = (await this.encoded.cut?.whole()) ?? this.#states;
+    return this.vision.project(this.vision.dropsClassToken ? withoutFirst(rows, this.#classRows) : rows);
+  }
+
+  protected override async nearest({ dropped }: Part, kept: Int32Array): Promise<Int32Array> {
+    return (await this.encoded.cut?.nearest(kept)) ?? dropped;
   }
 
   protected free(): Promise<void> {
-    return this.batch.release();
+    return this.encoded.batch.release();
   }
 }
 
-/** The last rows of a matrix. */
-function last({ data, dims: [, width] }: Rows, rows: number): Rows {
-  return { data: data.subarray(data.length - rows * width), dims: [rows, width] };
+/** A matrix without its first rows. */
+function withoutFirst({ data, dims: [all, width] }: Rows, rows: number): Rows {
+  return { data: data.subarray(rows * width), dims: [all - rows, width] };
 }
 
 /** Patches that are no squares stand in one line. */

@@ -15,7 +15,7 @@ export interface LlavaVisionOptions extends ClipEncoderOptions {}
 export const LLAVA_OPTIONS: OptionNames<LlavaVisionOptions> = {
   ...DEVICE_OPTIONS,
   ...{ clip: true, head: true, pruner: true, keep: true, keepRatio: true, encoding: true },
-  ...{ longText: true, filter: true, taps: true, session: true, ort: true },
+  ...{ longText: true, filter: true, text: true, taps: true, tower: true, session: true, ort: true },
 };
 const RENAMED = { clipFolder: 'clip' };
 
@@ -55,8 +55,8 @@ export class LlavaVision extends ClipVisionModel<LlavaImage, TensorLike> {
     const encoded = await this.encoder.encode(widened(pixels), pixels.dims, names.pixelValues);
     return encoded.map(
       (one) =>
-        new LlavaImage(this, one.batch, one.index, {
-          ...{ extents, encoding, milliseconds: one.milliseconds },
+        new LlavaImage(this, one, {
+          ...{ extents, encoding },
           source: (grid) => clipSource(this.encoder, one, { patches: null, grid }),
         }),
     );

@@ -14,6 +14,8 @@ export type RivalOptions = VisionPruneOptions & { readonly method: RivalName };
 /** How many tokens are asked for, and of what. */
 export interface MethodBudget {
   readonly budget: Budget;
+  /** How many units each tile has, those that its tower dropped among them: what the budget is of. */
+  readonly units: readonly number[];
   readonly allocation: VisionPruneOptions['allocation'];
   /** How the tiles behind the first, which is the whole image, make one; null where there is no such image. */
   readonly grid: Grid | null;
@@ -23,15 +25,15 @@ export interface MethodBudget {
 export async function choicesOf(
   chooser: Chooser,
   tiles: readonly MethodImage[],
-  { budget, allocation = 'tile', grid }: MethodBudget,
+  { budget, units, allocation = 'tile', grid }: MethodBudget,
 ): Promise<EachChoice> {
-  const units = tiles.map((tile) => tile.states().rows);
-  const total = units.reduce((sum, count) => sum + count, 0);
+  const there = tiles.map((tile) => tile.states().rows);
+  const sum = (counts: readonly number[]) => counts.reduce((all, count) => all + count, 0);
   if (tiles.length > 1 && grid && chooser.chooseTiles) {
     const keep =
       allocation === 'image'
-        ? keepCount(budget, total)
-        : eachTile(budget, units).reduce((sum, count) => sum + count, 0);
+        ? Math.min(keepCount(budget, sum(units)), sum(there))
+        : sum(eachTile(budget, units, there));
     return chooser.chooseTiles(tiles, grid, keep);
   }
   if (tiles.length > 1 && allocation === 'image')
@@ -41,7 +43,7 @@ export async function choicesOf(
       `'image' for ${tiles.length} tiles`,
       "'tile': this method runs on each by itself",
     );
-  const counts = chooser.isAdaptive ? units : eachTile(budget, units);
+  const counts = chooser.isAdaptive ? there : eachTile(budget, units, there);
   const choices: Choice[] = [];
   for (const [t, tile] of tiles.entries()) choices.push(await chooser.choose(tile, counts[t]));
   return { tiles: choices };

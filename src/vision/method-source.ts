@@ -28,7 +28,7 @@ export type WatchedPart = MethodPart | 'features' | 'analysis';
  */
 export function clipSource(
   encoder: ClipEncoder,
-  { batch, index }: Encoded,
+  { batch, index, cut }: Encoded,
   { patches, grid }: { readonly patches: Int32Array | null; readonly grid: Grid },
 ): MethodSource {
   const { pruner } = encoder;
@@ -40,7 +40,7 @@ export function clipSource(
   };
   return {
     ...{ backend: pruner.backend, classToken, patches, states },
-    grid: patches ? windowOf(patches, grid) : grid,
+    grid: patches && cut === null ? windowOf(patches, grid) : grid,
     async tap(name: TapName): Promise<Tap> {
       if (name === 'last') return { hidden: hidden(), weights: await pruner.headWeights() };
       const tapped = encoder.taps.get(name);
@@ -71,6 +71,13 @@ export function featureSource(backend: Backend, rows: Matrix, grid: Grid): Metho
 
 function behindBatch({ data, dims }: { readonly data: unknown; readonly dims: readonly number[] }): Matrix {
   return matrixOf({ data, dims: dims.slice(-2) });
+}
+
+/** The patches that the tower gives: those that are no square stand in one line, and so do those that it did not drop. */
+export function gridOf({ batch, cut }: Encoded, classRows: number): Grid {
+  const patches = batch.dims[1] - classRows;
+  const side = Math.sqrt(patches);
+  return cut === null && Number.isInteger(side) ? { rows: side, columns: side } : { rows: 1, columns: patches };
 }
 
 /** Patches that are no padding are a window of their grid. */

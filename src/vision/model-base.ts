@@ -1,10 +1,13 @@
+import { type Abortable, signalOf } from '../abort.js';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { invalid, mismatch } from '../errors.js';
 import type { TextEmbeddings } from '../index.js';
 import { Lifetime } from '../lifetime.js';
 import { entries, isOf } from '../options.js';
 import { isArray } from '../tensor.js';
-import { EncodedImageBase, visionPruneOptions } from './image-base.js';
+import { traced } from '../trace.js';
+import { askAhead } from './ask-ahead.js';
+import { abortableOptions, EncodedImageBase, visionPruneOptions } from './image-base.js';
 import { type AskedImage, mapTogether, pruneTogether } from './prune-together.js';
 import {
   type Budget,
@@ -32,54 +35,65 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
   /**
    * @param name of the class, for messages
    * @param budget @internal the default of every pruning
+   * @param questionsBeside whether questions are encoded in another thread
    */
   protected constructor(
     name: string,
     readonly family: string,
     readonly tolerance: number,
     readonly budget: Budget,
+    readonly questionsBeside = false,
   ) {
     this.life = new Lifetime(name);
   }
 
-  async encode(inputs: VisionInputs | Others, names: InputNames = INPUT_NAMES): Promise<Image[]> {
-    return this.life.call(() => this.encodeImages(inputs, names));
+  async encode(inputs: VisionInputs | Others, names: InputNames = INPUT_NAMES, call?: Abortable): Promise<Image[]> {
+    const work = () => this.encodeImages(inputs, names);
+    return traced('VisionModel.encode', () => this.life.call(work, signalOf('call', call), disposeAll));
   }
 
-  async encodeQuestion(question: string): Promise<TextEmbeddings> {
-    return this.life.call(() => this.encodeText(question));
+  async encodeQuestion(question: string, call?: Abortable): Promise<TextEmbeddings> {
+    const work = () => this.encodeText(question);
+    return traced('VisionModel.encodeQuestion', () => this.life.call(work, signalOf('call', call)));
   }
 
   async prune(
     inputs: VisionInputs | Others,
     question: Question,
-    options?: VisionPruneOptions,
+    given?: VisionPruneOptions & Abortable,
   ): Promise<PrunedFeatures> {
-    return this.life.call(async () => {
+    const { signal, ...choice } = abortableOptions(given);
+    const work = async () => {
+      const prune = askAhead(this, question, choice);
       const images = await this.encode(inputs);
       try {
-        if (images.length === 1) return await images[0].prune(question, options);
+        if (images.length === 1) return await prune(images[0], choice);
         throw mismatch('ERR_SHAPE', 'pixelValues', `${images.length} images`, 'one (encode several, and prune each)');
       } finally {
-        for (const image of images) image.dispose();
+        disposeAll(images);
       }
-    });
+    };
+    return traced('VisionModel.prune', () => this.life.call(work, signal));
   }
 
   async pruneImages(
     images: readonly EncodedImage[],
     questions: readonly Question[],
     options?: readonly (VisionPruneOptions | undefined)[],
+    call?: Abortable,
   ): Promise<PrunedFeatures[]> {
-    return this.life.call(async () => pruneTogether(this.#asked(images, questions, options)));
+    const work = async () => pruneTogether(this.#asked(images, questions, options));
+    return traced('VisionModel.pruneImages', () => this.life.call(work, signalOf('call', call)));
   }
 
   async mapImages(
     images: readonly EncodedImage[],
     questions: readonly Question[],
     options?: readonly (VisionPruneOptions | undefined)[],
+    call?: Abortable,
   ): Promise<TokenMaps[]> {
-    return this.life.call(async () => mapTogether(this.#asked(images, questions, options)));
+    const work = async () => mapTogether(this.#asked(images, questions, options));
+    return traced('VisionModel.mapImages', () => this.life.call(work, signalOf('call', call)));
   }
 
   /** Its own images, each with its question and its options. */
@@ -112,6 +126,10 @@ export abstract class VisionModelBase<Image extends EncodedImage, Others = never
   protected abstract encodeImages(inputs: VisionInputs | Others, names: InputNames): Promise<Image[]>;
   protected abstract encodeText(question: string): Promise<TextEmbeddings>;
   protected abstract free(): Promise<unknown>;
+}
+
+function disposeAll(images: readonly EncodedImage[]): void {
+  for (const image of images) image.dispose();
 }
 
 /** @throws DesapError `ERR_VALUE`, `ERR_SHAPE` */

@@ -3,6 +3,7 @@ import { deviceOptions } from '../devices/open.js';
 import { DesapError, invalid, mismatch } from '../errors.js';
 import { isFile, requireFolder } from '../files.js';
 import { ImageAnalysis, Pruner, type TextEmbeddings } from '../index.js';
+import { rowsOf } from '../methods/matrix.js';
 import { Once } from '../once.js';
 import { relativeError } from '../onnx/head/compare.js';
 import { confirmHead } from '../onnx/head/confirm.js';
@@ -32,6 +33,7 @@ import { phi3Layout } from './phi3-layout.js';
 import { allOrNone, atRest, runSession } from './session.js';
 import { TilesImage } from './tiles-image.js';
 import { warnOfTuning } from './tower-head.js';
+import { refuseTower } from './tower-options.js';
 import type { InputNames, VisionInputs } from './vision-model.js';
 
 /** Options of {@link Phi3Vision.open}. */
@@ -62,7 +64,11 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
     private readonly file: string,
     private readonly how: Phi3VisionOptions & Required<Pick<Phi3VisionOptions, 'ort'>>,
   ) {
-    super('Phi3Vision', 'phi3_v', TOLERANCE, { keep: how.keep, keepRatio: how.keepRatio });
+    super(
+      ...(['Phi3Vision', 'phi3_v', TOLERANCE] as const),
+      { keep: how.keep, keepRatio: how.keepRatio },
+      how.text === 'worker',
+    );
   }
 
   /**
@@ -73,6 +79,10 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
     const checked = options('options', given, PHI3_OPTIONS);
     const { clip, head, pruner, newline = 'kept-rows' } = checked;
     checkShared(checked);
+    refuseTower(
+      checked.tower,
+      'of an encoder whose crops its own graph puts together, row by row, in front of the connector',
+    );
     encodingOf(checked);
     longTextChoice(checked);
     oneOf('newline', newline, NEWLINES);
@@ -179,7 +189,7 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
         `${file}: got hidden states [${hidden.dims.join(', ')}] and ${tokens} tokens, wanted ${layout.tokenCount} tokens of ${grid.rows} x ${grid.columns} crops: two by two patches each, with separators`,
       );
     const unitOf = unitsOfGrid(patches, patches, UNIT);
-    const at = (places: Int32Array) => picked(features.data as Float32Array, places, W);
+    const at = (places: Int32Array) => rowsOf({ data: features.data as Float32Array, cols: W }, places).data;
     // Crop 0 is the whole image, whose tokens come last.
     const states = (tile: number) => {
       const crop = tile === layout.tiles.length - 1 ? 0 : tile + 1;
@@ -197,10 +207,13 @@ export class Phi3Vision extends VisionModelBase<TilesImage> {
     const { backend } = pruner;
     const tiles = layout.places.map((places, tile): ClipTile => {
       const made = new Once<ImageAnalysis>();
+      const { projectionDim } = pruner.head;
       return {
+        byteLength: 4 * (rows * (D + projectionDim) + places.length * (W + projectionDim)),
         source: () =>
           featureSource(backend, { data: at(places), rows: places.length, cols: W }, { rows: side, columns: side }),
         units: () => ({ data: at(places), dims: [places.length, W] }),
+        cut: null,
         classRow: () => ({ data: states(tile).data.subarray(0, D), dims: [1, D] }),
         async release() {
           (await made.made())?.dispose();
@@ -270,12 +283,6 @@ function run(
       [integer]: new ort.Tensor('int64', BigInt64Array.from([height, width], BigInt), [1, 2]),
     },
   );
-}
-
-function picked(data: Float32Array, rows: Int32Array, width: number): Float32Array {
-  const own = new Float32Array(rows.length * width);
-  for (const [i, row] of rows.entries()) own.set(data.subarray(row * width, (row + 1) * width), i * width);
-  return own;
 }
 
 /** The mean row of each unit. */

@@ -27,6 +27,8 @@ export interface AskedImage {
 export interface PreparedImage {
   /** One of each part. */
   readonly analyses: readonly ImageAnalysis[];
+  /** How many units each part has, those that its tower dropped among them: what `keep` and `keepRatio` are of. */
+  readonly units: readonly number[];
   readonly text: TextEmbeddings | null;
   /** Those of each part, without how many to keep. */
   readonly requests: readonly PruneOptions[];
@@ -57,7 +59,8 @@ function pruneOwn(asked: readonly AskedImage[]): Promise<PrunedFeatures[]> {
     const start = performance.now();
     const counts = await countsOf(images);
     const kept = await pruneParts(images, (request, i, part) => ({ ...request, keep: counts[i][part] }));
-    const milliseconds = performance.now() - start;
+    const waited = sum(kept.flat().map(({ timings }) => timings.waiting));
+    const milliseconds = performance.now() - start - waited;
     const units = images.map(({ analyses }) => sum(analyses.map(({ patches }) => patches)));
     const pruned: PrunedFeatures[] = [];
     for (const [i, image] of images.entries())
@@ -99,8 +102,8 @@ function withPrepared<T>(
 /** K of each part of each image. An image's K is shared by what the question finds in its parts; without one by what stands out. */
 async function countsOf(images: readonly PreparedImage[]): Promise<number[][]> {
   const units = images.map(({ analyses }) => analyses.map(({ patches }) => patches));
-  const counts = images.map(({ allocation, budget }, i) =>
-    allocation === 'tile' ? eachTile(budget, units[i]) : [wholeImage(budget, units[i])],
+  const counts = images.map(({ allocation, budget, units: all }, i) =>
+    allocation === 'tile' ? eachTile(budget, all, units[i]) : [Math.min(wholeImage(budget, all), sum(units[i]))],
   );
   const sharing = [...images.keys()].filter((i) => counts[i].length < units[i].length);
   const answers = await pruneParts(

@@ -1,6 +1,8 @@
 /** Long questions in the language model's embedding space. */
+
 import { mismatch } from '../errors.js';
 import type { TextEmbeddings } from '../index.js';
+import { rowsOf } from '../methods/matrix.js';
 import { float32, matrix, widened } from '../tensor.js';
 import type { CheckedFilter } from './long-text.js';
 import { meanDirection } from './task-text.js';
@@ -42,7 +44,6 @@ export function filteredQuestion(
     ...filter,
     budget: filter.maxTokens,
   });
-  const rows = new Float32Array(filtered.kept.length * cols);
-  for (const [at, j] of filtered.kept.entries()) rows.set(all.subarray(j * cols, (j + 1) * cols), at * cols);
+  const rows = rowsOf({ data: all, cols }, filtered.kept).data;
   return { embeddings: float32(rows, [filtered.kept.length, cols]), endOfText: whole, filtered };
 }

@@ -1,7 +1,7 @@
 import { DesapError } from '../errors.js';
 import type { BlockFamily, EncoderFacts, EncoderRun, Feed, TileRows } from './block-family.js';
 import { asVideo, type Patches, patchesOf, runsOf, type Visual, visualsOf } from './qwen-inputs.js';
-import { equalSequences, isFloat, rowsOf } from './tile-inputs.js';
+import { equalSequences, isFloat, rowCount } from './tile-inputs.js';
 import { qwenTrials, waves } from './trial.js';
 
 /**
@@ -38,7 +38,7 @@ const MERGE = 2;
 
 /** Which images and videos go into one run: each has its own where the encoder lets patches see those of all frames. */
 async function runsTaken(visuals: readonly Visual[], merge: number, encoder: EncoderFacts): Promise<number[][]> {
-  const runs = runsOf(visuals);
+  const runs = runsOf(visuals, encoder.rowsAtOnce);
   const several = runs.find((run) => run.length > 1);
   if (several === undefined) return runs;
   const { grid, pixels } = visuals[several[0]];
@@ -90,7 +90,7 @@ function tilesOf(
   const [frames, rows, columns] = grid;
   const [patches, tokens] = [rows * columns, (rows * columns) / merge ** 2];
   const count = visuals.length * frames;
-  if (rowsOf(hidden) !== count * patches || rowsOf(features) !== count * tokens)
+  if (rowCount(hidden) !== count * patches || rowCount(features) !== count * tokens)
     throw new DesapError(
       'ERR_GRAPH',
       `the vision encoder: got states [${hidden.join(', ')}] and features [${features.join(', ')}] of ${count} frames of ${rows} x ${columns} patches, wanted ${count * patches} rows of states and ${count * tokens} of features`,

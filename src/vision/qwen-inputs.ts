@@ -1,7 +1,9 @@
 import { types } from 'node:util';
 import { invalid, mismatch } from '../errors.js';
+import { concatenated } from '../methods/matrix.js';
 import { field, type OptionNames, options } from '../options.js';
 import { dimsOf, floatData, isTensor, plain, type TensorLike, widened } from '../tensor.js';
+import { tilesAtOnce } from './at-once.js';
 import type { EncodedImage, InputNames, VisionInputs } from './vision-model.js';
 
 /** Frames, rows and columns of patches. */
@@ -106,16 +108,17 @@ const AT_ONCE = 4096;
 
 /**
  * Which images and videos go into one run: those of equal grids, as the frames of one video, whose attention stays within each frame.
+ * @param rowsAtOnce patches of one run that pay
  * @returns places in `visuals`
  */
-export function runsOf(visuals: readonly Patches[]): number[][] {
+export function runsOf(visuals: readonly Patches[], rowsAtOnce: number): number[][] {
   const runs: number[][] = [];
   const open = new Map<string, number[]>();
   for (const [i, { grid, pixels }] of visuals.entries()) {
     // A mask that multiplies by zero does not keep what is not finite from the others.
     const key = pixels.every(Number.isFinite) ? grid.join() : `${grid.join()} of ${i}`;
     const run = open.get(key);
-    if (run && (run.length + 1) * patchesOf(grid) <= AT_ONCE) {
+    if (run && run.length < tilesAtOnce(patchesOf(grid), Math.min(AT_ONCE, rowsAtOnce))) {
       run.push(i);
       continue;
     }
@@ -128,9 +131,8 @@ export function runsOf(visuals: readonly Patches[]): number[][] {
 
 /** Images of one grid as the frames of one video. */
 export function asVideo(visuals: readonly Patches[]): Patches {
-  const [{ pixels, grid }] = visuals;
+  const [{ grid }] = visuals;
   if (visuals.length === 1) return visuals[0];
-  const all = new Float32Array(visuals.length * pixels.length);
-  for (const [i, one] of visuals.entries()) all.set(one.pixels, i * pixels.length);
+  const all = concatenated(visuals.map(({ pixels }) => pixels));
   return { pixels: all, grid: [visuals.length * grid[0], grid[1], grid[2]] };
 }

@@ -1,5 +1,7 @@
+import type { BlockImage } from './block-image.js';
 import { BlockVision, type BlockVisionOptions } from './block-vision.js';
 import { QWEN } from './qwen-family.js';
+import type { InputNames, VisionInputs } from './vision-model.js';
 
 export { BlockImage as QwenImage } from './block-image.js';
 
@@ -32,5 +34,10 @@ export class QwenVision extends BlockVision {
    */
   static async open(visionEncoder: string, given: QwenVisionOptions = {}): Promise<QwenVision> {
     return QwenVision.openAs(QWEN, visionEncoder, given);
+  }
+
+  /** As {@link BlockVision.encode}. Its images have no tiles that could be left out. */
+  override encode(inputs: VisionInputs, names?: InputNames): Promise<BlockImage[]> {
+    return super.encode(inputs, names) as Promise<BlockImage[]>;
   }
 }

@@ -1,4 +1,5 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-common';
+import { checkAborted } from '../abort.js';
 import { DesapError, type DesapErrorCode } from '../errors.js';
 import { isFile } from '../files.js';
 import type { OrtModule } from '../onnx/edit.js';
@@ -68,7 +69,7 @@ export interface RunNames {
 
 /**
  * Runs a session; `fetches` are the outputs that are wanted: tensors that it writes them into, or null.
- * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE` for inputs that the graph does not take, `ERR_OUT_OF_MEMORY`, `ERR_GRAPH` for any other
+ * @throws DesapError `ERR_ABORTED`; `ERR_SHAPE`, `ERR_DTYPE` for inputs that the graph does not take, `ERR_OUT_OF_MEMORY`, `ERR_GRAPH` for any other
  *   failure, with ONNX Runtime's own words
  */
 export async function runSession(
@@ -77,6 +78,7 @@ export async function runSession(
   feeds: Record<string, Tensor>,
   fetches?: Record<string, Tensor | null>,
 ): Promise<Record<string, Tensor>> {
+  checkAborted();
   try {
     const options = isTentative ? TENTATIVE : {};
     return (await (fetches ? session.run(feeds, fetches, options) : session.run(feeds, options))) as Record<

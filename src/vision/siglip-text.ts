@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 import type { InferenceSession } from 'onnxruntime-common';
+import { type Abortable, checkAborted, shared, signalOf } from '../abort.js';
 import { ASYNC_DISPOSE } from '../dispose-symbols.js';
 import { DesapError, invalid, mismatch, naming } from '../errors.js';
 import { isFile, readJsonIfThere } from '../files.js';
@@ -7,11 +8,13 @@ import type { TextEmbeddings } from '../index.js';
 import { sumOfRows } from '../kernels/numeric.js';
 import { unitRows } from '../kernels/unit-rows.js';
 import { Lifetime } from '../lifetime.js';
+import { concatenated } from '../methods/matrix.js';
 import { checkSession, type OrtModule, openGraph } from '../onnx/edit.js';
 import { POOLED_TEXT, readSiglipText, type SiglipTextStructure, siglipTextGraph } from '../onnx/siglip-text.js';
 import { type OptionNames, options } from '../options.js';
 import { ortModule } from '../ort.js';
 import { float32, nonEmpty, oneOf, type Tensor } from '../tensor.js';
+import { traced } from '../trace.js';
 import { checkContext, checkText } from './check-text.js';
 import { integers } from './clip-text.js';
 import { type CheckedFilter, type LongTextChoice, type LongTextOptions, longTextChoice } from './long-text.js';
@@ -103,8 +106,8 @@ export class SiglipText {
    * @throws DesapError `ERR_VALUE` for no string, an empty text, one beyond the limit `textBytes`, with `longText: 'error'` one that is
    *   longer than the context, or a frequency beyond 0 to 1; `ERR_DISPOSED`
    */
-  async encode(text: string): Promise<SiglipEncodedText> {
-    return this.#life.call(async () => {
+  async encode(text: string, call?: Abortable): Promise<SiglipEncodedText> {
+    const work = async () => {
       checkText('text', text);
       const whole = await this.#whole(text);
       const words = this.how.text === 'words' ? wordsOf(text) : [];
@@ -114,7 +117,8 @@ export class SiglipText {
       if (filter === null || words.length <= filter.maxTokens) return { embeddings: joined(rows), endOfText: whole };
       const filtered = this.#filter(words, joined(rows), whole, filter);
       return { embeddings: joined([...filtered.kept].map((i) => rows[i])), endOfText: whole, filtered };
-    });
+    };
+    return traced('SiglipText.encode', () => this.#life.call(work, signalOf('call', call)));
   }
 
   /** Of words by themselves each is one row. */
@@ -129,7 +133,7 @@ export class SiglipText {
   }
 
   #word(word: string): Promise<Float32Array> {
-    const known = this.#words.get(word) ?? this.#whole(word);
+    const known = this.#words.get(word) ?? shared(() => this.#whole(word));
     if (this.#words.size >= MOST_WORDS) this.#words.clear();
     this.#words.set(word, known);
     known.catch(() => this.#words.delete(word));
@@ -148,18 +152,21 @@ export class SiglipText {
         `${content.length + length - room} tokens`,
         `at most ${length} (or longText: 'segment' | 'truncate')`,
       );
-    const rows: Float32Array[] = [];
-    const last = this.how.longText === 'truncate' ? 1 : Math.max(1, content.length);
-    for (let at = 0; at < last; at += room)
-      rows.push(await this.#run([...start, ...content.slice(at, at + room), ...end]));
+    const parts = this.how.longText === 'truncate' ? 1 : Math.max(1, Math.ceil(content.length / room));
+    const rows = await Promise.all(
+      Array.from({ length: parts }, (_, i) => [...start, ...content.slice(i * room, (i + 1) * room), ...end]).map(
+        (ids) => this.#run(ids),
+      ),
+    );
     if (rows.length === 1) return rows[0];
     const cols = rows[0].length;
     const all = Float32Array.from(rows.flatMap((row) => [...row]));
-    const parts = naming('text', () => unitRows({ data: all, rows: rows.length, cols }));
-    return Float32Array.from(sumOfRows(parts));
+    const units = naming('text', () => unitRows({ data: all, rows: rows.length, cols }));
+    return Float32Array.from(sumOfRows(units));
   }
 
   async #run(ids: readonly number[]): Promise<Float32Array> {
+    checkAborted();
     const { structure, ort, session, tokens } = this;
     const feeds: Record<string, Tensor> = {};
     const feed = ({ name, type }: SiglipTextStructure['ids'], value: (i: number) => number) => {
@@ -197,10 +204,7 @@ export class SiglipText {
 }
 
 function joined(rows: readonly Float32Array[]): Tensor {
-  const [{ length: width }] = rows;
-  const all = new Float32Array(rows.length * width);
-  for (const [i, row] of rows.entries()) all.set(row, i * width);
-  return float32(all, [rows.length, width]);
+  return float32(concatenated(rows), [rows.length, rows[0].length]);
 }
 
 /** @throws DesapError `ERR_VALUE` for what single words have none of */

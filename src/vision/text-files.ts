@@ -1,9 +1,8 @@
 import { join } from 'node:path';
-import type { Tokenizer } from '@huggingface/tokenizers';
-import { DesapError } from '../errors.js';
+import { mismatch } from '../errors.js';
 import { readJson, readJsonIfThere } from '../files.js';
-import { optional } from '../optional.js';
 import { type ChatTemplate, chatTemplates } from './chat-template.js';
+import { makeTokenizer, type TextTokenizer } from './text-tokenizer.js';
 import { type TokenizerFile, type WordReader, wordReader } from './words.js';
 
 /** A token that the tokenizer matches as a whole, wherever its text stands. */
@@ -15,7 +14,7 @@ export interface AddedToken {
 
 /** The text files of a model folder: the tokenizer, its special tokens, and the chat templates. */
 export interface TextFiles {
-  readonly tokenizer: Tokenizer;
+  readonly tokenizer: TextTokenizer;
   readonly addedTokens: readonly AddedToken[];
   /** The words of token ids. */
   readonly words: WordReader;
@@ -36,24 +35,26 @@ export async function readTextFiles(folder: string, why: string): Promise<TextFi
     readJsonIfThere<Record<string, unknown>>(join(folder, 'tokenizer_config.json')),
     readJsonIfThere<Record<string, unknown>>(join(folder, 'special_tokens_map.json')),
   ]);
-  const { Tokenizer } = await optional(() => import('@huggingface/tokenizers'), '@huggingface/tokenizers', why);
   // Older folders have the map, and a config that does not list the added tokens; there the map wins.
   const names = config?.added_tokens_decoder
     ? { ...namedTokens(map), ...namedTokens(config) }
     : { ...namedTokens(config), ...namedTokens(map) };
-  try {
-    const tokenizer = new Tokenizer(file, config ?? {});
-    return {
-      tokenizer,
-      words: wordReader(tokenizer, file),
-      addedTokens: file.added_tokens ?? [],
-      names,
-      templates: await chatTemplates(folder, names),
-    };
-  } catch (cause) {
-    if (cause instanceof DesapError) throw cause;
-    throw new DesapError('ERR_FILE', `${path}: not a usable tokenizer: ${(cause as Error).message}`, { cause });
-  }
+  const tokenizer = await makeTokenizer(path, file, config ?? {}, why);
+  return {
+    tokenizer,
+    words: wordReader(tokenizer, file),
+    addedTokens: addedTokens(path, file.added_tokens),
+    names,
+    templates: await chatTemplates(folder, names),
+  };
+}
+
+/** @throws DesapError `ERR_FILE` */
+function addedTokens(path: string, given: readonly AddedToken[] | null = []): readonly AddedToken[] {
+  const isToken = (token: Partial<AddedToken> | null) =>
+    Number.isSafeInteger(token?.id) && typeof token?.content === 'string';
+  if (given === null || (Array.isArray(given) && given.every(isToken))) return given ?? [];
+  throw mismatch('ERR_FILE', `${path}: added_tokens`, 'what are no tokens', 'a list of { id, content }');
 }
 
 /** The entries `*_token`, which are texts or objects with the text inside. */

@@ -1,8 +1,9 @@
 /** What families with tiles have in common: masks, which image each tile belongs to, and how many rows came out. */
 import { DesapError, invalid, mismatch } from '../errors.js';
+import type { Grid } from '../methods/method.js';
 import { entries } from '../options.js';
 import { integerData, isArray, type TensorLike } from '../tensor.js';
-import { type Feed, type Sequence, type TileRows, unitsOfGrid } from './block-family.js';
+import { type Feed, type Feeds, type Sequence, type TileRows, unitsOfGrid } from './block-family.js';
 
 /** The integers of a tensor, or its flags as 0 and 1. */
 export interface Integers {
@@ -62,6 +63,20 @@ export function tileRuns(images: readonly number[]): [first: number, end: number
   return runs;
 }
 
+/**
+ * What a run is fed, by some tiles at a time; undefined where that is all of them.
+ * @param feedsOf what the tiles from the first to the end are fed
+ */
+export function partsOf(
+  tiles: number,
+  atOnce: number,
+  feedsOf: (first: number, end: number) => Feeds,
+): Feeds[] | undefined {
+  if (tiles <= atOnce) return undefined;
+  const count = Math.ceil(tiles / atOnce);
+  return Array.from({ length: count }, (_, i) => feedsOf(i * atOnce, Math.min(tiles, (i + 1) * atOnce)));
+}
+
 /** The extent of the squares of patches that become one visual token; null where these are no squares. */
 function sideOfUnit(patches: number, tokens: number): number | null {
   const side = Math.round(Math.sqrt(patches / tokens));
@@ -73,7 +88,7 @@ function sideOfUnit(patches: number, tokens: number): number | null {
  * @throws DesapError `ERR_GRAPH` for states that are not of so many
  */
 export function equalSequences(hidden: readonly number[], count: number): Sequence[] {
-  const patches = rowsOf(hidden) / count;
+  const patches = rowCount(hidden) / count;
   if (!Number.isInteger(patches))
     throw new DesapError(
       'ERR_GRAPH',
@@ -127,6 +142,49 @@ export function flagsFeed(type: number, flags: Uint8Array, dims: readonly number
 }
 
 /** Rows of a tensor [.., columns]. */
-export function rowsOf(dims: readonly number[]): number {
+export function rowCount(dims: readonly number[]): number {
   return dims.slice(0, -1).reduce((product, extent) => product * extent, 1);
+}
+
+/**
+ * Rows and columns of tiles that an image was cut into: the given ones, or the only ones that there can be.
+ *
+ * @param tiles how many
+ * @param aspect columns by rows of the whole view, where that has the image's shape
+ * @throws DesapError `ERR_VALUE` for a grid of other tiles, and where several are possible
+ */
+export function gridOfTiles(
+  given: readonly [rows: number, columns: number] | undefined,
+  tiles: number,
+  { argument, aspect }: { readonly argument: string; readonly aspect?: number },
+): Grid {
+  if (given !== undefined) {
+    const [rows, columns] = isArray(given) ? entries(argument, given as readonly number[]) : [];
+    if (Number.isSafeInteger(rows) && rows > 0 && rows * columns === tiles) return { rows, columns };
+    throw invalid('ERR_VALUE', argument, given, `[rows, columns] of ${tiles} tiles`);
+  }
+  const grids = Array.from({ length: tiles }, (_, i) => i + 1)
+    .filter((rows) => tiles % rows === 0)
+    .map((rows) => ({ rows, columns: tiles / rows }));
+  if (grids.length === 1) return grids[0];
+  const off = ({ rows, columns }: Grid) => Math.abs(Math.log(columns / rows / (aspect as number)));
+  if (aspect !== undefined) return grids.reduce((best, grid) => (off(grid) < off(best) ? grid : best));
+  const several = grids.map(({ rows, columns }) => `${rows} x ${columns}`).join(', ');
+  throw mismatch('ERR_VALUE', argument, 'undefined', `rows and columns of the ${tiles} tiles, which can be ${several}`);
+}
+
+/**
+ * The grid that a caller gives of each image.
+ * @throws DesapError `ERR_VALUE` for grids of other images
+ */
+export function givenGrids(
+  argument: string,
+  given: readonly (readonly [rows: number, columns: number])[] | undefined,
+  images: number,
+): (readonly [rows: number, columns: number] | undefined)[] {
+  if (given === undefined) return new Array(images).fill(undefined);
+  if (!isArray(given)) throw invalid('ERR_VALUE', argument, given, 'a list of [rows, columns], one for each image');
+  const grids = entries(argument, given);
+  if (grids.length === images) return grids;
+  throw mismatch('ERR_VALUE', argument, `${grids.length} grids`, `${images}, one for each image`);
 }

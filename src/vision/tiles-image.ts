@@ -12,14 +12,14 @@ import {
   ofTile,
   tokensOf,
 } from './image-base.js';
-import type { TokenLayout } from './layout.js';
+import { type TokenLayout, unitPlaces } from './layout.js';
 import type { MethodSource } from './method-source.js';
 import { resultOf } from './settled.js';
 import type { EncodedImage } from './vision-model.js';
 import type { Part } from './whole-image.js';
 
 /** How an image was encoded. */
-interface About {
+export interface About {
   readonly medium: EncodedImage['medium'];
   readonly layout: TokenLayout;
   /** One for each tile of the layout. */
@@ -42,6 +42,10 @@ export class TilesImage extends EncodedImageBase {
   ) {
     const { layout, medium, tileGrid, milliseconds } = how;
     super('TilesImage', owner, { layout, form: 'clip', medium, tileGrid, milliseconds });
+  }
+
+  get byteLength(): number {
+    return this.how.tiles.reduce((sum, tile) => sum + tile.byteLength, 0);
   }
 
   protected async makeAnalyses(parts: readonly Part[]): Promise<Analyzed> {
@@ -78,6 +82,10 @@ export class TilesImage extends EncodedImageBase {
     return rows;
   }
 
+  protected override async nearest({ tiles: [tile], dropped }: Part, kept: Int32Array): Promise<Int32Array> {
+    return (await this.how.tiles[tile].nearest?.(kept)) ?? dropped;
+  }
+
   protected connect(kept: readonly Kept[]): Promise<Tensor> {
     return this.how.project(tokensOf(kept));
   }
@@ -94,10 +102,10 @@ export class TilesImage extends EncodedImageBase {
     let width = newlines.length / Math.max(1, layout.markers.length);
     for (const [t, tile] of tiles.entries()) {
       if (layout.places[t].length === 0) continue;
-      const { data, dims } = await this.how.project(tile.units());
+      const { data, dims } = await this.how.project((await tile.everyUnit?.()) ?? tile.units());
       width = dims[2];
       all ??= new Float32Array(layout.tokenCount * width);
-      put(data as Float32Array, layout.places[t], all, width);
+      put(data as Float32Array, unitPlaces(layout, t), all, width);
     }
     all ??= new Float32Array(layout.tokenCount * width);
     put(newlines, layout.markers, all, width);

@@ -1,7 +1,6 @@
 import { dirname, join } from 'node:path';
-import { DesapError } from '../errors.js';
 import { isFile, readJson } from '../files.js';
-import { optional } from '../optional.js';
+import { makeTokenizer, unusable } from './text-tokenizer.js';
 import { type TokenizerFile, type WordReader, wordReader } from './words.js';
 
 /** A CLIP tokenizer: words to ids, and the special tokens that stand around them. */
@@ -29,29 +28,20 @@ const NO_LIMIT = 1e6;
  */
 export async function openTokenizer(path: string): Promise<ClipTokenizer> {
   const file = path.endsWith('.json') ? path : join(path, 'tokenizer.json');
-  const { Tokenizer } = await optional(
-    () => import('@huggingface/tokenizers'),
-    '@huggingface/tokenizers',
-    'tokenising text',
-  );
   const beside = join(dirname(file), 'tokenizer_config.json');
   const config = (await isFile(beside)) ? await readJson(beside) : {};
   const json = await readJson<TokenizerFile>(file);
-  try {
-    const tokenizer = new Tokenizer(json, config);
-    // An empty text is its special tokens: start-of-text, end-of-text.
-    const special = tokenizer.encode('').ids;
-    const end = special.at(-1);
-    if (end === undefined) throw new Error('it adds no end-of-text token');
-    const { model_max_length: length } = config as { model_max_length?: number };
-    return {
-      content: (text) => tokenizer.encode(text, { add_special_tokens: false }).ids,
-      words: wordReader(tokenizer, json),
-      start: special.slice(0, -1),
-      end,
-      maxLength: typeof length === 'number' && length < NO_LIMIT ? length : null,
-    };
-  } catch (cause) {
-    throw new DesapError('ERR_FILE', `${file}: not a usable CLIP tokenizer: ${(cause as Error).message}`, { cause });
-  }
+  const tokenizer = await makeTokenizer(file, json, config, 'tokenising text');
+  // An empty text is its special tokens: start-of-text, end-of-text.
+  const special = tokenizer.encode('').ids;
+  const end = special.at(-1);
+  if (end === undefined) throw unusable(file, new Error('it adds no end-of-text token'));
+  const { model_max_length: length } = config as { model_max_length?: number };
+  return {
+    content: (text) => tokenizer.encode(text, { add_special_tokens: false }).ids,
+    words: wordReader(tokenizer, json),
+    start: special.slice(0, -1),
+    end,
+    maxLength: typeof length === 'number' && length < NO_LIMIT ? length : null,
+  };
 }

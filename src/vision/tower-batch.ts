@@ -27,6 +27,12 @@ export class TowerBatch {
     return this.#memory.data;
   }
 
+  /** What one image takes: its hidden states in front of each tapped block too, and an analysis with rows [N, projectionDim]. */
+  byteLength(projectionDim: number): number {
+    const [, rows, width] = this.dims;
+    return 4 * rows * (width * (1 + this.#entering.size) + projectionDim + 1);
+  }
+
   /** The hidden states of one image, [N, D], in the same memory. */
   rows(image: number): TensorLike & { data: Float32Array } {
     const [, rows, width] = this.dims;
@@ -34,9 +40,12 @@ export class TowerBatch {
     return { data: this.data.subarray(image * size, (image + 1) * size), dims: [rows, width] };
   }
 
-  /** The run's hidden states that enter a tapped block, [B, N, D]. */
-  tapped(block: number, states: Float32Array): void {
-    this.#entering.set(block, states);
+  /** Hidden states that enter a tapped block, [n, N, D], of the images from `first` on. */
+  tapped(block: number, states: Float32Array, first: number): void {
+    const [images, rows, width] = this.dims;
+    const all = this.#entering.get(block) ?? new Float32Array(images * rows * width);
+    all.set(states, first * rows * width);
+    this.#entering.set(block, all);
   }
 
   /** Those of one image, [N, D]. */

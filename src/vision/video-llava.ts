@@ -2,6 +2,7 @@ import { basename, dirname, join } from 'node:path';
 import { DesapError, invalid } from '../errors.js';
 import { isFile } from '../files.js';
 import { ImageAnalysis, type TensorLike } from '../index.js';
+import { concatenated } from '../methods/matrix.js';
 import { missing, type TapName } from '../methods/method.js';
 import { Once } from '../once.js';
 import { relativeError } from '../onnx/head/compare.js';
@@ -14,11 +15,12 @@ import { ClipEncoder, type ClipEncoderOptions, type Encoded, TOLERANCE } from '.
 import { ClipVisionModel } from './clip-model.js';
 import { type ClipTile, clipTile } from './clip-tile.js';
 import type { ImageOwner } from './image-base.js';
-import { plainLayout, type TokenLayout } from './layout.js';
+import { plainLayout, type TokenLayout, withoutDropped } from './layout.js';
 import { LLAVA_OPTIONS } from './llava.js';
 import { allOrNone } from './session.js';
 import { checkpointOf, readTemporal, type TemporalWeights, temporalBlock } from './temporal.js';
 import { TilesImage } from './tiles-image.js';
+import { refuseTower } from './tower-options.js';
 import { waves } from './trial.js';
 import type { InputNames, Tile, VisionInputs } from './vision-model.js';
 
@@ -81,7 +83,7 @@ export class VideoLlavaVision extends ClipVisionModel<TilesImage> {
       readonly images: { readonly file: string; readonly clip: string | undefined };
     },
   ) {
-    super('VideoLlavaVision', 'video_llava', encoder);
+    super('VideoLlavaVision', 'video_llava', encoder, about.images.clip === undefined);
   }
 
   /**
@@ -104,6 +106,11 @@ export class VideoLlavaVision extends ClipVisionModel<TilesImage> {
         'taps',
         clip.taps,
         "none with kind: 'video-llava', whose blocks look at other frames in between",
+      );
+    if (kind === 'video-llava')
+      refuseTower(
+        clip.tower,
+        "with kind: 'video-llava', where each row looks at the rows of its place in other frames",
       );
     const images = { file: imageEncoder ?? beside(visionEncoder), clip: imageClip };
     if (kind === 'video-llava-hf')
@@ -154,7 +161,8 @@ export class VideoLlavaVision extends ClipVisionModel<TilesImage> {
         return tile.analyze();
       };
       return new TilesImage(owner, {
-        ...{ medium: 'image', layout: plainLayout([tileOf(0, patches)], [patches]), tiles: [{ ...tile, analyze }] },
+        ...{ medium: 'image', tiles: [{ ...tile, analyze }] },
+        layout: withoutDropped(plainLayout([tileOf(0, patches)], [patches]), [one.cut]),
         project: (rows) => encoder.project(rows),
         markers: async () => new Float32Array(),
         milliseconds: one.milliseconds,
@@ -201,7 +209,9 @@ export class VideoLlavaVision extends ClipVisionModel<TilesImage> {
     const [videos, frames, ...extents] = dims;
     if (dims.length !== 5 || videos < 1 || frames < 1 || frames !== (temporal?.frames ?? frames))
       throw invalid('ERR_SHAPE', `${name}.dims`, pixels.dims, wanted);
-    const encoded = await this.encoder.encode(widened(pixels), [videos * frames, ...extents], name, temporal?.frames);
+    const encoded = await this.encoder.encode(widened(pixels), [videos * frames, ...extents], name, {
+      together: temporal?.frames,
+    });
     return Array.from({ length: videos }, (_, v) => this.#video(encoded.slice(v * frames, (v + 1) * frames)));
   }
 
@@ -211,7 +221,11 @@ export class VideoLlavaVision extends ClipVisionModel<TilesImage> {
     const { encoding } = encoder.options;
     const patches = patchesOf(frames[0], encoder);
     const tiles = frames.map((frame) => clipTile(encoder, frame, { patches: upTo(patches), encoding }));
-    const layout = videoLayout(frames.length, patches, encoder.dropsClassToken ? null : classRows);
+    const whole = videoLayout(frames.length, patches, encoder.dropsClassToken ? null : classRows);
+    const layout = withoutDropped(
+      whole,
+      frames.map(({ cut }) => cut),
+    );
     return new TilesImage(this, {
       ...{ medium: 'video', layout },
       tiles: temporal ? behindTemporal(encoder, { frames, tiles, temporal }) : tiles,
@@ -329,7 +343,7 @@ async function confirmTemporal(encoder: ClipEncoder, { frames }: TemporalWeights
   for (let frame = 0; frame < frames; frame++)
     reversed.set(pixels.subarray(frame * size, (frame + 1) * size), (frames - 1 - frame) * size);
   const hidden = async (given: Float32Array) => {
-    const [{ batch }, ...others] = await encoder.encode(given, [frames, ...extents], file, frames);
+    const [{ batch }, ...others] = await encoder.encode(given, [frames, ...extents], file, { together: frames });
     const states = batch.rows(given === pixels ? 0 : frames - 1).data.slice();
     for (const one of [{ batch }, ...others]) await one.batch.release();
     return states;
@@ -346,8 +360,8 @@ function beside(visionEncoder: string): string {
   return join(dirname(visionEncoder), basename(visionEncoder).replace('vision_encoder', 'image_encoder'));
 }
 
-function patchesOf({ batch }: Encoded, { pruner }: ClipEncoder): number {
-  return batch.dims[1] - Number(pruner.head.classToken);
+function patchesOf({ rows }: Encoded, { pruner }: ClipEncoder): number {
+  return rows - Number(pruner.head.classToken);
 }
 
 function tileOf(frame: number, patches: number): Tile {
@@ -360,10 +374,6 @@ function upTo(count: number): Int32Array {
 }
 
 async function projected(encoder: ClipEncoder, rows: readonly Float32Array[]): Promise<Float32Array> {
-  const width = rows[0].length;
-  const all = new Float32Array(rows.length * width);
-  rows.forEach((row, i) => {
-    all.set(row, i * width);
-  });
-  return (await encoder.project({ data: all, dims: [rows.length, width] })).data as Float32Array;
+  const dims = [rows.length, rows[0].length];
+  return (await encoder.project({ data: concatenated(rows), dims })).data as Float32Array;
 }

@@ -1,7 +1,9 @@
 import type { Tensor } from 'onnxruntime-common';
+import type { Abortable } from '../abort.js';
 import type { PruneOptions, PruneResult, TensorLike, TextEmbeddings } from '../index.js';
 import type { MethodName } from '../methods/index.js';
 import type { Layout } from '../methods/rival.js';
+import type { LookRule } from './tile-options.js';
 
 /**
  * A vision-language model's view of images, with pruning: each family of models implements it. Pipelines over plain
@@ -19,6 +21,10 @@ export interface VisionModel extends AsyncDisposable {
   readonly further?: readonly string[];
   /** How a prompt shows which image tokens are one image's; undefined where they stand in one piece. */
   readonly marks?: ImageMarks;
+  /** Whether questions are encoded in another thread, beside the encoder: ask before an image is encoded. Left out: no. */
+  readonly questionsBeside?: boolean;
+  /** Whether it was opened with `tiles`: a question then chooses what is encoded, too. */
+  readonly looks?: boolean;
   /**
    * Encodes the images of one call, in their order, by as few runs of the encoder as it takes. An image is analysed when its first
    * question comes; what a question may yet ask for can be left to {@link EncodedImage.prune}: a family with tiles may look at the
@@ -28,17 +34,17 @@ export interface VisionModel extends AsyncDisposable {
    * @throws DesapError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, `ERR_OUT_OF_MEMORY`, `ERR_DISPOSED`; `ERR_GRAPH` when the encoder fails for
    *   another reason; all images or none
    */
-  encode(inputs: VisionInputs, names?: InputNames): Promise<EncodedImage[]>;
+  encode(inputs: VisionInputs, names?: InputNames, call?: Abortable): Promise<EncodedImage[]>;
   /**
    * A question as rows that the task scores are computed from, for many images.
    * @throws DesapError `ERR_VALUE` for an empty question, or where there is nothing to encode it with; `ERR_DISPOSED`
    */
-  encodeQuestion(question: string): Promise<TextEmbeddings>;
+  encodeQuestion(question: string, call?: Abortable): Promise<TextEmbeddings>;
   /**
    * Encodes one image and prunes it for one question. For several questions, {@link VisionModel.encode} it once.
    * @throws DesapError as {@link VisionModel.encode} and {@link EncodedImage.prune}; `ERR_SHAPE` for several images
    */
-  prune(inputs: VisionInputs, question: Question, options?: VisionPruneOptions): Promise<PrunedFeatures>;
+  prune(inputs: VisionInputs, question: Question, options?: VisionPruneOptions & Abortable): Promise<PrunedFeatures>;
   /**
    * Prunes several encoded images of this model in one go, each for its question: the images of a prompt, or of a batch. Each result is
    * what {@link EncodedImage.prune} gives for that image alone, to the bit.
@@ -52,6 +58,7 @@ export interface VisionModel extends AsyncDisposable {
     images: readonly EncodedImage[],
     questions: readonly Question[],
     options?: readonly (VisionPruneOptions | undefined)[],
+    call?: Abortable,
   ): Promise<PrunedFeatures[]>;
   /**
    * The maps that {@link VisionModel.pruneImages} chooses by, [P] of each image, with zeros for markers. Nothing is merged, the connector
@@ -62,6 +69,7 @@ export interface VisionModel extends AsyncDisposable {
     images: readonly EncodedImage[],
     questions: readonly Question[],
     options?: readonly (VisionPruneOptions | undefined)[],
+    call?: Abortable,
   ): Promise<TokenMaps[]>;
   /** Frees everything, after the calls under way. Safe to call again. */
   dispose(): Promise<void>;
@@ -91,6 +99,11 @@ export interface VisionInputs {
   readonly videoGridThw?: TensorLike;
   /** How many tiles each image has, where the other inputs do not say it: Idefics3 and LFM2-VL with several images. */
   readonly tileCounts?: readonly number[];
+  /**
+   * With the option `tiles`: rows and columns of tiles that each image was cut into, for Idefics3 and LFM2-VL, whose other inputs do not say
+   * it. Needed where the number of tiles can be cut in several ways.
+   */
+  readonly tileGrids?: readonly (readonly [rows: number, columns: number])[];
 }
 
 /**
@@ -102,6 +115,10 @@ export interface ImageMarks {
   readonly beforeLast?: string;
   /** Stands behind the last piece. */
   readonly afterLast?: string;
+  /** What stands in front of a tile's piece and goes with it begins with this token. */
+  readonly tileBegin?: string;
+  /** The token beside the piece of the tile in a row and a column, from 1, with `{row}` and `{column}` for the numbers. */
+  readonly tileName?: string;
 }
 
 /** What a caller knows the inputs by. */
@@ -117,6 +134,7 @@ export const INPUT_NAMES: InputNames = {
   pixelValuesVideos: 'pixelValuesVideos',
   videoGridThw: 'videoGridThw',
   tileCounts: 'tileCounts',
+  tileGrids: 'tileGrids',
 };
 
 /** A text, or its embeddings; null with `taskShare: 0`, which needs none. */
@@ -133,6 +151,8 @@ export interface EncodedImage extends Disposable {
   readonly tokenCount: number;
   /** Where they stand: the tokens of one tile after the other, row by row. An image without tiles is one tile. */
   readonly tiles: readonly Tile[];
+  /** Bytes that it holds: hidden states and rows, its analyses counted as if they were made; its share of what a run's images have together. */
+  readonly byteLength: number;
   /** The fewest units that `allocation: 'image'` keeps: one of each tile, or one of a video whose frames are pruned as one. */
   readonly least: number;
   /**
@@ -141,9 +161,9 @@ export interface EncodedImage extends Disposable {
    * @throws DesapError `ERR_VALUE` for the question and the options; those of `ImageAnalysis.prune`; `ERR_NOT_FINITE` for an image whose
    *   encoding is not finite
    */
-  prune(question: Question, options?: VisionPruneOptions): Promise<PrunedFeatures>;
+  prune(question: Question, options?: VisionPruneOptions & Abortable): Promise<PrunedFeatures>;
   /** All visual tokens, [1, P, W], as the model's own file encodes them: nothing is pruned. */
-  all(): Promise<Tensor>;
+  all(call?: Abortable): Promise<Tensor>;
   /** Frees what the image holds, after the calls under way. Safe to call again. */
   dispose(): void;
 }
@@ -207,11 +227,13 @@ export interface VisionPruneOptions extends Omit<PruneOptions, 'task' | 'feature
 export type TaskForm = 'clip' | 'siglip' | 'llm';
 
 /**
- * Milliseconds: the encoder; what the image costs the pruner (of other methods, what they compute of the tower's blocks); encoding the
+ * Milliseconds. `waiting`: for the device, behind other calls, or for a worker of a pool: no work, and in no other number. Then the work: the
+ * encoder; what the image costs the pruner (of other methods, what they compute of the tower's blocks); encoding the
  * question; pruning; the connector, with the features of all patches where they are read. Of images that were encoded in one run, or
  * pruned in one call, each has its share. What is made once an image counts for each of its questions.
  */
 export interface VisionTimings {
+  readonly waiting: number;
   readonly vision: number;
   readonly analyze: number;
   readonly text: number;
@@ -219,6 +241,16 @@ export interface VisionTimings {
   readonly projector: number;
   /** The stages of `prune` and `analyze`; of other methods `select` and `merge` alone, which make up `prune`. */
   readonly stages: PruneResult['timings'];
+}
+
+/** Which tiles of an image were encoded, and why. Tiles are counted row by row, without the whole view. */
+export interface Looked {
+  /** What told them. */
+  readonly by: LookRule;
+  /** Those that were taken, ascending. Tokens of all others are in no result, and their markers in no prompt. */
+  readonly taken: Int32Array;
+  /** [tiles] how much each has of the question, by the rule's own measure. */
+  readonly scores: Float32Array;
 }
 
 /**
@@ -235,6 +267,14 @@ export interface PrunedFeatures extends Omit<PruneResult, 'tokens' | 'matrices' 
   readonly further?: Readonly<Record<string, Tensor>>;
   /** How many units of each tile were kept. */
   readonly tileCounts: Int32Array;
+  /**
+   * Places of the units that were dropped inside the tower (option `tower`), ascending; left out where none was. None of them is kept. In
+   * `assignment` each has the kept token that is nearest by its state at the cut, where the others are merged; no token's rows and `counts`
+   * have a part of it, and maps are zero there.
+   */
+  readonly dropped?: Int32Array;
+  /** Which tiles were encoded for the question (option `tiles`); left out where there was nothing to choose. */
+  readonly looked?: Looked;
   /** How the question had a part in it; null with `taskShare: 0`. */
   readonly task: { readonly form: TaskForm } | null;
   readonly timings: VisionTimings;

@@ -21,13 +21,27 @@ export interface KeptImage extends KeptPart {
 export interface Part {
   readonly tiles: readonly number[];
   readonly places: Int32Array;
+  /** Where those stand that its tower dropped. */
+  readonly dropped: Int32Array;
 }
 
 /** Parts of one tile each, or one of all tiles. A tile without units, all of which is padding, is part of none. */
-export function partsOf({ places }: TokenLayout, isJoint: boolean): Part[] {
+export function partsOf(layout: TokenLayout, isJoint: boolean): Part[] {
+  const { places, dropped } = layout;
   const tiles = [...places.keys()].filter((tile) => places[tile].length > 0);
-  if (!isJoint || tiles.length === 1) return tiles.map((tile) => ({ tiles: [tile], places: places[tile] }));
-  return [{ tiles, places: Int32Array.from(places.flatMap((own) => [...own])) }];
+  if (!isJoint || tiles.length === 1) return tiles.map((tile) => partOf(layout, tile));
+  const all = (of: readonly Int32Array[] = []) => Int32Array.from(of.flatMap((own) => [...own]));
+  return [{ tiles, places: all(places), dropped: all(dropped) }];
+}
+
+/** A tile as a part of its own. */
+export function partOf({ places, dropped }: TokenLayout, tile: number): Part {
+  return { tiles: [tile], places: places[tile], dropped: dropped?.[tile] ?? new Int32Array() };
+}
+
+/** How many units each part has, those that its tower dropped among them. */
+export function unitsOfParts(parts: readonly Part[]): number[] {
+  return parts.map(({ places, dropped }) => places.length + dropped.length);
 }
 
 /**
@@ -62,6 +76,22 @@ export function joined(layout: TokenLayout, parts: readonly Part[], kept: readon
     markerRows: markers.map(row),
     markers,
   };
+}
+
+/**
+ * The same with units that the tower dropped, which go where the unit does that is nearest to them.
+ * @param nearest of each part: for each of its dropped units the position of a kept one
+ */
+export function withDropped<I extends KeptImage>(
+  whole: I,
+  parts: readonly Part[],
+  { kept, nearest }: { readonly kept: readonly Pick<KeptPart, 'indices'>[]; readonly nearest: readonly Int32Array[] },
+): I {
+  const assignment = whole.assignment.slice();
+  for (const [p, { places, dropped }] of parts.entries())
+    for (const [at, place] of dropped.entries())
+      assignment[place] = assignment[places[kept[p].indices[nearest[p][at]]]];
+  return { ...whole, assignment };
 }
 
 /** How many units of each tile were kept. */

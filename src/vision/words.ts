@@ -11,6 +11,8 @@ export interface Word {
 /** The part of tokenizer.json that says how pieces of a word are marked. */
 export interface TokenizerFile {
   readonly model?: {
+    /** `BPE`, `WordLevel`, ... */
+    readonly type?: string;
     /** CLIP: `</w>`. */
     readonly end_of_word_suffix?: string | null;
     /** WordPiece: `##`. */
@@ -34,8 +36,8 @@ const PUNCTUATION = /^(?=[!-~]+$)[^a-z0-9]+$/i;
 const SAID = /[\p{L}\p{N}]/u;
 
 /** The words of a tokenizer, by the marks that its pieces have; without any, every piece is a word. */
-export function wordReader(tokenizer: PieceTokenizer, { model = {} }: TokenizerFile): WordReader {
-  const endsWord = borderRule(tokenizer, model);
+export function wordReader(tokenizer: PieceTokenizer, { model }: TokenizerFile): WordReader {
+  const endsWord = borderRule(tokenizer, model ?? {});
   return (ids) => {
     const pieces = ids.map((id) => tokenizer.id_to_token(id) ?? '');
     const words: Word[] = [];
@@ -56,9 +58,17 @@ function borderRule(
 ): (piece: string, next: string) => boolean {
   if (suffix) return (piece) => piece.endsWith(suffix);
   if (prefix) return (_, next) => !next.startsWith(prefix);
-  const { ids } = tokenizer.encode('a b', { add_special_tokens: false });
-  const hasBlanks = ids.some((id) => BLANK.test(tokenizer.id_to_token(id) ?? ''));
-  return hasBlanks
+  return marksBlanks(tokenizer)
     ? (piece, next) => BLANK.test(next) || PUNCTUATION.test(next) || PUNCTUATION.test(piece.replace(BLANK, ''))
     : () => true;
+}
+
+/** Whether pieces tell that a blank stands in front of them. A vocabulary of a few words may lack the letters to see it by. */
+function marksBlanks(tokenizer: PieceTokenizer): boolean {
+  try {
+    const { ids } = tokenizer.encode('a b', { add_special_tokens: false });
+    return ids.some((id) => BLANK.test(tokenizer.id_to_token(id) ?? ''));
+  } catch {
+    return false;
+  }
 }

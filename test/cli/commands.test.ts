@@ -32,6 +32,45 @@ describe('desap answer', () => {
   });
 });
 
+describe('--tower', () => {
+  const tower = ['--tower', 'at=1,keep=0.25,by=class-token'];
+  it('shows what was dropped, and draws it', async () => {
+    const output = join(folder, 'tower.png');
+    const asked = [IMAGE, QUESTION, '--keep', '8', ...tower];
+    const { code, out } = await desap('prune', ...asked, '--json');
+    const { dropped, indices } = JSON.parse(out);
+    expect([code, dropped.length, indices.length]).toEqual([0, 108, 8]);
+    const told = await desap('prune', ...asked, '-o', output);
+    expect(told.out).toContain('dropped:     108 inside the tower');
+    const { data, info } = await sharp(output).removeAlpha().raw().toBuffer({ resolveWithObject: true });
+    // Greys that are neither: the lightest of a dropped patch is darker than the darkest of one that was not chosen.
+    const [side, left, top] = [480 / 12, 24, 74];
+    const grey = (patch: number) => {
+      const x = left + ((patch % 12) + 0.5) * side;
+      const y = top + (Math.floor(patch / 12) + 0.5) * side;
+      return [0, 1, 2].map((c) => data[3 * (Math.floor(y) * info.width + Math.floor(x)) + c]);
+    };
+    const others = Array.from({ length: 144 }, (_, i) => i).filter((i) => !indices.includes(i) && !dropped.includes(i));
+    for (const [r, g, b] of dropped.map(grey)) expect([r === g && g === b, r < 145]).toEqual([true, true]);
+    for (const [r] of others.map(grey)) expect(r).toBeGreaterThanOrEqual(150);
+  });
+
+  it('answers with the tokens that stayed', async () => {
+    const { code, out } = await desap('answer', IMAGE, QUESTION, '--keep-ratio', '1', ...tower, '--json');
+    const { tokens, dropped } = JSON.parse(out);
+    expect([code, tokens, dropped.length]).toEqual([0, 36, 108]);
+  });
+
+  it.each([
+    ['words', 2, 'first', /Wanted name=value/],
+    ['a block that there is not', 1, 'at=3,keep=4', /tower.at: got 3, wanted an integer from 1 to 2/],
+    ['a rule that there is not', 1, 'at=1,keep=4,by=kk', /tower.by: got 'kk'/],
+  ])('refuses %s', async (_, wanted, list, message) => {
+    const { code, err } = await desap('prune', IMAGE, QUESTION, '--keep', '4', '--tower', list);
+    expect([code, err]).toEqual([wanted, expect.stringMatching(message)]);
+  });
+});
+
 describe('--method', () => {
   it('answers with the tokens of another method, whose taps it opens the model with', async () => {
     const by = ['--method', 'vscan', '--method-options', 'mergeSpace=hidden,windows=3'];

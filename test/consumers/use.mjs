@@ -1,6 +1,7 @@
 // What every surrounding runs: kernels, memory, a pruner, bad input, and a vision model. Returns what came out, for comparison.
 import { DesapError, HostBuffer, openBackend, Pruner } from 'desap';
 import { ImageProcessor, openVisionModel } from 'desap/onnxruntime';
+import { toImageEmbeds } from 'desap/serving';
 
 const wave = (length, at) => Float32Array.from({ length }, (_, i) => Math.sin(i * 12.9898 + at));
 const layer = (at) => ({ weight: wave(64, at), bias: wave(8, at) });
@@ -67,5 +68,6 @@ export async function use(models) {
     refused,
     patches: `${seen.indices}`,
     features: `${seen.features.dims}`,
+    part: toImageEmbeds(seen.features, { modelType: 'llava', hiddenSize: 128, rows: 16 }).image_embeds,
   };
 }

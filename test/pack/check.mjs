@@ -120,10 +120,11 @@ try {
     `import { type PruneResult, Pruner } from 'desap';
      import { readTower } from 'desap/onnx';
      import { LlavaVision } from 'desap/onnxruntime';
+     import { toImageEmbeds } from 'desap/serving';
      import { attach } from 'desap/transformers';
      export const indices = (kept: PruneResult): Int32Array => kept.indices;
      export const keep: Parameters<Pruner['prune']>[2] = { keep: 64, taskShare: 0.5 };
-     export { attach, LlavaVision, readTower };`,
+     export { attach, LlavaVision, readTower, toImageEmbeds };`,
   );
   const tsc = join(root, 'node_modules', 'typescript', 'bin', 'tsc');
   run(

@@ -15,6 +15,7 @@ const ANNOTATIONS = { data_subtype: 'val2014', annotations: [{ ...VQA, answer_ty
 /** By the file's name. */
 export const BENCHMARKS: Readonly<Record<string, unknown>> = {
   'pope.jsonl': QUESTION,
+  'questions.jsonl': QUESTION,
   'coco_pope_adversarial.json': POPE,
   'testdev_balanced_questions.json': GQA,
   'TextVQA_0.5.1_val.json': TEXTVQA,

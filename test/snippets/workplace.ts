@@ -46,6 +46,7 @@ const SIZES: readonly (readonly [RegExp, string])[] = [
   [/(?<![\w-])336\b/g, '96'],
   [/--isa \w+/g, '--isa scalar'],
   [/\b64,128,192\b/g, '16,32,48'],
+  [/(?<=\bat(?:: |=))4\b/g, '1'],
 ];
 
 export function sized(code: string): string {

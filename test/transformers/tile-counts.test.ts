@@ -33,6 +33,7 @@ const encoder = (names: [string, number][], config = {}): EncoderFacts => ({
   config,
   inputs: names.map(([name, type]) => ({ name, type, dims: null })),
   several: async () => true,
+  rowsAtOnce: 1024,
 });
 const tokenizerOf = (family: string): Promise<PreTrainedTokenizer> =>
   AutoTokenizer.from_pretrained(`${ROOT}/${family}`);

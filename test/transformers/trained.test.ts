@@ -12,6 +12,7 @@ import {
 } from '@huggingface/transformers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { attach, type PrunedImage } from '../../src/transformers/index.js';
+import { LlavaVision } from '../../src/vision/index.js';
 import { close, type ExpectedItem, items, keep } from '../expected-items.js';
 import { Editable } from '../onnx/editable.js';
 import { halfPrecision } from '../onnx/variants.js';
@@ -101,4 +102,38 @@ it('finds the file of the dtype that was loaded: float16 weights in the vision e
   expect(((await model.generate({ ...inputs })) as Tensor).tolist()).toEqual(plain.tolist());
   await model.dispose();
   await rm(root, { recursive: true });
+});
+
+it('drops rows inside the tower, and all tokens are still all', async () => {
+  env.allowRemoteModels = false;
+  env.localModelPath = 'models';
+  const processor = await AutoProcessor.from_pretrained('tiny-llava');
+  const model = await AutoModelForImageTextToText.from_pretrained('tiny-llava', { dtype: 'fp32' });
+  const seen: PrunedImage[] = [];
+  const clip = { clip: 'models/tiny-clip' };
+  const tower = { at: 1, keep: 0.25 };
+  const onPruned = (images: readonly PrunedImage[]) => seen.push(...images);
+  const detach = await attach(model, { ...clip, model: 'tiny-llava', tower, keep: 16, onPruned });
+  const plain = await LlavaVision.open('models/tiny-llava/onnx/vision_encoder.onnx', { ...clip, tower });
+  try {
+    for (const { image, question, full } of items.slice(0, 4)) {
+      const inputs = await processor(await RawImage.read(join('models/eval', image)), `<image>${question}<ans>`);
+      const answer = async (more = {}) => {
+        const output = (await model.generate({ ...inputs, max_new_tokens: 4, ...more })) as Tensor;
+        const words = output.slice(null, [inputs.input_ids.dims[1], null]);
+        return processor.batch_decode(words, { skip_special_tokens: true })[0].trim();
+      };
+      await answer();
+      const [{ indices, dropped, assignment }] = seen.splice(0);
+      const wanted = await plain.prune(inputs.pixel_values, question, { keep: 16 });
+      expect([indices, dropped, assignment]).toEqual([wanted.indices, wanted.dropped, wanted.assignment]);
+      expect(dropped).toHaveLength(108);
+      expect(await answer({ desap: { keep: 'all' } })).toBe(full);
+      await answer({ desap: { keep: 144 } });
+      expect(seen.splice(0)[0].indices).toHaveLength(36);
+    }
+  } finally {
+    await detach();
+    await Promise.all([plain.dispose(), model.dispose()]);
+  }
 });

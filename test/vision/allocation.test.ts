@@ -60,7 +60,17 @@ describe('budgets', () => {
 });
 
 describe('what was kept', () => {
-  const timings = { normalize: 1, project: 0, attention: 0, saliency: 0, readOut: 0, align: 2, select: 0, merge: 0 };
+  const timings = {
+    waiting: 0,
+    normalize: 1,
+    project: 0,
+    attention: 0,
+    saliency: 0,
+    readOut: 0,
+    align: 2,
+    select: 0,
+    merge: 0,
+  };
   const part = (indices: number[], source: number[], assignment: number[], counts: number[]): KeptPart => ({
     indices: Int32Array.from(indices),
     source: Uint8Array.from(source),

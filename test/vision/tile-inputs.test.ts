@@ -11,7 +11,7 @@ const INT64 = 7;
 const BOOL = 9;
 
 function encoder(...inputs: EncoderFacts['inputs']): EncoderFacts {
-  return { config: {}, inputs, several: async () => true };
+  return { config: {}, inputs, several: async () => true, rowsAtOnce: 1024 };
 }
 
 const filled = (dims: number[], value = (i: number) => i + 1) => ({

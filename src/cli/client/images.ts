@@ -50,8 +50,9 @@ export async function clientImages(folder: string, { inputs: taken, strips }: Ta
       });
       const inputs = Object.entries(taken).flatMap(([name, own]) => (prepared[name] ? [[own, prepared[name]]] : []));
       const [rows, columns] = [prepared.rows ?? prepared.image_rows, prepared.cols ?? prepared.image_cols].map(first);
+      const isCut = rows * columns > 1;
       return {
-        inputs: Object.fromEntries(inputs),
+        inputs: { ...Object.fromEntries(inputs), ...(isCut && { tileGrids: [[rows, columns]] as const }) },
         strips: async (image) => strips?.(image, prepared, prepare) ?? stripsOf(image, rgb, { rows, columns }),
       };
     },

@@ -18,12 +18,13 @@ export async function llavaNextImages(folder: string): Promise<ImageReader> {
           // Without newlines every tile has all of its patches, padding too.
           const isPlain = tokenCount === tiles.length * side * side;
           const first = side * side;
-          const inTile = (R: number, C: number) =>
-            (1 + Math.floor(R / side) * grid.columns + Math.floor(C / side)) * first + (R % side) * side + (C % side);
+          const tileOf = (R: number, C: number) => Math.floor(R / side) * grid.columns + Math.floor(C / side);
+          const inTile = (R: number, C: number) => (1 + tileOf(R, C)) * first + (R % side) * side + (C % side);
           const place: Strip['place'] = (row, column) =>
             isPlain ? inTile(row + top, column + left) : first + row * (columns + 1) + column;
+          const tile: Strip['tile'] = (row, column) => tileOf(row + top, column + left);
           const title = `${grid.rows} x ${grid.columns} tiles`;
-          return [wholeStrip(rgb, whole, 0, 'whole image'), { title, image: rgb, rows, columns, place }];
+          return [wholeStrip(rgb, whole, 0, 'whole image'), { title, image: rgb, rows, columns, place, tile }];
         },
       };
     },

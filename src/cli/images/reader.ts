@@ -26,6 +26,8 @@ export interface Strip {
   readonly columns: number;
   /** Where the visual token of a cell stands among the image's tokens. */
   place(row: number, column: number): number;
+  /** The tile that a cell belongs to, counted without the whole view; left out where the strip is that view. */
+  tile?(row: number, column: number): number;
 }
 
 /** A tile that shows all of an image. */
@@ -37,13 +39,16 @@ export function wholeStrip(image: RgbImage, { rows, columns }: Tile, first = 0, 
 export function mosaicStrip(image: RgbImage, tile: Tile, grid: { rows: number; columns: number }, first = 0): Strip {
   const rows = grid.rows * tile.rows;
   const columns = grid.columns * tile.columns;
+  const ofCell = (row: number, column: number) =>
+    Math.floor(row / tile.rows) * grid.columns + Math.floor(column / tile.columns);
   return {
     title: `${grid.rows} x ${grid.columns} tiles`,
     image,
     rows,
     columns,
+    tile: ofCell,
     place: (row, column) => {
-      const own = Math.floor(row / tile.rows) * grid.columns + Math.floor(column / tile.columns);
+      const own = ofCell(row, column);
       return first + (own * tile.rows + (row % tile.rows)) * tile.columns + (column % tile.columns);
     },
   };

@@ -1,8 +1,8 @@
 import { join } from 'node:path';
-import type { Tokenizer } from '@huggingface/tokenizers';
 import { DesapError, invalid } from '../../errors.js';
 import { readJson } from '../../files.js';
 import { readTextFiles } from '../../vision/text-files.js';
+import type { TextTokenizer } from '../../vision/text-tokenizer.js';
 import type { EncodedImage } from '../../vision/vision-model.js';
 import { type GenerationConfig, MAX_NEW_TOKENS, readGeneration } from '../generation.js';
 import { formPrompt, type PromptForm, type PromptWriter, requireTemplate, templatePrompt } from './prompt.js';
@@ -28,7 +28,7 @@ interface Placeholder {
 /** The text side of a LLaVA folder: questions to token ids, token ids to answers, and which tokens end an answer. */
 export class Chat {
   private constructor(
-    private readonly tokenizer: Tokenizer,
+    private readonly tokenizer: TextTokenizer,
     private readonly startToken: string | undefined,
     private readonly placeholder: (medium: Medium) => Placeholder,
     readonly endTokens: ReadonlySet<number>,
@@ -105,6 +105,6 @@ export class Chat {
   }
 }
 
-function idOf(tokenizer: Tokenizer, token: string | undefined): number | undefined {
+function idOf(tokenizer: TextTokenizer, token: string | undefined): number | undefined {
   return token === undefined ? undefined : tokenizer.token_to_id(token);
 }

@@ -3,6 +3,7 @@ import type { InferenceSession, Tensor } from 'onnxruntime-common';
 import { ASYNC_DISPOSE, DISPOSE } from '../../dispose-symbols.js';
 import { DesapError, mismatch } from '../../errors.js';
 import { requireFolder } from '../../files.js';
+import { askAhead } from '../../vision/ask-ahead.js';
 import { checkQuestion } from '../../vision/check-text.js';
 import { compact, type KeptPatches, type Positions } from '../../vision/compact.js';
 import type { VisionModelOptions } from '../../vision/families.js';
@@ -16,6 +17,8 @@ import type { ImageReader, ReadImage, Strip } from '../images/reader.js';
 import { Chat } from './chat.js';
 import { Decoder, int64 } from './decoder.js';
 import type { PromptForm } from './prompt.js';
+
+type AskedAhead = ReturnType<typeof askAhead>;
 
 const EMBED = { argument: 'inputIds', graph: 'embed_tokens.onnx' };
 
@@ -113,12 +116,19 @@ export class Llava {
 
   /** Answers one question about one image. */
   async answer(image: ImageSource, question: string, options?: AnswerOptions): Promise<Answer> {
+    const ahead = this.#askAhead(question, options);
     const seen = await this.see(image);
     try {
-      return await seen.answer(question, options);
+      return await seen.answer(question, options, ahead);
     } finally {
       seen.dispose();
     }
+  }
+
+  /** The question of an image that is yet to be encoded; null where nothing is pruned. */
+  #askAhead(question: string, { positions: _, maxNewTokens: __, keep, ...how }: AnswerOptions = {}): AskedAhead | null {
+    if (isWhole({ keep, ...how })) return null;
+    return askAhead(this.vision, how.taskShare === 0 ? null : checkQuestion(question), how);
   }
 
   /**
@@ -211,11 +221,18 @@ export class SeenImage implements Disposable {
     return this.about.read.strips(this.image);
   }
 
-  /** @throws DesapError as {@link EncodedImage.prune} and {@link Llava.complete} */
-  async answer(question: string, { positions, maxNewTokens, keep, ...options }: AnswerOptions = {}): Promise<Answer> {
+  /**
+   * @param ahead prunes for the question, where it was asked before the image was encoded
+   * @throws DesapError as {@link EncodedImage.prune} and {@link Llava.complete}
+   */
+  async answer(
+    question: string,
+    { positions, maxNewTokens, keep, ...options }: AnswerOptions = {},
+    ahead: AskedAhead | null = null,
+  ): Promise<Answer> {
     const completion = { positions, maxNewTokens };
     const { medium } = this.image;
-    if (keep === 'all' || [keep, options.keepRatio, options.method].every((one) => one === undefined)) {
+    if (isWhole({ keep, ...options })) {
       const start = performance.now();
       const features = await this.image.all();
       const encoded = { vision: this.milliseconds, prune: 0, projector: performance.now() - start };
@@ -224,7 +241,8 @@ export class SeenImage implements Disposable {
     }
     const asked = options.taskShare === 0 ? null : checkQuestion(question);
     const dart = options.method === 'dart' && { methodOptions: await this.llava.withText(question, medium, options) };
-    const pruned = await this.image.prune(asked, { ...options, ...dart, keep });
+    const how = { ...options, ...dart, keep: keep as number | undefined };
+    const pruned = await (ahead ? ahead(this.image, how) : this.image.prune(asked, how));
     const { vision, analyze, text, prune, projector } = pruned.timings;
     const { timings, ...answer } = await this.llava.complete(
       { features: pruned.features, kept: pruned, medium },
@@ -241,6 +259,11 @@ export class SeenImage implements Disposable {
   [DISPOSE](): void {
     this.dispose();
   }
+}
+
+/** Whether all visual tokens stay: nothing is said of how many. */
+function isWhole({ keep, keepRatio, method }: Pick<AnswerOptions, 'keep' | 'keepRatio' | 'method'>): boolean {
+  return keep === 'all' || [keep, keepRatio, method].every((one) => one === undefined);
 }
 
 function everyRow({ dims }: Tensor): KeptPatches {
