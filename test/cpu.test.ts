@@ -81,10 +81,10 @@ describe('createCpuDriver', () => {
     try {
       const unavailable = (message: RegExp) =>
         expect.objectContaining({ code: 'ERR_DEVICE_UNAVAILABLE', message: expect.stringMatching(message) });
-      expect(() => loadAddon(root)).toThrow(unavailable(/no native addon for .*build:native/));
-      mkdirSync(`${root}/native/build/Release`, { recursive: true });
-      writeFileSync(`${root}/native/build/Release/desap.node`, 'not a library');
-      expect(() => loadAddon(root)).toThrow(unavailable(/does not load: .*build:native/));
+      expect(() => loadAddon(root)).toThrow(unavailable(/no native addon in .*: No native build .*cmake-js compile/));
+      mkdirSync(`${root}/build/Release`, { recursive: true });
+      writeFileSync(`${root}/build/Release/desap.node`, 'not a library');
+      expect(() => loadAddon(root)).toThrow(unavailable(/does not load: .*cmake-js compile/));
     } finally {
       rmSync(root, { recursive: true });
     }
@@ -95,7 +95,7 @@ describe('createCpuDriver', () => {
       expect.objectContaining({ code: 'ERR_DEVICE_UNAVAILABLE', message: expect.stringMatching(message) });
     expect(() => loadAddon(null)).toThrow(unavailable(/bundle.*mark desap as external.*or set DESAP_CPU_ADDON/));
     try {
-      process.env.DESAP_CPU_ADDON = 'native/build/Release/desap.node';
+      process.env.DESAP_CPU_ADDON = 'build/Release/desap.node';
       expect(loadAddon(null).kind).toBe('cpu');
       process.env.DESAP_CPU_ADDON = 'nowhere.node';
       expect(() => loadAddon(ROOT)).toThrow(unavailable(/nowhere.node does not load/));

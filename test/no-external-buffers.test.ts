@@ -33,7 +33,7 @@ describe.runIf(process.platform === 'linux')('an engine without external buffers
   const want = { available: true, inPlace: false, pinned: false, detached: 'ERR_DISPOSED', same: true, topK: '0,2' };
 
   it('leaves the memory to V8, and everything works', () => {
-    const env = { LD_PRELOAD: library, DESAP_CPU_ADDON: renamed('native/build/Release/desap.node', 'cpu.node') };
+    const env = { LD_PRELOAD: library, DESAP_CPU_ADDON: renamed('build/Release/desap.node', 'cpu.node') };
     expect(run({ ...env, DESAP_TEST_DEVICE: 'cpu' })).toEqual({
       ...want,
       pinning: 'ERR_DEVICE_UNAVAILABLE',

@@ -39,7 +39,7 @@ export function provideCuda(): 'cuda' | 'cuda emulated' {
 export function provideBfloat16(): { name: 'cpu' | 'cpu emulated'; isa: NonNullable<DeviceOptions['isa']> } {
   const [isa] = loadAddon(ROOT).bfloat16Isas;
   if (isa) return { name: 'cpu', isa: isa as NonNullable<DeviceOptions['isa']> };
-  process.env.DESAP_CPU_ADDON = join(dirname(EMULATED), 'desap.node');
+  process.env.DESAP_PREBUILD = dirname(dirname(dirname(EMULATED)));
   return { name: 'cpu emulated', isa: 'avx512bf16' };
 }
 

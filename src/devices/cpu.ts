@@ -1,21 +1,25 @@
 /** The CPU device: finds and loads its addon. */
+import { existsSync, readdirSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
-import { resolve } from 'node:path';
+import { join, resolve } from 'node:path';
 import { alternatives, DesapError, invalid } from '../errors.js';
-import { bundleAdvice, nodeRequire, packageRoot } from '../package.js';
+import { bundleAdvice, nodeRequire, packageRoot, resolvePackage } from '../package.js';
 import type { CpuAddon } from './addon.js';
-import { cpuAddonFile, platformName, prebuiltPlatforms } from './addon-file.js';
 import type { Driver, Precision } from './driver.js';
 import { typed } from './native-error.js';
 
 /** More threads than this serve no image. */
 const MAXIMUM_THREADS = 256;
 const DEFAULT_THREADS = 16;
+const BUILD =
+  'compile one in your project: npm install node-addon-api && npm explore desap -- npx cmake-js compile --target desap ' +
+  '(needs g++ or clang, make and CMake)';
+
 let loaded: CpuAddon | undefined;
 
 /**
- * The CPU addon: the file that DESAP_CPU_ADDON names, else the one built here (native/build/Release), else the prebuilt one of
- * this platform.
+ * The CPU addon: the file that DESAP_CPU_ADDON names, else the one built here (build/Release), else the prebuilt one of this
+ * platform.
  * @throws DesapError `ERR_DEVICE_UNAVAILABLE` that says whether no addon was found or why it did not load
  */
 export function loadCpuAddon(): CpuAddon {
@@ -31,7 +35,7 @@ export function loadAddon(root: string | null): CpuAddon {
   } catch (cause) {
     throw new DesapError(
       'ERR_DEVICE_UNAVAILABLE',
-      `cpu: the native addon ${file} does not load: ${(cause as Error).message.split('\n')[0]}${root === null ? '' : `; ${buildAdvice(root)}`}`,
+      `cpu: the native addon ${file} does not load: ${(cause as Error).message.split('\n')[0]}; ${BUILD}`,
       { cause },
     );
   }
@@ -40,18 +44,29 @@ export function loadAddon(root: string | null): CpuAddon {
 function addonFile(root: string | null): string {
   if (root === null)
     throw new DesapError('ERR_DEVICE_UNAVAILABLE', `cpu: no native addon: ${bundleAdvice('DESAP_CPU_ADDON')}`);
-  const file = cpuAddonFile(root);
-  if (file !== null) return file;
-  const there = prebuiltPlatforms(root).join(', ') || 'none';
-  throw new DesapError(
-    'ERR_DEVICE_UNAVAILABLE',
-    `cpu: no native addon for ${platformName()} in ${root} (prebuilt ones: ${there}); ${buildAdvice(root)}`,
-  );
+  try {
+    const gyp = nodeRequire(resolvePackage('node-gyp-build', join(root, 'package.json')) ?? 'node-gyp-build');
+    return (gyp as { path(root: string): string }).path(root);
+  } catch (cause) {
+    const [reason] = (cause as Error).message.split('\n');
+    throw new DesapError(
+      'ERR_DEVICE_UNAVAILABLE',
+      `cpu: no native addon in ${root}: ${reason} (prebuilt ones: ${prebuilt(root)}); ${BUILD}`,
+      { cause },
+    );
+  }
 }
 
-/** How to compile the addon of the package at `root`. */
-function buildAdvice(root: string): string {
-  return `compile it with: npm run build:native in ${root} (needs g++ or clang, make, Python and the package node-addon-api)`;
+/** The addons that the package carries: `darwin-arm64/desap.node, linux-x64/desap.glibc.node, ...` */
+function prebuilt(root: string): string {
+  const folder = join(root, 'prebuilds');
+  const files = existsSync(folder) ? readdirSync(folder, { encoding: 'utf8', recursive: true }) : [];
+  return (
+    files
+      .filter((name) => /desap\..*node$/.test(name))
+      .sort()
+      .join(', ') || 'none'
+  );
 }
 
 /**

@@ -1,9 +1,9 @@
 /** The CUDA device: finds and loads its addon. It loads without a driver, and then says what is missing. */
-import { resolve } from 'node:path';
+import { existsSync, readdirSync } from 'node:fs';
+import { join, resolve } from 'node:path';
 import { DesapError } from '../errors.js';
 import { bundleAdvice, nodeRequire, packageRoot } from '../package.js';
 import type { CudaAddon, CudaStatus } from './addon.js';
-import { cudaAddonFile, platformName } from './addon-file.js';
 import type { Driver, Precision } from './driver.js';
 import { typed } from './native-error.js';
 
@@ -28,7 +28,7 @@ export function findCudaAddon(root: string | null): { addon: CudaAddon | null; s
   if (file === null && root === null) return unavailable(`no CUDA addon: ${bundleAdvice('DESAP_CUDA_ADDON')}`);
   if (file === null)
     return unavailable(
-      `no CUDA addon for ${platformName()} in this install (npm run build:cuda makes one; npm run fetch:cuda has the compiler)`,
+      `no CUDA addon for ${process.platform}-${process.arch} in this install (npm run build:cuda makes one; npm run fetch:cuda has the compiler)`,
     );
   try {
     const addon = nodeRequire(file) as CudaAddon;
@@ -40,7 +40,13 @@ export function findCudaAddon(root: string | null): { addon: CudaAddon | null; s
 
 function addonFile(root: string | null): string | null {
   if (process.env.DESAP_CUDA_ADDON) return resolve(process.env.DESAP_CUDA_ADDON);
-  return root === null ? null : cudaAddonFile(root);
+  if (root === null) return null;
+  const built = join(root, 'build-cuda', 'Release', 'desap_cuda.node');
+  if (existsSync(built)) return built;
+  // A folder of its own: beside the CPU addon, node-gyp-build would take it for that.
+  const folder = join(root, 'prebuilds', `${process.platform}-${process.arch}`, 'cuda');
+  const prebuilt = existsSync(folder) && readdirSync(folder).find((name) => name.endsWith('.node'));
+  return prebuilt ? join(folder, prebuilt) : null;
 }
 
 /** The addon, where CUDA can be used. */

@@ -20,7 +20,7 @@ function check(name, condition, detail = '') {
 }
 
 /** Packing without an addon, or with one for another platform, is refused with what to do; what is left out by name is not. */
-function checkPrepack(target) {
+function checkPrepack(target, addon) {
   const prepack = (without) =>
     spawnSync('npm', ['run', '--silent', 'prepack'], {
       cwd: source,
@@ -36,7 +36,7 @@ function checkPrepack(target) {
       missing.includes('Make them: npm run package:native'),
     missing,
   );
-  cpSync(join(source, 'prebuilds', target), join(source, 'prebuilds', other), { recursive: true });
+  cpSync(join(source, 'prebuilds', target, addon), join(source, 'prebuilds', other, 'desap.node'));
   check('and with that of another one', /desap\.node is .*, wanted /.test(prepack('').stderr));
   rmSync(join(source, 'prebuilds', other), { recursive: true });
   check('and with an unknown one left out', /DESAP_PACK_WITHOUT: got solaris/.test(prepack('solaris').stderr));
@@ -73,8 +73,9 @@ try {
   mkdirSync(join(source, 'prebuilds', target, 'cuda'));
   writeFileSync(join(source, 'prebuilds', target, 'cuda', 'desap_cuda.node'), 'not a library');
   const prebuilt = readdirSync(join(source, 'prebuilds', target), { recursive: true }).sort();
-  check('both addons are packed', prebuilt.join() === 'cuda,cuda/desap_cuda.node,desap.node', prebuilt.join());
-  checkPrepack(target);
+  const [, addon] = prebuilt.join().match(/^cuda,cuda.desap_cuda.node,(desap(?:.glibc|.musl)?.node)$/) ?? [];
+  check('both addons are packed', addon !== undefined, prebuilt.join());
+  checkPrepack(target, addon);
   run(source, 'npx', 'publint', '--strict');
   check('publint finds nothing', true);
 
@@ -91,7 +92,6 @@ try {
     'CMakeLists.txt',
     'tools/cuda/fetch.mjs',
     'tools/cuda/requirements.txt',
-    'native/binding.gyp',
     'tools/pip.mjs',
     'LICENSE',
     'README.md',
@@ -107,7 +107,7 @@ try {
   run(consumer, 'npm', 'install', '--silent', '--ignore-scripts', '--omit=peer', join(source, filename));
   check(
     'nothing was compiled on installation',
-    !existsSync(join(consumer, 'node_modules', 'desap', 'native', 'build')),
+    !existsSync(join(consumer, 'node_modules', 'desap', 'build')),
   );
 
   writeFileSync(join(consumer, 'esm.mjs'), `import * as desap from 'desap';\n${USE}`);

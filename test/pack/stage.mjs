@@ -8,7 +8,7 @@ const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 
 /** Copies into a folder what package.json lists, packs it, and gives the tarball. Needs `npm run build`. */
 export function stage(folder) {
-  const addon = join(root, 'native', 'build', 'Release', 'desap.node');
+  const addon = join(root, 'build', 'Release', 'desap.node');
   for (const file of [addon, join(root, 'dist', 'index.js')])
     if (!existsSync(file)) throw new Error(`${file} is missing: run npm run build first`);
   const { files } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
@@ -16,7 +16,7 @@ export function stage(folder) {
   for (const entry of [...listed, 'package.json', 'README.md', 'LICENSE'])
     cpSync(join(root, entry), join(folder, entry), {
       recursive: true,
-      filter: (source) => !/[/\\]build$|native[/\\]test$/.test(source),
+      filter: (source) => !/native[/\\]test$/.test(source),
     });
   const prebuilds = join(folder, 'prebuilds', `${process.platform}-${process.arch}`);
   mkdirSync(prebuilds, { recursive: true });

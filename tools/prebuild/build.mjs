@@ -1,9 +1,9 @@
-// Makes the prebuilt addons that the package carries, in prebuilds/<platform>/desap.node.
+// Makes the prebuilt addons that the package carries, in prebuilds.
 //
 //   npm run package:native                                 on Linux: every platform but macOS, with one cross compiler (zig,
 //                                                          pinned, from PyPI: 100 MB into build-zig)
 //   npm run package:native -- --targets linux-x64,win32-x64
-//   npm run package:native -- --host                       on any machine: its own platform, with its own compiler (node-gyp)
+//   npm run package:native -- --host                       on any machine: its own platform, with its own compiler (prebuildify)
 //
 // A CUDA addon that was built (npm run build:cuda) goes beside the one of this machine's platform.
 import { execFileSync } from 'node:child_process';
@@ -27,18 +27,16 @@ const { values: flags } = parseArgs({
 const run = (command, args, options = {}) =>
   execFileSync(command, args, { cwd: root, stdio: ['ignore', 'inherit', 'inherit'], ...options });
 
-const addonOf = (target) => join(root, 'prebuilds', target, 'desap.node');
-
-/** With the machine's own compiler. */
+/** With the machine's own compiler: an addon for this machine and newer ones. */
 function buildHere() {
-  run('npm', ['run', '--silent', 'build:native'], { shell: process.platform === 'win32' });
-  copyFileSync(join(root, 'native/build/Release/desap.node'), addonOf(host));
-  if (process.platform === 'linux') run('strip', ['--strip-unneeded', addonOf(host)]);
-  if (process.platform === 'darwin') run('strip', ['-Sx', addonOf(host)]);
+  const libc = process.platform === 'linux' ? ['--tag-libc'] : [];
+  run('npx', ['--no-install', 'prebuildify', '--napi', '--strip', '--name', 'desap', ...libc], {
+    shell: process.platform === 'win32',
+  });
 }
 
 /** With the cross compiler. The C++ library is linked in, so that the addon needs the C library alone. */
-function cross(target) {
+function cross(target, addon) {
   const triple = TARGETS[target].zig;
   const build = join(root, 'build-prebuild', target);
   mkdirSync(build, { recursive: true });
@@ -54,7 +52,7 @@ function cross(target) {
       .concat(headers.map((folder) => `-I${folder.replaceAll('"', '')}`))
       .concat([...cpu, ...binding, 'native/binding/device_cpu.cc', ...link, '-o', join(build, 'desap.node')]),
   );
-  copyFileSync(join(build, 'desap.node'), addonOf(target));
+  copyFileSync(join(build, 'desap.node'), addon); // without the import library that Windows has beside it
 }
 
 /** On Windows a library says which program its functions come from: the import library of node.exe. */
@@ -87,10 +85,12 @@ function addCuda() {
   console.log(`prebuilds/${host}/cuda`);
 }
 
-const targets = flags.host ? [host] : (flags.targets?.split(',') ?? CROSS);
-const unknown = targets.filter((name) => !(flags.host ? Object.keys(TARGETS) : CROSS).includes(name));
-if (unknown.length > 0) stop(script, `--targets: got ${unknown.join()}, wanted some of ${CROSS.join()}, or --host`);
-if (!flags.host) {
+if (flags.host) {
+  buildHere();
+} else {
+  const targets = flags.targets?.split(',') ?? CROSS;
+  const unknown = targets.filter((name) => !CROSS.includes(name));
+  if (unknown.length > 0) stop(script, `--targets: got ${unknown.join()}, wanted some of ${CROSS.join()}, or --host`);
   if (process.platform !== 'linux')
     stop(script, `the cross compiler runs on Linux; on ${host}: npm run package:native -- --host`, UNAVAILABLE);
   fetchPinned({
@@ -99,16 +99,15 @@ if (!flags.host) {
     requirements: join(root, 'tools/prebuild/requirements.txt'),
     folder: join(root, 'build-zig'),
   });
-}
-for (const target of targets) {
-  const start = performance.now();
-  rmSync(addonOf(target), { force: true });
-  mkdirSync(dirname(addonOf(target)), { recursive: true });
-  if (flags.host) buildHere();
-  else cross(target);
-  // One that this machine's own compiler made is for this machine and newer ones.
-  const fault = flags.host && process.platform === 'linux' ? null : faultOf(target, addonOf(target));
-  if (fault !== null) stop(script, `${addonOf(target)} ${fault}`);
-  console.log(`prebuilds/${target}/desap.node (${((performance.now() - start) / 1000).toFixed(0)} s)`);
+  for (const target of targets) {
+    const start = performance.now();
+    const addon = join(root, 'prebuilds', TARGETS[target].file);
+    rmSync(addon, { force: true });
+    mkdirSync(dirname(addon), { recursive: true });
+    cross(target, addon);
+    const fault = faultOf(target, addon);
+    if (fault !== null) stop(script, `${addon} ${fault}`);
+    console.log(`prebuilds/${TARGETS[target].file} (${((performance.now() - start) / 1000).toFixed(0)} s)`);
+  }
 }
 addCuda();

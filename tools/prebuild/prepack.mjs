@@ -28,10 +28,10 @@ if (!existsSync(join(root, 'dist/index.js'))) refuse('ERR_FILE', 'dist/index.js 
 
 const faults = Object.keys(TARGETS)
   .filter((name) => !without.includes(name) && !without.includes('all'))
-  .map((name) => ({ name, fault: faultOf(name, join(root, 'prebuilds', name, 'desap.node')) }))
+  .map((name) => ({ name, fault: faultOf(name, join(root, 'prebuilds', TARGETS[name].file)) }))
   .filter(({ fault }) => fault !== null);
 if (faults.length > 0) {
-  const lines = faults.map(({ name, fault }) => `  prebuilds/${name}/desap.node ${fault}`);
+  const lines = faults.map(({ name, fault }) => `  prebuilds/${TARGETS[name].file} ${fault}`);
   const names = faults.map(({ name }) => name);
   refuse(
     'ERR_FILE',

@@ -80,14 +80,17 @@ const PLATFORMS = {
   },
 };
 
-/** Standard output and error, through a file: Node under Wine writes into no pipe. */
-function run([command, ...args]) {
+/**
+ * Standard output and error, through a file: Node under Wine writes into no pipe. `LIBC`: what the kernel's own system does not tell
+ * node-gyp-build, which knows musl by Alpine's files.
+ */
+function run([command, ...args], libc) {
   const file = join(folder, 'output.txt');
   const output = openSync(file, 'w');
-  const { DESAP_CPU_ADDON, ...env } = process.env;
+  const { DESAP_CPU_ADDON, LIBC, ...env } = process.env;
   const wine = { WINEPREFIX: join(folder, 'wine'), WINEDEBUG: '-all', NODE_SKIP_PLATFORM_CHECK: '1' };
   const { status } = spawnSync(command, args, {
-    env: { ...env, ...wine },
+    env: { ...env, ...wine, ...(libc && { LIBC: libc }) },
     stdio: ['ignore', output, output],
     timeout: 300_000,
   });
@@ -110,7 +113,8 @@ for (const target of targets) {
     continue;
   }
   const version = run([...node, '--version']).output.trim();
-  const { status, output } = run([...node, main, 'verify', ...GOLDEN, '--device', 'cpu']);
+  const libc = target.endsWith('-musl') ? 'musl' : undefined;
+  const { status, output } = run([...node, main, 'verify', ...GOLDEN, '--device', 'cpu'], libc);
   const [agree] = output.match(/2 of 2 cases agree .* on: CPU, .*/) ?? [];
   if (status !== 0 || agree === undefined) failed++;
   console.log(

@@ -1,7 +1,7 @@
 # Addons for hardware that is not there: the same binding, host code and kernels over an emulation, so that their JavaScript is
 # tested anywhere.
 #   desap_cuda  the CUDA addon over native/test/simt; DESAP_CUDA_ADDON names it
-#   desap       the CPU addon whose avx512bf16 is native/test/lanes16.cc; DESAP_CPU_ADDON names it
+#   desap       the CPU addon whose avx512bf16 is native/test/lanes16.cc; DESAP_PREBUILD names this folder
 {
   'targets': [
     {

@@ -1,12 +1,12 @@
-# The CPU addon. Most of its sources are listed in native/sources.json, which CMakeLists.txt reads too. This file is not at the
-# root of the package, where yarn 1 and pnpm would take it for an order to compile on every installation.
+# The CPU addon. Most of its sources are listed in native/sources.json, which CMakeLists.txt reads too.
 {
   'targets': [
     {
       'target_name': 'desap',
       'sources': [
-        "<!@(node -p \"const s = require('./sources.json'); [...s.cpu, ...s.binding].map((file) => file.replace('native/', '')).join(' ')\")",
-        'binding/device_cpu.cc',
+        "<!@(node -p \"require('./native/sources.json').cpu.join(' ')\")",
+        "<!@(node -p \"require('./native/sources.json').binding.join(' ')\")",
+        'native/binding/device_cpu.cc',
       ],
       'include_dirs': ["<!(node -p \"require('node-addon-api').include_dir\")"],
       'cflags!': ['-O2'],
