@@ -93,8 +93,8 @@ describe('an optional package of the project', () => {
 
   const RUNTIME = 'module.exports = { InferenceSession: class {}, Tensor: class {} };';
   const openTwice = `
-    import { openVisionModel } from 'desap/onnxruntime';
-    for (let i = 0; i < 2; i++) await openVisionModel('.', { clip: '.' }).catch(({ code }) => console.log(code));`;
+    import { LlavaVision } from 'desap/onnxruntime';
+    for (let i = 0; i < 2; i++) await LlavaVision.open('vision.onnx', { clip: 'clip' }).catch(({ code }) => console.log(code));`;
 
   it('that is older than those tested is told once', () => {
     installs('onnxruntime-node', '1.20.1', RUNTIME);

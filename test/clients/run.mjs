@@ -136,8 +136,8 @@ const peers = (version, warnings) => (tarball) => {
   check(folder);
   writeFileSync(
     join(folder, 'old.mjs'),
-    `import { openVisionModel } from 'desap/onnxruntime';
-     for (let i = 0; i < 2; i++) await openVisionModel('.', { clip: '.' }).catch(() => {});`,
+    `import { LlavaVision } from 'desap/onnxruntime';
+     for (let i = 0; i < 2; i++) await LlavaVision.open('vision.onnx', { clip: 'clip' }).catch(() => {});`,
   );
   const told = run(folder, process.execPath, ['old.mjs']).match(/DESAP_OLD_PACKAGE/g)?.length ?? 0;
   if (told !== warnings) throw new Error(`DESAP_OLD_PACKAGE: got ${told} warnings, wanted ${warnings}`);

@@ -105,10 +105,7 @@ try {
 
   writeFileSync(join(consumer, 'package.json'), JSON.stringify({ name: 'consumer', private: true }));
   run(consumer, 'npm', 'install', '--silent', '--ignore-scripts', '--omit=peer', join(source, filename));
-  check(
-    'nothing was compiled on installation',
-    !existsSync(join(consumer, 'node_modules', 'desap', 'build')),
-  );
+  check('nothing was compiled on installation', !existsSync(join(consumer, 'node_modules', 'desap', 'build')));
 
   writeFileSync(join(consumer, 'esm.mjs'), `import * as desap from 'desap';\n${USE}`);
   writeFileSync(join(consumer, 'cjs.cjs'), `(async () => {\nconst desap = require('desap');\n${USE}\n})();`);
