@@ -106,6 +106,10 @@ try {
   writeFileSync(join(consumer, 'package.json'), JSON.stringify({ name: 'consumer', private: true }));
   run(consumer, 'npm', 'install', '--silent', '--ignore-scripts', '--omit=peer', join(source, filename));
   check('nothing was compiled on installation', !existsSync(join(consumer, 'node_modules', 'desap', 'build')));
+  const cmakeJs = join(root, 'node_modules', 'cmake-js', 'bin', 'cmake-js');
+  const installed = join(consumer, 'node_modules', 'desap');
+  run(installed, process.execPath, cmakeJs, 'configure', '--log-level', 'error', '--out', join(consumer, 'build'));
+  check('CMake finds all that it compiles there', true);
 
   writeFileSync(join(consumer, 'esm.mjs'), `import * as desap from 'desap';\n${USE}`);
   writeFileSync(join(consumer, 'cjs.cjs'), `(async () => {\nconst desap = require('desap');\n${USE}\n})();`);
