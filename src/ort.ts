@@ -1,5 +1,5 @@
 import { checkOrt, type OrtModule } from './onnx/edit.js';
-import { missingPackage } from './optional.js';
+import { missingPackage, warnIfOld } from './optional.js';
 import { nodeRequire, resolvePackage } from './package.js';
 import { disableTelemetry } from './telemetry.js';
 import { forAnyRealm } from './tensor.js';
@@ -23,6 +23,7 @@ export async function ortModule(given: OrtModule | undefined, why?: string): Pro
 export async function loadOrt(why = 'running ONNX models'): Promise<OrtModule> {
   const file = resolvePackage('onnxruntime-node');
   if (file === null) throw missingPackage('onnxruntime-node', why);
+  warnIfOld('onnxruntime-node');
   const { InferenceSession, Tensor } = nodeRequire(file) as OrtModule;
   return { InferenceSession, Tensor: forAnyRealm(Tensor) };
 }

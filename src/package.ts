@@ -20,6 +20,7 @@ const PLACES = [() => HERE, () => fileUrl(process.argv[1]), () => fileUrl(join(p
  */
 export function nodeRequire(file: string): unknown {
   const module = new Module(file);
+  module.paths = []; // yarn's Plug'n'Play reads them
   return 'require' in module ? module.require(file) : createRequire(file)(file);
 }
 
@@ -48,7 +49,8 @@ export function packageRoot(): string | null {
 export function bundleAdvice(variable: string): string {
   return (
     `this is a bundle (${HERE ? fileURLToPath(HERE) : 'of unknown place'}), which cannot hold a native addon: mark desap as external ` +
-    `in your bundler and ship node_modules/desap beside the bundle, or set ${variable} to the path of the addon`
+    `in your bundler (Next.js: serverExternalPackages) and ship node_modules/desap beside the bundle, or set ${variable} to the ` +
+    `path of the addon`
   );
 }
 

@@ -81,10 +81,10 @@ describe('createCpuDriver', () => {
     try {
       const unavailable = (message: RegExp) =>
         expect.objectContaining({ code: 'ERR_DEVICE_UNAVAILABLE', message: expect.stringMatching(message) });
-      expect(() => loadAddon(root)).toThrow(unavailable(/no native addon for .*build:native/));
+      expect(() => loadAddon(root)).toThrow(unavailable(/no native addon in .*: No native build .*cmake-js compile/));
       mkdirSync(`${root}/build/Release`, { recursive: true });
       writeFileSync(`${root}/build/Release/desap.node`, 'not a library');
-      expect(() => loadAddon(root)).toThrow(unavailable(/does not load: .*build:native/));
+      expect(() => loadAddon(root)).toThrow(unavailable(/does not load: .*cmake-js compile/));
     } finally {
       rmSync(root, { recursive: true });
     }

@@ -16,6 +16,9 @@
 
 #include "linear_layout.h"
 #include "memory.h"
+#if defined(__x86_64__)
+#include "x86_features.h"
+#endif
 
 namespace desap {
 
@@ -31,16 +34,12 @@ struct Entry {
 
 bool always() { return true; }
 #if defined(__x86_64__)
-// The compiler's support library also asks the operating system (XCR0). Every processor with AVX2 and FMA has F16C.
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
+bool has_avx2() { return x86_features().avx2; }
+bool has_avx512() { return x86_features().avx512; }
 #if defined(DESAP_LANES16)  // a test: native/test/lanes16.cc stands in for the instructions
 bool has_avx512bf16() { return has_avx2(); }
 #else
-bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_avx512bf16() { return x86_features().avx512bf16; }
 #endif
 #endif
 

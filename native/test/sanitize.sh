@@ -22,7 +22,7 @@ in_node() { # test file...
     node node_modules/vitest/vitest.mjs run --testTimeout 300000 -t '^(?!.*more than this machine has)' "$@"
 }
 
-build build-asan address,undefined desap_native_test desap_sanitized
+build build-asan address,undefined desap_native_test desap
 in_node test/hostile.test.ts test/host-buffer.test.ts test/lifetime.test.ts test/worker.test.ts
 if [ "${1-}" = --short ]; then
   for cases in head block analysis; do build-asan/desap_native_test $cases; done

@@ -1,5 +1,5 @@
 /** The CPU device: finds and loads its addon. */
-import { existsSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
 import { alternatives, DesapError, invalid } from '../errors.js';
@@ -11,7 +11,9 @@ import { typed } from './native-error.js';
 /** More threads than this serve no image. */
 const MAXIMUM_THREADS = 256;
 const DEFAULT_THREADS = 16;
-const BUILD = 'build it with: npm run build:native (needs a C++17 compiler and Python)';
+const BUILD =
+  'compile one in your project: npm install node-addon-api && npm explore desap -- npx cmake-js compile --target desap ' +
+  '(needs g++ or clang, make and CMake)';
 
 let loaded: CpuAddon | undefined;
 
@@ -46,13 +48,25 @@ function addonFile(root: string | null): string {
     const gyp = nodeRequire(resolvePackage('node-gyp-build', join(root, 'package.json')) ?? 'node-gyp-build');
     return (gyp as { path(root: string): string }).path(root);
   } catch (cause) {
-    const tried = existsSync(`${root}/prebuilds`) ? 'build/Release and prebuilds' : 'build/Release (and no prebuilds)';
+    const [reason] = (cause as Error).message.split('\n');
     throw new DesapError(
       'ERR_DEVICE_UNAVAILABLE',
-      `cpu: no native addon for ${process.platform}-${process.arch} in ${root} (tried ${tried}); ${BUILD}`,
+      `cpu: no native addon in ${root}: ${reason} (prebuilt ones: ${prebuilt(root)}); ${BUILD}`,
       { cause },
     );
   }
+}
+
+/** The addons that the package carries: `darwin-arm64/desap.node, linux-x64/desap.glibc.node, ...` */
+function prebuilt(root: string): string {
+  const folder = join(root, 'prebuilds');
+  const files = existsSync(folder) ? readdirSync(folder, { encoding: 'utf8', recursive: true }) : [];
+  return (
+    files
+      .filter((name) => /desap\..*node$/.test(name))
+      .sort()
+      .join(', ') || 'none'
+  );
 }
 
 /**

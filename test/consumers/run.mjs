@@ -14,6 +14,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { stage } from '../pack/stage.mjs';
 
 const here = dirname(fileURLToPath(import.meta.url));
 const root = join(here, '..', '..');
@@ -53,23 +54,6 @@ function equal(what, got, want) {
   if (a !== b) throw new Error(`${what}: got ${a}, wanted ${b}`);
 }
 
-/** The package as it would be published, with the addon that `npm run build` made. */
-function pack() {
-  const addon = join(root, 'build', 'Release', 'desap.node');
-  for (const file of [addon, join(root, 'dist', 'index.js')])
-    if (!existsSync(file)) throw new Error(`${file} is missing: run npm run build first`);
-  const source = join(scratch, 'source');
-  for (const entry of ['dist', 'package.json', 'README.md', 'LICENSE'])
-    cpSync(join(root, entry), join(source, entry), { recursive: true });
-  const prebuilds = join(source, 'prebuilds', `${process.platform}-${process.arch}`);
-  mkdirSync(prebuilds, { recursive: true });
-  cpSync(addon, join(prebuilds, 'desap.node'));
-  const [{ filename }] = JSON.parse(
-    execFileSync('npm', ['pack', '--json', '--ignore-scripts'], { cwd: source, encoding: 'utf8' }),
-  );
-  return join(source, filename);
-}
-
 function emptyFolder(folder) {
   rmSync(folder, { recursive: true, force: true });
   mkdirSync(folder);
@@ -89,7 +73,7 @@ function install() {
   } catch {
     throw new Error('npm cannot install a tool, which it names above; --skip leaves one out');
   }
-  npm('install', '--no-save', pack());
+  npm('install', '--no-save', stage(join(scratch, 'source')));
 }
 
 /** Takes the tools out that nothing needs which is left, and says how npm installs the others. */

@@ -1,6 +1,6 @@
 // Packs the package as it would be published, with its prebuilt addon, installs it into an empty folder without running any
 // script, and uses it there as an ES module, through require, and from the command line.
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -17,6 +17,30 @@ const run = (cwd, command, ...args) =>
 function check(name, condition, detail = '') {
   if (!condition) throw new Error(`pack check failed: ${name} ${detail}`);
   console.log(`ok ${name}`);
+}
+
+/** Packing without an addon, or with one for another platform, is refused with what to do; what is left out by name is not. */
+function checkPrepack(target, addon) {
+  const prepack = (without) =>
+    spawnSync('npm', ['run', '--silent', 'prepack'], {
+      cwd: source,
+      encoding: 'utf8',
+      env: { ...process.env, DESAP_PACK_WITHOUT: without },
+    });
+  const other = target === 'win32-x64' ? 'darwin-arm64' : 'win32-x64';
+  const missing = prepack('').stderr;
+  check(
+    'packing without the addon of a platform is refused',
+    missing.includes(`prebuilds/${other}/desap.node is not there`) &&
+      missing.includes('ERR_FILE') &&
+      missing.includes('Make them: npm run package:native'),
+    missing,
+  );
+  cpSync(join(source, 'prebuilds', target, addon), join(source, 'prebuilds', other, 'desap.node'));
+  check('and with that of another one', /desap\.node is .*, wanted /.test(prepack('').stderr));
+  rmSync(join(source, 'prebuilds', other), { recursive: true });
+  check('and with an unknown one left out', /DESAP_PACK_WITHOUT: got solaris/.test(prepack('solaris').stderr));
+  check('all may be left out', prepack('all').status === 0);
 }
 
 const USE = `
@@ -43,13 +67,15 @@ try {
   }
   symlinkSync(join(root, 'node_modules'), join(source, 'node_modules'));
   run(source, 'npm', 'run', '--silent', 'build:ts');
-  // A CUDA addon as cmake leaves it for packing. It is in the package, and nobody takes it for the CPU's.
-  mkdirSync(join(source, 'build-cuda', 'stage', 'cuda'), { recursive: true });
-  writeFileSync(join(source, 'build-cuda', 'stage', 'cuda', 'desap_cuda.node'), 'not a library');
-  run(source, 'npm', 'run', '--silent', 'package:native');
+  run(source, 'npm', 'run', '--silent', 'package:native', '--', '--host');
   const [target] = readdirSync(join(source, 'prebuilds'));
+  // A CUDA addon as cmake leaves it for packing. It is in the package, and nobody takes it for the CPU's.
+  mkdirSync(join(source, 'prebuilds', target, 'cuda'));
+  writeFileSync(join(source, 'prebuilds', target, 'cuda', 'desap_cuda.node'), 'not a library');
   const prebuilt = readdirSync(join(source, 'prebuilds', target), { recursive: true }).sort();
-  check('both addons are packed', prebuilt.join() === 'cuda,cuda/desap_cuda.node,desap.node', prebuilt.join());
+  const [, addon] = prebuilt.join().match(/^cuda,cuda.desap_cuda.node,(desap(?:.glibc|.musl)?.node)$/) ?? [];
+  check('both addons are packed', addon !== undefined, prebuilt.join());
+  checkPrepack(target, addon);
   run(source, 'npx', 'publint', '--strict');
   check('publint finds nothing', true);
 
@@ -66,11 +92,12 @@ try {
     'CMakeLists.txt',
     'tools/cuda/fetch.mjs',
     'tools/cuda/requirements.txt',
-    'binding.gyp',
+    'tools/pip.mjs',
     'LICENSE',
     'README.md',
   ])
     check(`the package holds ${wanted}`, names.includes(wanted));
+  check('nothing in its root makes a client compile', !names.includes('binding.gyp'));
   check(
     'the package holds no tests, models or weights',
     !names.some((name) => /^(test|bench|models)\/|native\/test/.test(name)),
@@ -78,10 +105,11 @@ try {
 
   writeFileSync(join(consumer, 'package.json'), JSON.stringify({ name: 'consumer', private: true }));
   run(consumer, 'npm', 'install', '--silent', '--ignore-scripts', '--omit=peer', join(source, filename));
-  check(
-    'nothing was compiled on installation',
-    !readdirSync(join(consumer, 'node_modules', 'desap')).includes('build'),
-  );
+  check('nothing was compiled on installation', !existsSync(join(consumer, 'node_modules', 'desap', 'build')));
+  const cmakeJs = join(root, 'node_modules', 'cmake-js', 'bin', 'cmake-js');
+  const installed = join(consumer, 'node_modules', 'desap');
+  run(installed, process.execPath, cmakeJs, 'configure', '--log-level', 'error', '--out', join(consumer, 'build'));
+  check('CMake finds all that it compiles there', true);
 
   writeFileSync(join(consumer, 'esm.mjs'), `import * as desap from 'desap';\n${USE}`);
   writeFileSync(join(consumer, 'cjs.cjs'), `(async () => {\nconst desap = require('desap');\n${USE}\n})();`);
