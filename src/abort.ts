@@ -44,8 +44,7 @@ export async function abortable<T>(
       reject(abortedBy(signal));
       result.then(discard, () => {});
     };
-    signal.addEventListener('abort', abort, { once: true });
-    const ended = () => signal.removeEventListener('abort', abort);
+    const ended = whenAborted(signal, abort);
     result.then(resolve, reject).finally(ended);
   });
 }
@@ -71,12 +70,41 @@ export function checkAborted(): void {
  * @returns forgets it
  */
 export function onAbort(abort: () => void): () => void {
-  const signals: AbortSignal[] = [];
-  for (let call = calls.getStore(); call; call = call.outer) signals.push(call.signal);
-  for (const signal of signals) signal.addEventListener('abort', abort, { once: true });
+  const forget: (() => void)[] = [];
+  for (let call = calls.getStore(); call; call = call.outer) forget.push(whenAborted(call.signal, abort));
   return () => {
-    for (const signal of signals) signal.removeEventListener('abort', abort);
+    for (const one of forget) one();
   };
+}
+
+/** What is to be done when a signal ends, and its listener that does it. */
+const ends = new WeakMap<AbortSignal, { readonly all: Set<() => void>; readonly listener: () => void }>();
+
+/**
+ * One listener serves all calls of a signal: a server may have one signal for all of its requests, and Node takes more than ten listeners
+ * for a leak.
+ * @returns forgets it, and the last one takes the listener away
+ */
+function whenAborted(signal: AbortSignal, abort: () => void): () => void {
+  const { all, listener } = ends.get(signal) ?? listened(signal);
+  const mine = () => abort();
+  all.add(mine);
+  return () => {
+    if (!all.delete(mine) || all.size > 0) return;
+    ends.delete(signal);
+    signal.removeEventListener('abort', listener);
+  };
+}
+
+function listened(signal: AbortSignal) {
+  const all = new Set<() => void>();
+  const listener = () => {
+    for (const abort of all) abort();
+  };
+  signal.addEventListener('abort', listener);
+  const own = { all, listener };
+  ends.set(signal, own);
+  return own;
 }
 
 /** Work that others wait for too: no call's signal ends it. */
