@@ -221,3 +221,14 @@ it('an image may be disposed of while a call that was ended still runs', async (
   await new Promise((resolve) => setTimeout(resolve, 50));
   expect((await encoded.prune(question)).indices).toHaveLength(16);
 });
+
+it('one signal may end many calls, with one listener', async () => {
+  const control = new AbortController();
+  const { signal } = control;
+  const calls = Array.from({ length: 20 }, () => backend.attention(LONG, { signal }));
+  expect(getEventListeners(signal, 'abort')).toHaveLength(1);
+  control.abort(reason);
+  for (const call of calls) await expect(call).rejects.toEqual(aborted(reason));
+  // The one that had begun ends by itself.
+  await expect.poll(() => getEventListeners(signal, 'abort')).toEqual([]);
+});

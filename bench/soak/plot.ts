@@ -6,7 +6,7 @@ const [WIDTH, HEIGHT] = [1000, 900];
 
 const PANELS: readonly { readonly title: string; readonly unit: string; readonly names: readonly (keyof Sample)[] }[] =
   [
-    { title: 'Memory', unit: 'MB', names: ['rss', 'heap', 'external'] },
+    { title: 'Memory', unit: 'MB', names: ['rss', 'native', 'heap', 'external'] },
     { title: 'Threads, file descriptors, handles', unit: '', names: ['threads', 'descriptors', 'handles'] },
     { title: 'Delay of the event loop', unit: 'ms', names: ['delay', 'lateDelay'] },
   ];

@@ -1,14 +1,15 @@
 /**
  * `npm run soak -- [--minutes 60] [--out bench/results]`: mixed calls, one round after the other. After each round what the process holds
- * is measured; after the warm-up it has to stay. Writes soak.{json,md,svg}, and ends with an error where something grew. Linux only.
+ * is measured; after the warm-up it has to stay. Writes soak.{json,md,svg}, and ends with an error where something grew. Linux with glibc.
  */
 import { writeFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { parseArgs } from 'node:util';
 import { machine } from '../harness.js';
 import { plot } from './plot.js';
-import { type Sample, sample, trend } from './samples.js';
+import { BOUNDS, type Sample, type Steady, sample, trend } from './samples.js';
 import { type Counts, Work } from './work.js';
 
 const { values } = parseArgs({
@@ -17,14 +18,14 @@ const { values } = parseArgs({
 const minutes = Number(values.minutes);
 if (!(minutes > 0)) throw new Error(`--minutes: got ${values.minutes}, wanted a number above 0`);
 if (globalThis.gc === undefined) throw new Error('wanted node --expose-gc: garbage is no leak');
+if (process.env.MALLOC_ARENA_MAX !== '1')
+  throw new Error('wanted MALLOC_ARENA_MAX=1: what malloc keeps for each thread is no leak, and hides one');
 
 /** The share of the time in which pools, caches and compiled code may still grow. */
 const WARM_UP = 0.3;
 /** Rounds after the warm-up that tell a trend. */
 const FEWEST = 20;
-/** What has to stay: all but the delay of the event loop, which tells of other programs too. */
-const STEADY = ['rss', 'heap', 'external', 'descriptors', 'threads', 'handles'] as const;
-
+const { inUse } = createRequire(import.meta.url)('./malloc/build/Release/malloc.node') as { inUse(): number };
 const work = await Work.open();
 await work.warm();
 const delay = monitorEventLoopDelay({ resolution: 5 });
@@ -35,7 +36,7 @@ const counts: Counts = {};
 let rounds = 0;
 for (; performance.now() - start < minutes * 60_000; rounds++) {
   await work.round(rounds, counts);
-  samples.push(await sample(start, delay));
+  samples.push(await sample(start, delay, inUse));
 }
 await work.close();
 
@@ -43,7 +44,8 @@ const warm = minutes * WARM_UP;
 const after = samples.filter((one) => one.minutes > warm);
 if (after.length < FEWEST)
   throw new Error(`got ${after.length} rounds after the warm-up, wanted at least ${FEWEST}: take more --minutes`);
-const trends = Object.fromEntries(STEADY.map((name) => [name, trend(after, name)]));
+const names = Object.keys(BOUNDS) as Steady[];
+const trends = Object.fromEntries(names.map((name) => [name, trend(after, name)]));
 const grew = Object.entries(trends).flatMap(([name, { isFlat }]) => (isFlat ? [] : [name]));
 const late = Math.max(...after.map(({ lateDelay }) => lateDelay));
 const about = {
@@ -56,6 +58,7 @@ const about = {
   verdict: grew.length === 0 ? 'flat' : grew,
 };
 
+const MEMORY = ['rss', 'native', 'heap', 'external'];
 const number = (value: number) => value.toPrecision(4);
 const text = [
   '# Soak',
@@ -64,12 +67,15 @@ const text = [
     `${rounds} rounds, of which the first ${number(warm)} minutes are warm-up. ` +
     `${grew.length === 0 ? 'Nothing grew.' : `Grew: ${grew.join(', ')}.`}`,
   '',
-  '| | mean | growth in an hour | standard error | |',
-  '|---|---|---|---|---|',
+  '| | median | growth after the warm-up | bound | growth in an hour | |',
+  '|---|---|---|---|---|---|',
   ...Object.entries(trends).map(
-    ([name, { mean, perHour, error, isFlat }]) =>
-      `| ${name}${['rss', 'heap', 'external'].includes(name) ? ', MB' : ''} | ${number(mean)} | ${number(perHour)} | ${number(error)} | ${isFlat ? 'flat' : 'grew'} |`,
+    ([name, { median, growth, bound, perHour, isFlat }]) =>
+      `| ${name}${MEMORY.includes(name) ? ', MB' : ''} | ${number(median)} | ${number(growth)} | ${bound} | ${number(perHour)} | ${isFlat ? 'flat' : 'grew'} |`,
   ),
+  '',
+  'Growth is that of a line through the medians of ten equal times. `native` is what malloc has given out. malloc has one arena ' +
+    '(`MALLOC_ARENA_MAX=1`): with one for each thread it keeps more of what was freed ([server](../../docs/server.md)).',
   '',
   `The event loop was late by ${number(late)} ms at most in one of a hundred turns of a round: ONNX Runtime keeps it while a session runs.`,
   '',

@@ -7,6 +7,8 @@ export interface Sample {
   readonly minutes: number;
   /** MB of the process. */
   readonly rss: number;
+  /** MB that native code has of malloc: what was freed and stays with malloc is not counted. */
+  readonly native: number;
   /** MB of JavaScript's own objects. */
   readonly heap: number;
   /** MB of memory outside of the heap that JavaScript knows of. */
@@ -23,8 +25,8 @@ export interface Sample {
 
 const MB = 2 ** 20;
 
-/** Collects garbage first, so that what is left is in use. Linux only, for the numbers of /proc. */
-export async function sample(start: number, delay: IntervalHistogram): Promise<Sample> {
+/** Collects garbage first, so that what is left is in use. Linux only, for the numbers of /proc. @param inUse of malloc/malloc.cc */
+export async function sample(start: number, delay: IntervalHistogram, inUse: () => number): Promise<Sample> {
   const [median, late] = [delay.percentile(50) / 1e6, delay.percentile(99) / 1e6];
   for (let i = 0; i < 3; i++) {
     globalThis.gc?.();
@@ -36,6 +38,7 @@ export async function sample(start: number, delay: IntervalHistogram): Promise<S
   return {
     minutes: (performance.now() - start) / 60_000,
     rss: rss / MB,
+    native: inUse() / MB,
     heap: heapUsed / MB,
     external: external / MB,
     descriptors: readdirSync('/proc/self/fd').length,
@@ -47,39 +50,46 @@ export async function sample(start: number, delay: IntervalHistogram): Promise<S
 }
 
 export interface Trend {
-  /** The mean after the warm-up. */
-  readonly mean: number;
-  /** Growth in an hour, by least squares over the means of ten equal times: neighbouring samples are alike. */
+  /** The median after the warm-up. */
+  readonly median: number;
+  /** Growth over the time after the warm-up: of a line through medians. */
+  readonly growth: number;
   readonly perHour: number;
-  /** Its standard error. */
-  readonly error: number;
+  /** What `growth` may be at most. */
+  readonly bound: number;
   readonly isFlat: boolean;
 }
 
-/** Parts of the time after the warm-up; each gives one point. */
-const POINTS = 10;
-/** Standard errors that a slope may be off by chance. */
-const CHANCE = 3;
-/** Growth over the whole run that is none, as a share of the mean: no program's memory is the same twice. */
-const NOTHING = 0.01;
+/** What has to stay: all but the delay of the event loop, which tells of other programs too. */
+export type Steady = Exclude<keyof Sample, 'minutes' | 'delay' | 'lateDelay'>;
 
-/** How a number grew. It is flat where the growth is within its error, or too small to matter over the time that was measured. */
-export function trend(samples: readonly Sample[], name: keyof Sample): Trend {
-  const points = Array.from({ length: POINTS }, (_, i) => {
-    const part = samples.slice(
-      Math.floor((i * samples.length) / POINTS),
-      Math.floor(((i + 1) * samples.length) / POINTS),
-    );
-    return { x: average(part.map(({ minutes }) => minutes)) / 60, y: average(part.map((one) => one[name])) };
-  }).filter(({ y }) => Number.isFinite(y));
-  const [x, y] = [average(points.map((point) => point.x)), average(points.map((point) => point.y))];
-  const spread = total(points.map((point) => (point.x - x) ** 2));
-  const perHour = total(points.map((point) => (point.x - x) * (point.y - y))) / spread;
-  const rest = total(points.map((point) => (point.y - y - perHour * (point.x - x)) ** 2));
-  const error = Math.sqrt(rest / (points.length - 2) / spread);
-  const grown = perHour * (points[points.length - 1].x - points[0].x);
-  return { mean: y, perHour, error, isFlat: perHour <= CHANCE * error || grown <= NOTHING * y };
+/** Growth that is none: V8 compiles code for hundreds of rounds, and malloc's free places move; of what is counted, nothing. */
+export const BOUNDS: Readonly<Record<Steady, number>> = {
+  ...{ rss: 16, native: 1, heap: 2, external: 0.5 },
+  ...{ descriptors: 0.5, threads: 0.5, handles: 0.5 },
+};
+
+/** Parts of the time after the warm-up. */
+const PARTS = 10;
+
+/**
+ * How a number grew. Each part of the time gives the median of its samples, and any two of these points a slope; the median of the slopes is
+ * the growth (Theil and Sen). Single samples move no point, and one step near either end no slope.
+ */
+export function trend(samples: readonly Sample[], name: Steady): Trend {
+  const points = Array.from({ length: PARTS }, (_, i) => {
+    const at = (part: number) => Math.floor((part * samples.length) / PARTS);
+    const part = samples.slice(at(i), at(i + 1));
+    return { x: median(part.map(({ minutes }) => minutes)) / 60, y: median(part.map((one) => one[name])) };
+  });
+  const slopes = points.flatMap((a, i) => points.slice(i + 1).map((b) => (b.y - a.y) / (b.x - a.x)));
+  const perHour = median(slopes);
+  const growth = (perHour * (samples[samples.length - 1].minutes - samples[0].minutes)) / 60;
+  const bound = BOUNDS[name];
+  return { median: median(samples.map((one) => one[name])), growth, perHour, bound, isFlat: growth <= bound };
 }
 
-const total = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0);
-const average = (values: readonly number[]) => total(values) / values.length;
+function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return (sorted[Math.floor((sorted.length - 1) / 2)] + sorted[Math.ceil((sorted.length - 1) / 2)]) / 2;
+}

@@ -13,6 +13,7 @@ import {
 import { METHOD_NAMES } from '../../src/methods/index.js';
 import { ImageProcessor, LlavaVision } from '../../src/vision/index.js';
 import { normalTensor, randomBlock, randomHead } from '../../test/support.js';
+import { PoolWork } from './pool-work.js';
 
 /** Calls that were made, by the part of the work. */
 export type Counts = Record<string, number>;
@@ -40,6 +41,7 @@ export class Work {
     private readonly pruner: Pruner,
     private readonly vision: LlavaVision,
     private readonly processor: ImageProcessor,
+    private readonly pool: PoolWork,
     private readonly wanted: readonly ReturnType<typeof kept>[],
   ) {}
 
@@ -48,12 +50,13 @@ export class Work {
     const vision = await LlavaVision.open('models/tiny-llava/onnx/vision_encoder.onnx', { clip: 'models/tiny-clip' });
     const processor = await ImageProcessor.open('models/tiny-llava');
     const wanted = HIDDEN.map((hidden, i) => kept(pruner.pruneSync(hidden, TEXTS[i], { keep: KEEP })));
-    return new Work(pruner, vision, processor, wanted);
+    return new Work(pruner, vision, processor, await PoolWork.open(vision, processor), wanted);
   }
 
-  /** Each method opens graphs of its own the first time, which stay. */
+  /** What is made the first time and stays: each method's graphs, and what each part compiles and loads. */
   async warm(): Promise<void> {
     for (const round of METHOD_NAMES.keys()) await this.methods(round);
+    for (const round of [0, 1]) await this.round(round, {});
   }
 
   async close(): Promise<void> {
@@ -72,6 +75,7 @@ export class Work {
       'disposed in flight': () => this.disposedInFlight(),
       'memory left to the collector': () => this.leftToTheCollector(),
       workers: () => this.workers(round),
+      pool: () => this.pool.round(),
     };
     for (const [name, part] of Object.entries(parts)) counts[name] = (counts[name] ?? 0) + (await part());
   }
