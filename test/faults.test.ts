@@ -40,7 +40,7 @@ describe.runIf(process.platform === 'linux')('what fails', () => {
     ['an allocation of the emulated GPU', 'device-allocation'],
     ['a call of the CUDA runtime', 'device-call'],
   ])('%s', { timeout: 900_000 }, async (_, kind) => {
-    const each = process.env.DESAP_LONG ? 1 : kind === 'device-call' ? 23 : 3;
+    const each = process.env.DESAP_LONG ? 1 : kind === 'device-call' ? 41 : 4;
     const env = { DESAP_TEST_EMULATED: '1', DESAP_SIMT_CONTROL: join(folder, `${kind}-control`) };
     const { failed, problems } = await fail(kind, each, env);
     expect(problems).toEqual([]);

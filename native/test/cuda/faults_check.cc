@@ -128,18 +128,19 @@ void out_of_memory_anywhere(const Machine& machine) {
   for (int64_t nth = 1;; nth++) {
     if (!check(nth < 200, "ends")) break;
     const simt::Live around = simt::live();
-    Status status;
+    bool failed = false;
     {
       Life life(machine.precision);
       arrange(simt::Fault::allocation, nth, cudaErrorMemoryAllocation);
-      status = life.whole();
+      const Status status = life.whole();
+      failed = simt::failed();
       arrange_nothing();
       const std::string what = "allocation " + std::to_string(nth);
       check(status.good() || status.code == Code::out_of_memory, what + ": out of memory");
       if (life.made()) check(life.work().good() && life.bytes == good.bytes, what + ": it works on");
     }
     check(same_live(simt::live(), around), "allocation " + std::to_string(nth) + ": nothing is lost");
-    if (status.good()) break;
+    if (!failed) break;
   }
 }
 
@@ -159,11 +160,12 @@ void driver_refuses_anywhere(const Machine& machine) {
         const std::string what = std::string(fault == simt::Fault::launch ? "launch " : "call ") + std::to_string(nth) + (fatal ? " fatal" : "");
         arrange_nothing();
         const simt::Live around = simt::live();
-        Status status;
+        bool failed = false;
         {
           Life life(machine.precision);
           arrange(fault, nth, error);
-          status = life.whole();
+          const Status status = life.whole();
+          failed = simt::failed();
           const bool told = status.code == (fatal ? Code::device_lost : Code::device_failed) || (!life.context && status.code == Code::device_failed);
           check(status.good() || (told && std::strcmp(status.what, cudaGetErrorName(error)) == 0), what + " is told");
           if (fatal && !status.good() && life.made()) {
@@ -177,7 +179,7 @@ void driver_refuses_anywhere(const Machine& machine) {
           }
         }
         if (!fatal) check(same_live(simt::live(), around), what + ": nothing is lost");
-        if (status.good()) break;
+        if (!failed) break;
       }
     }
   }

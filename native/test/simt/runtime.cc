@@ -508,6 +508,12 @@ void configure(const Settings& settings) {
   start_anew(runtime(), settings);
 }
 
+bool failed() {
+  Runtime& r = runtime();
+  Lock lock(r.mutex);
+  return r.settings.fault != Fault::none && r.until_fault == 0;
+}
+
 Live live() {
   Runtime& r = runtime();
   Lock lock(r.mutex);

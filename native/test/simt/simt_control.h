@@ -41,6 +41,8 @@ struct Settings {
 Settings settings();
 // From now on; counting begins anew, a dead device works again.
 void configure(const Settings&);
+// Whether what was to fail has failed since.
+bool failed();
 
 // What has been created and not been given back.
 struct Live {
