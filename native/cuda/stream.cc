@@ -33,7 +33,7 @@ Status Stream::open() {
 }
 
 Stream::~Stream() {
-  if (!gpu->enter().good()) return;
+  if (!gpu->enter_to_free()) return;
   drop_graphs(0);
   for (cudaEvent_t event : {forked_, joined_, started_, done_}) {
     if (event) gpu->status(cudaEventDestroy(event), "event");
