@@ -442,6 +442,15 @@ describe.each(devicesUnderTest())('bad kernel arguments on %s', (_, options) => 
       /^classToken: got 'yes', wanted true or false/,
     ],
     [
+      'a result of more than this machine has',
+      () => {
+        const column = float32(new Float32Array(2 ** 20), [2 ** 20, 1]);
+        return backend.sync.linear({ x: column, weight: column });
+      },
+      'ERR_OUT_OF_MEMORY',
+      /./,
+    ],
+    [
       'a text of another width',
       () => backend.sync.align({ visual: x, text: normalTensor(1, 2, 11), global: new Float32Array(12) }),
       'ERR_SHAPE',

@@ -1,6 +1,7 @@
 /**
- * Memory and threads run short: every allocation and every thread start of the addon fails in turn. Node and V8 themselves end the
- * process when they have none, which nothing here can change. `DESAP_LONG` takes each, not every seventh.
+ * Memory and threads run short: every allocation and every thread start of the addon fails in turn, and on the emulated GPU every
+ * allocation and call of the CUDA runtime. Node and V8 themselves end the process when they have none, which nothing here can change.
+ * `DESAP_LONG` takes each of them.
  */
 import { execFile, execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
@@ -33,6 +34,18 @@ describe.runIf(process.platform === 'linux')('what fails', () => {
     expect(problems).toEqual([]);
     expect(Object.values<number>(failed).every((count) => count > 0)).toBe(true);
     expect(failed.kernels * each).toBeGreaterThan(100);
+  });
+
+  it.each([
+    ['an allocation of the emulated GPU', 'device-allocation'],
+    ['a call of the CUDA runtime', 'device-call'],
+  ])('%s', { timeout: 900_000 }, async (_, kind) => {
+    const each = process.env.DESAP_LONG ? 1 : kind === 'device-call' ? 97 : 7;
+    const env = { DESAP_TEST_EMULATED: '1', DESAP_SIMT_CONTROL: join(folder, `${kind}-control`) };
+    const { failed, problems } = await fail(kind, each, env);
+    expect(problems).toEqual([]);
+    // What does nothing on the device has nothing that could fail.
+    for (const part of ['device', 'kernels', 'head', 'block', 'parts']) expect(failed[part], part).toBeGreaterThan(0);
   });
 
   it.each([

@@ -65,6 +65,11 @@ Status Gpu::enter() {
   return {};
 }
 
+bool Gpu::enter_to_free() noexcept {
+  enter();
+  return !lost();
+}
+
 Status Gpu::status(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return {};
   if (fatal(error)) return lose(error);
@@ -108,7 +113,7 @@ void Gpu::release(void* block, size_t capacity) noexcept {
     free_.push_back({block, capacity});
     free_bytes_ += capacity;
   } catch (const std::bad_alloc&) {
-    if (enter().good()) status(cudaFree(block), "device memory");
+    if (enter_to_free()) status(cudaFree(block), "device memory");
     return;
   }
   trim(kept_bytes);
@@ -117,7 +122,7 @@ void Gpu::release(void* block, size_t capacity) noexcept {
 // Whether anything went back to the driver.
 bool Gpu::trim(size_t limit) noexcept {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (free_bytes_ <= limit || !enter().good()) return false;
+  if (free_bytes_ <= limit || !enter_to_free()) return false;
   size_t dropped = 0;
   for (; free_bytes_ > limit && !lost(); dropped++) {
     status(cudaFree(free_[dropped].block), "device memory");
@@ -130,7 +135,7 @@ bool Gpu::trim(size_t limit) noexcept {
 cudaError_t Gpu::allocate_host(size_t bytes, void** block) { return cudaHostAlloc(block, bytes, host_flags); }
 
 void Gpu::release_host(void* block) noexcept {
-  if (enter().good()) status(cudaFreeHost(block), "page-locked memory");
+  if (enter_to_free()) status(cudaFreeHost(block), "page-locked memory");
 }
 
 // ---------------------------------------------------------------------------------------------------------- buffers
@@ -199,7 +204,8 @@ void* host_allocate(size_t bytes) {
 }
 
 void host_free(void* block) {
-  if (cudaSetDevice(last_gpu) != cudaSuccess || cudaFreeHost(block) != cudaSuccess) cudaGetLastError();
+  const cudaError_t entered = cudaSetDevice(last_gpu), freed = cudaFreeHost(block);
+  if (entered != cudaSuccess || freed != cudaSuccess) cudaGetLastError();
 }
 
 }  // namespace desap::cuda

@@ -27,6 +27,8 @@ class Gpu {
 
   // Before anything else on this thread. device_lost, or what the driver says.
   Status enter();
+  // Enters to give something back, which says itself whose it is: a GPU that refuses to be entered takes it, one that is lost has lost it.
+  bool enter_to_free() noexcept;
   bool lost() const { return lost_.load(std::memory_order_relaxed) != cudaSuccess; }
   // What a driver's answer means to the caller; `what` names the memory that was short.
   Status status(cudaError_t, const char* what);

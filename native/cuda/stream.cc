@@ -33,7 +33,7 @@ Status Stream::open() {
 }
 
 Stream::~Stream() {
-  if (!gpu->enter().good()) return;
+  if (!gpu->enter_to_free()) return;
   drop_graphs(0);
   for (cudaEvent_t event : {forked_, joined_, started_, done_}) {
     if (event) gpu->status(cudaEventDestroy(event), "event");
@@ -88,6 +88,8 @@ Status Stream::capture(const GraphKey& key, const std::function<void()>& enqueue
   cudaGraph_t graph = nullptr;
   const cudaError_t ended = cudaStreamEndCapture(queue.stream, &graph);
   queue.note(ended);
+  // Where it was refused the stream may still be in its capture, and no later call could use it. Where it is not, this says so only.
+  if (ended != cudaSuccess && !gpu->lost()) cudaStreamEndCapture(queue.stream, &graph);
   cudaGraphExec_t executable = nullptr;
   if (!queue.failed()) queue.note(cudaGraphInstantiate(&executable, graph, 0));
   branch.error = cudaSuccess;

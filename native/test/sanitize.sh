@@ -29,6 +29,7 @@ if [ "${1-}" = --short ]; then
   exit
 fi
 
+export DESAP_LONG=1 # every allocation and every call fails in turn, not every so many-th
 build-asan/desap_native_test
 in_node test/kernels test/bad-input.test.ts test/golden.test.ts test/golden-block.test.ts test/pruner.test.ts
 build build-asan address,undefined desap_simt_test desap_cuda_check_simt
@@ -36,4 +37,4 @@ build-asan/desap_simt_test
 for part in own fp32 fp16 bf16; do DESAP_PRECISION=$part build-asan/desap_cuda_check_simt; done
 build build-tsan thread desap_native_test
 build-tsan/desap_native_test
-DESAP_LONG=1 node node_modules/vitest/vitest.mjs run test/faults.test.ts # every allocation, not every seventh
+node node_modules/vitest/vitest.mjs run test/faults.test.ts

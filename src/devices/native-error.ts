@@ -1,4 +1,4 @@
-/** Errors of the native addons get this package's type and words. */
+/** Errors of drivers, which are mostly those of the native addons, get this package's type and words. */
 import { types } from 'node:util';
 import { checkAborted, onAbort } from '../abort.js';
 import { DesapError, type DesapErrorCode, notFinite } from '../errors.js';
@@ -48,10 +48,14 @@ async function settled<T>(result: Promise<T>): Promise<T> {
   }
 }
 
+/** What V8 says of an array that it has no memory for: those of the reference. */
+const NO_ROOM = /^(Invalid typed array length|Array buffer allocation failed)/;
+
 /** The error as a {@link DesapError} whose message begins with the argument. */
 export function desapError(error: unknown): unknown {
   if (!types.isNativeError(error) || error instanceof DesapError) return error;
   const { code, argument, row, image, message } = error as NativeError;
+  if (NO_ROOM.test(message)) return new DesapError('ERR_OUT_OF_MEMORY', message, { cause: error });
   if (!code?.startsWith('ERR_')) return new DesapError('ERR_INTERNAL', `native addon: ${message}`, { cause: error });
   if (argument && row !== undefined) return notFinite(argument, row, image);
   return new DesapError(code as DesapErrorCode, argument ? `${argument}: ${message}` : message, { cause: error });

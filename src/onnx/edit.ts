@@ -1,14 +1,14 @@
-import { dirname, relative, sep } from 'node:path';
+import { dirname, relative, resolve, sep } from 'node:path';
 import { types } from 'node:util';
 import type { InferenceSession } from 'onnxruntime-common';
 import { type Abortable, checkAborted, opening, signalOf } from '../abort.js';
-import { DesapError, invalid } from '../errors.js';
+import { DesapError, invalid, mismatch } from '../errors.js';
 import { fields, reading } from '../options.js';
 import { object } from '../tensor.js';
 import type { OnnxModel } from './format/model.js';
 import { type GraphNode, type WritableTensor, writeModel, writeValue } from './format/write.js';
 import { sorted } from './search/graph.js';
-import { type FileRange, fileRange } from './weights.js';
+import { dataFile, type FileRange, fileRange } from './weights.js';
 
 /** The onnxruntime-node module, as far as this package uses it. */
 export type OrtModule = Pick<typeof import('onnxruntime-common'), 'InferenceSession' | 'Tensor'>;
@@ -65,7 +65,8 @@ export interface Cut {
  * file, offset and length) into the user's own files. Nothing is written to disk, and no weight is copied, except for a
  * model that was given as bytes.
  *
- * @throws DesapError `ERR_GRAPH` when a value does not exist; `ERR_FILE` when an external data file is missing
+ * @throws DesapError `ERR_GRAPH` when a value does not exist, or a node that stays as it is names a file that links lead to; `ERR_FILE` when
+ *   an external data file is missing
  */
 export function cut(model: OnnxModel, { inputs = [], outputs, nodes = [] }: Cut): EditedGraph {
   const fed = new Map(inputs.map((input) => [input.name, writeValue(input.name, input.type)]));
@@ -100,7 +101,22 @@ export function cut(model: OnnxModel, { inputs = [], outputs, nodes = [] }: Cut)
     else if ('bytes' in tensor.data) tensors.push({ ...tensor, data: tensor.data });
     else ranges.push({ name: value, range: fileRange(model, tensor) });
   }
-  const folder = commonFolder(ranges.map(({ range }) => range.path));
+  // What nodes hold stays as it is, the names of files in it too: onnxruntime has to look where the model does.
+  const inside = new Map(
+    [...kept, { files: model.functionFiles }].flatMap(({ files }) =>
+      files.map((file) => [file, dataFile(model, 'a tensor inside of a node', file)]),
+    ),
+  );
+  const beside = inside.size > 0 ? [model.file!.path] : [];
+  const folder = commonFolder([...ranges.map(({ range }) => range.path), ...inside.values(), ...beside]);
+  for (const [file, path] of inside)
+    if (resolve(folder!, file) !== path)
+      throw mismatch(
+        'ERR_GRAPH',
+        `${model.name}: a tensor inside of a node`,
+        `external data '${file}', which is ${path}`,
+        `${resolve(folder!, file)}: weights and model in one folder, without links`,
+      );
   for (const { name, range } of ranges) {
     const { path, offset, length } = range;
     const location = relative(folder ?? '', path)

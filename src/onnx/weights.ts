@@ -21,14 +21,23 @@ export interface FileRange {
  */
 export function fileRange(model: OnnxModel, { name, type, dims, data }: StoredTensor): FileRange {
   if ('bytes' in data) throw new DesapError('ERR_INTERNAL', `${model.name}: tensor '${name}' is in memory`);
-  const what = `${model.name}: tensor '${name}'`;
-  if (model.file === null)
-    throw new DesapError(
-      'ERR_FILE',
-      `${what}: got external data '${data.file}' in a model given as bytes, wanted the path of the model`,
-    );
-  const path = data.file === null ? model.file.path : namedFile(what, model.file, data.file);
+  const path = data.file === null ? model.file!.path : dataFile(model, `tensor '${name}'`, data.file);
   return { path, offset: data.offset, length: data.length ?? (itemSize(type) ?? 0) * elementCount({ dims }) };
+}
+
+/**
+ * The real path of a file of external data.
+ * @param what whose data it is
+ * @throws DesapError `ERR_FILE` when it is missing or elsewhere, or when the model was given as bytes and has no folder
+ */
+export function dataFile({ name, file }: OnnxModel, what: string, data: string): string {
+  if (file !== null) return namedFile(`${name}: ${what}`, file, data);
+  throw mismatch(
+    'ERR_FILE',
+    `${name}: ${what}`,
+    `external data '${data}' in a model given as bytes`,
+    'the path of the model',
+  );
 }
 
 /** The elements of a float32, float16, bfloat16 or float64 tensor as float32. */

@@ -41,6 +41,9 @@ function checkPrepack(target, addon) {
   rmSync(join(source, 'prebuilds', other), { recursive: true });
   check('and with an unknown one left out', /DESAP_PACK_WITHOUT: got solaris/.test(prepack('solaris').stderr));
   check('all may be left out', prepack('all').status === 0);
+  writeFileSync(join(source, 'dist', 'moved.js'), '');
+  check('what has no source any more is refused', /dist\/moved.js has no source any more/.test(prepack('all').stderr));
+  rmSync(join(source, 'dist', 'moved.js'));
 }
 
 const USE = `

@@ -3,7 +3,7 @@
 //   npm pack
 //   DESAP_PACK_WITHOUT=darwin-x64,darwin-arm64 npm pack      without these platforms
 //   DESAP_PACK_WITHOUT=all npm pack                          without any addon: everybody compiles, or computes in JavaScript
-import { existsSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { faultOf } from './check.mjs';
@@ -25,6 +25,11 @@ if (unknown.length > 0)
   );
 
 if (!existsSync(join(root, 'dist/index.js'))) refuse('ERR_FILE', 'dist/index.js is missing; make it: npm run build:ts');
+// The compiler leaves what it wrote of sources that have moved since.
+const stale = readdirSync(join(root, 'dist'), { recursive: true }).find(
+  (file) => file.endsWith('.js') && !existsSync(join(root, 'src', file.replace(/js$/, 'ts'))),
+);
+if (stale) refuse('ERR_FILE', `dist/${stale} has no source any more; remove dist, and make it again: npm run build:ts`);
 
 const faults = Object.keys(TARGETS)
   .filter((name) => !without.includes(name) && !without.includes('all'))

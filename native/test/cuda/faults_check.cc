@@ -1,10 +1,13 @@
-// What can go wrong, arranged in the emulation: every allocation, every launch, every call of the driver.
+// What can go wrong, arranged in the emulation: every allocation, every launch, every call of the driver (of those every seventh,
+// without DESAP_LONG).
 #ifdef DESAP_SIMT
 #include "../../cuda/context.h"
 #include "../random_block.h"
 #include "../random_head.h"
 #include "../simt/simt_control.h"
 #include "../random_parts.h"
+
+#include <cstdlib>
 
 namespace desap::test {
 namespace {
@@ -65,7 +68,6 @@ struct LifeOfHead {
     if (context) cuda::context_destroy(context);
   }
 
-  static constexpr int64_t step = 1;
   static constexpr HeadShape shape{9, 32, 1, 16, true, 2, 3};
   const Precision precision;
   const RandomWeights weights;
@@ -107,7 +109,6 @@ struct LifeOfBlock {
     if (context) cuda::context_destroy(context);
   }
 
-  static constexpr int64_t step = 3;  // from a call that fails to the next: most of them are alike
   const Precision precision;
   const RandomBlock weights;
   const Floats hidden;
@@ -126,18 +127,19 @@ void out_of_memory_anywhere(const Machine& machine) {
   for (int64_t nth = 1;; nth++) {
     if (!check(nth < 200, "ends")) break;
     const simt::Live around = simt::live();
-    Status status;
+    bool failed = false;
     {
       Life life(machine.precision);
       arrange(simt::Fault::allocation, nth, cudaErrorMemoryAllocation);
-      status = life.whole();
+      const Status status = life.whole();
+      failed = simt::failed();
       arrange_nothing();
       const std::string what = "allocation " + std::to_string(nth);
       check(status.good() || status.code == Code::out_of_memory, what + ": out of memory");
       if (life.made()) check(life.work().good() && life.bytes == good.bytes, what + ": it works on");
     }
     check(same_live(simt::live(), around), "allocation " + std::to_string(nth) + ": nothing is lost");
-    if (status.good()) break;
+    if (!failed) break;
   }
 }
 
@@ -151,17 +153,19 @@ void driver_refuses_anywhere(const Machine& machine) {
   for (const cudaError_t error : {cudaErrorLaunchOutOfResources, cudaErrorIllegalAddress}) {
     const bool fatal = error == cudaErrorIllegalAddress;
     for (const simt::Fault fault : {simt::Fault::launch, simt::Fault::call}) {
-      const int64_t step = fault == simt::Fault::call ? Life::step : 1;
+      // Most calls are alike.
+      const int64_t step = fault == simt::Fault::call && !std::getenv("DESAP_LONG") ? 7 : 1;
       for (int64_t nth = 1 + (fatal ? step / 2 : 0);; nth += step) {
         if (!check(nth < 2000, "ends")) break;
         const std::string what = std::string(fault == simt::Fault::launch ? "launch " : "call ") + std::to_string(nth) + (fatal ? " fatal" : "");
         arrange_nothing();
         const simt::Live around = simt::live();
-        Status status;
+        bool failed = false;
         {
           Life life(machine.precision);
           arrange(fault, nth, error);
-          status = life.whole();
+          const Status status = life.whole();
+          failed = simt::failed();
           const bool told = status.code == (fatal ? Code::device_lost : Code::device_failed) || (!life.context && status.code == Code::device_failed);
           check(status.good() || (told && std::strcmp(status.what, cudaGetErrorName(error)) == 0), what + " is told");
           if (fatal && !status.good() && life.made()) {
@@ -175,7 +179,7 @@ void driver_refuses_anywhere(const Machine& machine) {
           }
         }
         if (!fatal) check(same_live(simt::live(), around), what + ": nothing is lost");
-        if (status.good()) break;
+        if (!failed) break;
       }
     }
   }

@@ -204,10 +204,14 @@ void start_anew(Runtime& r, const Settings& settings) {
   r.dead = cudaSuccess;
 }
 
-void read_control(Runtime& r) {
+const char* control_file() {
   static const char* const path = std::getenv("DESAP_SIMT_CONTROL");
-  if (!path) return;
-  std::ifstream file(path);
+  return path;
+}
+
+void read_control(Runtime& r) {
+  if (!control_file()) return;
+  std::ifstream file(control_file());
   std::stringstream text;
   text << file.rdbuf();
   if (text.str() == r.control) return;
@@ -223,6 +227,7 @@ void read_control(Runtime& r) {
 // Counts down to the fault; its error when it is due.
 cudaError_t fault(Runtime& r, Fault kind) {
   if (r.settings.fault != kind || r.until_fault <= 0 || --r.until_fault > 0) return cudaSuccess;
+  if (control_file()) std::ofstream(std::string(control_file()) + ".fired") << r.control;
   if (kills(r.settings.error)) r.dead = r.settings.error;
   return r.settings.error;
 }
@@ -501,6 +506,12 @@ Settings settings() {
 void configure(const Settings& settings) {
   Lock lock(runtime().mutex);
   start_anew(runtime(), settings);
+}
+
+bool failed() {
+  Runtime& r = runtime();
+  Lock lock(r.mutex);
+  return r.settings.fault != Fault::none && r.until_fault == 0;
 }
 
 Live live() {

@@ -15,7 +15,7 @@
 // and, for other processes and JavaScript, from the file DESAP_SIMT_CONTROL names: lines of a name as above in lower
 // case, without the prefix, and its value ("fail launch 1 719"). It is read again at every call of the runtime; when
 // its text has changed, what it says (over the environment) holds from then on, counting begins anew, and a dead device
-// works again.
+// works again. When a fault comes, the file of that name with ".fired" behind it gets the text.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -41,6 +41,8 @@ struct Settings {
 Settings settings();
 // From now on; counting begins anew, a dead device works again.
 void configure(const Settings&);
+// Whether what was to fail has failed since.
+bool failed();
 
 // What has been created and not been given back.
 struct Live {

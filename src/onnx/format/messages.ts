@@ -5,6 +5,7 @@ import {
   GraphField,
   NodeField,
   ShapeField,
+  SparseField,
   TensorTypeField,
   TypeField,
   ValueField,
@@ -35,6 +36,8 @@ export interface OnnxNode {
   readonly attributes: ReadonlyMap<string, Attribute>;
   /** Names that its subgraphs (If, Loop, Scan) read; some are their own. */
   readonly captures: readonly string[];
+  /** Files that tensors in its attributes and subgraphs lie in, as external data names them. */
+  readonly files: readonly string[];
   /** The message as it was, so that writing it again loses nothing. */
   readonly bytes: Uint8Array;
 }
@@ -60,6 +63,7 @@ export function readNode(name: string, bytes: Uint8Array): OnnxNode {
     inputs: [] as string[],
     outputs: [] as string[],
     captures: [] as string[],
+    files: [] as string[],
   };
   const attributes = new Map<string, Attribute>();
   for (const field of fields(source)) {
@@ -80,7 +84,7 @@ export function readNode(name: string, bytes: Uint8Array): OnnxNode {
         node.domain = text(source, field);
         break;
       case NodeField.attribute:
-        readAttribute(source, field, attributes, node.captures);
+        readAttribute(source, field, attributes, node);
         break;
     }
   }
@@ -88,7 +92,10 @@ export function readNode(name: string, bytes: Uint8Array): OnnxNode {
   return { ...node, attributes, bytes };
 }
 
-function readAttribute(source: ByteSource, attribute: Field, into: Map<string, Attribute>, captures: string[]): void {
+/** What a node has inside of its attributes. */
+type Inside = Record<'captures' | 'files', string[]>;
+
+function readAttribute(source: ByteSource, attribute: Field, into: Map<string, Attribute>, inside: Inside): void {
   let name = '';
   const ints: number[] = [];
   const value: { -readonly [K in keyof Attribute]: Attribute[K] } = {};
@@ -115,12 +122,9 @@ function readAttribute(source: ByteSource, attribute: Field, into: Map<string, A
       case AttributeField.g:
         // The node's own memory: it stays as it is.
         value.g = source.bytes(field.start, field.end - field.start);
-        readCaptures(source, field, captures, 0);
-        break;
-      case AttributeField.graphs:
-        readCaptures(source, field, captures, 0);
         break;
     }
+    readInside(source, field, inside, 0);
   }
   if (ints.length > 0) value.ints = ints;
   into.set(name, value);
@@ -129,21 +133,38 @@ function readAttribute(source: ByteSource, attribute: Field, into: Map<string, A
 /** More than any exporter nests; a bound against files made to overflow the stack. */
 const MAX_NESTING = 32;
 
-/** Every value name that the nodes and outputs of a subgraph mention. */
-function readCaptures(source: ByteSource, graph: Field, captures: string[], depth: number): void {
+/** The files of the tensors in a field of an attribute; and every value name that nodes and outputs of its subgraphs mention. */
+function readInside(source: ByteSource, field: Field, inside: Inside, depth: number): void {
+  const { number } = field;
+  if (number === AttributeField.t || number === AttributeField.tensors) readFile(source, field, inside);
+  if (number === AttributeField.sparse || number === AttributeField.sparses) readSparse(source, field, inside);
+  if (number === AttributeField.g || number === AttributeField.graphs) readBody(source, field, inside, depth);
+}
+
+function readBody(source: ByteSource, graph: Field, inside: Inside, depth: number): void {
   if (depth > MAX_NESTING)
     throw new DesapError('ERR_FILE', `${source.name}: got subgraphs nested more than ${MAX_NESTING} deep`);
   for (const field of fields(source, graph.start, graph.end)) {
-    if (field.number === GraphField.output) captures.push(readValue(source.name, payload(source, field)).name);
+    if (field.number === GraphField.output) inside.captures.push(readValue(source.name, payload(source, field)).name);
+    if (field.number === GraphField.initializer) readFile(source, field, inside);
+    if (field.number === GraphField.sparseInitializer) readSparse(source, field, inside);
     if (field.number !== GraphField.node) continue;
     for (const part of fields(source, field.start, field.end)) {
-      if (part.number === NodeField.input) captures.push(text(source, part));
+      if (part.number === NodeField.input) inside.captures.push(text(source, part));
       if (part.number !== NodeField.attribute) continue;
-      for (const inner of fields(source, part.start, part.end))
-        if (inner.number === AttributeField.g || inner.number === AttributeField.graphs)
-          readCaptures(source, inner, captures, depth + 1);
+      for (const inner of fields(source, part.start, part.end)) readInside(source, inner, inside, depth + 1);
     }
   }
+}
+
+function readSparse(source: ByteSource, sparse: Field, inside: Inside): void {
+  for (const field of fields(source, sparse.start, sparse.end))
+    if (field.number === SparseField.values || field.number === SparseField.indices) readFile(source, field, inside);
+}
+
+function readFile(source: ByteSource, tensor: Field, { files }: Inside): void {
+  const { data } = readTensor(source, tensor.start, tensor.end);
+  if ('file' in data && data.file !== null) files.push(data.file);
 }
 
 /** Reads a ValueInfoProto. */

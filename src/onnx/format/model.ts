@@ -6,7 +6,7 @@ import { limits } from '../../limits.js';
 import type { NamingFile } from '../../named-files.js';
 import { nonEmpty } from '../../tensor.js';
 import { type OnnxNode, type OnnxValue, readNode, readValue } from './messages.js';
-import { GraphField, ModelField, OpsetField } from './proto.js';
+import { FunctionField, GraphField, ModelField, OpsetField } from './proto.js';
 import { readTensor, type StoredTensor } from './stored-tensor.js';
 import { type ByteSource, type Field, fields, memorySource, payload, text, withFileSource } from './wire.js';
 
@@ -18,6 +18,8 @@ export interface OnnxModel {
   readonly file: NamingFile | null;
   /** @internal The fields of the ModelProto beside the graph (versions, operator sets, functions, metadata), as they were. */
   readonly header: readonly Uint8Array[];
+  /** @internal Files that tensors inside of its functions lie in: {@link OnnxNode.files} of their nodes. */
+  readonly functionFiles: readonly string[];
   /** Version of ONNX's own operator set. */
   readonly opset: number;
   /** @internal */
@@ -73,6 +75,7 @@ function wasRead(source: unknown): source is OnnxModel {
 function parseModel(source: ByteSource, file: NamingFile | null): OnnxModel {
   if (source.size === 0) throw new DesapError('ERR_FILE', `${source.name}: not an ONNX model: got an empty file`);
   const header: Uint8Array[] = [];
+  const functionFiles: string[] = [];
   const parts = new GraphParts(source);
   let irVersion = 0;
   let opset = 0;
@@ -80,6 +83,7 @@ function parseModel(source: ByteSource, file: NamingFile | null): OnnxModel {
     // A message field that occurs again is merged, which for a graph means: its lists go on.
     if (field.number === ModelField.graph) parts.add(field);
     else header.push(source.bytes(field.tag, field.end - field.tag).slice());
+    if (field.number === ModelField.functions) functionFiles.push(...filesOf(source, field));
     if (field.number === ModelField.irVersion) irVersion = field.value;
     if (field.number === ModelField.opsetImport) opset = Math.max(opset, onnxVersion(source, field));
   }
@@ -89,7 +93,7 @@ function parseModel(source: ByteSource, file: NamingFile | null): OnnxModel {
   const { nodes, initializers, outputs, values } = parts;
   // Before IR version 4 every initialiser was listed as an input too.
   const inputs = parts.inputs.filter((value) => !initializers.has(value.name));
-  const model = { name: source.name, file, header, opset, nodes, initializers, inputs, outputs, values };
+  const model = { name: source.name, file, header, functionFiles, opset, nodes, initializers, inputs, outputs, values };
   READ.add(model);
   return model;
 }
@@ -102,6 +106,13 @@ export function readSubgraph(
   const parts = new GraphParts(memorySource(name, bytes));
   parts.add({ start: 0, end: bytes.length });
   return parts;
+}
+
+function filesOf(source: ByteSource, definition: Field): string[] {
+  const nodes = [...fields(source, definition.start, definition.end)].filter(
+    ({ number }) => number === FunctionField.node,
+  );
+  return nodes.flatMap((field) => readNode(source.name, payload(source, field)).files);
 }
 
 function onnxVersion(source: ByteSource, field: Field): number {

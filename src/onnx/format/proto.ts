@@ -1,7 +1,8 @@
 /**
  * The field numbers and type codes of onnx.proto (github.com/onnx/onnx, onnx/onnx.proto) that this package reads or writes.
  */
-export const ModelField = { irVersion: 1, graph: 7, opsetImport: 8 } as const;
+export const ModelField = { irVersion: 1, graph: 7, opsetImport: 8, functions: 25 } as const;
+export const FunctionField = { node: 7 } as const;
 export const OpsetField = { domain: 1, version: 2 } as const;
 export const GraphField = {
   node: 1,
@@ -22,10 +23,14 @@ export const AttributeField = {
   g: 6,
   floats: 7,
   ints: 8,
+  tensors: 10,
   graphs: 11,
   type: 20,
+  sparse: 22,
+  sparses: 23,
 } as const;
 export const AttributeType = { float: 1, int: 2, string: 3, tensor: 4, graph: 5, ints: 7 } as const;
+export const SparseField = { values: 1, indices: 2 } as const;
 export const TensorField = {
   dims: 1,
   dataType: 2,

@@ -65,12 +65,12 @@ export function writeModel({ header, nodes, initializers, inputs, outputs, value
 }
 
 /** A node with its message, as far as writing and sorting need it. */
-export type GraphNode = Pick<OnnxNode, 'inputs' | 'outputs' | 'captures' | 'bytes'>;
+export type GraphNode = Pick<OnnxNode, 'inputs' | 'outputs' | 'captures' | 'files' | 'bytes'>;
 
 /** Makes a node. */
 export function newNode(node: NewNode): GraphNode {
   const { inputs, outputs } = node;
-  return { inputs, outputs, captures: [], bytes: writeNode(node) };
+  return { inputs, outputs, captures: [], files: [], bytes: writeNode(node) };
 }
 
 function writeNode({ op, domain, inputs, outputs, attributes }: NewNode): Uint8Array {
@@ -111,8 +111,8 @@ export function renamed(node: OnnxNode, rename: (value: string) => string): Grap
     else if (field.number === NodeField.output) text(copy, NodeField.output, rename(node.outputs[output++]));
     else if (field.number !== NodeField.name) copy.raw(node.bytes.subarray(field.tag, field.end));
   }
-  const { captures } = node;
-  return { inputs: node.inputs.map(rename), outputs: node.outputs.map(rename), captures, bytes: copy.finish() };
+  const { captures, files } = node;
+  return { inputs: node.inputs.map(rename), outputs: node.outputs.map(rename), captures, files, bytes: copy.finish() };
 }
 
 function writeTensor({ name, type, dims, data }: WritableTensor): Uint8Array {
