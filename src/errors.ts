@@ -34,6 +34,8 @@ export type DesapErrorCode =
   | 'ERR_BUSY'
   /** The worker that had the request died; another takes its place. The next call may work. */
   | 'ERR_WORKER_LOST'
+  /** What a pool's continuation threw, in its own words. A `DesapError` keeps its own code. */
+  | 'ERR_CONTINUATION'
   /** An allocation failed. */
   | 'ERR_OUT_OF_MEMORY'
   /** A broken invariant: a bug in this package. */

@@ -128,8 +128,8 @@ interface Request extends Queued {
  * A model in several worker threads, with one queue. ONNX Runtime blocks the event loop of the thread that it runs in: here that is a
  * worker's, and the thread of the server stays free.
  *
- * Requests go to workers in the order of their arrival, those of several clients in turn, one at a time each (or `batch` of them). Results come without copies of their
- * memory; a picture is copied once, unless it is in a `SharedArrayBuffer`.
+ * Requests go to workers in the order of their arrival, those of several clients in turn, one at a time each (or `batch` of them). Results
+ * come without copies of their memory; a picture is copied once, unless it is in a `SharedArrayBuffer`.
  *
  * ```ts
  * await using pool = await VisionPool.open('models/llava-1.5-7b-hf', { clip: 'models/clip-vit-large-patch14-336', keep: 64 });
@@ -255,7 +255,7 @@ export class VisionPool implements AsyncDisposable {
   /**
    * The pieces that the pool's `continuation` makes of a picture and a question, as they come. Who stops reading ends the request.
    *
-   * @throws DesapError as {@link VisionPool.prune}; `ERR_VALUE` for a pool without continuation
+   * @throws DesapError as {@link VisionPool.prune}; `ERR_VALUE` for a pool without continuation; `ERR_CONTINUATION` for what it throws
    */
   async *stream(picture: PoolPicture, question: Question, given?: StreamOptions): AsyncGenerator<unknown, void> {
     const { signal, client, input, ...choice } = options('options', given, STREAM);

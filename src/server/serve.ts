@@ -155,9 +155,14 @@ export class Service {
   async #goOn({ question, further, port }: Task, { features, ...kept }: Kept, signal: AbortSignal): Promise<void> {
     if (this.goOn === null) throw new DesapError('ERR_INTERNAL', 'continuation: none');
     const asked = typeof question === 'string' ? question : null;
-    for await (const piece of this.goOn({ features, kept, question: asked, input: further?.input, signal })) {
-      if (signal.aborted) return;
-      port?.postMessage({ piece } satisfies Said);
+    try {
+      for await (const piece of this.goOn({ features, kept, question: asked, input: further?.input, signal })) {
+        if (signal.aborted) return;
+        port?.postMessage({ piece } satisfies Said);
+      }
+    } catch (cause) {
+      if (cause instanceof DesapError) throw cause;
+      throw new DesapError('ERR_CONTINUATION', `continuation: ${messageOf(cause)}`, { cause });
     }
   }
 }

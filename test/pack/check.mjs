@@ -1,5 +1,6 @@
 // Packs the package as it would be published, with its prebuilt addon, installs it into an empty folder without running any
-// script, and uses it there as an ES module, through require, and from the command line.
+// script, and uses it there as an ES module, through require, and from the command line. `-- --built` takes the addon of npm run build in
+// place of one that is compiled anew.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -17,6 +18,14 @@ const run = (cwd, command, ...args) =>
 function check(name, condition, detail = '') {
   if (!condition) throw new Error(`pack check failed: ${name} ${detail}`);
   console.log(`ok ${name}`);
+}
+
+/** The addon that is here, under the name that `package:native -- --host` gives it. */
+function takeBuilt() {
+  const folder = join(source, 'prebuilds', `${process.platform}-${process.arch}`);
+  mkdirSync(folder, { recursive: true });
+  const name = process.platform === 'linux' ? 'desap.glibc.node' : 'desap.node';
+  cpSync(join(root, 'build', 'Release', 'desap.node'), join(folder, name));
 }
 
 /** Packing without an addon, or with one for another platform, is refused with what to do; what is left out by name is not. */
@@ -70,7 +79,8 @@ try {
   }
   symlinkSync(join(root, 'node_modules'), join(source, 'node_modules'));
   run(source, 'npm', 'run', '--silent', 'build:ts');
-  run(source, 'npm', 'run', '--silent', 'package:native', '--', '--host');
+  if (process.argv.includes('--built')) takeBuilt();
+  else run(source, 'npm', 'run', '--silent', 'package:native', '--', '--host');
   const [target] = readdirSync(join(source, 'prebuilds'));
   // A CUDA addon as cmake leaves it for packing. It is in the package, and nobody takes it for the CPU's.
   mkdirSync(join(source, 'prebuilds', target, 'cuda'));

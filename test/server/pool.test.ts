@@ -110,7 +110,8 @@ describe('a pool of two workers', () => {
     const failing = async () => {
       for await (const _ of pool.stream(pictures[0], QUESTIONS[0], { input: 'fail' }));
     };
-    await expect(failing()).rejects.toThrow(/worker: no such luck/);
+    const thrown = { name: 'DesapError', code: 'ERR_CONTINUATION', message: 'continuation: no such luck' };
+    await expect(failing()).rejects.toMatchObject(thrown);
     await pool.prune(pictures[0], QUESTIONS[0]);
     await expect.poll(() => pool.health().running).toBe(0);
   });

@@ -112,7 +112,10 @@ for (const target of targets) {
     console.log(`not run ${target}: ${node}`);
     continue;
   }
-  const version = run([...node, '--version']).output.trim();
+  const version = run([...node, '--version'])
+    .output.trim()
+    .split('\n')
+    .at(-1); // behind what Wine says
   const libc = target.endsWith('-musl') ? 'musl' : undefined;
   const { status, output } = run([...node, main, 'verify', ...GOLDEN, '--device', 'cpu'], libc);
   const [agree] = output.match(/2 of 2 cases agree .* on: CPU, .*/) ?? [];
