@@ -603,7 +603,8 @@ describe('a process ends', () => {
   ])('%s', async (_, how, code) => {
     const { ms, err, ...got } = await end(how);
     expect(got, err).toEqual({ code, signal: null, out: 'done' });
-    if (how.startsWith('exit')) expect(ms).toBeLessThan(5000);
+    // It does not wait for the work. Sanitizers slow the start of the process too.
+    if (how.startsWith('exit')) expect(ms).toBeLessThan(process.env.DESAP_SMALL ? 30_000 : 5000);
   });
 });
 
