@@ -31,7 +31,7 @@ function takeBuilt() {
 /** Packing without an addon, or with one for another platform, is refused with what to do; what is left out by name is not. */
 function checkPrepack(target, addon) {
   const prepack = (without) =>
-    spawnSync('npm', ['run', '--silent', 'prepack'], {
+    spawnSync('npm', ['pack', '--dry-run'], {
       cwd: source,
       encoding: 'utf8',
       env: { ...process.env, DESAP_PACK_WITHOUT: without },
