@@ -3,8 +3,8 @@ import { alternatives, DesapError, invalid, mismatch } from './errors.js';
 import { CONFIG_KEY, fileConfig, type LinearWeights } from './head.js';
 import { fields } from './options.js';
 import { writeWhole } from './output-file.js';
-import { formatSafeTensors, parseSafeTensors, readSafeTensors, type SafeTensors, toFloat32 } from './safetensors.js';
-import { bytesOf, float32Array, nonEmpty, object } from './tensor.js';
+import { formatSafeTensors, readWeights, type SafeTensors, toFloat32 } from './safetensors.js';
+import { float32Array, nonEmpty, object } from './tensor.js';
 
 /** A linear layer whose bias may be missing: `weight` [out, in] row-major, `bias` [out] or null. */
 export interface OptionalBias {
@@ -253,14 +253,12 @@ function partOf({ weight, bias }: OptionalBias, part: number): OptionalBias {
 /**
  * Reads a block file.
  * @param source its path or its bytes
- * @throws DesapError `ERR_FILE`, `ERR_VALUE`, `ERR_SHAPE`, `ERR_NOT_FINITE`
+ * @param call `signal` ends it
+ * @throws DesapError `ERR_FILE`, `ERR_VALUE`, `ERR_SHAPE`, `ERR_NOT_FINITE`, `ERR_ABORTED`
  */
 export async function loadBlock(source: string | Uint8Array | ArrayBuffer, call?: Abortable): Promise<BlockWeights> {
-  return abortable(signalOf('call', call), async () => {
-    if (typeof source === 'string') return blockFromSafeTensors(await readSafeTensors(source, isWeight), source);
-    const bytes = bytesOf('source', source, 'the path or the bytes of a block file');
-    return blockFromSafeTensors(parseSafeTensors(bytes, 'block'), 'block');
-  });
+  const read = async () => blockFromSafeTensors(...(await readWeights(source, 'block', isWeight)));
+  return abortable(signalOf('call', call), read);
 }
 
 /** The block in memory of its own. */

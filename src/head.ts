@@ -2,8 +2,8 @@ import { type Abortable, abortable, signalOf } from './abort.js';
 import { DesapError, invalid, mismatch } from './errors.js';
 import { field, fields } from './options.js';
 import { writeWhole } from './output-file.js';
-import { formatSafeTensors, parseSafeTensors, readSafeTensors, type SafeTensors, toFloat32 } from './safetensors.js';
-import { boolean, bytesOf, float32Array, nonEmpty, object } from './tensor.js';
+import { formatSafeTensors, readWeights, type SafeTensors, toFloat32 } from './safetensors.js';
+import { boolean, float32Array, nonEmpty, object } from './tensor.js';
 
 /** A linear layer y = x W^T + b: `weight` is [out, in] row-major, `bias` is [out]. */
 export interface LinearWeights {
@@ -195,11 +195,8 @@ export function fileConfig<T extends object>(file: SafeTensors, name: string, wa
  * @throws DesapError `ERR_FILE`, `ERR_VALUE`, `ERR_SHAPE`, `ERR_NOT_FINITE`, `ERR_ABORTED`
  */
 export async function loadHead(source: string | Uint8Array | ArrayBuffer, call?: Abortable): Promise<HeadWeights> {
-  return abortable(signalOf('call', call), async () => {
-    if (typeof source === 'string') return headFromSafeTensors(await readSafeTensors(source, isWeight), source);
-    const bytes = bytesOf('source', source, 'the path or the bytes of a head file');
-    return headFromSafeTensors(parseSafeTensors(bytes, 'head'), 'head');
-  });
+  const read = async () => headFromSafeTensors(...(await readWeights(source, 'head', isWeight)));
+  return abortable(signalOf('call', call), read);
 }
 
 /** The head in memory of its own. */

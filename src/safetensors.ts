@@ -1,7 +1,7 @@
 import { DesapError } from './errors.js';
 import { type OpenFile, readPart } from './files.js';
 import { limits } from './limits.js';
-import { halfToFloat } from './tensor.js';
+import { bytesOf, halfToFloat } from './tensor.js';
 
 /** A tensor as a safetensors file stores it: its type name, shape and bytes (not copied). */
 export interface StoredTensor {
@@ -119,6 +119,21 @@ function parseHeader(text: Uint8Array, size: number, name: string) {
   // Else a small file would stand for any number of large tensors.
   if (claimed > size) throw fail(`its tensors claim ${claimed} bytes of the ${size} that it holds: they overlap`);
   return { places, metadata };
+}
+
+/**
+ * The tensors of a weights file of ours, and its name for messages.
+ * @param source its path or its bytes
+ * @param what it is: a head, a block
+ * @param isWanted the tensors to read from a path
+ */
+export async function readWeights(
+  source: string | Uint8Array | ArrayBuffer,
+  what: string,
+  isWanted: (name: string) => boolean,
+): Promise<readonly [SafeTensors, string]> {
+  if (typeof source === 'string') return [await readSafeTensors(source, isWanted), source];
+  return [parseSafeTensors(bytesOf('source', source, `the path or the bytes of a ${what} file`), what), what];
 }
 
 /**

@@ -3,28 +3,12 @@ import type { InferenceSession } from 'onnxruntime-common';
 import { checkAborted } from '../abort.js';
 import { DesapError, type DesapErrorCode } from '../errors.js';
 import { isFile } from '../files.js';
-import { checkSession, type OrtModule } from '../onnx/edit.js';
+import type { OrtModule } from '../onnx/edit.js';
 import { checkExternalData } from '../onnx/format/external.js';
 import { ortModule } from '../ort.js';
 import { Tensor } from '../tensor.js';
 
-/**
- * Session options with idle threads at rest. ONNX Runtime's threads otherwise spin for some time after each run; with several
- * sessions and a pruner in one process they take the cores from each other (measured on two cores: a tower of 4 ms took 25 ms). All
- * sessions of this package have them; this is for a session of your own beside these.
- *
- * ```ts
- * const decoder = await InferenceSession.create('decoder_model_merged.onnx', atRest({ intraOpNumThreads: 2 }));
- * ```
- *
- * @param options what `extra.session` says of spinning stays
- * @throws DesapError `ERR_VALUE` for what is no object
- */
-export function atRest(options?: InferenceSession.SessionOptions): InferenceSession.SessionOptions {
-  const own = checkSession(options, 'options');
-  const extra = own.extra as { session?: Record<string, unknown> } | undefined;
-  return { ...own, extra: { ...extra, session: { intra_op: { allow_spinning: '0' }, ...extra?.session } } };
-}
+export { atRest } from '../onnx/edit.js';
 
 /**
  * Opens an ONNX file.

@@ -23,6 +23,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { Attempts } from '../pack/attempts.mjs';
 import { stage } from '../pack/stage.mjs';
 
 const here = dirname(fileURLToPath(import.meta.url));
@@ -156,7 +157,7 @@ const CLIENTS = {
   'newer peers': peers('99.0.0', 0),
 };
 
-const failed = [];
+const attempts = new Attempts();
 try {
   for (const folder of ['home', 'tmp', 'tools']) mkdirSync(join(scratch, folder));
   preparePrograms();
@@ -166,19 +167,9 @@ try {
   for (const [name, install] of Object.entries(CLIENTS)) {
     if (only && !only.includes(name)) continue;
     rmSync(called, { force: true });
-    const start = performance.now();
-    try {
-      install(tarball);
-      console.log(`ok ${name} (${((performance.now() - start) / 1000).toFixed(1)} s)`);
-    } catch (error) {
-      failed.push(name);
-      console.error(`FAILED ${name}: ${error.message}`);
-    }
+    await attempts.try(name, () => install(tarball));
   }
 } finally {
   rmSync(scratch, { recursive: true, force: true });
 }
-if (failed.length > 0) {
-  console.error(`clients: ${failed.join(', ')} failed`);
-  process.exitCode = 1;
-}
+attempts.end('clients');

@@ -14,6 +14,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { Attempts } from '../pack/attempts.mjs';
 import { stage } from '../pack/stage.mjs';
 
 const here = dirname(fileURLToPath(import.meta.url));
@@ -266,7 +267,7 @@ const unknown = [...names(flags.only), ...names(flags.skip)].filter((name) => na
 if (unknown.length > 0)
   throw new Error(`unknown: ${unknown.join(', ')}; there are node, ${Object.keys(CONSUMERS).join(', ')}`);
 
-const failed = [];
+const attempts = new Attempts();
 try {
   const start = performance.now();
   install();
@@ -284,20 +285,12 @@ try {
       console.log(`skipped ${name}`);
       continue;
     }
-    const start = performance.now();
-    try {
+    await attempts.try(name, async () => {
       await check(expected);
       checkNoUsageData();
-      console.log(`ok ${name} (${((performance.now() - start) / 1000).toFixed(1)} s)`);
-    } catch (error) {
-      failed.push(name);
-      console.error(`FAILED ${name}: ${error.message}`);
-    }
+    });
   }
 } finally {
   rmSync(scratch, { recursive: true, force: true });
 }
-if (failed.length > 0) {
-  console.error(`consumers: ${failed.join(', ')} failed`);
-  process.exitCode = 1;
-}
+attempts.end('consumers');
