@@ -1,10 +1,23 @@
 import { spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { createCpuDriver, loadAddon, loadCpuAddon } from '../src/devices/cpu.js';
 import { typed } from '../src/devices/native-error.js';
 import * as small from './fixtures/native.mjs';
 import { ROOT } from './support.js';
+
+it.skipIf(process.platform !== 'linux' || process.arch !== 'x64')(
+  'instruction sets are those that Linux tells of',
+  () => {
+    const flags = new Set(/^flags\s*:(.*)$/m.exec(readFileSync('/proc/cpuinfo', 'latin1'))![1].split(' '));
+    const has = (...names: string[]) => names.every((name) => flags.has(name));
+    const avx2 = has('avx2', 'fma', 'f16c');
+    const avx512 = avx2 && has('avx512f', 'avx512bw', 'avx512dq', 'avx512vl');
+    const wanted = { avx512bf16: avx512 && has('avx512_bf16'), avx512, avx2, scalar: true };
+    const isas: readonly string[] = loadCpuAddon().isas;
+    expect(Object.fromEntries(Object.keys(wanted).map((isa) => [isa, isas.includes(isa)]))).toEqual(wanted);
+  },
+);
 
 describe('memory that there is not', () => {
   it('is an error, thrown or rejected with, and the device stays usable', async () => {
