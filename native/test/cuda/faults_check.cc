@@ -17,11 +17,12 @@ bool same_live(const simt::Live& a, const simt::Live& b) {
          a.graphs == b.graphs && a.executables == b.executables;
 }
 
-void arrange(simt::Fault fault, int64_t nth, cudaError_t error) {
+void arrange(simt::Fault fault, int64_t nth, cudaError_t error, const char* function = "") {
   simt::Settings settings = simt::settings();
   settings.fault = fault;
   settings.nth = nth;
   settings.error = error;
+  settings.function = function;
   simt::configure(settings);
 }
 void arrange_nothing() { arrange(simt::Fault::none, 0, cudaSuccess); }
@@ -188,6 +189,40 @@ void driver_refuses_anywhere(const Machine& machine) {
 
 DESAP_CASE(faults_of_the_driver_anywhere) { driver_refuses_anywhere<LifeOfHead>(machine); }
 DESAP_CASE(faults_of_the_driver_anywhere_in_a_block) { driver_refuses_anywhere<LifeOfBlock>(machine); }
+
+// Calls in whose refusal something could be left behind, each time they are made: a stream in its capture, memory of a GPU that is not
+// entered.
+DESAP_CASE(faults_of_calls_that_clean_up) {
+  if (machine.precision != Precision::fp32) return;
+  arrange_nothing();
+  for (const char* function : {"cudaStreamEndCapture", "cudaSetDevice"}) {
+    for (int64_t nth = 1;; nth++) {
+      if (!check(nth < 2000, "ends")) break;
+      const std::string what = std::string(function) + " " + std::to_string(nth);
+      const simt::Live around = simt::live();
+      {
+        LifeOfHead life(machine.precision);
+        arrange(simt::Fault::call, nth, cudaErrorLaunchOutOfResources, function);
+        life.whole();
+        if (simt::failed()) {
+          arrange_nothing();
+          if (life.made()) check(life.work().good(), what + ": it works on");
+        }
+      }  // where nothing was refused yet, something may be while all is given back
+      const bool refused = simt::failed() || simt::settings().fault == simt::Fault::none;
+      arrange_nothing();
+      check(same_live(simt::live(), around), what + ": nothing is lost");
+      if (!refused) break;
+    }
+  }
+  const simt::Live around = simt::live();
+  void* const block = cuda::host_allocate(4096);
+  check(block != nullptr, "page-locked memory");
+  arrange(simt::Fault::call, 1, cudaErrorLaunchOutOfResources, "cudaSetDevice");
+  cuda::host_free(block);
+  arrange_nothing();
+  check(same_live(simt::live(), around), "page-locked memory: nothing is lost");
+}
 
 DESAP_CASE(gpu_availability) {
   const simt::Settings normal = simt::settings();

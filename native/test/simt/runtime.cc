@@ -115,6 +115,7 @@ void apply(Settings& s, const std::string& name, const std::string& value) {
               : what == "call"     ? Fault::call
                                    : Fault::none;
     if (s.fault == Fault::none) in.setstate(std::ios::failbit);
+    else if (in && !(in >> s.function)) in.clear();  // of any function
   } else {
     in.setstate(std::ios::failbit);
   }
@@ -225,7 +226,8 @@ void read_control(Runtime& r) {
 }
 
 // Counts down to the fault; its error when it is due.
-cudaError_t fault(Runtime& r, Fault kind) {
+cudaError_t fault(Runtime& r, Fault kind, const char* function = nullptr) {
+  if (function && !r.settings.function.empty() && r.settings.function != function) return cudaSuccess;
   if (r.settings.fault != kind || r.until_fault <= 0 || --r.until_fault > 0) return cudaSuccess;
   if (control_file()) std::ofstream(std::string(control_file()) + ".fired") << r.control;
   if (kills(r.settings.error)) r.dead = r.settings.error;
@@ -244,7 +246,7 @@ cudaError_t device_state(const Runtime& r) {
   Lock lock(r.mutex);                                                       \
   read_control(r);                                                          \
   if (const cudaError_t e = device_state(r)) return say(e);                 \
-  if (const cudaError_t e = fault(r, Fault::call)) return say(e)
+  if (const cudaError_t e = fault(r, Fault::call, __func__)) return say(e)
 
 // ---------------------------------------------------------------------------------------------------------- memory
 

@@ -7,8 +7,8 @@
 //   DESAP_SIMT_CAPABILITY  compute capability of the devices (9.0). Shared memory is 99 KB per block whatever it
 //                          says: the least that the targets offer
 //   DESAP_SIMT_MEMORY      bytes of device memory (8 GiB)
-//   DESAP_SIMT_FAIL        "allocation 3 2", "launch 1 719" or "call 20 999": from now on the n-th allocation
-//                          (cudaMalloc and cudaHostAlloc), launch or call of the runtime fails with this cudaError_t.
+//   DESAP_SIMT_FAIL        "allocation 3 2", "launch 1 719", "call 20 999" or "call 2 999 cudaSetDevice": from now on the n-th allocation
+//                          (cudaMalloc and cudaHostAlloc), launch or call of the runtime (of that function) fails with this cudaError_t.
 //                          An error that kills a CUDA context kills the emulated one: every later call returns it.
 //                          From a launch such an error comes when the kernel runs (in a graph, too), not when it is
 //                          enqueued. "call" counts what can fail on a sound device: all but destroying and freeing.
@@ -36,6 +36,7 @@ struct Settings {
   size_t memory = size_t{8} << 30;
   Fault fault = Fault::none;
   int64_t nth = 0;  // 1: the next
+  std::string function;  // of calls: those of this function alone count; empty: all
   cudaError_t error = cudaSuccess;
 };
 Settings settings();
