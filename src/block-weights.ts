@@ -257,8 +257,7 @@ function partOf({ weight, bias }: OptionalBias, part: number): OptionalBias {
  * @throws DesapError `ERR_FILE`, `ERR_VALUE`, `ERR_SHAPE`, `ERR_NOT_FINITE`, `ERR_ABORTED`
  */
 export async function loadBlock(source: string | Uint8Array | ArrayBuffer, call?: Abortable): Promise<BlockWeights> {
-  const read = async () => blockFromSafeTensors(...(await readWeights(source, 'block', isWeight)));
-  return abortable(signalOf('call', call), read);
+  return abortable(signalOf('call', call), () => readWeights(source, 'block', isWeight, blockFromSafeTensors));
 }
 
 /** The block in memory of its own. */

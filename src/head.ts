@@ -195,8 +195,7 @@ export function fileConfig<T extends object>(file: SafeTensors, name: string, wa
  * @throws DesapError `ERR_FILE`, `ERR_VALUE`, `ERR_SHAPE`, `ERR_NOT_FINITE`, `ERR_ABORTED`
  */
 export async function loadHead(source: string | Uint8Array | ArrayBuffer, call?: Abortable): Promise<HeadWeights> {
-  const read = async () => headFromSafeTensors(...(await readWeights(source, 'head', isWeight)));
-  return abortable(signalOf('call', call), read);
+  return abortable(signalOf('call', call), () => readWeights(source, 'head', isWeight, headFromSafeTensors));
 }
 
 /** The head in memory of its own. */

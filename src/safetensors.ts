@@ -122,18 +122,20 @@ function parseHeader(text: Uint8Array, size: number, name: string) {
 }
 
 /**
- * The tensors of a weights file of ours, and its name for messages.
+ * The weights of a file of ours. Bytes are read before this returns its promise: the caller may change them then.
  * @param source its path or its bytes
  * @param what it is: a head, a block
  * @param isWanted the tensors to read from a path
+ * @param weights of the tensors; `name` is for messages
  */
-export async function readWeights(
+export async function readWeights<W>(
   source: string | Uint8Array | ArrayBuffer,
   what: string,
   isWanted: (name: string) => boolean,
-): Promise<readonly [SafeTensors, string]> {
-  if (typeof source === 'string') return [await readSafeTensors(source, isWanted), source];
-  return [parseSafeTensors(bytesOf('source', source, `the path or the bytes of a ${what} file`), what), what];
+  weights: (file: SafeTensors, name: string) => W,
+): Promise<W> {
+  if (typeof source === 'string') return weights(await readSafeTensors(source, isWanted), source);
+  return weights(parseSafeTensors(bytesOf('source', source, `the path or the bytes of a ${what} file`), what), what);
 }
 
 /**

@@ -422,6 +422,13 @@ describe('block files', () => {
     },
   );
 
+  it('has read its bytes when the loading returns', async () => {
+    const bytes = formatBlock(siglip);
+    const loading = loadBlock(bytes);
+    bytes.fill(0);
+    expect(await loading).toEqual(siglip);
+  });
+
   it('take q, k and v packed in one', async () => {
     const { tensors, metadata } = parseSafeTensors(formatBlock(weights));
     const layers = [weights.q, weights.k, weights.v];
