@@ -48,7 +48,7 @@ Status ordinary_attention(Context& context, ConstMatrix q, ConstMatrix k, ConstM
 }
 
 template <class Arithmetic>
-Status attention_as(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y) {
+Status attention_as(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y, Matrix words) {
   const int64_t all_rows = q.rows, padded = round_up(all_rows, lanes);
   const bool itself = q.data == k.data && q.ld == k.ld;
   const auto part = [&](auto x, int64_t h) { return head_columns(x, heads, h); };
@@ -66,21 +66,26 @@ Status attention_as(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix 
     context.pool.parallel_for(heads, [&](int64_t h, int thread) {
       most[h] = gaussian_halves(part(q, h), half + h * padded);
       if (!(most[h] <= gaussian_limit)) return;
-      gaussian_attention<Arithmetic>(part(q, h), part(v, h), half + h * padded, most[h], work + thread * thread_size, part(y, h));
+      gaussian_attention<Arithmetic>(part(q, h), part(v, h), half + h * padded, most[h], work + thread * thread_size, part(y, h),
+                                     part(words, h));
     });
   }
   for (int64_t h = 0; h < heads; h++) {
-    if (!(most[h] <= gaussian_limit)) DESAP_TRY(ordinary_attention(context, part(q, h), part(k, h), part(v, h), part(y, h)));
+    if (most[h] <= gaussian_limit) continue;
+    DESAP_TRY(ordinary_attention(context, part(q, h), part(k, h), part(v, h), part(y, h)));
+#if defined(DESAP_BF16)
+    if (words.data) bfloat16_rows(part(y, h), part(words, h).data, words.ld);
+#endif
   }
   return {};
 }
 
 // The ordinary way is float32 at every precision.
-Status attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y) {
+Status attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y, Matrix words) {
 #if defined(DESAP_BF16)
-  if (context.bfloat16) return attention_as<BFloat16>(context, q, k, v, heads, y);
+  if (context.bfloat16) return attention_as<BFloat16>(context, q, k, v, heads, y, words);
 #endif
-  return attention_as<Float32>(context, q, k, v, heads, y);
+  return attention_as<Float32>(context, q, k, v, heads, y, words);
 }
 
 }  // namespace DESAP_ISA

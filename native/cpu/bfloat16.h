@@ -79,14 +79,5 @@ inline void bfloat16_rows(ConstMatrix x, float* words, int64_t ld) {
   }
 }
 
-// x^T in words along the rows of x: word k of its column j at [k][j], `ld` words apart. Whole vectors of columns.
-inline void bfloat16_transposed(ConstMatrix x, float* words, int64_t ld) {
-  for (int64_t k = 0; k < x.rows; k += 2) {
-    for (int64_t j = 0; j < x.cols; j += lanes) {
-      store(words + k / 2 * ld + j, BFloat16::words(load(x.row(k) + j), k + 1 < x.rows ? load(x.row(k + 1) + j) : F{}));
-    }
-  }
-}
-
 }  // namespace DESAP_ISA
 }  // namespace desap

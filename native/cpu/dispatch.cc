@@ -204,7 +204,7 @@ Status linear(Context& context, ConstMatrix x, const Linear& weight, Matrix y) {
 }
 
 Status attention(Context& context, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y) {
-  return context.kernels->attention(context, q, k, v, heads, y);
+  return context.kernels->attention(context, q, k, v, heads, y, {});
 }
 
 Status saliency(Context& context, ConstMatrix q, ConstMatrix k, int64_t heads, bool class_token, Rotary rotary, float* saliency) {

@@ -18,10 +18,14 @@ struct Kernels {
   decltype(&desap::convert_to_half) convert_to_half;
   decltype(&desap::layer_norm) layer_norm;
   decltype(&desap::rms_norm) rms_norm;
-  Status (*normalize)(Context&, ConstMatrix x, float epsilon, Matrix y, float* inverse_norms);
+  // words: the rows of y as linear_words reads them; no data where they are not wanted.
+  Status (*normalize)(Context&, ConstMatrix x, float epsilon, Matrix y, Matrix words, float* inverse_norms);
   Status (*linear_pack)(Context&, ConstMatrix weight, const float* bias, bool bfloat16, Linear**);
   decltype(&desap::linear) linear;
-  decltype(&desap::attention) attention;
+  // linear with bfloat16 operands whose x is rounded already, in rows of in / 2 words (bfloat16.h); null where there are none.
+  Status (*linear_words)(Context&, ConstMatrix words, const Linear&, Matrix y);
+  // words: the rows of y as linear_words reads them, and nothing that counts in y; no data where y is wanted. D / H is even then.
+  Status (*attention)(Context&, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, Matrix y, Matrix words);
   decltype(&desap::saliency) saliency;
   decltype(&desap::self_attention) self_attention;
   Status (*folded_saliency)(Context&, ConstMatrix x, const float* q, const float* k_weight, int64_t heads, float* saliency);

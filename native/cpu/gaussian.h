@@ -37,39 +37,71 @@ inline float gaussian_halves(ConstMatrix q, float* half) {
   return most;
 }
 
-// E of `rows` rows i.. and of columns j.., whole vectors, in place of their scores less h_j. Adds E g to the sums of the rows
-// and, from column `above` on, E^T g to those of the columns.
-template <int rows>
+// Where a block's weights go as left operands of bfloat16: E in words along its rows, E^T in words along its columns, rows gaussian_ld
+// apart. Null: the weights stay float32.
+struct WeightWords {
+  float *rows, *columns;
+};
+
+// E of `rows` rows i.. and of columns j.., whole vectors: as `words`, or in place of their scores less h_j. Adds E g to the sums of
+// the rows and, from column `above` on, E^T g to those of the columns.
+template <class Arithmetic, int rows>
 DESAP_INLINE void gaussian_weights(float* e, int64_t columns, const float* half, const float* g, int64_t i, int64_t j,
-                                   int64_t above, float* sums) {
+                                   int64_t above, float* sums, [[maybe_unused]] WeightWords words) {
   F h[rows], weight[rows], row_sums[rows] = {};
   DESAP_UNROLL for (int r = 0; r < rows; r++) h[r] = broadcast(half[i + r]), weight[r] = broadcast(g[i + r]);
-  for (int64_t c = 0; c < columns; c += lanes) {
-    F x[rows];
-    DESAP_UNROLL for (int r = 0; r < rows; r++) x[r] = load(e + r * gaussian_ld + c) - h[r];
-    exp2(x);
-    F column_sums = load(sums + j + c);
-    DESAP_UNROLL for (int r = 0; r < rows; r++) {
-      store(e + r * gaussian_ld + c, x[r]);
-      row_sums[r] = x[r] * load(g + j + c) + row_sums[r];
-      column_sums = x[r] * weight[r] + column_sums;
+  const auto weigh = [&](int64_t c, auto count) __attribute__((always_inline)) {
+    constexpr int vectors = decltype(count)::value;
+    F x[vectors * rows];
+    DESAP_UNROLL for (int v = 0; v < vectors; v++) {
+      DESAP_UNROLL for (int r = 0; r < rows; r++) x[v * rows + r] = load(e + r * gaussian_ld + c + v * lanes) - h[r];
     }
-    if (c >= above) store(sums + j + c, column_sums);
-  }
+    exp2(x);
+    DESAP_UNROLL for (int v = 0; v < vectors; v++) {
+      const int64_t column = c + v * lanes;
+      F column_sums = load(sums + j + column);
+      DESAP_UNROLL for (int r = 0; r < rows; r++) {
+        row_sums[r] = x[v * rows + r] * load(g + j + column) + row_sums[r];
+        column_sums = x[v * rows + r] * weight[r] + column_sums;
+      }
+      if (column >= above) store(sums + j + column, column_sums);
+    }
+#if defined(DESAP_BF16)
+    if (Arithmetic::elements == 2 && words.rows) {
+      DESAP_UNROLL for (int r = 0; r < rows; r++) {
+        store(words.rows + r * gaussian_ld + c / 2, bfloat16_row(x[r], vectors > 1 ? x[rows + r] : F{}));
+      }
+      DESAP_UNROLL for (int v = 0; v < vectors; v++) {
+        store(words.columns + c + v * lanes, bfloat16_pairs(x[v * rows], rows > 1 ? x[v * rows + 1] : F{}));
+      }
+      return;
+    }
+#endif
+    DESAP_UNROLL for (int v = 0; v < vectors; v++) {
+      DESAP_UNROLL for (int r = 0; r < rows; r++) store(e + r * gaussian_ld + c + v * lanes, x[v * rows + r]);
+    }
+  };
+  constexpr int vectors = Arithmetic::elements;  // at once: their numbers fill one of words
+  int64_t c = 0;
+  for (; c + vectors * lanes <= columns; c += vectors * lanes) weigh(c, std::integral_constant<int, vectors>());
+  if (c < columns) weigh(c, std::integral_constant<int, 1>());
   DESAP_UNROLL for (int r = 0; r < rows; r++) sums[i + r] += sum(row_sums[r]);
 }
 
 // The same for a whole block. Of a block on the diagonal only what is right of each row's panel and in it is computed; what is
-// left of it, E_ji, is copied.
+// left of it, E_ji, is copied, and all stays float32.
+template <class Arithmetic>
 inline void gaussian_block_weights(float* e, int64_t rows, int64_t columns, const float* half, const float* g, int64_t i, int64_t j,
-                                   float* sums) {
+                                   float* sums, WeightWords words) {
+  constexpr int at_once = Arithmetic::elements == 2 ? 2 : weighed_rows;  // two rows fill a word of E^T
   const auto weigh = [&](int64_t r, auto count) {
     const int64_t skipped = i == j ? r / panel_width * panel_width : 0;
-    gaussian_weights<decltype(count)::value>(e + r * gaussian_ld + skipped, columns - skipped, half, g, i + r, j + skipped,
-                                             i == j ? panel_width : 0, sums);
+    const WeightWords of_row = i == j ? WeightWords{} : WeightWords{words.rows + r * gaussian_ld, words.columns + r / 2 * gaussian_ld};
+    gaussian_weights<Arithmetic, decltype(count)::value>(e + r * gaussian_ld + skipped, columns - skipped, half, g, i + r, j + skipped,
+                                                         i == j ? panel_width : 0, sums, of_row);
   };
   int64_t r = 0;
-  for (; r + weighed_rows <= rows; r += weighed_rows) weigh(r, std::integral_constant<int, weighed_rows>());
+  for (; r + at_once <= rows; r += at_once) weigh(r, std::integral_constant<int, at_once>());
   for (; r < rows; r++) weigh(r, std::integral_constant<int, 1>());
   if (i != j) return;
   r = panel_width;
@@ -89,9 +121,10 @@ inline int64_t gaussian_size(int64_t rows, int64_t size) {
          3 * round_up(rows, lanes) + gaussian_largest * gaussian_ld + (Arithmetic::elements > 1 ? rounded : 0);
 }
 
-// y [N, dh] of one head. most: the largest of `half`.
+// y [N, dh] of one head, or its words alone, where y_words has room for them. most: the largest of `half`.
 template <class Arithmetic>
-void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, float most, float* scratch, Matrix y) {
+void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, float most, float* scratch, Matrix y,
+                        [[maybe_unused]] Matrix y_words) {
   const int64_t all_rows = q.rows, size = q.cols, padded = round_up(all_rows, lanes), output_ld = round_up(size, lanes);
   const int64_t words = words_of<Arithmetic>(size);
   const auto take = [&](int64_t floats) {
@@ -153,11 +186,10 @@ void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, float m
         const float* panel = keys + (j + c) * words;
         multiply_panel<Arithmetic>({words, queries.row(i), queries.ld, 1, panel, minus_half + j + c, 0, e + c, gaussian_ld}, needed, columns);
       }
-      gaussian_block_weights(e, rows, whole, half, g, i, j, sums);
+      gaussian_block_weights<Arithmetic>(e, rows, whole, half, g, i, j, sums, {left, below});
 #if defined(DESAP_BF16)
       if constexpr (Arithmetic::elements == 2) {
-        bfloat16_rows({e, rows, count, gaussian_ld}, left, gaussian_ld);
-        if (j > i) bfloat16_transposed({e, rows, whole, gaussian_ld}, below, gaussian_ld);
+        if (i == j) bfloat16_rows({e, rows, count, gaussian_ld}, left, gaussian_ld);
       }
 #endif
       add_values(left, gaussian_ld, 1, i, rows, j, count);
@@ -167,6 +199,17 @@ void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, float m
 
   for (int64_t i = 0; i < all_rows; i++) {
     const float scale = 1.0f / sums[i];
+#if defined(DESAP_BF16)
+    if (y_words.data) {
+      const float* row = output + i * output_ld;
+      prefetch_row(y_words, i + rows_ahead);
+      for (int64_t d = 0; d < size; d += 2 * lanes) {
+        const F next = size - d > lanes ? load(row + d + lanes) * scale : F{};
+        store_first(words_of<BFloat16>(size - d), y_words.row(i) + d / 2, bfloat16_row(load(row + d) * scale, next));
+      }
+      continue;
+    }
+#endif
     prefetch_row(y, i + rows_ahead);
     for (int64_t d = 0; d < size; d += lanes) store_first(size - d, y.row(i) + d, load(output + i * output_ld + d) * scale);
   }

@@ -80,7 +80,7 @@ inline void pack_rows(ConstMatrix x, int64_t p, float* data, float scale = 1) {
 template <class Arithmetic = Float32>
 inline void pack_columns(ConstMatrix x, int64_t begin, int64_t end, float* data, const float* scales = nullptr) {
   for (int64_t k = begin; k < end; k += Arithmetic::elements) {
-    prefetch_row(x, k + rows_ahead);
+    for (int64_t i = 0; i < Arithmetic::elements; i++) prefetch_row(x, k + i + rows_ahead);
     for (int64_t p = 0; p < x.cols; p += panel_width) {
       const int64_t count = min(panel_width, x.cols - p), width = round_up(count, lanes);
       float* row = data + p * words_of<Arithmetic>(x.rows) + k / Arithmetic::elements * width;

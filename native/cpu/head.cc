@@ -82,12 +82,14 @@ struct Head::Image {
   Scratch scratch{context.arena};
   const float* states = nullptr;  // [N, D]
   Matrix normal{}, q{}, k{}, v{};
+  Matrix words{};  // the rows of `normal` as layers of bfloat16 read them; no data where those round them by themselves
   // The attention always reads v. The saliency reads q and k: without a class token all of both; with one, the first row of q, and
   // k only where the attention has made it anyway.
   const bool reads_q = encoding == Encoding::qq || encoding == Encoding::qk || !head.config.class_token;
   const bool reads_k = encoding == Encoding::kk || encoding == Encoding::qk || !head.config.class_token;
 
   Status prepare();
+  Status apply(const LinearPointer&, Matrix y);
   Status normalize();
   Status project();
   Status saliency();
@@ -102,19 +104,26 @@ Status Head::Image::prepare() {
   q = padded(scratch, reads_q ? rows : 1, width);
   k = padded(scratch, reads_k ? rows : 0, width);
   v = padded(scratch, rows, width);
+  const bool whole_words = width / head.config.heads % 2 == 0;  // of a head
+  if (context.bfloat16 && whole_words) words = padded(scratch, rows, width / 2);
   return scratch.failed() ? out_of_memory("analyze") : Status{};
+}
+
+// y = the layer of the first rows of `normal`.
+Status Head::Image::apply(const LinearPointer& layer, Matrix y) {
+  if (words.data) return context.kernels->linear_words(context, {words.data, y.rows, words.cols, words.ld}, *layer, y);
+  return linear(context, {normal.data, y.rows, normal.cols, normal.ld}, *layer, y);
 }
 
 Status Head::Image::normalize() {
   const ConstMatrix x{states, normal.rows, normal.cols, normal.cols};
-  return rename(context.kernels->normalize(context, x, head.config.epsilon, normal, result.norms), "hidden");
+  return rename(context.kernels->normalize(context, x, head.config.epsilon, normal, words, result.norms), "hidden");
 }
 
 Status Head::Image::project() {
-  const auto first = [&](int64_t rows) { return ConstMatrix{normal.data, rows, normal.cols, normal.ld}; };
-  DESAP_TRY(linear(context, first(q.rows), *head.w_q, q));
-  DESAP_TRY(linear(context, first(k.rows), *head.w_k, k));
-  return linear(context, normal, *head.w_v, v);
+  DESAP_TRY(apply(head.w_q, q));
+  DESAP_TRY(apply(head.w_k, k));
+  return apply(head.w_v, v);
 }
 
 Status Head::Image::saliency() {
@@ -127,7 +136,8 @@ Status Head::Image::saliency() {
 Status Head::Image::attention() {
   const ConstMatrix operands[][2] = {{q, q}, {k, k}, {v, v}, {q, k}};  // in the order of Encoding
   const ConstMatrix* const o = operands[static_cast<int>(encoding)];
-  DESAP_TRY(desap::attention(context, o[0], o[1], v, head.config.heads, normal));
+  if (copies.context) words = {};  // it is wanted in float32
+  DESAP_TRY(context.kernels->attention(context, o[0], o[1], v, head.config.heads, normal, words));
   if (copies.context) copy_rows(normal, copies.context);
   return {};
 }
@@ -135,12 +145,12 @@ Status Head::Image::attention() {
 Status Head::Image::read_out() {
   const Matrix projected = v;
   if (copies.attention) {
-    DESAP_TRY(linear(context, normal, *head.w_out, projected));
+    DESAP_TRY(apply(head.w_out, projected));
     copy_rows(projected, copies.attention);
   }
   const int64_t size = result.projection_dim;
   const Matrix embeddings{result.embeddings, result.rows, size, size};
-  DESAP_TRY(linear(context, normal, *head.w_read_out, projected));
+  DESAP_TRY(apply(head.w_read_out, projected));
   DESAP_TRY(rename(context.kernels->folded_read_out(context, projected, head.read_out, head.config.epsilon, embeddings), "hidden"));
   if (!head.config.class_token) return result.average(context);
   std::copy_n(result.embeddings, size, result.global);

@@ -10,7 +10,7 @@ namespace DESAP_ISA {
 
 // inverse_norms: [N], of the rows of x (unit_rows.h); null where not wanted.
 inline Status norm_rows(Context& context, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y,
-                        float* inverse_norms) {
+                        [[maybe_unused]] Matrix words, float* inverse_norms) {
   FirstRow bad;
   const int64_t size = x.cols;
   context.pool.parallel_for(row_tasks(x.rows), [&](int64_t task, int) {
@@ -31,17 +31,20 @@ inline Status norm_rows(Context& context, ConstMatrix x, const float* weight, co
         const F normal = (load_first(n, row + j) - mean) * scale;
         store_first(n, out + j, weight ? normal * load_first(n, weight + j) + load_first(n, bias + j) : normal);
       }
+#if defined(DESAP_BF16)
+      if (words.data) bfloat16_rows({out, 1, size, size}, words.row(i), words.ld);
+#endif
     }
   });
   return bad.status("x");
 }
 
 Status layer_norm(Context& context, ConstMatrix x, const float* weight, const float* bias, float epsilon, Matrix y) {
-  return norm_rows(context, x, weight, bias, epsilon, y, nullptr);
+  return norm_rows(context, x, weight, bias, epsilon, y, {}, nullptr);
 }
 
-Status normalize(Context& context, ConstMatrix x, float epsilon, Matrix y, float* inverse_norms) {
-  return norm_rows(context, x, nullptr, nullptr, epsilon, y, inverse_norms);
+Status normalize(Context& context, ConstMatrix x, float epsilon, Matrix y, Matrix words, float* inverse_norms) {
+  return norm_rows(context, x, nullptr, nullptr, epsilon, y, words, inverse_norms);
 }
 
 }  // namespace DESAP_ISA

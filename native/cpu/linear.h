@@ -88,5 +88,12 @@ Status linear(Context& context, ConstMatrix x, const Linear& weight, Matrix y) {
   return {};
 }
 
+#if defined(DESAP_BF16)
+Status linear_words(Context& context, ConstMatrix words, const Linear& weight, Matrix y) {
+  multiply_linear<BFloat16>(context, words, weight, y);
+  return {};
+}
+#endif
+
 }  // namespace DESAP_ISA
 }  // namespace desap

@@ -128,18 +128,24 @@ DESAP_CASE(head_golden) {
   }
 }
 
-// Widths that no vector divides, more and fewer outputs than inputs, heads of odd size, and heads whose queries are too long for
-// the Gaussian form of the attention.
+// Widths that no vector divides, more and fewer outputs than inputs, and heads of odd size.
+const HeadShape head_shape_list[] = {
+    {97, 48, 3, 20, true, 5, 9},   {50, 33, 3, 60, true, 4, 7},  {33, 40, 5, 40, false, 3, 6},
+    {2, 21, 3, 22, true, 1, 1},    {65, 64, 2, 1, true, 6, 8},   {20, 4, 4, 7, false, 2, 3},
+};
+
+// The first head's queries times `gain`: 40 makes them too long for the Gaussian form of the attention.
+RandomWeights long_queries(const HeadShape& shape, float gain) {
+  RandomWeights weights(shape);
+  for (int64_t i = 0; i < shape.width / shape.heads * shape.width; i++) weights.q[static_cast<size_t>(i)] *= gain;
+  return weights;
+}
+
 DESAP_CASE(head_shapes) {
-  const HeadShape shapes[] = {
-      {97, 48, 3, 20, true, 5, 9},   {50, 33, 3, 60, true, 4, 7},  {33, 40, 5, 40, false, 3, 6},
-      {2, 21, 3, 22, true, 1, 1},    {65, 64, 2, 1, true, 6, 8},   {20, 4, 4, 7, false, 2, 3},
-  };
-  for (const HeadShape& s : shapes) {
+  for (const HeadShape& s : head_shape_list) {
     for (float gain : {1.0f, 40.0f}) {
       if (gain > 1 && machine.precision != Precision::fp32) continue;  // operands of 16 bits resolve no such scores
-      RandomWeights weights(s);
-      for (int64_t i = 0; i < s.width / s.heads * s.width; i++) weights.q[static_cast<size_t>(i)] *= gain;  // the first head's
+      const RandomWeights weights = long_queries(s, gain);
       const RandomImages images(s, 1);
       const std::string what = shape({s.rows, s.width, s.heads, s.projection_dim}) + (gain > 1 ? ", long queries" : "");
       const HeadReference expected = head_reference(weights, s, images.image(0), images.text.data(), Encoding::qq);
@@ -163,6 +169,28 @@ DESAP_CASE(head_shapes) {
         check_close(Floats(at, at + static_cast<int64_t>(part->size())), *part, tolerance, what, part == &expected.task ? 1e-3 : 0);
         at += static_cast<int64_t>(part->size());
       }
+    }
+  }
+}
+
+// Rounded once or by each of their readers, written as float32 or not at all: the rows between the stages are the same.
+DESAP_CASE(head_intermediates_change_nothing) {
+  for (const HeadShape& s : head_shape_list) {
+    for (float gain : {1.0f, 40.0f}) {
+      const RandomWeights weights = long_queries(s, gain);
+      const RandomImages images(s, 1);
+      std::shared_ptr<Head> head;
+      check(Head::create(machine.one(), weights.config, weights.weights(), &head).good(), "create");
+      const auto embeddings = [&](const Intermediates* copies) {
+        std::shared_ptr<Analysis> analysis;
+        Floats embedding(static_cast<size_t>(s.rows * s.projection_dim));
+        check(head->analyze(machine.one(), images.states().data(), 1, Encoding::qq, copies, &analysis).good(), "analyze");
+        check(read_embeddings(*analysis, embedding.data()).good(), "read");
+        return embedding;
+      };
+      Floats attended(static_cast<size_t>(s.rows * s.width));
+      const Intermediates copies{attended.data(), nullptr};
+      check(embeddings(nullptr) == embeddings(&copies), shape({s.rows, s.width, s.heads, s.projection_dim}) + (gain > 1 ? ", long queries" : ""));
     }
   }
 }
