@@ -19,6 +19,15 @@ it.skipIf(process.platform !== 'linux' || process.arch !== 'x64')(
   },
 );
 
+// In the time of a float32 product Zen 4 does two of bfloat16 numbers, and Intel's Sapphire Rapids class half of one.
+it.skipIf(!loadCpuAddon().isas.includes('avx512bf16'))('bfloat16 comes first where its products are faster', () => {
+  const about = readFileSync('/proc/cpuinfo', 'latin1');
+  const [vendor, model] = ['vendor_id', 'model'].map((name) => new RegExp(`^${name}\\s*: (.*)$`, 'm').exec(about)![1]);
+  const [first] = loadCpuAddon().isas;
+  if (vendor === 'AuthenticAMD') expect(first).toBe('avx512bf16');
+  if (vendor === 'GenuineIntel' && ['143', '207'].includes(model)) expect(first).toBe('avx512');
+});
+
 describe('memory that there is not', () => {
   it('is an error, thrown or rejected with, and the device stays usable', async () => {
     const driver = createCpuDriver({ threads: 1 });

@@ -192,11 +192,13 @@ inline Tiles tiles_of(int64_t rows, int64_t vectors) {
   }
 }
 
-// Products alone, of registers: what the units can do. Returns something that depends on all of them.
+// Products alone, of registers: what the units can do. Returns the sum of all. Sums begin with different numbers: of equal ones the
+// compiler would compute one for all, and each product would wait for the one before.
 template <class Arithmetic>
 float multiply_registers(int64_t steps) {
   constexpr int count = 16;  // enough to hide the latency
-  F sums[count] = {};
+  F sums[count];
+  _Pragma("GCC unroll 16") for (int i = 0; i < count; i++) sums[i] = broadcast(static_cast<float>(i));
   const F x = from_bits(U{} + 0x3f823f81u);  // about 1, or two such numbers
   for (; steps > 0; steps--) {
     _Pragma("GCC unroll 16") for (int i = 0; i < count; i++) sums[i] = Arithmetic::multiply_add(x, x, sums[i]);
