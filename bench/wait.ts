@@ -10,7 +10,6 @@ import { fileURLToPath } from 'node:url';
 import * as ort from 'onnxruntime-node';
 import { Pruner } from '../src/index.js';
 import { HIDDEN_STATES, openGraph, readTower, towerGraph } from '../src/onnx/index.js';
-import { atRest } from '../src/vision/session.js';
 import { threadedOrt } from '../src/vision/session-thread.js';
 import { head, normal } from './data.js';
 import { machine, range, ratios, type Spread, spread } from './harness.js';
@@ -39,7 +38,7 @@ async function tower(shape: VisionShape, folder: string, name: string, runtime: 
   await graph.writeWeights(`${path}.data`);
   await graph.writeModel(path, `${name}.onnx.data`);
   const structure = readTower(path);
-  return async () => openGraph(runtime, towerGraph(structure), atRest());
+  return async () => openGraph(runtime, towerGraph(structure));
 }
 
 const WAYS = {
@@ -59,7 +58,7 @@ async function main(): Promise<void> {
   const [openTower, openText] = [await tower(VISION, folder, 'tower', ort), await tower(TEXT, folder, 'text', ort)];
   const [vision, text] = [await openTower(), await openText()];
   const threaded = await threadedOrt();
-  const thread = await openGraph(threaded, towerGraph(readTower(join(folder, 'text.onnx'))), atRest());
+  const thread = await openGraph(threaded, towerGraph(readTower(join(folder, 'text.onnx'))));
   const pruner = await Pruner.load(head(), { device: 'cpu' });
   const feeds = ({ image }: VisionShape, seed: number) => ({
     pixel_values: new ort.Tensor('float32', normal(seed, 3 * image ** 2), [1, 3, image, image]),

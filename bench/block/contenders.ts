@@ -76,7 +76,7 @@ const OPEN: Record<Way, (task: Task) => Promise<Contender>> = {
     };
   },
   copied: async ({ path, shape }) => {
-    const session = await openGraph(ort, withCopiedNodes(path, shape.unit), atRest());
+    const session = await openGraph(ort, withCopiedNodes(path, shape.unit));
     return {
       encode: async (pixels) => {
         const outputs = await session.run({ [PATCHES]: pixels });
@@ -90,9 +90,9 @@ const OPEN: Record<Way, (task: Task) => Promise<Contender>> = {
   ours: async ({ path, shape, patches }) => {
     const encoder = readLastBlock(path);
     const split = encoder.split as SplitEncoder;
-    const tower = await openGraph(ort, split.tower, atRest());
-    const tail = await openGraph(ort, split.tail, atRest());
-    const connector = await openGraph(ort, encoder.connector, atRest());
+    const tower = await openGraph(ort, split.tower);
+    const tail = await openGraph(ort, split.tail);
+    const connector = await openGraph(ort, encoder.connector);
     const head = await BlockHead.load(await encoder.weights(ort), { device: 'cpu' });
     const unit = Int32Array.from({ length: patches }, (_, patch) => Math.floor(patch / shape.unit));
     const size = [patches, shape.width];

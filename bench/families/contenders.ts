@@ -69,7 +69,7 @@ async function each<T, R>(list: readonly T[], run: (one: T, i: number) => Promis
   return results;
 }
 
-const open = (graph: EditedGraph) => openGraph(ort, graph, atRest());
+const open = (graph: EditedGraph) => openGraph(ort, graph);
 const rows = (data: Float32Array, ...dims: number[]) => new ort.Tensor('float32', data, dims);
 
 /** One tensor of a `HostBuffer` for each tile, which both ONNX Runtime and the kernels work on. */

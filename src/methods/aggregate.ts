@@ -2,7 +2,7 @@
  * A token that stands for all dropped patches, of methods that publish one beside their K: here it is one of the K. The last dropped patch
  * stands for it, so that indices stay distinct and every dropped patch is assigned to it.
  */
-import { choice, dropped, places } from './choice.js';
+import { choice, dropped, ownPlaces, places } from './choice.js';
 import { addTo, type Matrix, rowsOf } from './matrix.js';
 import type { Choice } from './method.js';
 import { others } from './ranks.js';
@@ -39,12 +39,8 @@ export function withAggregate(
   const sum = new Float64Array(X.cols);
   for (const patch of rest) addTo(sum, X, patch, weight(patch, rest.length));
   data.set(sum, at * X.cols);
-  const assignment = new Int32Array(X.rows).fill(at);
-  kept.forEach((patch, k) => {
-    assignment[patch] = k;
-  });
   return choice(kept, {
-    assignment,
+    assignment: ownPlaces(kept, X.rows, at),
     tokens: { data, rows: kept.length, cols: X.cols },
     source: Uint8Array.from(kept, (patch) => (patch === last ? AGGREGATE : source(patch))),
     order: places(kept, [...patches, last]),

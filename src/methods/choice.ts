@@ -31,11 +31,7 @@ export async function selected(
 
 /** Patches that are kept as they are. The others are dropped. */
 export function dropped(kept: Int32Array, states: Matrix, further: Further): Choice {
-  const assignment = new Int32Array(states.rows).fill(-1);
-  kept.forEach((patch, k) => {
-    assignment[patch] = k;
-  });
-  return choice(kept, { assignment, tokens: rowsOf(states, kept), ...further });
+  return choice(kept, { assignment: ownPlaces(kept, states.rows), tokens: rowsOf(states, kept), ...further });
 }
 
 /** Patches into which the others are merged: each goes to the kept one of highest cosine, and tokens are plain means. */
@@ -66,6 +62,15 @@ export function choice(
     scores: {},
     ...given,
   };
+}
+
+/** For each of `rows` patches its position in `kept`, or `elsewhere` where it is not kept: -1 stands for no token. */
+export function ownPlaces(kept: Int32Array, rows: number, elsewhere = -1): Int32Array {
+  const assignment = new Int32Array(rows).fill(elsewhere);
+  kept.forEach((patch, k) => {
+    assignment[patch] = k;
+  });
+  return assignment;
 }
 
 /** Positions in `kept` of patches, in their order. */

@@ -3,7 +3,7 @@
  * contextual token is its patch plus the mean of what it gathers: its norm grows.
  */
 import { finite, oneOf } from '../tensor.js';
-import { among, choice, places } from './choice.js';
+import { among, choice, ownPlaces, places } from './choice.js';
 import { type Matrix, products, rowsOf, unitRows } from './matrix.js';
 import { method } from './method.js';
 import { argmax, largest, others } from './ranks.js';
@@ -38,10 +38,7 @@ export const visionzip = method<VisionZipOptions>(
         const members = others(X.rows, [...dominant, ...targets]);
         const kept = Int32Array.from([...dominant, ...targets]).sort();
 
-        const assignment = new Int32Array(X.rows).fill(-1);
-        kept.forEach((patch, k) => {
-          assignment[patch] = k;
-        });
+        const assignment = ownPlaces(kept, X.rows);
         const tokens = await image.timed('merge', async () => {
           if (contextual > 0 && members.length > 0) {
             const near = await products(image.backend, rowsOf(metric, members), rowsOf(metric, targets));
