@@ -5,6 +5,7 @@ import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
 import { afterAll, describe, expect, test } from 'vitest';
 import { DesapError } from '../../src/errors.js';
 import { readModel } from '../../src/onnx/format/model.js';
+import { writeValue } from '../../src/onnx/format/write.js';
 import { readText } from '../../src/onnx/text.js';
 import { readTower } from '../../src/onnx/tower.js';
 import { uniform } from '../support.js';
@@ -71,6 +72,14 @@ describe('reading', () => {
     expect(process.memoryUsage().rss - before).toBeLessThan(64 * 2 ** 20);
     expect(model.initializers.get('w')!.data).toEqual({ file: null, offset: start, length: size });
     rmSync(path);
+  });
+
+  test('tensors in the field of their type are the same as raw data, to the last bit', () => {
+    const { initializers } = readModel('test/fixtures/typed-fields/tensors.onnx');
+    const bytes = (name: string) => Buffer.from((initializers.get(name)!.data as { bytes: Uint8Array }).bytes);
+    const names = [...initializers.keys()].filter((name) => initializers.has(`${name}_raw`));
+    expect(names).toHaveLength(13);
+    for (const name of names) expect([name, bytes(name)]).toEqual([name, bytes(`${name}_raw`)]);
   });
 
   test('graph messages that occur again are merged', () => {
@@ -167,6 +176,26 @@ describe('files that are something else', () => {
     expect(thrown(() => readModel(graph.bytes()))).toMatchObject({
       code: 'ERR_FILE',
       message: expect.stringMatching(/bytes of data, wanted/),
+    });
+  });
+
+  test('a tensor of no type', async () => {
+    for (const type of [-1, 2 ** 31, 2 ** 52]) {
+      const graph = await Editable.from(BYTES);
+      const [name, tensor] = [...graph.tensors][0];
+      graph.tensors.set(name, { ...tensor, type });
+      expect(thrown(() => readModel(graph.bytes()))).toMatchObject({
+        code: 'ERR_FILE',
+        message: expect.stringContaining(`(type ${type} [`),
+      });
+    }
+  });
+
+  test('an integer that was rounded is not written', () => {
+    // What a file says of its inputs' and casts' types, where they go into the graphs that are made of it.
+    expect(thrown(() => writeValue('x', 2 ** 63))).toMatchObject({
+      code: 'ERR_FILE',
+      message: 'an integer of the model: got about 9223372036854776000, wanted one of at most 53 bits',
     });
   });
 

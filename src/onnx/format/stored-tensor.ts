@@ -3,10 +3,13 @@ import { DesapError, invalid } from '../../errors.js';
 import { isInside } from '../../named-files.js';
 import { halfToFloat } from '../../tensor.js';
 import { DataType, EntryField, isFloat, itemSize, TensorField, typeName } from './proto.js';
-import { type ByteSource, type Field, fields, floats, integers, payload, text } from './wire.js';
+import { type ByteSource, type Field, fields, floats, integers, longs, payload, text } from './wire.js';
 
 /** Tensors up to this many bytes are held in memory and written into new graphs; shape inference needs the small ones. */
 export const INLINE_LIMIT = 1024;
+
+/** Of an enumeration in protobuf. */
+const LARGEST_TYPE = 2 ** 31 - 1;
 
 /** Where the elements of a tensor lie, little-endian and row-major: in memory, or at an offset of a file. */
 export type TensorData =
@@ -42,7 +45,7 @@ export function readTensor(source: ByteSource, start = 0, end = source.size): St
   let raw: Field | null = null;
   let isExternal = false;
   const dims: number[] = [];
-  const numbers: number[] = [];
+  const numbers: (number | bigint)[] = [];
   const entries = new Map<string, string>();
   for (const field of fields(source, start, end)) {
     switch (field.number) {
@@ -65,9 +68,11 @@ export function readTensor(source: ByteSource, start = 0, end = source.size): St
         else for (const value of floats(source, field)) numbers.push(value);
         break;
       case TensorField.int32Data:
+        for (const value of integers(source, field)) numbers.push(value);
+        break;
       case TensorField.int64Data:
       case TensorField.uint64Data:
-        for (const value of integers(source, field)) numbers.push(value);
+        for (const value of longs(source, field)) numbers.push(value);
         break;
       case TensorField.externalData: {
         const [key, value] = readEntry(source, field);
@@ -81,12 +86,13 @@ export function readTensor(source: ByteSource, start = 0, end = source.size): St
   }
   const tensor = { name, type, dims };
   const what = `${source.name}: tensor '${name}' (${typeName(type)} [${dims.join(', ')}])`;
+  if (type < 0 || type > LARGEST_TYPE) throw new DesapError('ERR_FILE', `${what}: got no type of ONNX's, wanted one`);
   if (!dims.every((extent) => Number.isSafeInteger(extent) && extent >= 0))
-    throw new DesapError('ERR_FILE', `${what}: got a negative extent, wanted none`);
+    throw new DesapError('ERR_FILE', `${what}: got an extent that is negative or above 2^53, wanted none`);
   if (isExternal) return { ...tensor, data: readExternal(what, entries) };
   const size = itemSize(type);
   // Fields of floating-point numbers hold them for types of these only.
-  if (raw === null && !isFloat(type) && !numbers.every(Number.isInteger))
+  if (raw === null && !isFloat(type) && !numbers.every((value) => typeof value === 'bigint' || Number.isInteger(value)))
     throw new DesapError('ERR_FILE', `${what}: got numbers that are no integers, wanted integers`);
   const data = raw === null ? { bytes: pack(type, numbers) } : dataOf(source, raw);
   const length = 'bytes' in data ? data.bytes.length : data.length;
@@ -128,17 +134,18 @@ function readExternal(what: string, entries: ReadonlyMap<string, string>): Tenso
 }
 
 /** Numbers of the typed fields as the bytes that raw_data would have. */
-function pack(type: number, values: readonly number[]): Uint8Array {
+function pack(type: number, values: readonly (number | bigint)[]): Uint8Array {
   const size = itemSize(type) ?? 0;
   const bytes = new Uint8Array(values.length * size);
   const view = new DataView(bytes.buffer);
   values.forEach((value, i) => {
     const at = i * size;
-    if (type === DataType.float) view.setFloat32(at, value, true);
+    if (type === DataType.float) view.setFloat32(at, Number(value), true);
+    else if (type === DataType.double) view.setFloat64(at, Number(value), true);
     else if (size === 8) view.setBigInt64(at, BigInt(value), true);
-    else if (size === 4) view.setInt32(at, value, true);
-    else if (size === 2) view.setInt16(at, value, true);
-    else if (size === 1) view.setInt8(at, value);
+    else if (size === 4) view.setInt32(at, Number(value), true);
+    else if (size === 2) view.setInt16(at, Number(value), true);
+    else if (size === 1) view.setInt8(at, Number(value));
   });
   return bytes;
 }

@@ -124,13 +124,17 @@ export function text(source: ByteSource, { start, end }: Field): string {
   return UTF8.decode(source.bytes(start, end - start));
 }
 
-/** The numbers of a repeated integer field, packed or one by one. */
+/** The numbers of a repeated integer field, packed or one by one. Beyond 2^53 they are rounded. */
 export function integers(source: ByteSource, field: Field): number[] {
-  if (field.wire === WireType.Varint) return [field.value];
+  return field.wire === WireType.Varint ? [field.value] : longs(source, field).map(Number);
+}
+
+/** The same without rounding. Those of uint64 from 2^63 on come as negative ones of the same bits. */
+export function longs(source: ByteSource, field: Field): bigint[] {
   const reader = new BinaryReader(source.bytes(field.start, field.end - field.start));
-  const values: number[] = [];
+  const values: bigint[] = [];
   try {
-    while (reader.pos < reader.len) values.push(Number(reader.int64()));
+    while (reader.pos < reader.len) values.push(BigInt(reader.int64()));
   } catch (cause) {
     throw new DesapError('ERR_FILE', `${source.name}: not an ONNX model: at byte ${field.start}: broken integers`, {
       cause,

@@ -1,4 +1,5 @@
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
+import { mismatch } from '../../errors.js';
 import type { Attribute, OnnxNode } from './messages.js';
 import {
   AttributeField,
@@ -48,7 +49,12 @@ const writer = () => new BinaryWriter();
 const message = (w: BinaryWriter, field: number, bytes: Uint8Array) =>
   w.tag(field, WireType.LengthDelimited).bytes(bytes);
 const text = (w: BinaryWriter, field: number, value: string) => w.tag(field, WireType.LengthDelimited).string(value);
-const integer = (w: BinaryWriter, field: number, value: number) => w.tag(field, WireType.Varint).int64(value);
+/** Numbers that a file states may be any: element types of its inputs, of its casts. */
+function integer(w: BinaryWriter, field: number, value: number): BinaryWriter {
+  if (!Number.isSafeInteger(value))
+    throw mismatch('ERR_FILE', 'an integer of the model', `about ${value}`, 'one of at most 53 bits');
+  return w.tag(field, WireType.Varint).int64(value);
+}
 
 /** The bytes of a ModelProto. */
 export function writeModel({ header, nodes, initializers, inputs, outputs, values = [] }: WritableGraph): Uint8Array {
