@@ -14,7 +14,7 @@ export interface Limits {
   readonly imageBytes: number;
   /** Numbers of a trial image that is as large as a graph declares its images; default 2^24. */
   readonly trialNumbers: number;
-  /** Nodes of a graph, and initialisers, inputs, outputs and recorded values, each; default 50000. */
+  /** Nodes of a graph, initialisers, inputs, outputs, recorded values, and fields beside the graph, each; default 50000. */
   readonly graphNodes: number;
   /** Bytes of the header of a safetensors file; default 100 MiB, which the format allows. */
   readonly headerBytes: number;

@@ -75,7 +75,7 @@ export async function fuzz(
       const finding = await tried(bytes);
       if (finding && !known.has(signature(finding))) {
         known.add(signature(finding));
-        watcher.found(await smallest(target, finding, one, made));
+        watcher.found(await smallest(target, finding, one, made, watcher));
       } else if (coverage.grown()) pool.push(bytes);
     }
   return { runs, read, kept: pool.length - seeds.length, blocks: coverage.blocks };
@@ -116,12 +116,15 @@ async function smallest(
   finding: Finding,
   given: Case,
   made: (one: Case) => Uint8Array,
+  { begins }: Pick<Watcher, 'begins'>,
 ): Promise<Finding> {
   let best = finding;
   let { mutations } = given;
   for (let i = mutations.length - 1; i >= 0 && mutations.length > 1; i--) {
     const fewer = mutations.filter((_, at) => at !== i);
-    const again = await readOnce(target, made({ ...given, mutations: fewer }));
+    const bytes = made({ ...given, mutations: fewer });
+    begins(bytes);
+    const again = await readOnce(target, bytes);
     if (!(again instanceof Object) || signature(again) !== signature(finding)) continue;
     best = again;
     mutations = fewer;

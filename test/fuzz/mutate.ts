@@ -194,10 +194,12 @@ function ofParts(root: Tree, { what, at, other }: Mutation, donor: Tree): Tree {
   }
 }
 
-/** How often a part may stand there. */
+/** How often a part may stand there: by its parts, and by their bytes. */
 function mostOf(tree: Tree): number {
-  const parts = (one: Tree): number => 1 + (one.children ?? []).reduce((sum, child) => sum + parts(child), 0);
-  return Math.max(1, Math.floor(MOST_PARTS / parts(tree)));
+  const bytes = ({ value }: Tree) => (value instanceof Uint8Array ? value.length : String(value).length);
+  const weight = (one: Tree): number =>
+    (one.children ?? []).reduce((sum, child) => sum + weight(child), 1 + (bytes(one) * MOST_PARTS) / LARGEST);
+  return Math.max(1, Math.floor(MOST_PARTS / weight(tree)));
 }
 
 /** A number becomes another one near to it as often as one of the list. */

@@ -196,4 +196,13 @@ describe('the limit graphNodes', () => {
     }
     expect(readModel(bytes).nodes.length).toBeGreaterThan(0);
   });
+
+  test('of fields beside the graph', () => {
+    const { graph, at } = image();
+    const version = Buffer.from([0x08, 8]); // the version of the format, once more
+    const bytes = finished({ graph }, graph.add('Neg', [at]));
+    expect(readModel(Buffer.concat([bytes, ...Array(100).fill(version)])).nodes).toHaveLength(1);
+    const many = Buffer.concat([bytes, Buffer.alloc(2 * 10 ** 6, version)]);
+    expect(() => readModel(many)).toThrow('got more than 50000 fields beside the graph, wanted at most 50000');
+  });
 });

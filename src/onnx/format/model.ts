@@ -77,12 +77,14 @@ function parseModel(source: ByteSource, file: NamingFile | null): OnnxModel {
   const header: Uint8Array[] = [];
   const functionFiles: string[] = [];
   const parts = new GraphParts(source);
+  const { graphNodes: most } = limits();
   let irVersion = 0;
   let opset = 0;
   for (const field of fields(source)) {
     // A message field that occurs again is merged, which for a graph means: its lists go on.
     if (field.number === ModelField.graph) parts.add(field);
     else header.push(source.bytes(field.tag, field.end - field.tag).slice());
+    if (header.length > most) throw tooMany(source.name, most, 'fields beside the graph');
     if (field.number === ModelField.functions) functionFiles.push(...filesOf(source, field));
     if (field.number === ModelField.irVersion) irVersion = field.value;
     if (field.number === ModelField.opsetImport) opset = Math.max(opset, onnxVersion(source, field));
@@ -109,10 +111,14 @@ export function readSubgraph(
 }
 
 function filesOf(source: ByteSource, definition: Field): string[] {
-  const nodes = [...fields(source, definition.start, definition.end)].filter(
-    ({ number }) => number === FunctionField.node,
-  );
-  return nodes.flatMap((field) => readNode(source.name, payload(source, field)).files);
+  const files: string[] = [];
+  for (const field of fields(source, definition.start, definition.end))
+    if (field.number === FunctionField.node) files.push(...readNode(source.name, payload(source, field)).files);
+  return files;
+}
+
+function tooMany(name: string, most: number, what: string): DesapError {
+  return mismatch('ERR_FILE', name, `more than ${most} ${what}`, `at most ${most}`);
 }
 
 function onnxVersion(source: ByteSource, field: Field): number {
@@ -152,13 +158,7 @@ class GraphParts {
     for (const field of fields(source, graph.start, graph.end)) {
       const count = (this.counts.get(field.number) ?? 0) + 1;
       this.counts.set(field.number, count);
-      if (count > most)
-        throw mismatch(
-          'ERR_FILE',
-          source.name,
-          `more than ${most} ${NAMES[field.number] ?? 'fields'}`,
-          `at most ${most}`,
-        );
+      if (count > most) throw tooMany(source.name, most, NAMES[field.number] ?? 'fields');
       switch (field.number) {
         case GraphField.node:
           this.nodes.push(readNode(source.name, payload(source, field)));
