@@ -123,8 +123,7 @@ inline int64_t gaussian_size(int64_t rows, int64_t size) {
 
 // y [N, dh] of one head, or its words alone, where y_words has room for them. most: the largest of `half`.
 template <class Arithmetic>
-void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, float most, float* scratch, Matrix y,
-                        [[maybe_unused]] Matrix y_words) {
+void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, float most, float* scratch, Matrix y, Matrix y_words) {
   const int64_t all_rows = q.rows, size = q.cols, padded = round_up(all_rows, lanes), output_ld = round_up(size, lanes);
   const int64_t words = words_of<Arithmetic>(size);
   const auto take = [&](int64_t floats) {
@@ -199,19 +198,13 @@ void gaussian_attention(ConstMatrix q, ConstMatrix v, const float* half, float m
 
   for (int64_t i = 0; i < all_rows; i++) {
     const float scale = 1.0f / sums[i];
+    float* const gathered = output + i * output_ld;
+    float* const row = y_words.data ? gathered : y.row(i);
+    prefetch_row(y_words.data ? y_words : y, i + rows_ahead);
+    for (int64_t d = 0; d < size; d += lanes) store_first(size - d, row + d, load(gathered + d) * scale);
 #if defined(DESAP_BF16)
-    if (y_words.data) {
-      const float* row = output + i * output_ld;
-      prefetch_row(y_words, i + rows_ahead);
-      for (int64_t d = 0; d < size; d += 2 * lanes) {
-        const F next = size - d > lanes ? load(row + d + lanes) * scale : F{};
-        store_first(words_of<BFloat16>(size - d), y_words.row(i) + d / 2, bfloat16_row(load(row + d) * scale, next));
-      }
-      continue;
-    }
+    if (y_words.data) bfloat16_rows({row, 1, size, size}, y_words.row(i), y_words.ld);
 #endif
-    prefetch_row(y, i + rows_ahead);
-    for (int64_t d = 0; d < size; d += lanes) store_first(size - d, y.row(i) + d, load(output + i * output_ld + d) * scale);
   }
 }
 
